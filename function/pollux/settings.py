@@ -1,0 +1,232 @@
+"""The one list of settings. The environment is read here only; the CLI's help and docs/settings.md come from it."""
+
+import difflib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+PREFIX = "POLLUX_"
+
+
+class SettingsError(Exception):
+    """A setting is misspelt or has no sense: names it, says what was expected. Never holds a token."""
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError("expected a number, 0 or more")
+    return value
+
+
+def _optional_number(text: str) -> float | None:
+    return _number(text) if text else None
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError("expected a whole number, 1 or more")
+    return value
+
+
+def _size(text: str) -> int:
+    units = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
+    digits = text.strip().lower().removesuffix("ib").removesuffix("b")
+    unit = digits[-1:] if digits[-1:] in units else ""
+    try:
+        return int(float(digits.removesuffix(unit)) * units[unit])
+    except ValueError:
+        raise ValueError("expected a size such as 33554432 or 32MiB") from None
+
+
+def _switch(text: str) -> bool:
+    if text.lower() in ("1", "true", "on", "yes"):
+        return True
+    if text.lower() in ("0", "false", "off", "no"):
+        return False
+    raise ValueError("expected on or off")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"expected one of {', '.join(choices)}")
+        return text
+
+    return parse
+
+
+def _url(text: str) -> str:
+    if not text.startswith(("http://", "https://")) or not text.split("://", 1)[1].strip("/"):
+        raise ValueError("expected a URL such as https://generativelanguage.googleapis.com")
+    return text.rstrip("/")
+
+
+def _store(text: str) -> str:
+    if not text.startswith(("sqlite:///", "memory://", "firestore://")):
+        raise ValueError("expected sqlite:///PATH, memory:// or firestore://PROJECT[/DATABASE]")
+    return text
+
+
+def data_folder() -> Path:
+    """A user's own data: POLLUX_DATA, or the folder pollux in XDG_DATA_HOME or ~/.local/share."""
+    if own := os.environ.get("POLLUX_DATA"):
+        return Path(own)
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "pollux"
+
+
+def _container_memory() -> int:
+    for place in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            text = Path(place).read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit() and int(text) < 2**50:
+            return int(text)
+    return 2**30
+
+
+def _setting(default: Any, parse: Callable[[str], Any], help_: str, *, shown: str = "", secret: bool = False) -> Any:
+    metadata = {"parse": parse, "help": help_, "shown": shown, "secret": secret}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata, repr=not secret)
+    return field(default=default, metadata=metadata, repr=not secret)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Each field is the setting POLLUX_<NAME>."""
+
+    data: str = _setting(
+        lambda: str(data_folder()),
+        str,
+        "Folder for the local database, keys and tokens.",
+        shown="~/.local/share/pollux",
+    )
+    keys_file: str = _setting(
+        "",
+        str,
+        "The one file that keys come from (keys.json, key.txt or .env). Unset: every local source.",
+    )
+    secrets: str = _setting("", str, "Google Cloud project whose Secret Manager holds the keys.")
+    store: str = _setting(
+        "",
+        lambda t: _store(t) if t else "",
+        "Where counters live: sqlite:///PATH, memory:// or firestore://PROJECT[/DATABASE].",
+        shown="sqlite in the data folder",
+    )
+    token: tuple[str, ...] = _setting(
+        (), _words, "Client tokens, comma separated.", secret=True, shown="made on the first local run"
+    )
+    admin_token: str = _setting("", str.strip, "The token of /admin.", secret=True, shown="made on the first local run")
+    upstream: str = _setting("https://generativelanguage.googleapis.com", _url, "The Gemini API's base URL.")
+    catalog: str = _setting("", str, "A catalog file of your own; its entries replace those of the built-in one.")
+    strategy: str = _setting(
+        "earliest",
+        _one_of("earliest", "round_robin", "least_recently_used", "most_available"),
+        "How a project is chosen: earliest, round_robin, least_recently_used or most_available.",
+    )
+    mode: str = _setting(
+        "both",
+        _one_of("both", "pro_only", "flash_only", "flash_lite_only"),
+        "Which kinds of text model may answer: both, pro_only, flash_only or flash_lite_only.",
+    )
+    window: str = _setting(
+        "sliding",
+        _one_of("sliding", "minute"),
+        "How minutes are counted: sliding (safe) or minute (by the wall clock).",
+    )
+    max_wait: float = _setting(60.0, _number, "Seconds that a request may wait for a slot; 0 never waits.")
+    fallback_after: float | None = _setting(
+        None,
+        _optional_number,
+        "Seconds of waiting after which the next model of the chain is preferred.",
+        shown="max_wait",
+    )
+    max_attempts: int = _setting(4, _count, "Attempts upstream for one request, all models together.")
+    timeout: float = _setting(
+        600.0, _number, "Seconds until the first byte of an answer, and between two of its chunks."
+    )
+    connect_timeout: float = _setting(10.0, _number, "Seconds until a connection upstream stands.")
+    sticky: bool = _setting(True, _switch, "Prefer the project that served a conversation last, if it has room.")
+    allow_paths: tuple[str, ...] = _setting(
+        (),
+        _words,
+        "Guarded paths to let through: auth_tokens, permissions, transferOwnership, webhooks, files:register.",
+    )
+    query_token: bool = _setting(
+        lambda: "K_SERVICE" not in os.environ,
+        _switch,
+        "Accept a client token as ?key=.",
+        shown="on locally, off in the cloud",
+    )
+    cors_origins: tuple[str, ...] = _setting((), _words, "Origins that browsers may call from, comma separated, or *.")
+    max_body: int = _setting(32 * 2**20, _size, "Largest request body.", shown="32MiB")
+    body_memory: int = _setting(
+        lambda: _container_memory() // 2, _size, "Memory for request bodies under way.", shown="half of the container's"
+    )
+    max_concurrent: int = _setting(1000, _count, "Requests under way at once, waiting ones included.")
+    store_down: str = _setting(
+        "safe",
+        _one_of("safe", "closed"),
+        "When the store does not answer: safe spends a safe share, closed answers 503.",
+    )
+    log: str = _setting(
+        "auto",
+        _one_of("auto", "json", "text"),
+        "Log lines as json or text.",
+        shown="json in the cloud, text in a terminal",
+    )
+    log_level: str = _setting(
+        "info", _one_of("debug", "info", "warning", "error"), "Least level logged: debug, info, warning or error."
+    )
+
+    @property
+    def store_url(self) -> str:
+        return self.store or f"sqlite:///{Path(self.data) / 'pollux.db'}"
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str], **overrides: Any) -> "Settings":
+        """Read every POLLUX_* variable; an unknown one is an error, so that no misspelt limit is ignored."""
+        known = {PREFIX + f.name.upper(): f for f in fields(cls)}
+        values: dict[str, Any] = {}
+        for name, text in environ.items():
+            if not name.startswith(PREFIX):
+                continue
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                raise SettingsError(
+                    f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else "; see docs/settings.md")
+                )
+            spec = known[name]
+            try:
+                values[spec.name] = spec.metadata["parse"](text)
+            except ValueError as error:
+                shown = "" if spec.metadata["secret"] else f"={text}"
+                raise SettingsError(f"{name}{shown}: {error}") from None
+        return cls(**(values | overrides))
+
+
+def describe() -> list[tuple[str, str, str]]:
+    """(variable, default, help) of every setting, for the CLI and docs/settings.md."""
+    empty = Settings()
+    rows = []
+    for f in fields(Settings):
+        default = f.metadata["shown"] or getattr(empty, f.name)
+        text = {True: "on", False: "off"}.get(default, default) if isinstance(default, bool) else default
+        rows.append(
+            (
+                PREFIX + f.name.upper(),
+                "" if text in ((), None) else f"{text:g}" if isinstance(text, float) else str(text),
+                f.metadata["help"],
+            )
+        )
+    return rows
