@@ -1,0 +1,93 @@
+"""What is set aside, PURE: keys, projects and single models of a project, each with its reason and its end.
+
+One document for all of them; `pool` reads and commits it. Quotas and their cooldowns are not here but in `quota`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
+
+Kind = Literal["keys", "projects", "models"]
+SCHEMA = 1
+FORGET_AFTER = 2 * 86400.0
+"""A streak is remembered this long after its end."""
+
+
+class Aside(NamedTuple):
+    until: float
+    reason: str
+    since: float
+    streak: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    keys: dict[str, Aside] = field(default_factory=dict)
+    projects: dict[str, Aside] = field(default_factory=dict)
+    models: dict[str, Aside] = field(default_factory=dict)
+    """By "project/model": a project may be refused one model while others work."""
+    buckets: dict[str, str] = field(default_factory=dict)
+    """Model -> the name by which Google counts it, as 429s named it."""
+
+
+def set_aside(
+    health: Health, now: float, kind: Kind, name: str, reason: str, seconds: float, ceiling: float | None = None
+) -> Health:
+    """Aside for a while, twice as long each time it follows upon the last, up to the ceiling."""
+    entries: dict[str, Aside] = getattr(health, kind)
+    last = entries.get(name)
+    again = last is not None and last.reason == reason
+    if last is not None and again and now < last.until:
+        return health  # of requests that were under way together, the first one counts
+    streak = last.streak + 1 if last is not None and again else 1
+    if ceiling is not None:
+        seconds = min(ceiling, seconds * 2.0 ** min(streak - 1, 32))
+    return _with(health, kind, entries | {name: Aside(now + seconds, reason, now, streak)})
+
+
+def clear(health: Health, kind: Kind, name: str) -> Health:
+    entries: dict[str, Aside] = getattr(health, kind)
+    return _with(health, kind, {n: e for n, e in entries.items() if n != name}) if name in entries else health
+
+
+def learn_bucket(health: Health, model: str, bucket: str) -> Health:
+    return health if health.buckets.get(model) == bucket else replace(health, buckets=health.buckets | {model: bucket})
+
+
+def _with(health: Health, kind: Kind, entries: dict[str, Aside]) -> Health:
+    match kind:
+        case "keys":
+            return replace(health, keys=entries)
+        case "projects":
+            return replace(health, projects=entries)
+        case "models":
+            return replace(health, models=entries)
+
+
+def tidy(health: Health, now: float) -> Health:
+    if not any(
+        e.until + FORGET_AFTER < now
+        for e in (*health.keys.values(), *health.projects.values(), *health.models.values())
+    ):
+        return health
+    for kind in ("keys", "projects", "models"):
+        kept = {n: e for n, e in getattr(health, kind).items() if e.until + FORGET_AFTER >= now}
+        health = _with(health, kind, kept)
+    return health
+
+
+def pack(health: Health) -> dict[str, Any]:
+    document: dict[str, Any] = {"schema": SCHEMA, "buckets": dict(health.buckets)}
+    for kind in ("keys", "projects", "models"):
+        document[kind] = {name: entry._asdict() for name, entry in getattr(health, kind).items()}
+    return document
+
+
+def unpack(document: Mapping[str, Any]) -> Health:
+    if document.get("schema") != SCHEMA:
+        raise ValueError(f"the health document has schema {document.get('schema')!r}, this version knows {SCHEMA}")
+    entries = {
+        kind: {name: Aside(**entry) for name, entry in document[kind].items()}
+        for kind in ("keys", "projects", "models")
+    }
+    return Health(**entries, buckets=dict(document["buckets"]))

@@ -1,0 +1,216 @@
+"""One document and its commits: the last seen value, one commit in flight, and all that waits goes with the next one.
+
+What a value means is told by whoever makes the ledger (`pool` for quotas, `health` for keys): here it is only changed
+by functions that can be run again after a conflict.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from pollux.store import ConflictError, Document, Store, StoreUnavailableError, Version
+
+log = logging.getLogger("pollux.store")
+T = TypeVar("T")
+R = TypeVar("R")
+Change = Callable[[T, float], tuple[T, R]]
+"""(value, time) -> (value, result). Runs again after a conflict: it must not remember anything of the first run."""
+
+_Entry = tuple[Change[T, Any], "asyncio.Future[Any] | None", Callable[[Any], Change[T, Any] | None] | None]
+
+MOST_CONFLICTS = 50
+WRITER_FOR = 60.0
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the store was asked for, over all ledgers of a process."""
+
+    commits: int = 0
+    conflicts: int = 0
+    reads: int = 0
+
+
+@dataclass(slots=True)
+class Codec(Generic[T]):
+    """How a value becomes a document and back, what it is when there is none, and what is dropped as time goes by."""
+
+    empty: T
+    pack: Callable[[T], Document]
+    unpack: Callable[[Mapping[str, Any]], T]
+    tidy: Callable[[T, float], T]
+
+
+class Ledger(Generic[T]):
+    def __init__(self, name: str, store: Store, codec: Codec[T], writer: str, counters: Counters) -> None:
+        self.name = name
+        self.value: T = codec.empty
+        self.seen_at = float("-inf")
+        self.committed_at = float("-inf")
+        self._store = store
+        self._codec = codec
+        self._counters = counters
+        self._version: Version | None = None
+        self._writer = writer
+        self._sequence = 0
+        self._writers: dict[str, list[float]] = {}
+        self._waiting: list[_Entry[T]] = []
+        self._riding: list[Change[T, Any]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._reading: asyncio.Task[None] | None = None
+
+    def apply(
+        self, change: Change[T, R], undo: Callable[[R], Change[T, Any] | None] | None = None
+    ) -> "asyncio.Future[R]":
+        """Change the value; the future is done when that is committed. Cancelling it does not cancel the commit: if
+        that was made already, `undo` tells what takes it back.
+        """
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._waiting.append((change, future, undo))
+        self._start()
+        return future
+
+    def submit(self, change: Change[T, Any]) -> None:
+        """Change the value with a commit of its own, that nobody waits for."""
+        self._waiting.append((change, None, None))
+        self._start()
+
+    def ride(self, change: Change[T, Any]) -> None:
+        """Change the value with the next commit, whenever that is; it is seen here at once."""
+        self._riding.append(change)
+        self.value, _ = change(self.value, self._store.now())
+
+    def commit_soon(self, every: float) -> None:
+        """Commit what rides, if the last commit is `every` seconds ago."""
+        if self._riding and self._store.now() - self.committed_at >= every:
+            self._start()
+
+    @property
+    def busy(self) -> bool:
+        """A commit is under way: what the store holds may be older than what is known here."""
+        return self._task is not None
+
+    async def flush(self) -> None:
+        """Commit what rides and wait for every commit under way."""
+        if self._riding:
+            self._start()
+        while self._task is not None:
+            await asyncio.shield(self._task)
+
+    async def refresh(self, older_than: float) -> None:
+        """Read the document again if what is known is older than that many seconds; once, however many ask."""
+        if self._store.now() - self.seen_at <= older_than or self._task is not None:
+            return
+        if self._reading is None:
+            self._reading = asyncio.get_running_loop().create_task(self._reread())
+            self._reading.add_done_callback(self._read_done)
+        await asyncio.shield(self._reading)
+
+    def _read_done(self, task: "asyncio.Task[None]") -> None:
+        self._reading = None
+        if not task.cancelled():
+            task.exception()
+
+    def saw(self, found: tuple[Document, Version] | None) -> None:
+        """Take over what the store holds. A document that vanished is written back from what is known here."""
+        now = self._store.now()
+        if found is None:
+            self._version = None
+        else:
+            document, self._version = found
+            self._writers = dict(document.get("writers", {}))
+            self.value = self._codec.unpack(document)
+            for change in self._riding:
+                self.value, _ = change(self.value, now)
+        self.seen_at = now
+
+    async def _read(self) -> tuple[Document, Version] | None:
+        self._counters.reads += 1
+        return (await self._store.read([self.name])).get(self.name)
+
+    async def _reread(self) -> None:
+        found = await self._read()
+        if self._task is None:
+            self.saw(found)
+
+    def _start(self) -> None:
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        try:
+            while self._waiting or self._riding:
+                # One that can be undone and is not awaited any more need not be done.
+                waiting = [e for e in self._waiting if e[1] is None or e[2] is None or not e[1].cancelled()]
+                self._waiting = []
+                try:
+                    results = await self._commit([entry[0] for entry in waiting])
+                except Exception as error:  # whatever it is, those who wait must hear of it
+                    self._fail(waiting, error)
+                    return
+                for (_, future, undo), result in zip(waiting, results, strict=True):
+                    if future is None:
+                        continue
+                    if not future.done():
+                        future.set_result(result)
+                    elif undo is not None and (change := undo(result)) is not None:
+                        self._waiting.append((change, None, None))
+        finally:
+            self._task = None
+            if self._waiting:
+                self._start()
+
+    def _fail(self, waiting: "list[_Entry[T]]", error: Exception) -> None:
+        for _, future, _ in waiting:
+            if future is None:
+                log.warning("a change of %s was not kept: %s", self.name, error)
+            elif not future.done():
+                future.set_exception(error)
+
+    async def _commit(self, changes: list[Change[T, Any]]) -> list[Any]:
+        for _ in range(MOST_CONFLICTS):
+            now = self._store.now()
+            riding = len(self._riding)  # these are in self.value already
+            base, value, results = self.value, self.value, []
+            for change in changes:
+                value, result = change(value, now)
+                results.append(result)
+            if value is base and not riding:
+                return results
+            value = self._codec.tidy(value, now)
+            document = self._codec.pack(value)
+            document["writers"] = writers = self._signed(now)
+            self._counters.commits += 1
+            try:
+                version = await self._store.commit(self.name, document, self._version)
+            except ConflictError:
+                self._counters.conflicts += 1
+                if not await self._was_applied(riding):
+                    continue
+            except StoreUnavailableError:
+                if not await self._was_applied(riding):
+                    raise
+            else:
+                del self._riding[:riding]
+                for rider in self._riding:
+                    value, _ = rider(value, now)
+                self.value, self._version, self._writers, self.seen_at = value, version, writers, now
+            self.committed_at = now
+            return results
+        raise StoreUnavailableError(f"document {self.name!r} changed {MOST_CONFLICTS} times while one commit was tried")
+
+    async def _was_applied(self, riding: int) -> bool:
+        """After a lost answer, finding one's own sequence number in the document means that the commit was applied."""
+        found = await self._read()
+        mine = found is not None and found[0].get("writers", {}).get(self._writer, [0])[0] == self._sequence
+        if mine:
+            del self._riding[:riding]
+        self.saw(found)
+        return mine
+
+    def _signed(self, now: float) -> dict[str, list[float]]:
+        self._sequence += 1
+        kept = {name: mark for name, mark in self._writers.items() if now - mark[1] < WRITER_FOR}
+        return kept | {self._writer: [self._sequence, now]}

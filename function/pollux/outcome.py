@@ -1,0 +1,103 @@
+"""What an answer of Google's means for the pool: which quota cools and what it learned, which key is set aside."""
+
+from functools import partial
+
+from pollux import health, quota
+from pollux.pool import Pool, Reservation
+from pollux.quota import State
+from pollux.verdict import Verdict
+from pollux.windows import MINUTE_LIMITS
+
+PAUSE_EVIDENCE = 5.0
+PAUSE = 10.0
+PAUSE_MOST = 600.0
+
+
+class Outcomes:
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._denied: dict[str, float] = {}
+        """Project -> when it was last refused although its counters had room."""
+        self._pauses = 0
+
+    async def served(self, reservation: Reservation) -> None:
+        """Nearly always nothing to write: only a probe or a streak ends by it."""
+        health_, slot = self._pool.roster.health, reservation.slot
+        reservation.quota.served += 1
+        self._pauses = 0
+        if slot.probe or reservation.quota.ledger.value.cooldown is not None:
+            await reservation.quota.ledger.apply(lambda state, now: (quota.succeed(state, now, slot), None))
+        key, project = reservation.key.id, reservation.quota.project
+        if key in health_.value.keys:
+            await health_.apply(lambda value, _: (health.clear(value, "keys", key), None))
+        if project in health_.value.projects:
+            await health_.apply(lambda value, _: (health.clear(value, "projects", project), None))
+
+    async def failed(self, reservation: Reservation, verdict: Verdict) -> None:
+        """Let what is to blame rest, as long as the verdict says."""
+        reservation.quota.refused += verdict.blames == "quota"
+        if verdict.cooldown_s is None:
+            return
+        if verdict.cause == "model-access":
+            await self._aside("models", f"{reservation.quota.project}/{reservation.model}", verdict)
+        elif verdict.blames == "quota":
+            await self._cool(reservation, verdict)
+        elif verdict.blames == "project":
+            await self._aside("projects", reservation.quota.project, verdict)
+        elif verdict.blames == "key":
+            await self.set_aside(reservation.key.id, verdict)
+
+    async def set_aside(self, key_id: str, verdict: Verdict) -> None:
+        await self._aside("keys", key_id, verdict)
+
+    async def _aside(self, kind: health.Kind, name: str, verdict: Verdict) -> None:
+        seconds, ceiling = verdict.cooldown_s or 0.0, verdict.ceiling_s
+
+        def change(value: health.Health, now: float) -> tuple[health.Health, None]:
+            return health.set_aside(value, now, kind, name, verdict.cause, seconds, ceiling), None
+
+        await self._pool.roster.health.apply(change)
+
+    async def _cool(self, reservation: Reservation, verdict: Verdict) -> None:
+        roster, owned = self._pool.roster, reservation.quota
+        if verdict.bucket is not None and verdict.bucket != owned.bucket:
+            if "/" in verdict.bucket:  # another counter than that of requests and tokens: nothing here is spent
+                return
+            await roster.health.apply(
+                lambda value, _: (health.learn_bucket(value, reservation.model, verdict.bucket or ""), None)
+            )
+            owned = roster.quota(owned.project, verdict.bucket)
+            await owned.ledger.refresh(0)
+        project = roster.projects.get(owned.project)
+        tier = project.tier if project else None
+        await owned.ledger.apply(partial(self._cooled, reservation=reservation, verdict=verdict, tier=tier))
+        self._suspect(reservation, verdict)
+
+    def _cooled(
+        self, state: State, now: float, reservation: Reservation, verdict: Verdict, tier: str | None
+    ) -> tuple[State, None]:
+        learned = {name: value for name, value in verdict.learned.items() if value > 0}
+        if learned:
+            state = quota.learn(state, now, learned, tier)
+        if verdict.cause in MINUTE_LIMITS and self._had_room(reservation, verdict):
+            state = quota.distrust_minute(state, now)
+        return quota.cool(state, now, verdict.cause, verdict.cooldown_s or 0.0, verdict.ceiling_s), None
+
+    @staticmethod
+    def _had_room(reservation: Reservation, verdict: Verdict) -> bool:
+        """Every slot is reserved first, so that a refusal within a limit that was known contradicts the counters."""
+        limit = reservation.limits.get(verdict.cause)
+        return limit is not None and verdict.learned.get(verdict.cause, limit) >= limit
+
+    def _suspect(self, reservation: Reservation, verdict: Verdict) -> None:
+        """When all projects refuse within seconds though they had room, it is the address that is limited: pause."""
+        pool = self._pool
+        now = pool.now()
+        if verdict.cause != "unknown-429" and not self._had_room(reservation, verdict):
+            return
+        self._denied[reservation.quota.project] = now
+        recent = {project for project, when in self._denied.items() if now - when <= PAUSE_EVIDENCE}
+        projects = set(pool.roster.projects)
+        if len(projects) > 1 and recent >= projects and now >= pool.pause_until:
+            pool.pause_until = now + min(PAUSE_MOST, PAUSE * 2.0**self._pauses)
+            self._pauses += 1

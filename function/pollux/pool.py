@@ -1,0 +1,246 @@
+"""Chooses a project and key for a request, reserves a slot there and waits for it.
+
+Who can serve is known by `roster`, the arithmetic is in `quota`, the commits are made by `ledger`, and what an answer
+of Google's means for the pool is in `outcome`.
+"""
+
+import asyncio
+import itertools
+import math
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+from pollux import quota
+from pollux.keys import Key
+from pollux.ledger import Change
+from pollux.quota import Refusal, Slot, State
+from pollux.roster import Project, Quota, Roster
+from pollux.settings import Settings
+from pollux.windows import SLOT, Limits, Want
+
+WAKE_AGE = 5.0
+PATIENCE = 65.0
+"""A want above a quarter of the token limit may be booked this much later: among small ones it would starve."""
+UNLIMITED_COMMIT = 1.0
+SHORTEST_SLEEP = 0.05
+STICKY_MOST = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a request needs of the pool, whichever model serves it."""
+
+    want: Want
+    deadline: float
+    patient: bool = True
+    """The client set no limit of its own: a big want may wait longer."""
+    sticky: str | None = None
+    prefer_key: str | None = None
+    only: str | None = None
+    """The one project that can serve it."""
+
+
+@dataclass(slots=True)
+class Tried:
+    """Where this request has been already, for one model."""
+
+    projects: set[str] = field(default_factory=set)
+    keys: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True, eq=False)
+class Reservation:
+    key: Key
+    model: str
+    quota: Quota
+    slot: Slot
+    want: Want
+    limits: Limits
+    sent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Full:
+    """No project has a slot for this model in time: what each of them said."""
+
+    model: str
+    refusals: Mapping[str, Refusal]
+
+    @property
+    def until(self) -> float:
+        return min((refusal.until for refusal in self.refusals.values()), default=math.inf)
+
+
+class Pool:
+    def __init__(
+        self, settings: Settings, roster: Roster, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
+        self.settings = settings
+        self.roster = roster
+        self.pause_until = 0.0
+        """Until then nobody is asked: all of Google seems to refuse this address."""
+        self.waiting = 0
+        self._sleep = sleep
+        self._uses = itertools.count(1)
+        self._sticky: OrderedDict[str, str] = OrderedDict()
+
+    def now(self) -> float:
+        return self.roster.store.now()
+
+    async def reserve(self, model: str, ask: Ask, tried: Tried) -> Reservation | Full:
+        """The best slot for this model, waited for; or what every project said."""
+        await self.roster.ready()
+        while True:
+            found = await self._book(model, ask, tried)
+            if isinstance(found, Reservation):
+                if await self._wait_for(found):
+                    return found
+                continue
+            probed = [r.until for r in found.refusals.values() if r.why.startswith("probing")]
+            if not probed or min(probed) > ask.deadline:
+                return found
+            await self._sleep(max(SHORTEST_SLEEP, min(probed) - self.now()))
+
+    async def _book(self, model: str, ask: Ask, tried: Tried) -> Reservation | Full:
+        while True:
+            choice = await self._choose(model, ask, tried)
+            if isinstance(choice, Full):
+                return choice
+            project, key, found = choice
+            owned = self.roster.quota(project.name, self.roster.bucket(model))
+            limits = self.roster.limits(project, model)
+            if limits or found.probe:
+                change = partial(self._reserve, ask=ask, limits=limits)
+                slot = await owned.ledger.apply(change, partial(_undo, want=ask.want))
+            else:  # nothing to enforce: counted in memory, committed now and then
+                slot = found
+                owned.ledger.ride(partial(_booked, slot=found, want=ask.want, limits=limits))
+                owned.ledger.commit_soon(UNLIMITED_COMMIT)
+            if isinstance(slot, Slot):
+                owned.used_at = self.roster.key_used[key.id] = next(self._uses)
+                return Reservation(key, model, owned, slot, ask.want, limits)
+
+    def _reserve(self, state: State, now: float, ask: Ask, limits: Limits) -> tuple[State, Slot | Refusal]:
+        start = max(now, self.pause_until)
+        return quota.reserve(state, start, ask.want, limits, _deadline(ask, limits), self.settings.window)
+
+    async def _choose(self, model: str, ask: Ask, tried: Tried) -> tuple[Project, Key, Slot] | Full:
+        """By the last seen states; the commit decides."""
+        roster, bucket = self.roster, self.roster.bucket(model)
+        now = max(self.now(), self.pause_until)
+        able, refusals = roster.candidates(model, tried.projects, tried.keys, now)
+        if ask.only is not None:
+            able = [(project, key) for project, key in able if project.name == ask.only]
+        await roster.read_unseen(roster.quota(project.name, bucket) for project, _ in able)
+        preferred = self._sticky.get(ask.sticky) if ask.sticky else None
+        best: tuple[tuple[float, ...], Project, Key, Slot] | None = None
+        current = math.floor(now / SLOT)
+        for project, key in able:
+            owned, limits = roster.quota(project.name, bucket), roster.limits(project, model)
+            found = quota.find(owned.ledger.value, now, ask.want, limits, _deadline(ask, limits), self.settings.window)
+            if isinstance(found, Refusal):
+                refusals[project.name] = found
+                continue
+            wished = key.id == ask.prefer_key if ask.prefer_key else project.name == preferred
+            rank = (not (wished and found.number <= current), found.number, *self._rank(owned, limits, now))
+            if best is None or rank < best[0]:
+                best = (rank, project, key, found)
+        return Full(model, refusals) if best is None else best[1:]
+
+    def _rank(self, owned: Quota, limits: Limits, now: float) -> tuple[float, ...]:
+        match self.settings.strategy:
+            case "round_robin" | "least_recently_used":
+                return (owned.used_at,)
+            case "most_available":
+                return (-quota.room(owned.ledger.value, now, limits), owned.used_at)
+            case _:
+                return (-round(quota.room(owned.ledger.value, now, limits), 2), owned.used_at)
+
+    async def pick(self, model: str | None, tried: Tried) -> Key | None:
+        """A healthy key for a call that takes no quota; the one used least recently."""
+        await self.roster.ready()
+        used = self.roster.key_used
+        able, _ = self.roster.candidates(model or "", tried.projects, tried.keys, self.now())
+        if not able:
+            return None
+        key = min((key for _, key in able), key=lambda key: used.get(key.id, 0))
+        used[key.id] = next(self._uses)
+        return key
+
+    async def _wait_for(self, reservation: Reservation) -> bool:
+        """Sleep until the slot. False: it was given back, because it came too late or the quota cools by now."""
+        owned, slot = reservation.quota, reservation.slot
+        if slot.start > self.now():
+            self.waiting += 1
+            try:
+                while (delay := slot.start - self.now()) > 0:
+                    await self._sleep(delay)
+                await owned.ledger.refresh(WAKE_AGE)
+            except BaseException:
+                self.give_back(reservation)
+                raise
+            finally:
+                self.waiting -= 1
+        now = self.now()
+        cooling = owned.ledger.value.cooldown
+        if now > slot.latest or now < self.pause_until or (cooling and cooling.until > now and not slot.probe):
+            self.give_back(reservation)
+            return False
+        return True
+
+    def give_back(self, reservation: Reservation) -> None:
+        """It will not be sent: its slot is free for others. Nobody waits for the commit."""
+        if not reservation.sent:
+            reservation.sent = True
+            reservation.quota.ledger.submit(_returned(reservation.slot, reservation.want))
+
+    async def settle(self, reservation: Reservation, tokens: int | None) -> None:
+        """Put the true tokens in the place of the estimate. Commits by itself only where the difference matters."""
+        booked = reservation.want
+        if tokens is None or tokens == booked.tokens:
+            return
+        reservation.want = booked._replace(tokens=tokens)
+        change = partial(_settled, slot=reservation.slot, booked=booked, tokens=tokens)
+        limit = reservation.limits.get("tpm") or reservation.limits.get("tpd")
+        if limit and abs(tokens - booked.tokens) * 100 > limit:
+            await reservation.quota.ledger.apply(change)
+        else:
+            reservation.quota.ledger.ride(change)
+
+    def served_by(self, conversation: str | None) -> str | None:
+        """The project that served this conversation last."""
+        return self._sticky.get(conversation) if conversation else None
+
+    def stick(self, conversation: str | None, project: str) -> None:
+        if conversation and self.settings.sticky:
+            self._sticky[conversation] = project
+            self._sticky.move_to_end(conversation)
+            if len(self._sticky) > STICKY_MOST:
+                self._sticky.popitem(last=False)
+
+
+def _deadline(ask: Ask, limits: Limits) -> float:
+    big = ask.patient and ask.want.tokens * 4 > limits.get("tpm", math.inf)
+    return ask.deadline + PATIENCE if big else ask.deadline
+
+
+# Changes of a quota's state, as `ledger` takes them.
+
+
+def _booked(state: State, now: float, slot: Slot, want: Want, limits: Limits) -> tuple[State, None]:
+    return quota.book(state, now, slot, want, limits), None
+
+
+def _settled(state: State, _: float, slot: Slot, booked: Want, tokens: int) -> tuple[State, None]:
+    return quota.settle(state, slot, booked, tokens), None
+
+
+def _returned(slot: Slot, want: Want) -> Change[State, None]:
+    return lambda state, _: (quota.give_back(state, slot, want), None)
+
+
+def _undo(found: Slot | Refusal, want: Want) -> Change[State, None] | None:
+    """The client left while its slot was being committed."""
+    return None if isinstance(found, Refusal) else _returned(found, want)

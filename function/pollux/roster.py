@@ -1,0 +1,165 @@
+"""Who can serve: the projects with their keys, what is set aside, and the quotas with the limits in force.
+
+Which of them serves a request is chosen in `pool`.
+"""
+
+import math
+import secrets
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from urllib.parse import quote, unquote
+
+from pollux import health, packing, quota
+from pollux.catalog import Catalog
+from pollux.health import Health
+from pollux.keys import Key, Keyring
+from pollux.ledger import Codec, Counters, Ledger
+from pollux.quota import Refusal, State
+from pollux.store import Store
+from pollux.windows import Limits
+
+HEALTH_AGE = 30.0
+QUOTA = "quota:"
+QUOTA_CODEC = Codec(State(), packing.pack, packing.unpack, quota.tidy)
+HEALTH_CODEC = Codec(Health(), health.pack, health.unpack, health.tidy)
+
+
+@dataclass(slots=True, eq=False)
+class Quota:
+    """The counters of one (project, bucket), as this process knows and uses them."""
+
+    project: str
+    bucket: str
+    ledger: Ledger[State]
+    used_at: int = 0
+    """A running number, not a time: what was used last."""
+    served: int = 0
+    refused: int = 0
+
+
+@dataclass(slots=True)
+class Project:
+    """The keys of one project. Tier and limits are those of its first key."""
+
+    name: str
+    keys: list[Key]
+
+    @property
+    def tier(self) -> str | None:
+        return self.keys[0].tier
+
+
+class Roster:
+    def __init__(self, store: Store, keyring: Keyring, catalog: Catalog) -> None:
+        self.store = store
+        self.keyring = keyring
+        self.catalog = catalog
+        self.counters = Counters()
+        self.projects: dict[str, Project] = {}
+        self.quotas: dict[tuple[str, str], Quota] = {}
+        self.key_used: dict[str, int] = {}
+        self._writer = secrets.token_hex(4)
+        self.health: Ledger[Health] = Ledger("health", store, HEALTH_CODEC, self._writer, self.counters)
+        self._keys: tuple[Key, ...] | None = None
+        self._declared: dict[tuple[str, str], dict[str, int]] = {}
+
+    async def ready(self) -> None:
+        """Know the keys and their health as of now. Costs nothing while nothing changed."""
+        keys = await self.keyring.keys()
+        if keys is not self._keys:
+            self._keys = keys
+            self._declared.clear()
+            projects: dict[str, Project] = {}
+            for key in keys:
+                projects.setdefault(key.project, Project(key.project, [])).keys.append(key)
+            self.projects = projects
+        if self.store.now() - self.health.seen_at > HEALTH_AGE:
+            await self.health.refresh(HEALTH_AGE)
+
+    def candidates(
+        self, model: str, tried_projects: Collection[str], tried_keys: Collection[str], now: float
+    ) -> tuple[list[tuple[Project, Key]], dict[str, Refusal]]:
+        """The projects that may serve a model, each with a key; and why the others may not."""
+        aside = self.health.value
+        able: list[tuple[Project, Key]] = []
+        refusals: dict[str, Refusal] = {}
+        for project in self.projects.values():
+            if project.name in tried_projects:
+                continue
+            resting = aside.projects.get(project.name)
+            if resting is None or resting.until <= now:
+                resting = aside.models.get(f"{project.name}/{model}")
+            if resting is not None and resting.until > now:
+                refusals[project.name] = Refusal(resting.until, f"aside:{resting.reason}")
+                continue
+            key, refusal = self._key_of(project, tried_keys, now)
+            if key is not None:
+                able.append((project, key))
+            elif refusal is not None:
+                refusals[project.name] = refusal
+        return able, refusals
+
+    def _key_of(self, project: Project, tried: Collection[str], now: float) -> tuple[Key | None, Refusal | None]:
+        """The least recently used healthy key of a project, or why there is none."""
+        best: Key | None = None
+        refusal: Refusal | None = None
+        for key in project.keys:
+            if not key.enabled or key.id in tried:
+                continue
+            resting = self.health.value.keys.get(key.id)
+            if resting is not None and resting.until > now:
+                found = Refusal(resting.until, f"aside:{resting.reason}")
+                refusal = found if refusal is None else min(refusal, found)
+            elif best is None or self.key_used.get(key.id, 0) < self.key_used.get(best.id, 0):
+                best = key
+        return best, refusal
+
+    def bucket(self, model: str) -> str:
+        return self.health.value.buckets.get(model) or self.catalog.bucket(model)
+
+    def quota(self, project: str, bucket: str) -> Quota:
+        owned = self.quotas.get((project, bucket))
+        if owned is None:
+            name = f"{QUOTA}{quote(project, safe='')}:{quote(bucket, safe='')}"
+            ledger = Ledger(name, self.store, QUOTA_CODEC, self._writer, self.counters)
+            owned = self.quotas[project, bucket] = Quota(project, bucket, ledger)
+        return owned
+
+    def limits(self, project: Project, model: str) -> Limits:
+        """What is in force: newest learned before the key file before the catalog."""
+        declared = self._declared.get((project.name, model))
+        if declared is None:
+            key = project.keys[0]
+            own = dict(key.limits.get("*", {})) | dict(key.limits.get(model, {}))
+            declared = self._declared[project.name, model] = self.catalog.limits(model, key.tier) | own
+        state = self.quota(project.name, self.bucket(model)).ledger.value
+        return quota.effective(state, self.store.now(), declared, project.tier) if state.learned else declared
+
+    def smallest_token_limit(self, model: str) -> int | None:
+        known = [self.limits(project, model).get("tpm") for project in self.projects.values()]
+        return min((limit for limit in known if limit), default=None)
+
+    async def read_unseen(self, quotas: Iterable[Quota]) -> None:
+        """Read, in one round trip, what was never seen."""
+        unseen = [owned.ledger for owned in quotas if owned.ledger.seen_at == -math.inf]
+        if unseen:
+            self.counters.reads += 1
+            found = await self.store.read([ledger.name for ledger in unseen])
+            for ledger in unseen:
+                if ledger.seen_at == -math.inf:  # another request may have read it meanwhile
+                    ledger.saw(found.get(ledger.name))
+
+    async def load_all(self) -> None:
+        """Know every quota that the store holds, also those that only other processes used."""
+        await self.ready()
+        for name, found in (await self.store.scan(QUOTA)).items():
+            project, bucket = map(unquote, name.removeprefix(QUOTA).split(":"))
+            ledger = self.quota(project, bucket).ledger
+            if not ledger.busy:
+                ledger.saw(found)
+
+    async def close(self) -> None:
+        """Commit what still rides."""
+        ledgers: list[Ledger[State] | Ledger[Health]] = [owned.ledger for owned in self.quotas.values()]
+        for ledger in (*ledgers, self.health):
+            await ledger.flush()
