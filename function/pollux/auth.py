@@ -1,0 +1,172 @@
+"""Who may call: client and admin tokens, compared in constant time, and the tokens that the first local run makes.
+
+Gemini keys are not here but in `keys`; the 401 itself is `wire`'s.
+"""
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from hmac import compare_digest
+from pathlib import Path
+from urllib.parse import unquote_plus
+
+from pollux.keys import private
+from pollux.keys.entries import TOKEN_PREFIX
+
+SHORTEST = 8
+CREDENTIALS = ("key", "access_token", "oauth_token")
+"""The query parameters that carry a credential to Google."""
+
+RawHeaders = Iterable[tuple[bytes, bytes]]
+
+_NAMED = re.compile(r"([A-Za-z][A-Za-z0-9._-]{0,31})=(?=.*[^=])(.*)")  # all = after the name: base64's padding, no name
+_TOKEN_HEADERS = (b"x-goog-api-key", b"x-api-key")
+
+
+class TokenError(ValueError):
+    """A token that cannot be used: names the setting or the file, never the token."""
+
+
+class Tokens:
+    """The tokens let in. `client` has entries TOKEN or name=TOKEN; one without a name is client-1, client-2, …"""
+
+    __slots__ = ("_admin", "_clients", "_query_token")
+
+    def __init__(self, client: Iterable[str], admin: str | None, *, query_token: bool) -> None:
+        clients: dict[bytes, str] = {}
+        for place, written in enumerate(client, 1):
+            named = _NAMED.fullmatch(written)
+            name, token = named.groups() if named else (f"client-{place}", written)
+            clients.setdefault(_checked(token, f"POLLUX_TOKEN, entry {place}"), name)
+        self._clients = tuple(clients.items())
+        self._admin = _checked(admin, "POLLUX_ADMIN_TOKEN") if admin else None
+        if self._admin in clients:
+            raise TokenError("POLLUX_ADMIN_TOKEN: a client token is the same; clients would have the admin's rights")
+        self._query_token = query_token
+
+    def __repr__(self) -> str:
+        return f"Tokens({len(self._clients)} for clients, {'one' if self._admin else 'none'} for the admin)"
+
+    def check(self, headers: RawHeaders, query: bytes | str = b"") -> str | None:
+        """The client's name if any credential presented is a valid token. Header names are lower case, as in ASGI."""
+        found = None
+        for name, value in headers:
+            if name in _TOKEN_HEADERS:
+                found = self._client(value.strip()) or found
+            elif name == b"authorization" and (token := _bearer(value)):
+                found = self._client(token) or found
+        if query and self._query_token:
+            text = query.decode("latin-1") if isinstance(query, bytes) else query
+            for part in text.split("&"):
+                written, _, value_ = part.partition("=")
+                if _parameter(written) == "key":
+                    found = self._client(unquote_plus(value_).strip().encode()) or found
+        return found
+
+    def admin(self, headers: RawHeaders) -> bool:
+        """Whether the admin token is presented, as Bearer."""
+        found = False
+        for name, value in headers:
+            if name == b"authorization" and (token := _bearer(value)) and self._admin is not None:
+                found |= compare_digest(sha256(token).digest(), self._admin)
+        return found
+
+    def _client(self, presented: bytes) -> str | None:
+        """Digests are of one length and every token is compared, so that the time tells neither which nor how much."""
+        digest = sha256(presented).digest()
+        found = None
+        for known, name in self._clients:
+            if compare_digest(digest, known):
+                found = name
+        return found
+
+
+def strip_query(query: str) -> str:
+    """The query without credentials; order and encoding of the rest stay exactly as they are."""
+    if not query or ("key" not in query and "token" not in query and "%" not in query):
+        return query
+    parts = query.split("&")
+    kept = [part for part in parts if _parameter(part.partition("=")[0]) not in CREDENTIALS]
+    return query if len(kept) == len(parts) else "&".join(kept)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalTokens:
+    """The tokens of this machine. `made`: just now, so that they are to be shown once."""
+
+    client: str = field(repr=False)
+    admin: str = field(repr=False)
+    made: bool
+    warnings: tuple[str, ...] = ()
+
+
+def load_or_make(data: Path) -> LocalTokens:
+    """The tokens in the data folder's tokens.json, made by whoever is first. Raises TokenError if they are unusable."""
+    path = data / "tokens.json"
+    try:
+        with private.locked(path):
+            if path.exists():
+                return _load(path)
+            client, admin = _new_token(), _new_token()
+            private.write(path, json.dumps({"client": client, "admin": admin}, indent=2) + "\n")
+    except OSError as error:
+        raise TokenError(f"{path}: {error.strerror}; set POLLUX_TOKEN, or POLLUX_DATA to a folder of yours") from None
+    return LocalTokens(client, admin, made=True)
+
+
+def greeting(token: str, url: str) -> str:
+    """The three lines that point the Gemini and OpenAI SDKs, and what is built on them, at this gateway."""
+    base = url.rstrip("/")
+    return (
+        f"export GOOGLE_GEMINI_BASE_URL={base}\n"
+        f"export GEMINI_API_KEY={token}\n"
+        f"export OPENAI_BASE_URL={base}/v1beta/openai/ OPENAI_API_KEY={token}"
+    )
+
+
+def _load(path: Path) -> LocalTokens:
+    warnings: tuple[str, ...] = ()
+    if os.name == "posix" and path.stat().st_mode & 0o077:
+        path.chmod(private.FILE_MODE)
+        warnings = (
+            f"{path}: others could read the tokens (now they cannot); delete it and start anew if they might have",
+        )
+    fault = "not readable as tokens; delete it, and the next start makes new ones"
+    try:
+        written = json.loads(path.read_bytes())
+        client, admin = written["client"], written["admin"]
+        Tokens([client], admin, query_token=False)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        client = None
+    if client is None:
+        raise TokenError(f"{path}: {fault}")
+    return LocalTokens(client, admin, made=False, warnings=warnings)
+
+
+def _new_token() -> str:
+    while True:
+        token = TOKEN_PREFIX + secrets.token_urlsafe(24)
+        if not token.endswith(("z", "Z")):  # an address that ends in z is reserved on Cloud Run, and ?key= ends one
+            return token
+
+
+def _checked(token: str, where: str) -> bytes:
+    """The digest of a token that may be used."""
+    if len(token) < SHORTEST:
+        raise TokenError(f"{where}: fewer than {SHORTEST} characters")
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise TokenError(f"{where}: has characters that a header cannot carry")
+    return sha256(token.encode()).digest()
+
+
+def _bearer(value: bytes) -> bytes:
+    scheme, _, token = value.strip().partition(b" ")
+    return token.strip() if scheme.lower() == b"bearer" else b""
+
+
+def _parameter(name: str) -> str:
+    return unquote_plus(name) if "%" in name else name

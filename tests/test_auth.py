@@ -1,0 +1,214 @@
+"""auth: who is let in, which credentials are removed, and the tokens of the first local run."""
+
+import concurrent.futures
+import json
+import multiprocessing
+import os
+import stat
+from pathlib import Path
+from urllib.parse import parse_qsl, quote, urlencode
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pollux.auth import TokenError, Tokens, greeting, load_or_make, strip_query
+
+ALICE, BOB, ADMIN = "test-token-of-alice", "test-token-of-bob", "test-token-of-admin"
+TOKENS = Tokens([f"alice={ALICE}", BOB], ADMIN, query_token=True)
+
+
+@pytest.mark.parametrize(
+    ("headers", "query", "client"),
+    [
+        ([(b"x-goog-api-key", ALICE.encode())], "", "alice"),
+        ([(b"x-api-key", BOB.encode())], "", "client-2"),
+        ([(b"authorization", f"Bearer {BOB}".encode())], "", "client-2"),
+        ([(b"authorization", f"bearer   {ALICE} ".encode())], "", "alice"),
+        ([], f"key={ALICE}", "alice"),
+        ([], f"alt=sse&%6bey={quote(BOB)}".encode(), "client-2"),
+        ([(b"x-goog-api-key", b"wrong"), (b"authorization", f"Bearer {ALICE}".encode())], "", "alice"),
+        ([(b"x-goog-api-key", ALICE.encode()), (b"x-goog-api-key", b"wrong")], "key=wrong", "alice"),
+        ([(b"x-goog-api-key", b"")], "key=", None),
+        ([(b"x-goog-api-key", ADMIN.encode())], "", None),
+        ([(b"x-goog-api-key", f"alice={ALICE}".encode())], "", None),
+        ([(b"x-goog-api-key", ALICE[:-1].encode())], "", None),
+        ([(b"authorization", f"Basic {ALICE}".encode())], "", None),
+        ([(b"authorization", ALICE.encode())], "", None),
+        ([(b"cookie", ALICE.encode())], f"access_token={ALICE}", None),
+        ([(b"x-goog-api-key", b"\xff\xfe")], "key=%ff", None),
+        ([], "", None),
+    ],
+)
+def test_any_valid_credential_suffices(
+    headers: list[tuple[bytes, bytes]], query: str | bytes, client: str | None
+) -> None:
+    assert TOKENS.check(headers, query) == client
+
+
+def test_the_query_counts_only_where_it_is_allowed() -> None:
+    assert Tokens([ALICE], None, query_token=False).check([], f"key={ALICE}") is None
+
+
+def test_every_token_of_many_is_found() -> None:
+    many = [f"test-token-{number:04}" for number in range(50)]
+    tokens = Tokens(many, None, query_token=False)
+    found = [tokens.check([(b"x-goog-api-key", token.encode())]) for token in many]
+    assert found == [f"client-{place}" for place in range(1, 51)]
+
+
+def test_two_tokens_of_one_client_let_it_change_them() -> None:
+    tokens = Tokens(["alice=old-token-1", "alice=new-token-2"], None, query_token=False)
+    assert tokens.check([(b"x-api-key", b"old-token-1")]) == tokens.check([(b"x-api-key", b"new-token-2")]) == "alice"
+
+
+def test_padding_is_not_a_name() -> None:
+    tokens = Tokens(["dGVzdC10b2tlbg=="], None, query_token=False)
+    assert tokens.check([(b"x-api-key", b"dGVzdC10b2tlbg==")]) == "client-1"
+
+
+@pytest.mark.parametrize(
+    ("headers", "allowed"),
+    [
+        ([(b"authorization", f"Bearer {ADMIN}".encode())], True),
+        ([(b"authorization", f"Bearer {ALICE}".encode())], False),
+        ([(b"authorization", b"Bearer ")], False),
+        ([(b"x-goog-api-key", ADMIN.encode())], False),
+        ([], False),
+    ],
+)
+def test_the_admin_is_known_by_bearer_alone(headers: list[tuple[bytes, bytes]], allowed: bool) -> None:
+    assert TOKENS.admin(headers) is allowed
+
+
+def test_without_an_admin_token_nobody_is_the_admin() -> None:
+    for admin in (None, ""):
+        assert not Tokens([ALICE], admin, query_token=True).admin([(b"authorization", b"Bearer ")])
+
+
+@pytest.mark.parametrize(
+    ("client", "admin", "setting"),
+    [
+        ([""], None, "POLLUX_TOKEN, entry 1"),
+        ([ALICE, "short-1"], None, "POLLUX_TOKEN, entry 2"),
+        (["alice=short-1"], None, "POLLUX_TOKEN, entry 1"),
+        (["two words-token"], None, "POLLUX_TOKEN, entry 1"),
+        (["tökentökentöken"], None, "POLLUX_TOKEN, entry 1"),
+        ([ALICE], "short-1", "POLLUX_ADMIN_TOKEN"),
+        ([f"alice={ALICE}"], ALICE, "POLLUX_ADMIN_TOKEN"),
+    ],
+)
+def test_a_bad_token_is_named_by_its_setting_and_not_shown(client: list[str], admin: str | None, setting: str) -> None:
+    with pytest.raises(ValueError, match=f"^{setting}") as caught:
+        Tokens(client, admin, query_token=True)
+    for token in (client[-1].split("=")[-1], admin):
+        assert not token or token not in str(caught.value)
+
+
+def test_tokens_do_not_show_themselves() -> None:
+    assert not any(token in repr(TOKENS) for token in (ALICE, BOB, ADMIN))
+
+
+@pytest.mark.parametrize(
+    ("query", "left"),
+    [
+        ("", ""),
+        ("alt=sse", "alt=sse"),
+        ("key=abc", ""),
+        ("alt=sse&key=abc", "alt=sse"),
+        ("key=a&%24alt=json%3Benum-encoding%3Dint&key=b&key", "%24alt=json%3Benum-encoding%3Dint"),
+        ("%6bey=a&x=%7e+%20", "x=%7e+%20"),
+        ("access_token=a&b&&c=", "b&&c="),
+        ("oauth%5Ftoken=a&monkey=1&keys=2&pageToken=t", "monkey=1&keys=2&pageToken=t"),
+        ("KEY=a", "KEY=a"),
+    ],
+)
+def test_credentials_leave_the_query_and_nothing_else_changes(query: str, left: str) -> None:
+    assert strip_query(query) == left
+
+
+@given(st.lists(st.tuples(st.sampled_from(["key", "access_token", "alt", "k", "κ", "a&b"]), st.text(max_size=5))))
+def test_what_is_left_of_a_query_is_what_was_there(pairs: list[tuple[str, str]]) -> None:
+    left = strip_query(urlencode(pairs))
+    expected = [(name, value) for name, value in pairs if name not in ("key", "access_token")]
+    assert parse_qsl(left, keep_blank_values=True) == expected
+    assert left == urlencode(expected)
+
+
+def test_the_first_run_makes_tokens_and_the_next_reads_them(tmp_path: Path) -> None:
+    data = tmp_path / "new" / "pollux"
+    first, second = load_or_make(data), load_or_make(data)
+    assert (first.made, second.made) == (True, False)
+    assert (first.client, first.admin) == (second.client, second.admin)
+    assert first.client != first.admin
+    assert first.client.startswith("pollux-")
+    assert len(first.client) >= 32
+    assert first.client not in repr(first)
+    assert stat.S_IMODE((data / "tokens.json").stat().st_mode) == 0o600
+    assert stat.S_IMODE(data.stat().st_mode) == 0o700
+    assert Tokens([first.client], first.admin, query_token=False).check([(b"x-api-key", first.client.encode())])
+
+
+def test_no_token_ends_in_z(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = iter(["test-1z", "test-2Z", "test-client", "test-3z", "test-admin"])
+    monkeypatch.setattr("pollux.auth.secrets.token_urlsafe", lambda _: next(drawn))
+    made = load_or_make(tmp_path)
+    assert (made.client, made.admin) == ("pollux-test-client", "pollux-test-admin")
+
+
+def test_processes_that_start_together_agree_on_the_tokens(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(3, mp_context=context) as pool:
+        found = list(pool.map(load_or_make, [tmp_path / "data"] * 6))
+    assert len({tokens.client for tokens in found}) == 1
+    assert sum(tokens.made for tokens in found) == 1
+
+
+def test_a_token_file_that_others_can_read_is_closed_with_a_warning(tmp_path: Path) -> None:
+    load_or_make(tmp_path)
+    (tmp_path / "tokens.json").chmod(0o644)
+    again = load_or_make(tmp_path)
+    assert "others could read" in again.warnings[0]
+    assert stat.S_IMODE((tmp_path / "tokens.json").stat().st_mode) == 0o600
+    assert load_or_make(tmp_path).warnings == ()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"client": 5, "admin": "x"}', '{"client": "secret-a"}'])
+def test_a_broken_token_file_is_an_error_and_stays(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "tokens.json"
+    path.write_text(content)
+    with pytest.raises(TokenError, match=r"tokens\.json") as caught:
+        load_or_make(tmp_path)
+    assert "secret-a" not in str(caught.value)
+    assert path.read_text() == content
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TokenError, match="POLLUX_TOKEN"):
+        load_or_make(tmp_path / "file")
+
+
+def test_the_greeting_is_three_lines_that_the_sdks_understand(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = greeting(ALICE, "http://127.0.0.1:3145/").splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("export ") for line in lines)
+    for assignment in " ".join(lines).replace("export ", "").split():
+        monkeypatch.setenv(*assignment.split("=", 1))
+    for other in ("GOOGLE_API_KEY", "GOOGLE_GENAI_USE_VERTEXAI", "OPENAI_ORG_ID"):
+        monkeypatch.delenv(other, raising=False)
+    assert os.environ["OPENAI_BASE_URL"] == "http://127.0.0.1:3145/v1beta/openai/"
+
+    openai = pytest.importorskip("openai")
+    with openai.OpenAI() as client:
+        assert str(client.base_url) == "http://127.0.0.1:3145/v1beta/openai/"
+        assert client.api_key == ALICE
+    genai = pytest.importorskip("google.genai")
+    options = genai.Client()._api_client
+    assert options._http_options.base_url.rstrip("/") == "http://127.0.0.1:3145"
+    assert options.api_key == ALICE
+
+
+def test_the_token_file_is_plain_json(tmp_path: Path) -> None:
+    made = load_or_make(tmp_path)
+    assert json.loads((tmp_path / "tokens.json").read_text()) == {"client": made.client, "admin": made.admin}
