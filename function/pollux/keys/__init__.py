@@ -41,13 +41,18 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One API key as the pool knows it. `limits`: model or "*" -> {"rpm", "tpm", …}, as its owner wrote them."""
+    """One API key as the pool knows it. `limits`: model or "*" -> {"rpm", "tpm", …}, as its owner wrote them.
+
+    `generation` grows in this process when the value behind the id becomes another one: what was known about the old
+    value (that Google refused it) is not true of the new one.
+    """
 
     id: str
     project: str
     tier: str | None = None
     limits: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     enabled: bool = True
+    generation: int = 0
 
 
 class KeySourceError(Exception):
