@@ -29,7 +29,7 @@ class Place:
     def __init__(self, settings: Settings, read_health: ReadHealth | None) -> None:
         self.settings = settings
         self.read_health = read_health
-        self.named = Path(settings.keys_file) if settings.keys_file else None
+        self.named = Path(settings.keys_file).expanduser() if settings.keys_file else None
 
     def keyring(self) -> LocalKeyring:
         return LocalKeyring(self.named, data=Path(self.settings.data), folder=Path.cwd(), environ=os.environ)

@@ -1,0 +1,147 @@
+"""`pollux keys …`: how the commands are spelt. What they do is in `keys.commands`."""
+
+import argparse
+import sys
+from typing import Any
+
+from pollux.keys import KeySourceError, probe
+from pollux.keys.commands import COMMANDS, Place, ReadHealth
+from pollux.keys.entries import LIMITS, id_fault, limits_fault, project_fault, tier_fault
+from pollux.settings import Settings
+
+_NO_VALUE = (
+    "a key's value is not given on the command line, where the shell's history and every process can read it; "
+    "it is asked for, or read from standard input: pollux keys add ID < FILE"
+)
+
+
+def run(namespace: argparse.Namespace, settings: Settings, *, read_health: ReadHealth | None = None) -> int:
+    """0: done. 1: a key is not healthy. 2: it cannot be done; why is on stderr. `read_health` gives the store's
+    health document; without it, or if it raises OSError or LookupError, health is shown as not known."""
+    try:
+        return COMMANDS[namespace.keys_command](namespace, Place(settings, read_health))
+    except KeySourceError as error:
+        print(f"pollux keys: {error}", file=sys.stderr)
+        return 2
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Add `keys` to the subparsers of the whole command line."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "keys",
+        help="add, list, change and check the Gemini API keys of this machine",
+        description="The Gemini API keys of this machine. Changes go to POLLUX_KEYS_FILE if that is a keys.json, else "
+        "to keys.json in the data folder; a running gateway takes them within two seconds. Values are never shown.",
+    )
+    commands = parser.add_subparsers(dest="keys_command", metavar="COMMAND", required=True, parser_class=_Parser)
+
+    add = commands.add_parser(
+        "add",
+        help="add a key; its value is read hidden",
+        description="Add a key. Its value is asked for without echo, or is the first line of standard input.",
+    )
+    add.add_argument("id", nargs="?", type=_id, metavar="ID", help="name of the key (default: key-1, key-2, …)")
+    _details(add)
+
+    listing = commands.add_parser("list", help="show id, project, tier, masked value, source and health")
+    listing.add_argument("--json", action="store_true", help="as JSON, for scripts")
+
+    edit = commands.add_parser(
+        "edit",
+        help="change a key's project, tier, limits or value",
+        description="Change what is named; the rest stays. `none` removes a project, a tier, or one model's limits.",
+    )
+    edit.add_argument("id", metavar="ID")
+    _details(edit, "; none removes it")
+    edit.add_argument(
+        "--value", action="store_true", help="ask for a new value, hidden, or read it from standard input"
+    )
+
+    remove = commands.add_parser("remove", help="remove a key")
+    remove.add_argument("id", metavar="ID")
+    remove.add_argument("--yes", action="store_true", help="do not ask")
+
+    for name, text in (("enable", "use a key again"), ("disable", "leave a key unused, but keep it")):
+        commands.add_parser(name, help=text).add_argument("id", metavar="ID")
+
+    imported = commands.add_parser(
+        "import",
+        help="take over the keys of a key.txt, .env or keys.json",
+        description="Take over the keys of a file: one a line, variables as in a .env, or a keys.json. Tells what was "
+        "added, what was there already, and what is not a key.",
+    )
+    imported.add_argument("file", metavar="FILE")
+    imported.add_argument("--dry-run", action="store_true", help="only tell what would be done")
+
+    check = commands.add_parser(
+        "check",
+        help="ask Google about each key, with a free call",
+        description="Ask Google about each key with countTokens, which is free and needs no quota. Exit code 1 if any "
+        "key is not healthy.",
+    )
+    check.add_argument("ids", nargs="*", metavar="ID", help="only these keys (default: all that are enabled)")
+    check.add_argument("--model", default=probe.MODEL, help="the model to ask about (default: %(default)s)")
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Repeats nothing that it does not know: it may be a key."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if any(str(arg).startswith("--value=") for arg in args or ()):
+            self.error(_NO_VALUE)
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"too many arguments, or unknown ones (not repeated here); {_NO_VALUE}")
+        return parsed, unknown
+
+
+def _details(parser: argparse.ArgumentParser, none: str = "") -> None:
+    parser.add_argument(
+        "--project", type=_text(project_fault), metavar="P", help=f"the Google Cloud project that owns its quota{none}"
+    )
+    parser.add_argument("--tier", type=_text(tier_fault), metavar="T", help=f"free, tier1, tier2 or tier3{none}")
+    parser.add_argument(
+        "--limit",
+        type=_limit,
+        action="append",
+        default=[],
+        metavar="MODEL:rpm=5,tpm=250000",
+        help=f"your own limit for a model, or * for all: {', '.join(LIMITS)}; 0 is not available{none}; repeatable",
+    )
+
+
+def _id(text: str) -> str:
+    if fault := id_fault(text):
+        raise argparse.ArgumentTypeError(fault)
+    return text
+
+
+def _text(fault_of: Any) -> Any:
+    def parse(text: str) -> str:
+        fault = None if text == "none" else fault_of(text)
+        if fault:
+            raise argparse.ArgumentTypeError(fault)
+        return text
+
+    return parse
+
+
+def _limit(text: str) -> tuple[str, dict[str, int] | None]:
+    """MODEL:rpm=5,tpm=250000, or rpm=5 for every model, or MODEL:none."""
+    model, colon, written = text.rpartition(":")
+    model = model if colon else "*"
+    if written == "none" and colon:
+        return model, None
+    numbers: dict[str, int] = {}
+    for part in written.split(","):
+        name, _, number = part.partition("=")
+        if not number.strip().isdecimal():
+            raise argparse.ArgumentTypeError("expected MODEL:rpm=5,tpm=250000")
+        numbers[name.strip()] = int(number)
+    if fault := limits_fault({model: numbers}):
+        raise argparse.ArgumentTypeError(fault)
+    return model, numbers

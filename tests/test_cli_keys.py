@@ -1,0 +1,415 @@
+"""cli_keys: each command, its exit code, and that no value is ever taken from the command line or printed."""
+
+import argparse
+import contextlib
+import getpass
+import http.server
+import io
+import json
+import re
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pollux import cli_keys
+from pollux.keys.commands import COMMANDS
+from pollux.keys.document import FIELDS
+from pollux.keys.entries import LIMITS
+from pollux.settings import Settings
+
+A, B, C, D = ("AIza" + letter * 35 for letter in "abcd")
+MASKED = "AIza…aa"
+
+
+@dataclass
+class Shell:
+    """Runs `pollux keys …` in a folder of its own. What every command printed is kept, to look for values in it."""
+
+    home: Path
+    capture: pytest.CaptureFixture[str]
+    patch: pytest.MonkeyPatch
+    settings: Settings
+    printed: str = ""
+    health: Mapping[str, Any] | None = None
+
+    def __call__(self, *words: str, stdin: str = "") -> tuple[int, str, str]:
+        self.patch.setattr(sys, "stdin", io.StringIO(stdin))
+        parser = argparse.ArgumentParser(prog="pollux")
+        cli_keys.add_parser(parser.add_subparsers(required=True))
+        try:
+            namespace = parser.parse_args(["keys", *words])
+            read = None if self.health is None else (lambda: self.health or {})
+            code = cli_keys.run(namespace, self.settings, read_health=read)
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        out, err = self.capture.readouterr()
+        self.printed += out + err
+        return code, out, err
+
+    @property
+    def path(self) -> Path:
+        return self.home / "data" / "keys.json"
+
+    @property
+    def keys(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(self.path.read_text())["providers"]["gemini"]["keys"]
+        return found
+
+
+@pytest.fixture
+def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
+    monkeypatch.chdir(tmp_path)
+    for name in ("GEMINI_API_KEY", "GOOGLE_API_KEY", "GOOGLE_API_KEYS", "POLLUX_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    shell = Shell(tmp_path, capsys, monkeypatch, Settings(data=str(tmp_path / "data")))
+    yield shell
+    assert not [value for value in (A, B, C, D) if value in shell.printed]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+# --- add, edit, remove
+
+
+def test_a_key_is_added_from_standard_input(shell: Shell) -> None:
+    details = ["--project", "team", "--tier", "paid", "--limit", "m:rpm=5,tpm=250000", "--limit", "rpd=20"]
+    code, out, _ = shell("add", "alice", *details, stdin=f" '{A}'\nrest\n")
+    assert (code, out) == (0, f"added alice ({MASKED}) to {shell.path}\n")
+    assert shell.keys == [
+        {
+            "id": "alice",
+            "api_key": A,
+            "project": "team",
+            "tier": "tier1",
+            "limits": {"m": {"rpm": 5, "tpm": 250000}, "*": {"rpd": 20}},
+        }
+    ]
+    assert shell("add", stdin=B)[0] == shell("add", stdin=C)[0] == 0
+    assert [key["id"] for key in shell.keys] == ["alice", "key-1", "key-2"]
+
+
+def test_on_a_terminal_the_value_is_asked_for_hidden(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def answer(prompt: str) -> str:
+        asked.append(prompt)
+        return A
+
+    monkeypatch.setattr(getpass, "getpass", answer)
+    monkeypatch.setattr(io, "StringIO", Terminal)
+    assert shell("add", "alice")[0] == 0
+    assert (len(asked), shell.keys[0]["api_key"]) == (1, A)
+
+
+@pytest.mark.parametrize("words", [["add", "x"], ["edit", "x"]])
+@pytest.mark.parametrize(
+    "given", [["--value", A], [f"--value={A}"], [f"--val={A}"], ["--api-key", A], [A], ["--tier", A]]
+)
+def test_a_value_on_the_command_line_is_refused_and_not_repeated(
+    shell: Shell, words: list[str], given: list[str]
+) -> None:
+    code, out, err = shell(*words, *given, stdin=B)
+    assert (code, out) == (2, "")
+    assert "--tier" in given or "history" in err
+    assert not shell.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "stdin", "why"),
+    [
+        (["add", "Alice"], A, "an id is"),
+        (["add", "alice"], "", "the value is empty"),
+        (["add", "alice"], "your-api-key", "placeholder"),
+        (["add", "alice", "--tier", "gold"], A, "a tier is"),
+        (["add", "alice", "--limit", "m:rps=5"], A, "the names of limits"),
+        (["add", "alice", "--limit", "m:rpm=-5"], A, "expected MODEL:rpm=5"),
+        (["add", "alice", "--limit", "m"], A, "expected MODEL:rpm=5"),
+        (["add", "env"], A, "the id 'env' is taken, by .env:1"),
+        (["add", "alice"], D, "this key is there already, as 'env' of .env:1"),
+        (["edit", "env", "--tier", "free"], "", "'env' comes from .env:1"),
+        (["remove", "env", "--yes"], "", "'env' comes from .env:1"),
+        (["disable", "env"], "", "'env' comes from .env:1"),
+        (["edit", "nobody", "--tier", "free"], "", "there is no such key"),
+        (["edit", "env"], "", "nothing to change"),
+        (["check", "nobody"], "", "there is no such key"),
+        (["import", "none.txt"], "", "none.txt: cannot be read: No such file"),
+        (["unknown"], "", "invalid choice"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_exit_code_2(shell: Shell, words: list[str], stdin: str, why: str) -> None:
+    (shell.home / ".env").write_text(f"GEMINI_KEY_ENV={D}")
+    code, out, err = shell(*words, stdin=stdin)
+    assert (code, out) == (2, "")
+    assert why in err
+    assert not shell.path.exists()
+
+
+def test_edit_changes_what_is_named_and_none_removes(shell: Shell) -> None:
+    shell("add", "alice", "--tier", "free", "--limit", "m:rpm=5", "--limit", "n:rpm=6", stdin=A)
+    shell("add", "bob", stdin=C)
+    assert shell("edit", "--value", "alice", "--project", "team", stdin=B)[0] == 0
+    assert shell("edit", "alice", "--tier", "none", "--limit", "m:none", "--limit", "*:rpd=0")[0] == 0
+    changed = {"id": "alice", "api_key": B, "limits": {"n": {"rpm": 6}, "*": {"rpd": 0}}, "project": "team"}
+    assert shell.keys[0] == changed
+    code, _, err = shell("edit", "alice", "--value", stdin=C)
+    assert (code, "as 'bob'" in err) == (2, True)
+
+
+def test_a_key_is_disabled_enabled_and_removed_even_the_last(shell: Shell) -> None:
+    shell("add", "alice", stdin=A)
+    assert shell("disable", "alice")[0] == 0
+    assert shell.keys[0]["enabled"] is False
+    assert shell("enable", "alice")[0] == 0
+    assert "enabled" not in shell.keys[0]
+    assert shell("remove", "alice")[0] == 2  # nobody to ask
+    assert shell("remove", "alice", "--yes")[0] == 0
+    assert shell.keys == []
+
+
+@pytest.mark.parametrize(("answer", "left"), [("y\n", 0), ("n\n", 1), ("", 1)])
+def test_removing_asks_on_a_terminal(shell: Shell, monkeypatch: pytest.MonkeyPatch, answer: str, left: int) -> None:
+    shell("add", "alice", stdin=A)
+    monkeypatch.setattr(io, "StringIO", Terminal)
+    assert shell("remove", "alice", stdin=answer)[0] == 0
+    assert len(shell.keys) == left
+
+
+def test_an_entry_that_cannot_be_used_can_be_mended_here(shell: Shell) -> None:
+    shell("add", "alice", stdin=A)
+    shell.path.write_text(shell.path.read_text().replace('"id"', '"tier": "gold", "id"'))
+    assert "a tier is" in shell("list")[2]
+    assert shell("edit", "alice", "--tier", "free")[0] == 0
+    assert shell("list")[2] == ""
+
+
+def test_a_keys_file_of_the_settings_is_written_if_it_is_json(shell: Shell) -> None:
+    own = shell.home / "own.json"
+    shell.settings = Settings(data=str(shell.home / "data"), keys_file=str(own))
+    assert shell("add", "alice", stdin=A)[0] == 0
+    assert '"alice"' in own.read_text()
+    for name in ("own.env", "key.txt"):
+        shell.settings = Settings(data=str(shell.home / "data"), keys_file=str(shell.home / name))
+        code, _, err = shell("add", "alice", stdin=A)
+        assert code == 2
+        assert f"pollux keys import {shell.home / name}" in err
+        assert not (shell.home / name).exists()
+    assert not shell.path.exists()
+
+
+# --- list
+
+
+def test_the_list_is_aligned_and_masked(shell: Shell) -> None:
+    shell("add", "alice", "--project", "a-long-project", stdin=A)
+    (shell.home / "key.txt").write_text(f"{B}\nnot a key\n")
+    code, out, err = shell("list")
+    head, first, second = out.splitlines()
+    assert code == 0
+    assert [head.index(word) for word in ("PROJECT", "TIER", "VALUE")] == [
+        first.index("a-long-project"),
+        first.index("-", first.index("a-long-project") + 14),
+        first.index("AIza…"),
+    ]
+    assert second.split() == ["key-1", "key-1", "-", "AIza…bb", "key.txt:1", "unknown"]
+    assert err == "not used: key.txt:2: a key has no spaces\n"
+
+
+def test_the_list_as_json(shell: Shell) -> None:
+    shell("add", "alice", "--tier", "free", stdin=A)
+    shell("disable", "alice")
+    (shell.home / "key.txt").write_text(f"two words\n{A}")
+    shell.health = {}
+    found = json.loads(shell("list", "--json")[1])
+    key = {"id": "alice", "project": "alice", "tier": "free", "masked": MASKED, "source": f"{shell.path}:6"}
+    assert found["keys"] == [key | {"enabled": False, "health": {"state": "healthy"}}]
+    assert found["problems"] == [{"file": "key.txt", "line": 1, "reason": "a key has no spaces"}]
+    assert found["notices"][0]["reason"].startswith("the same key as 'alice'")
+
+
+def test_health_comes_from_the_stores_document(shell: Shell) -> None:
+    for key_id, value in (("alice", A), ("bob", B), ("carol", C), ("dave", D)):
+        shell("add", key_id, "--project", f"of-{key_id}", stdin=value)
+    shell("disable", "dave")
+    aside = {"until": 4e9, "reason": "leaked-key", "since": 1.0}
+    shell.health = {
+        "keys": {"alice": aside, "bob": {"until": 5.0, "reason": "suspended", "since": 1.0}},
+        "projects": {"of-carol": {"until": 4e9, "reason": "prepay", "since": 1.0}},
+    }
+    lines = {line.split()[0]: line for line in shell("list")[1].splitlines()[1:]}
+    assert re.search(r"aside until 2096-\d\d-\d\d \d\d:\d\d: leaked-key$", lines["alice"])
+    assert lines["bob"].endswith(" healthy")
+    assert lines["carol"].endswith(": prepay")
+    assert lines["dave"].endswith(" disabled, healthy")
+    found = json.loads(shell("list", "--json")[1])["keys"][0]["health"]
+    assert found == {"state": "aside"} | aside
+
+
+def test_a_store_that_fails_does_not_fail_the_list(shell: Shell) -> None:
+    shell("add", "alice", stdin=A)
+
+    def fail() -> Mapping[str, Any]:
+        raise OSError("the database is locked")
+
+    namespace = argparse.Namespace(keys_command="list", json=False)
+    assert cli_keys.run(namespace, shell.settings, read_health=fail) == 0
+    out, err = shell.capture.readouterr()
+    assert out.rstrip().endswith("unknown")
+    assert "the database is locked" in err
+
+
+def test_without_keys_the_list_says_how_to_add_one(shell: Shell) -> None:
+    code, out, err = shell("list")
+    assert (code, out) == (0, "")
+    assert "pollux keys add" in err
+
+
+def test_a_source_that_cannot_be_read_is_exit_code_2(shell: Shell) -> None:
+    (shell.home / "keys.json").write_text('{\n"providers": }')
+    assert shell("list") == (2, "", "pollux keys: keys.json:2: not valid JSON: Expecting value (column 14)\n")
+
+
+# --- import
+
+
+def test_import_tells_what_was_added_skipped_and_refused(shell: Shell) -> None:
+    shell("add", "alice", stdin=A)
+    (shell.home / "team.txt").write_text(f"{A}\n# ours\nalice: {B}\nnot a key\n{C}\n{C}\n")
+    dry = shell("import", "--dry-run", "team.txt")
+    assert len(shell.keys) == 1
+    code, out, err = shell("import", "team.txt")
+    assert code == 0
+    assert out.splitlines() == [
+        "added alice-2 (AIza…bb) of team.txt:3, where it is alice",
+        "added key-4 (AIza…cc) of team.txt:5",
+        "skipped team.txt:1: there already, as alice",
+        "skipped team.txt:6: there already, as key-4",
+        f"2 added, 2 there already, 1 not a key; file {shell.path}",
+    ]
+    assert err == dry[2] == "not a key: team.txt:4: a key has no spaces\n"
+    assert dry[1].startswith("would add alice-2 (AIza…bb)")
+    assert [(key["id"], key["api_key"]) for key in shell.keys] == [("alice", A), ("alice-2", B), ("key-4", C)]
+    assert shell("import", "team.txt")[1].endswith(f"0 added, 4 there already, 1 not a key; file {shell.path}\n")
+
+
+def test_import_of_a_document_keeps_everything_and_references(shell: Shell) -> None:
+    key = {"api_key": "env:TEAM", "project": "p", "tier": "free", "limits": {"*": {"rpm": 1}}, "enabled": False}
+    shell.patch.setenv("TEAM", A)
+    (shell.home / "team.json").write_text(json.dumps({"providers": {"gemini": {"keys": [{"id": "x"} | key]}}}))
+    assert shell("import", "team.json")[0] == 0
+    assert shell.keys == [{"id": "x"} | key]
+
+
+def test_a_key_of_a_dotenv_keeps_its_id_when_it_is_taken_over(shell: Shell) -> None:
+    (shell.home / ".env").write_text(f"GEMINI_API_KEY={A}\nGOOGLE_API_KEYS={B},{C}\n")
+    assert shell("import", ".env")[0] == 0
+    assert [key["id"] for key in shell.keys] == ["gemini", "google-1", "google-2"]
+    assert shell("edit", "gemini", "--tier", "free")[0] == 0
+
+
+# --- check
+
+
+class Gemini(http.server.BaseHTTPRequestHandler):
+    """Answers countTokens as the key deserves."""
+
+    asked: list[tuple[str, bytes]]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.asked.append((self.path, body))
+        key = self.headers["x-goog-api-key"]
+        status, answer = self.answers[key]
+        self.send_response(status)
+        self.send_header("location", "/elsewhere")
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+
+    answers: Mapping[str, tuple[int, Any]] = {
+        A: (200, {"totalTokens": 1}),
+        B: (400, {"error": {"code": 400, "message": f"API key not valid: {B}", "status": "INVALID_ARGUMENT"}}),
+        C: (429, {"error": {"code": 429, "message": "Quota exceeded", "status": "RESOURCE_EXHAUSTED"}}),
+        D: (307, {}),
+        "test-key-hello": (200, {"hello": "world"}),
+        "test-key-down": (503, {"error": {"code": 503, "message": "down", "status": "UNAVAILABLE"}}),
+    }
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def gemini() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
+    class Own(Gemini):
+        asked: list[tuple[str, bytes]] = []  # noqa: RUF012
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Own)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", Own.asked
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_check_asks_for_each_key_and_says_what_it_is_worth(shell: Shell) -> None:
+    lines = ["good: " + A, "bad: " + B, "spent: " + C, "moved: " + D, "hello: test-key-hello", "down: test-key-down"]
+    (shell.home / "key.txt").write_text("\n".join(lines))
+    with gemini() as (url, asked):
+        shell.settings = Settings(data=str(shell.home / "data"), upstream=url)
+        code, out, _ = shell("check")
+        assert (code, len(asked)) == (1, 6)
+        states = {line.split()[0]: line[line.index("…") + 1 :].strip("abcd ") for line in out.splitlines()[1:]}
+        assert states["good"].startswith("healthy")
+        assert states["bad"].startswith("invalid  ")
+        assert "invalid-key" in states["bad"]
+        assert states["spent"].startswith("no quota")
+        assert states["moved"].startswith("unclear")
+        assert states["hello"].startswith("unclear")
+        assert "not one of the Gemini API" in states["hello"]
+        assert "unreachable" in out.splitlines()[-1]
+
+        assert shell("check", "good", "--model", "models/gemini-x")[0] == 0
+        assert asked[-1][0] == "/v1beta/models/gemini-x:countTokens"
+        assert json.loads(asked[-1][1])["contents"]
+
+
+def test_a_disabled_key_is_checked_only_by_name(shell: Shell) -> None:
+    shell("add", "alice", stdin=A)
+    shell("disable", "alice")
+    with gemini() as (url, asked):
+        shell.settings = Settings(data=str(shell.home / "data"), upstream=url)
+        assert shell("check")[0] == 2
+        assert (shell("check", "alice")[0], len(asked)) == (0, 1)
+
+
+def test_nobody_at_the_address_is_unreachable(shell: Shell) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shell.settings = Settings(data=str(shell.home / "data"), upstream=f"http://127.0.0.1:{free.getsockname()[1]}")
+        shell("add", "alice", stdin=A)
+        code, out, _ = shell("check")
+    assert (code, "unreachable" in out) == (1, True)
+
+
+def test_each_command_has_help(shell: Shell) -> None:
+    for command in ("add", "list", "edit", "remove", "enable", "disable", "import", "check"):
+        code, out, _ = shell(command, "--help")
+        assert (code, "usage: pollux keys" in out) == (0, True)
+
+
+def test_the_docs_name_each_command_field_and_finding() -> None:
+    docs = (Path(__file__).parent.parent / "docs" / "keys.md").read_text()
+    words = [*(f"pollux keys {name}" for name in COMMANDS), *(f"| `{name}` |" for name in FIELDS)]
+    words += [*(f"`{name}`" for name in LIMITS), "`healthy`", "`invalid`", "`no quota`", "`unreachable`", "`unclear`"]
+    assert [word for word in words if word not in docs] == []
