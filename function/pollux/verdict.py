@@ -1,0 +1,263 @@
+"""PURE. What an upstream answer means for quota, key, project and client: a table of rules, the first match wins.
+
+How an error body is read is in error_body.py, which counter a 429 speaks of in quota_error.py, what is taken out of a
+message in redaction.py.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
+
+from pollux.error_body import ErrorBody, error_in_stream, read, retry_delay
+from pollux.quota_error import LONG, QuotaError, refused_by
+from pollux.redaction import redact
+
+__all__ = ["CAUSES", "RULES", "Rule", "Verdict", "describe", "error_in_stream", "judge", "judge_command", "redact"]
+__all__ += ["retry_delay", "until_midnight"]
+
+_PACIFIC = ZoneInfo("America/Los_Angeles")
+_MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    cause: str
+    blames: str  # "none" | "quota" | "key" | "project" | "model" | "client" | "gateway"; "pool" is for the pool to say
+    action: str  # "none" | "next-project" | "next-key" | "retry" | "to-client" | "same-project"
+    cooldown_s: float | None = None  # how long what is blamed rests, the first time; None: not at all
+    ceiling_s: float | None = None  # the cooldown doubles up to this while it repeats; None: it does not double
+    learned: Mapping[str, int] = field(default_factory=dict)
+    bucket: str | None = None  # the model that Google counts by; "counter/model" for a counter beside generation
+    message: str = ""  # short and redacted
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    error: ErrorBody
+    refused: QuotaError | None  # of a 429
+
+
+_Test = Callable[[_Case], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    cause: str
+    when: _Test
+    what: str  # what came, for the docs
+    blames: str
+    action: str
+    cooldown: float | Callable[[ErrorBody, float], float] | None = None
+    ceiling: float | None = None
+
+
+def until_midnight(now: float) -> float:
+    """Seconds to the next midnight in California: by the calendar, as two days of the year have 23 or 25 hours."""
+    try:
+        day = datetime.fromtimestamp(now, _PACIFIC).date() + timedelta(days=1)
+        return datetime(day.year, day.month, day.day, tzinfo=_PACIFIC).timestamp() - now
+    except (ValueError, OverflowError, OSError):
+        return _DAY
+
+
+def _a_minute(error: ErrorBody, now: float) -> float:
+    """`retryDelay` + 1 s (it is cut to whole seconds), else 60 s"""
+    return _MINUTE if error.delay is None else min(error.delay, LONG) + 1.0
+
+
+def _a_day(error: ErrorBody, now: float) -> float:
+    """`retryDelay` if above 10 min, else to the Pacific midnight; at most 1 h at a time"""
+    delay = error.delay if error.delay is not None and error.delay > LONG else until_midnight(now)
+    return min(max(1.0, delay), _HOUR)
+
+
+# A message may quote the request, and a client may write anything there. So what blames a key or a project looks at the
+# beginning of the message, or at fields that Google alone fills.
+
+
+def _code(*codes: int | None) -> _Test:
+    return lambda case: case.error.code in codes
+
+
+def _says(pattern: str, *codes: int) -> _Test:
+    compiled = re.compile(pattern, re.I)
+    return lambda case: case.error.code in codes and bool(compiled.search(case.error.message))
+
+
+def _begins(pattern: str, *codes: int) -> _Test:
+    return _says(rf"\A(?:Permission denied: )?(?:{pattern})", *codes)
+
+
+def _because(pattern: str) -> _Test:
+    compiled = re.compile(pattern)
+    return lambda case: any(compiled.fullmatch(reason) for reason in case.error.reasons)
+
+
+def _any(*tests: _Test) -> _Test:
+    return lambda case: any(test(case) for test in tests)
+
+
+def _quota(cause: str) -> _Test:
+    return lambda case: case.refused is not None and case.refused.cause == cause
+
+
+_QUOTES = _begins(r"\* |Invalid (?:JSON|value|field)|Unknown name|Unsupported|Proto field", 400)
+
+
+def _about_a_field(case: _Case) -> bool:
+    return case.error.code == 400 and not case.error.reasons and (case.error.echoes or _QUOTES(case))
+
+
+_AUTH = (400, 401, 403)
+
+# fmt: off
+RULES: tuple[Rule, ...] = (
+    Rule("ok", lambda c: 200 <= (c.error.code or 0) < 300, "2xx without an error in it", "none", "none"),
+    Rule("bad-request", _about_a_field, "400 about a field of the request, unknown or invalid", "client", "to-client"),
+    Rule("thought-signature", _says(r"thought[ _]?signature", 400),
+         "400 about a thought signature: once more where the conversation was served", "none", "same-project"),
+    Rule("model-access", _any(
+            _says(r"available to new users|not have access to it", 404),
+            _begins(r"[\w .-]{1,80} only (?:accessible|available) to (?:billed|paid)", 400, 403)),
+         '404 "no longer available to new users", 400 "only accessible to billed users"',
+         "quota", "next-project", _DAY),
+    Rule("not-found", _code(404, 410), "any other 404", "client", "to-client"),
+    Rule("bad-request", _any(
+            _begins(r"Multiple authentication credentials|Method doesn't allow unregistered callers", *_AUTH),
+            _begins(r"Request is missing required auth|Missing or invalid Authorization header", *_AUTH)),
+         "several credentials, or none: an error of the gateway's own", "gateway", "to-client"),
+    Rule("leaked-key", _begins(r"(?:Your|This) API key (?:was|has been) .{0,20}leaked", *_AUTH),
+         "403 leaked", "key", "next-key", _DAY),
+    Rule("suspended", _any(
+            _because("CONSUMER_SUSPENDED"),
+            _begins(r"Consumer .{1,120} has been suspended|This service has been disabled in this account", *_AUTH)),
+         "403 suspended (can also be a spend cap), or disabled for a violation of terms",
+         "key", "next-key", 10 * _MINUTE, _DAY),
+    Rule("suspended", _begins(r"Your project has been", *_AUTH),
+         "403 project denied access", "project", "next-project", 10 * _MINUTE, _DAY),
+    Rule("service-disabled", _any(
+            _because(r"(?:API_KEY_)?SERVICE_\w+|CONSUMER_\w+|PROJECT_\w+|USER_PROJECT_DENIED|SECURITY_POLICY_\w+"),
+            _begins(r"[\w ]{1,60} API has not been used in|Requests to this API .{1,300} are blocked", 403)),
+         "403 service disabled, or not among those that the key may use", "key", "next-key", _DAY),
+    Rule("referrer-blocked", _any(
+            _because(r"API_KEY_\w+_BLOCKED"),
+            _begins(r"Requests from .{1,300} are blocked|The provided API key has an IP address restriction", 403)),
+         "403 referrer, address or app that the key does not allow", "key", "next-key", _DAY),
+    Rule("resource-permission", _says(r"permission to access the|or it may not exist|\(or permission denied\)", 403),
+         "403 on a file, cache or tuned model of another project", "client", "to-client"),
+    Rule("location", _begins(r"User location is not supported(?!.*billing)", 400, 403),
+         "400 location: the gateway's own address is refused", "gateway", "to-client"),
+    Rule("location", _any(
+            _because(r"LOCATION_\w+"),
+            _begins(r"User location|Gemini API free tier is not available|Access to \S+ is restricted from", 400, 403)),
+         "400 no free tier in this country, 403 billing country: another project may be served",
+         "project", "next-project", _HOUR),
+    Rule("invalid-key", _any(
+            _because(r"API_KEY_(?:INVALID|EXPIRED)|ACCESS_TOKEN_\w+|ACCOUNT_STATE_INVALID"),
+            _begins(r"API key (?:not|expired|is)\b|Invalid (?:API|Auth)[ -]?key|Please \w+ a valid API key", *_AUTH),
+            _code(401)),
+         "400 `API_KEY_INVALID`, expired; 401", "key", "next-key", _DAY),
+    Rule("overloaded", _any(
+            _because("MODEL_CAPACITY_EXHAUSTED"),
+            _says(r"model is overloaded|experiencing high demand", 429)),
+         "429 for want of capacity: the model is overloaded, experiences high demand", "model", "retry"),
+    Rule("spend", _says(r"spend-based|spending rate", 402, 429),
+         "429 spend-based", "project", "next-project", _MINUTE, 10 * _MINUTE),
+    Rule("prepay", _any(
+            _because("BILLING_DISABLED"),
+            _says(r"prepay|prepaid|credits? (?:is|are) depleted|monthly spend|spend(?:ing)? cap", 402, 429),
+            _begins(r"This API method requires billing|.{0,40}billing (?:account )?.{0,60}(?:disabled|closed)", 403),
+            _code(402)),
+         "429 or 402 prepaid credit gone or monthly cap reached, 403 billing disabled",
+         "project", "next-project", _HOUR),
+    Rule("unknown-429", _quota("unknown-429"),
+         '429 without details, also as a page ("Sorry…")', "quota", "next-project", _MINUTE, 10 * _MINUTE),
+    Rule("unsupported", _quota("unsupported"), '429, a violation with limit 0, or "limit: 0" in the message',
+         "quota", "next-project", _DAY),
+    Rule("rpd", _quota("rpd"), "429, requests per day", "quota", "next-project", _a_day),
+    Rule("tpd", _quota("tpd"), "429, tokens per day", "quota", "next-project", _a_day),
+    Rule("rpm", _quota("rpm"), "429, requests per minute", "quota", "next-project", _a_minute),
+    Rule("tpm", _quota("tpm"), "429, tokens per minute", "quota", "next-project", _a_minute),
+    Rule("ipm", _quota("ipm"), "429, images per minute", "quota", "next-project", _a_minute),
+    Rule("network", _code(None), "no answer: reset, timeout", "model", "retry"),
+    Rule("deadline", _code(408, 499, 502, 504), "502, 504; 408, 499", "model", "retry"),
+    Rule("overloaded", _code(503, 529), "503", "model", "retry"),
+    Rule("internal", lambda c: (c.error.code or 0) >= 500, "500, and any other 5xx", "model", "retry"),
+    Rule("location", lambda c: c.error.code == 403 and c.error.html,
+         "403 as a page: the gateway's own address is refused", "gateway", "to-client"),
+    Rule("model-access", _code(403), '403 "The caller does not have permission", and any other 403',
+         "quota", "next-project", _DAY),
+    Rule("bad-request", lambda c: True, "other 400, 413, and any other status", "client", "to-client"),
+)
+# fmt: on
+
+CAUSES: Mapping[str, Rule] = {rule.cause: rule for rule in reversed(RULES)}
+"""Every cause, with the first of its rules."""
+
+
+def judge(status: int | None, body: bytes | str, *, now: float) -> Verdict:
+    """What an answer means. `status` None: no answer; `body` then may hold a WebSocket's close text, or be empty."""
+    if status is not None and 200 <= status < 300:
+        found = error_in_stream(body if isinstance(body, bytes) else body.encode("utf-8", "replace"))
+        if found is None:
+            return Verdict("ok", "none", "none")
+        body = found
+    error = read(status, body)
+    case = _Case(error, refused_by(error) if error.code == 429 else None)
+    rule = next(rule for rule in RULES if rule.when(case))
+    refused = case.refused if rule.blames == "quota" else None
+    return Verdict(
+        cause=rule.cause,
+        blames=rule.blames,
+        action=rule.action,
+        cooldown_s=rule.cooldown(error, now) if callable(rule.cooldown) else rule.cooldown,
+        ceiling_s=rule.ceiling,
+        learned=refused.learned if refused else {},
+        bucket=refused.bucket if refused else None,
+        message=_short(error.message) or ("no answer" if error.code is None else f"HTTP {error.code}"),
+    )
+
+
+def _short(message: str) -> str:
+    """One redacted line. Without control characters, which would move a terminal's cursor or forge a log line."""
+    printable = "".join(c if c.isprintable() else " " for c in redact(message)[:1000])
+    line = redact(" ".join(printable.split()))
+    return line if len(line) <= 200 else line[:199] + "…"
+
+
+def judge_command(status: int | None, text: bytes, now: float) -> str:
+    """The verdict on a body as JSON, for `pollux judge`."""
+    verdict = judge(status, text, now=now)
+    shown = {
+        "cause": verdict.cause,
+        "blames": verdict.blames,
+        "action": verdict.action,
+        "cooldown_s": None if verdict.cooldown_s is None else round(verdict.cooldown_s, 3),
+        "learned": dict(verdict.learned),
+        "bucket": verdict.bucket,
+        "message": verdict.message,
+    }
+    return json.dumps(shown, indent=2, ensure_ascii=False)
+
+
+def describe() -> str:
+    """The rules as a Markdown table, in their order: docs/verdicts.md holds it."""
+    lines = ["| what came | cause | blames | then | rests |", "|---|---|---|---|---|"]
+    lines += [f"| {rule.what} | `{rule.cause}` | {rule.blames} | {rule.action} | {_rests(rule)} |" for rule in RULES]
+    return "\n".join(lines) + "\n"
+
+
+def _rests(rule: Rule) -> str:
+    if rule.cooldown is None:
+        return "–"
+    if callable(rule.cooldown):
+        return rule.cooldown.__doc__ or ""
+    return _span(rule.cooldown) + (f", doubling to {_span(rule.ceiling)}" if rule.ceiling else "")
+
+
+def _span(seconds: float) -> str:
+    units = ((_DAY, "day"), (_HOUR, "h"), (_MINUTE, "min"))
+    return next(f"{seconds / size:g} {unit}" for size, unit in units if seconds >= size)
