@@ -1,0 +1,75 @@
+"""The models that the simulator knows unless it is told others: the bucket of each, and what it can do. PURE."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# Names from real lists of late 2026, with the buckets that 429s named: aliases and rerouted models share one.
+MODELS: Mapping[str, str] = {
+    **{
+        name: name
+        for name in (
+            "gemini-4-argon",
+            "gemini-4-carbon",
+            "gemini-3.8-flash",
+            "gemini-3.6-flash",
+            "gemini-3.5-flash-lite",
+            "gemini-3.1-flash-lite",
+            "gemini-2.5-pro",
+            "gemini-2.5-flash",
+            "gemini-2.5-flash-lite",
+            "gemini-3.1-flash-image",
+            "gemini-3.1-flash-lite-image",
+            "gemini-3-pro-image",
+            "gemini-3.8-flash-tts",
+            "gemini-3.1-flash-tts",
+            "gemini-embedding-2",
+            "gemini-omni-1.1-flash",
+            "imagen-4.0-generate-001",
+        )
+    },
+    "gemini-3.7-flash": "gemini-3.8-flash",
+    "gemini-3.5-flash": "gemini-3.6-flash",
+    "gemini-flash-latest": "gemini-3.8-flash",
+    "gemini-flash-lite-latest": "gemini-3.5-flash-lite",
+    "gemini-pro-latest": "gemini-3.1-pro",
+    "gemini-3.1-pro-preview": "gemini-3.1-pro",
+    "gemini-3.1-pro-preview-customtools": "gemini-3.1-pro",
+    "gemini-3-pro-preview": "gemini-3-pro",
+    "gemini-3-flash-preview": "gemini-3-flash",
+    "gemini-2.5-flash-image": "gemini-2.5-flash-preview-image",
+    "gemini-embedding-001": "gemini-embedding-1.0",
+    "gemma-4-31b-it": "gemma-4-31b",
+    "gemma-4-26b-a4b-it": "gemma-4-26b-a4b",
+    "gemma-3-27b-it": "gemma-3-27b",
+}
+
+_EMBED = ("embedContent", "batchEmbedContents", "countTokens")
+_PREDICT = ("predict", "countTokens")
+_GENERATE = ("generateContent", "streamGenerateContent", "countTokens")
+
+
+def methods(model: str) -> tuple[str, ...]:
+    """Told from the name: whatever neither embeds nor predicts, generates."""
+    if "embedding" in model:
+        return _EMBED
+    return _PREDICT if model.startswith(("imagen", "veo")) else _GENERATE
+
+
+def makes_images(model: str) -> bool:
+    return "image" in model
+
+
+def describe(model: str) -> dict[str, Any]:
+    return {
+        "name": f"models/{model}",
+        "version": "001",
+        "displayName": model.replace("-", " ").title(),
+        "description": f"A simulated {model}",
+        "inputTokenLimit": 1_048_576,
+        "outputTokenLimit": 65_536,
+        "supportedGenerationMethods": list(methods(model)),
+    }
+
+
+def describe_openai(model: str) -> dict[str, Any]:
+    return {"id": f"models/{model}", "object": "model", "owned_by": "google"}
