@@ -5,6 +5,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import logging
 import os
 import re
 import signal
@@ -217,7 +218,8 @@ def test_a_websocket_is_refused(simulator: Simulator, url: str) -> None:
     assert httpx.get(url + "/ws/anything", headers=handshake).status_code in (403, 404)
 
 
-def test_stopping_breaks_off_what_hangs(caplog: pytest.LogCaptureFixture) -> None:
+def test_stopping_breaks_off_what_hangs_and_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", "uvicorn.error")
     simulator = Simulator(demo_keys(1), {})
     simulator.faults.append(Fault(kind="hang"))
     with socket.socket() as client, running(simulator) as url:
@@ -229,6 +231,8 @@ def test_stopping_breaks_off_what_hangs(caplog: pytest.LogCaptureFixture) -> Non
         before = time.monotonic()
     assert time.monotonic() - before < 3
     assert not caplog.records
+    logging.getLogger("uvicorn.error").error("of another server")
+    assert len(caplog.records) == 1
 
 
 def test_serve_runs_in_this_loop_until_it_is_cancelled() -> None:

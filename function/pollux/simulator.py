@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import logging
 import socket
 import sys
 import threading
@@ -43,14 +44,14 @@ def demo_keys(count: int) -> list[tuple[str, str, str]]:
     return [(f"simulated-{i}", f"simulated-project-{i}", f"simulated-key-{i}") for i in range(1, count + 1)]
 
 
-def _server(simulator: Simulator) -> "uvicorn.Server":
+def _server(simulator: Simulator, log_level: str | None = "critical") -> "uvicorn.Server":
     import uvicorn  # not needed where the simulator is called in-process
 
     return uvicorn.Server(
         uvicorn.Config(
             simulator,
             log_config=None,
-            log_level="critical",  # broken connections are its business here, not an error to tell
+            log_level=log_level,
             access_log=False,
             server_header=False,
             proxy_headers=False,
@@ -80,7 +81,7 @@ async def serve(
 ) -> None:
     """Serve in this loop until cancelled. `started` is told the URL. OSError: the port is taken.
 
-    In the main thread uvicorn takes SIGINT and SIGTERM over; where that is unwanted, use `running`.
+    In the main thread uvicorn takes SIGINT and SIGTERM over, and all its loggers are silenced; else use `running`.
     """
     with _listen(host, port) as listener:
         server = _server(simulator)
@@ -98,7 +99,7 @@ async def serve(
 def running(simulator: Simulator, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
     """A simulator in a thread with a loop of its own; gives its URL. What runs at the end is broken off."""
     with _listen(host, port) as listener:
-        server = _server(simulator)
+        server = _server(simulator, log_level=None)
         failures: list[BaseException] = []
 
         def work() -> None:
@@ -107,7 +108,12 @@ def running(simulator: Simulator, host: str = "127.0.0.1", port: int = 0) -> Ite
             except BaseException as failure:
                 failures.append(failure)
 
-        thread = threading.Thread(target=work, name="simulator", daemon=True)
+        thread = threading.Thread(target=work, name=f"simulator-{id(server):x}", daemon=True)
+        # Calls that are broken off are no error here. uvicorn's loggers are one for all servers of the process, and a
+        # gateway may run beside this: so the thread is silenced, not the logger.
+        logger = logging.getLogger("uvicorn.error")
+        silence: Callable[[logging.LogRecord], bool] = lambda record: record.threadName != thread.name  # noqa: E731
+        logger.addFilter(silence)
         thread.start()
         try:
             while not server.started and thread.is_alive():
@@ -118,6 +124,7 @@ def running(simulator: Simulator, host: str = "127.0.0.1", port: int = 0) -> Ite
         finally:
             server.should_exit = True
             thread.join(10)
+            logger.removeFilter(silence)
 
 
 def _limit(text: str) -> int | None:
