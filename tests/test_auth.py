@@ -90,11 +90,11 @@ def test_without_an_admin_token_nobody_is_the_admin() -> None:
     ("client", "admin", "setting"),
     [
         ([""], None, "POLLUX_TOKEN, entry 1"),
-        ([ALICE, "short-1"], None, "POLLUX_TOKEN, entry 2"),
-        (["alice=short-1"], None, "POLLUX_TOKEN, entry 1"),
+        ([ALICE, "abc"], None, "POLLUX_TOKEN, entry 2"),
+        (["alice=abc"], None, "POLLUX_TOKEN, entry 1"),
         (["two words-token"], None, "POLLUX_TOKEN, entry 1"),
         (["tökentökentöken"], None, "POLLUX_TOKEN, entry 1"),
-        ([ALICE], "short-1", "POLLUX_ADMIN_TOKEN"),
+        ([ALICE], "abc", "POLLUX_ADMIN_TOKEN"),
         ([f"alice={ALICE}"], ALICE, "POLLUX_ADMIN_TOKEN"),
     ],
 )

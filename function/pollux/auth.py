@@ -17,7 +17,7 @@ from urllib.parse import unquote_plus
 from pollux.keys import private
 from pollux.keys.entries import TOKEN_PREFIX
 
-SHORTEST = 8
+SHORTEST = 4
 CREDENTIALS = ("key", "access_token", "oauth_token")
 """The query parameters that carry a credential to Google."""
 

@@ -158,6 +158,12 @@ class Pool:
             case _:
                 return (-round(quota.room(owned.ledger.value, now, limits), 2), owned.used_at)
 
+    async def look(self, model: str, ask: Ask) -> Full | None:
+        """What every project says now, without reserving anything; None if one has a slot."""
+        await self.roster.ready()
+        found = await self._choose(model, ask, Tried())
+        return found if isinstance(found, Full) else None
+
     async def pick(self, model: str | None, tried: Tried) -> Key | None:
         """A healthy key for a call that takes no quota; the one used least recently."""
         await self.roster.ready()

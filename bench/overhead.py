@@ -1,0 +1,198 @@
+"""What the gateway costs: against a bare relay over the same upstream, in turn, as ratios of medians.
+
+python -m bench.overhead [--seconds 4] [--rounds 5] [--peer NAME=URL …]
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from bench.load import Result, load, request, upstream
+
+TOKEN = "bench-client-token"  # noqa: S105 - of a gateway that lives for this run only
+PATH = "/v1beta/models/gemini-2.5-flash:generateContent"
+STREAM_PATH = "/v1beta/models/gemini-2.5-flash:streamGenerateContent?alt=sse"
+LIMITS = {"rpm": 10_000_000, "tpm": 10_000_000_000, "rpd": 1_000_000_000}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def pin(core: int) -> None:
+    if hasattr(os, "sched_setaffinity") and (os.cpu_count() or 1) > 1:
+        os.sched_setaffinity(0, {core})
+
+
+@contextlib.contextmanager
+def process(command: Sequence[str], environment: Mapping[str, str], url: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A server of ours on the first core, up when this is entered and gone when it is left."""
+    child = subprocess.Popen(
+        [sys.executable, *command],
+        env={**os.environ, **environment},
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: pin(0),
+    )
+    try:
+        _wait_until_up(url, child)
+        yield child
+    finally:
+        child.terminate()
+        try:
+            child.wait(10)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def _wait_until_up(url: str, child: "subprocess.Popen[bytes]") -> None:
+    host, _, port = url.split("://")[1].partition(":")
+    for _ in range(2000):
+        if child.poll() is not None:
+            raise SystemExit(f"a server of the benchmark ended at its start, with code {child.returncode}")
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 0.2):
+            return
+        time.sleep(0.005)
+    raise SystemExit("a server of the benchmark did not start within 10 s")
+
+
+@contextlib.contextmanager
+def gateway(upstream_url: str, folder: Path, *, keys: int = 4) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    entries = [{"id": f"key-{i}", "api_key": f"bench-key-value-{i}", "limits": {"*": LIMITS}} for i in range(keys)]
+    file = folder / f"keys-{port}.json"
+    file.write_text(json.dumps({"providers": {"gemini": {"keys": entries}}}))
+    environment = {
+        "POLLUX_UPSTREAM": upstream_url,
+        "POLLUX_KEYS_FILE": str(file),
+        "POLLUX_STORE": f"sqlite:///{folder / f'store-{port}.db'}",
+        "POLLUX_DATA": str(folder),
+        "POLLUX_TOKEN": TOKEN,
+    }
+    with process(["-m", "pollux.cli", "serve", "--port", str(port)], environment, url) as child:
+        yield url, child
+
+
+@contextlib.contextmanager
+def bare_relay(upstream_url: str) -> Iterator[str]:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    flags = ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--lifespan", "off", "--port", str(port)]
+    with process(["-m", "uvicorn", "bench.bare_relay:app", *flags], {"BENCH_UPSTREAM": upstream_url}, url):
+        yield url
+
+
+def resident(child: "subprocess.Popen[bytes]") -> float:
+    """MB"""
+    status = Path(f"/proc/{child.pid}/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
+
+
+def time_to_first_answer(upstream_url: str, folder: Path) -> float:
+    began = time.perf_counter()
+    with gateway(upstream_url, folder) as (url, _):
+        asked = urllib.request.Request(url + PATH, b"{}", {"x-goog-api-key": TOKEN})  # noqa: S310 - our own URL
+        urllib.request.urlopen(asked, timeout=10).read()  # noqa: S310
+        return time.perf_counter() - began
+
+
+async def measure(
+    seconds: float, rounds: int, peers: Mapping[str, str], memory_requests: int
+) -> list[tuple[str, str, str]]:
+    pin(1)
+    headers = [("x-goog-api-key", TOKEN)]
+    rows: list[tuple[str, str, str]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        async with upstream() as target:
+            with bare_relay(target) as bare, gateway(target, folder) as (ours, _):
+                urls = {"direct": target, "bare relay": bare, "pollux": ours, **peers}
+                busy: dict[str, list[Result]] = {n: [] for n in urls}
+                alone: dict[str, list[Result]] = {n: [] for n in urls}
+                streams: dict[str, list[Result]] = {n: [] for n in urls}
+                for _round in range(rounds + 1):
+                    for which, url in urls.items():
+                        payload = request(url, PATH, headers)
+                        busy[which].append(await load(url, payload, connections=32, seconds=seconds))
+                        alone[which].append(await load(url, payload, connections=1, seconds=seconds / 4))
+                        stream = request(url, STREAM_PATH, headers)
+                        streams[which].append(await load(url, stream, connections=1, each=20))
+                rows = _table(urls, busy, alone, streams)
+            starts = [await asyncio.to_thread(time_to_first_answer, target, folder) for _ in range(5)]
+            rows.append(("start to first answer, s", f"{statistics.median(starts):.2f}", "at most 0.8"))
+            rows += await _memory(target, folder, memory_requests)
+    return rows
+
+
+def _table(
+    urls: Mapping[str, str],
+    busy: Mapping[str, list[Result]],
+    alone: Mapping[str, list[Result]],
+    streams: Mapping[str, list[Result]],
+) -> list[tuple[str, str, str]]:
+    """The first round warms up and does not count."""
+    rate = {n: statistics.median(r.per_second for r in busy[n][1:]) for n in urls}
+    median = {n: statistics.median(s for r in alone[n][1:] for s in r.whole) * 1000 for n in urls}
+    first = {n: statistics.median(s for r in streams[n][1:] for s in r.first) * 1000 for n in urls}
+    rows = [(f"{n}: requests/s at 32 connections", f"{rate[n]:,.0f}", "") for n in urls]
+    rows += [(f"{n}: median ms at 1 connection", f"{median[n]:.3f}", "") for n in urls]
+    rows += [(f"{n}: first byte of a stream, ms", f"{first[n]:.3f}", "") for n in urls]
+    failed = sum(r.failed for results in (busy, alone, streams) for n in results for r in results[n])
+    ratios = [a.per_second / b.per_second for a, b in zip(busy["pollux"][1:], busy["bare relay"][1:], strict=True)]
+    rows += [
+        ("pollux / bare relay, requests/s", f"{statistics.median(ratios):.2f}", "at least 0.6"),
+        ("pollux - bare relay, median ms", f"{median['pollux'] - median['bare relay']:.3f}", "at most 0.4"),
+        ("pollux - direct, first byte, ms", f"{first['pollux'] - first['direct']:.3f}", "at most 2"),
+        ("answers that were not 200", str(failed), "0"),
+    ]
+    return rows
+
+
+async def _memory(target: str, folder: Path, requests: int) -> list[tuple[str, str, str]]:
+    with gateway(target, folder) as (url, child):
+        payload = request(url, PATH, [("x-goog-api-key", TOKEN)])
+        await load(url, payload, connections=32, each=requests // 5 // 32)
+        early = resident(child)
+        await load(url, payload, connections=32, each=requests * 4 // 5 // 32)
+        late = resident(child)
+    return [
+        (f"MB after {requests // 5:,} requests", f"{early:.1f}", ""),
+        (f"MB after {requests:,} requests", f"{late:.1f}", "under 90"),
+        ("growth in between, MB", f"{late - early:.1f}", "none"),
+    ]
+
+
+def show(rows: Sequence[tuple[str, str, str]]) -> None:
+    for what, value, asked in rows:
+        print(f"  {what:<45} {value:>10}  {asked}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement at 32 connections")
+    parser.add_argument("--rounds", type=int, default=5, help="after one that warms up")
+    parser.add_argument("--memory-requests", type=int, default=100_000)
+    parser.add_argument(
+        "--peer", action="append", default=[], metavar="NAME=URL", help="another gateway, for comparison"
+    )
+    chosen = parser.parse_args()
+    peers = dict(peer.split("=", 1) for peer in chosen.peer)
+    show(asyncio.run(measure(chosen.seconds, chosen.rounds, peers, chosen.memory_requests)))
+
+
+if __name__ == "__main__":
+    main()

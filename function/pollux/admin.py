@@ -1,0 +1,186 @@
+"""What an operator sees over HTTP: /admin/status and /admin/explain. Only with the admin token; never a key's value."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, unquote
+
+from pollux import __version__, quota, reasons
+from pollux.inbound import Scope, Send
+from pollux.quota import Refusal
+from pollux.roster import Project, Quota, Roster
+from pollux.windows import MINUTE_LIMITS, Limits, Want, day_of
+
+if TYPE_CHECKING:
+    from pollux.app import App
+
+
+async def serve(app: "App", scope: Scope, send: Send) -> None:
+    status, answer = await _answer(app, scope)
+    body = b"" if scope["method"] == "HEAD" else json.dumps(answer, ensure_ascii=False).encode() + b"\n"
+    headers = [(b"content-type", b"application/json; charset=utf-8"), (b"cache-control", b"no-store")]
+    headers.append((b"content-length", b"%d" % len(body)))
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _answer(app: "App", scope: Scope) -> tuple[int, dict[str, Any]]:
+    if not app.tokens.admin(scope["headers"]):
+        return 401, _error(401, "UNAUTHENTICATED", "the admin token is needed, as Authorization: Bearer")
+    if scope["method"] not in ("GET", "HEAD"):
+        return 405, _error(405, "INVALID_ARGUMENT", "only GET is known here")
+    path: str = scope["path"].rstrip("/")
+    if path == "/admin/status":
+        return 200, await status(app)
+    if path == "/admin/explain":
+        asked = parse_qs(scope.get("query_string", b"").decode("latin-1"))
+        model, tokens = asked.get("model", [""])[0], asked.get("tokens", ["0"])[0]
+        if not model or not tokens.isascii() or not tokens.isdigit():
+            return 400, _error(400, "INVALID_ARGUMENT", "expected ?model=NAME and, if wished, &tokens=N")
+        return 200, await explain(app, model, int(tokens))
+    if path.startswith("/admin/requests/"):
+        record = app.journal.find(unquote(path.removeprefix("/admin/requests/")))
+        if record is not None:
+            return 200, record.as_json()
+        return 404, _error(404, "NOT_FOUND", "this request is not among the last 1000 of this instance")
+    return 404, _error(404, "NOT_FOUND", "known are /admin/status, /admin/explain?model= and /admin/requests/ID")
+
+
+def _error(code: int, status_: str, message: str) -> dict[str, Any]:
+    return {"error": {"code": code, "message": message, "status": status_}}
+
+
+async def status(app: "App") -> dict[str, Any]:
+    """Keys, projects and quotas as the store and this instance know them."""
+    roster = app.roster
+    await roster.load_all()
+    now = app.pool.now()
+    quotas = [_quota(roster, owned, now) for _, owned in sorted(roster.quotas.items())]
+    counters = roster.counters
+    return {
+        "version": __version__,
+        "now": round(now, 3),
+        "day_ends": day_of(now)[2],
+        "strategy": app.settings.strategy,
+        "window": app.settings.window,
+        "upstream": app.settings.upstream,
+        "keys": [_key(roster, key, now) for project in roster.projects.values() for key in project.keys],
+        "projects": [_project(roster, project, now) for project in roster.projects.values()],
+        "quotas": [entry for entry in quotas if entry],
+        "pool": {
+            "waiting": app.pool.waiting,
+            "paused_until": app.pool.pause_until if app.pool.pause_until > now else None,
+            "suspicion": _suspicion(app, now),
+            "problems": [str(problem) for problem in getattr(app.keyring, "problems", ())],
+            **app.journal.totals(),
+        },
+        "store": {"commits": counters.commits, "conflicts": counters.conflicts, "reads": counters.reads},
+    }
+
+
+def _suspicion(app: "App", now: float) -> str | None:
+    if app.pool.pause_until > now:
+        return "all projects were refused within seconds although they had room: Google may limit this address"
+    if app.journal.causes["location"]:
+        return "Google refused this gateway's own location"
+    return None
+
+
+def _resting(entry: Any, now: float) -> dict[str, Any]:
+    if entry is None or entry.until <= now:
+        return {"state": "healthy", "until": None, "why": None}
+    return {"state": "aside", "until": entry.until, "why": reasons.words(entry.reason), "cause": entry.reason}
+
+
+def _key(roster: Roster, key: Any, now: float) -> dict[str, Any]:
+    shown = _resting(roster.health.value.keys.get(key.id), now)
+    if not key.enabled:
+        shown["state"] = "disabled"
+    return {"id": key.id, "project": key.project, "tier": key.tier, **shown}
+
+
+def _project(roster: Roster, project: Project, now: float) -> dict[str, Any]:
+    models = {
+        name.partition("/")[2]: _resting(entry, now)
+        for name, entry in roster.health.value.models.items()
+        if name.partition("/")[0] == project.name and entry.until > now
+    }
+    shown = _resting(roster.health.value.projects.get(project.name), now)
+    return {"project": project.name, "keys": len(project.keys), **shown, "models_aside": models}
+
+
+def _quota(roster: Roster, owned: Quota, now: float) -> dict[str, Any] | None:
+    project = roster.projects.get(owned.project)
+    state = owned.ledger.value
+    if project is None or (not state.slots and not state.days and state.cooldown is None):
+        return None
+    limits = roster.limits(project, owned.bucket)
+    used = quota.used(state, now)
+    day, _, ends = day_of(now, state.zone)
+    requests, tokens = state.days.get(day, (0, 0))
+    usage = dict(zip(MINUTE_LIMITS, used, strict=True)) | {"rpd": requests, "tpd": tokens}
+    found = quota.find(state, now, Want(), limits, math.inf)
+    cooling = state.cooldown if state.cooldown and state.cooldown.until > now else None
+    return {
+        "project": owned.project,
+        "model": owned.bucket,
+        "used": usage,
+        "limits": dict(limits),
+        "left": {name: max(0, limit - usage.get(name, 0)) for name, limit in limits.items()},
+        "learned": {name: value for name, (value, _) in state.learned.items()},
+        "cooldown_until": cooling.until if cooling else None,
+        "cooldown_why": reasons.words(f"cooling:{cooling.reason}") if cooling else None,
+        "next_slot": None if isinstance(found, Refusal) else max(now, found.start),
+        "day": day,
+        "day_ends": ends,
+        "served": owned.served,
+        "refused_upstream": owned.refused,
+    }
+
+
+async def explain(app: "App", model: str, tokens: int) -> dict[str, Any]:
+    """For every model of the chain and every project: the earliest slot, and what holds it back."""
+    roster = app.roster
+    await roster.load_all()
+    chain = roster.catalog.chain(model, app.settings.mode)
+    now = max(app.pool.now(), app.pool.pause_until)
+    candidates = []
+    for name in chain:
+        able, refusals = roster.candidates(name, (), (), now)
+        keys = {project.name: key.id for project, key in able}
+        for project in roster.projects.values():
+            found: quota.Slot | Refusal
+            limits: Limits = roster.limits(project, name)
+            if project.name in keys:
+                state = roster.quota(project.name, roster.bucket(name)).ledger.value
+                found = quota.find(state, now, Want(1, tokens), limits, math.inf, app.settings.window)
+                held = quota.find(state, now, Want(1, tokens), limits, now, app.settings.window)
+            else:
+                found = held = refusals.get(project.name, Refusal(math.inf, "disabled"))
+            candidates.append(_outlook(name, project, keys.get(project.name), found, held, limits, now))
+    return {"model": model, "tokens": tokens, "chain": list(chain), "now": round(now, 3), "candidates": candidates}
+
+
+def _outlook(
+    model: str,
+    project: Project,
+    key: str | None,
+    found: "quota.Slot | Refusal",
+    held: "quota.Slot | Refusal",
+    limits: Mapping[str, int],
+    now: float,
+) -> dict[str, Any]:
+    earliest = found.until if isinstance(found, Refusal) else max(now, found.start)
+    why = reasons.words(held.why) if isinstance(held, Refusal) else "free now"
+    return {
+        "model": model,
+        "project": project.name,
+        "key": key,
+        "earliest": None if earliest == math.inf else round(earliest, 3),
+        "wait_s": None if earliest == math.inf else round(max(0.0, earliest - now), 1),
+        "why": why,
+        "limits": dict(limits),
+    }

@@ -1,0 +1,165 @@
+"""`pollux status` and `pollux explain`: what a running gateway says of itself, for people or as JSON for scripts."""
+
+import argparse
+import json
+import math
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from pollux.settings import Settings
+
+WATCH_EVERY = 2.0
+
+
+class AskError(Exception):
+    """The gateway gave no answer that can be shown: what happened, and what to do."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def run(namespace: argparse.Namespace, settings: Settings) -> int:
+    try:
+        token = settings.admin_token or _kept_token(settings)
+        if namespace.command == "status":
+            return _status(namespace, token)
+        return _explain(namespace, token)
+    except AskError as error:
+        print(f"pollux {namespace.command}: {error}", file=sys.stderr)
+        return 2
+
+
+def _kept_token(settings: Settings) -> str:
+    path = Path(settings.data) / "tokens.json"
+    try:
+        return str(json.loads(path.read_text())["admin"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise AskError(f"no admin token: set POLLUX_ADMIN_TOKEN ({path} has none either)") from None
+
+
+def ask(url: str, path: str, token: str) -> dict[str, Any]:
+    if not url.startswith(("http://", "https://")):
+        raise AskError(f"{url} is no URL; expected one such as http://127.0.0.1:3145")
+    request = urllib.request.Request(url.rstrip("/") + path, headers={"authorization": f"Bearer {token}"})  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+            found: dict[str, Any] = json.load(answer)
+            return found
+    except urllib.error.HTTPError as error:
+        try:
+            message = json.load(error)["error"]["message"]
+        except (ValueError, KeyError, TypeError):
+            message = error.reason
+        raise AskError(f"{url} answers {error.code}: {message}", error.code) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise AskError(f"no gateway answers at {url} ({reason}); start it with `pollux serve`") from None
+
+
+def _status(namespace: argparse.Namespace, token: str) -> int:
+    while True:
+        found = ask(namespace.url, "/admin/status", token)
+        text = json.dumps(found, indent=2) if namespace.json else status_text(found)
+        if namespace.watch and not namespace.json:
+            sys.stdout.write("\x1b[2J\x1b[H" if sys.stdout.isatty() else "\n")
+        print(text, flush=True)
+        if not namespace.watch:
+            return 0
+        time.sleep(WATCH_EVERY)
+
+
+def _explain(namespace: argparse.Namespace, token: str) -> int:
+    what = namespace.what
+    if len(what) == 16 and all(c in "0123456789abcdef" for c in what):
+        found = ask(namespace.url, f"/admin/requests/{quote(what, safe='')}", token)
+        print(json.dumps(found, indent=2) if namespace.json else request_text(found))
+    else:
+        query = urlencode({"model": what, "tokens": max(0, namespace.tokens)})
+        found = ask(namespace.url, f"/admin/explain?{query}", token)
+        print(json.dumps(found, indent=2) if namespace.json else explain_text(found))
+    return 0
+
+
+def status_text(found: Mapping[str, Any]) -> str:
+    now, pool = found["now"], found["pool"]
+    statuses = ", ".join(f"{count} x {status}" for status, count in pool["statuses"].items()) or "none yet"
+    lines = [
+        f"Pollux {found['version']} in front of {found['upstream']}, strategy {found['strategy']}, "
+        f"window {found['window']}",
+        f"requests: {pool['requests']} ({statuses}), {pool['under_way']} under way, {pool['waiting']} waiting",
+    ]
+    if pool["suspicion"]:
+        lines.append(f"SUSPICION: {pool['suspicion']}")
+    lines += [f"PROBLEM: {problem}" for problem in pool["problems"]]
+    keys = [
+        (key["id"], key["project"], key["tier"] or "-", key["state"], _until(key["until"], now), key["why"] or "")
+        for key in found["keys"]
+    ]
+    lines += ["", *table(("KEY", "PROJECT", "TIER", "STATE", "UNTIL", "WHY"), keys)]
+    quotas = [
+        (
+            quota["project"],
+            quota["model"],
+            *(_share(quota, name) for name in ("rpm", "tpm", "rpd")),
+            _until(quota["cooldown_until"], now) or _until(quota["next_slot"], now) or "now",
+            quota["cooldown_why"] or "",
+        )
+        for quota in found["quotas"]
+    ]
+    if quotas:
+        lines += ["", *table(("PROJECT", "MODEL", "RPM", "TPM", "RPD", "NEXT SLOT", "WHY"), quotas)]
+    return "\n".join(lines)
+
+
+def _share(quota: Mapping[str, Any], name: str) -> str:
+    limit = quota["limits"].get(name)
+    return f"{quota['used'][name]}/{'?' if limit is None else limit}"
+
+
+def _until(moment: float | None, now: float) -> str:
+    if moment is None or moment <= now:
+        return ""
+    away = math.ceil(moment - now)
+    return f"in {away} s" if away < 120 else datetime.fromtimestamp(moment).strftime("%d %b %H:%M")
+
+
+def explain_text(found: Mapping[str, Any]) -> str:
+    rows = []
+    for candidate in found["candidates"]:
+        wait = candidate["wait_s"]
+        when = "never" if wait is None else "now" if wait == 0 else _until(candidate["earliest"], found["now"])
+        limits = " ".join(f"{name}={value}" for name, value in candidate["limits"].items()) or "not known"
+        rows.append((candidate["model"], candidate["project"], candidate["key"] or "-", when, candidate["why"], limits))
+    head = f"{found['model']}, {found['tokens']} tokens; tried in this order: {' -> '.join(found['chain'])}"
+    return "\n".join([head, "", *table(("MODEL", "PROJECT", "KEY", "EARLIEST", "WHY", "LIMITS"), rows)])
+
+
+def request_text(found: Mapping[str, Any]) -> str:
+    at = datetime.fromtimestamp(found["at"]).strftime("%Y-%m-%d %H:%M:%S")
+    lines = [
+        f"request {found['id']} of {found['client'] or 'an unknown client'}, {at}: "
+        f"{found['call']} {found['model']} -> {found['status']}",
+        f"  waited {found['waited_ms']} ms, first byte after {found['first_byte_ms']} ms, total {found['total_ms']} ms",
+        f"  tokens: {found['tokens_estimated']} estimated, {found['tokens']} reported",
+    ]
+    for number, attempt in enumerate(found["attempts"], 1):
+        where = f"{attempt['project']} (key {attempt['key']})" if attempt["project"] else "no project"
+        detail = f": {attempt['detail']}" if attempt.get("detail") else ""
+        lines.append(f"  {number}. {attempt['model']} on {where}: {attempt['cause']}{detail}")
+    if found["reason"] or found["ended"]:
+        lines.append(f"  ended: {found['reason'] or found['ended']}")
+    return "\n".join(lines)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    cells = [head, *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]

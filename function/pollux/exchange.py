@@ -1,0 +1,117 @@
+"""One request as the relay works on it: what came, what goes upstream for a given key and model, and its record."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pollux import wire, wire_body
+from pollux.estimate import estimate
+from pollux.journal import Attempt, Record
+from pollux.keys import Secret
+from pollux.outbound import Reply
+from pollux.pool import Ask
+from pollux.windows import Want
+from pollux.wire import Call
+
+OPENING = 1000
+"""Characters of a conversation's opening by which it is known again."""
+
+
+@dataclass(slots=True)
+class Exchange:
+    call: Call
+    method: str
+    headers: Sequence[tuple[str, str]]
+    """What travels upstream of the client's headers; the credential is added for each attempt."""
+    body: bytes
+    readable: bytes
+    """The body as it reads: inflated, if it came compressed."""
+    parsed: Mapping[str, Any] | None
+    record: Record
+    reply: Reply
+    deadline: float
+    patient: bool = True
+    stream: str = "no"
+    fallback: bool = True
+    mode: str = "both"
+    prefer_key: str | None = None
+    sticky: str | None = None
+
+    def may_try(self, most: int) -> bool:
+        return self.record.sent < most
+
+    def noted(self, attempt: Attempt) -> None:
+        self.record.attempts.append(attempt)
+
+    @property
+    def stream_form(self) -> str:
+        return "openai-sse" if self.call.api == "openai" else self.stream
+
+    def ask(self, generation: int) -> Ask:
+        """What it takes of a quota, by estimate."""
+        found = estimate(self.parsed, size=len(self.readable), verb=self.call.verb, generation=generation)
+        want = Want(found.requests, found.tokens, found.images)
+        return Ask(want, self.deadline, self.patient, self.sticky, self.prefer_key)
+
+    def outgoing(self, key: Secret, model: str | None) -> tuple[str, list[tuple[str, str]], bytes]:
+        """Target, headers and body of an attempt: the client's own, but for the credential and, perhaps, the model."""
+        call, body, headers = self.call, self.body, list(self.headers)
+        path = call.path
+        if model is not None and model != call.model:
+            if call.api == "native":
+                path = wire.path_for(call, model)
+            elif self.body:
+                body = wire_body.replace_model(self.readable, model)
+                headers = [(name, value) for name, value in headers if name != "content-encoding"]
+        if call.api == "openai":
+            headers.append(("authorization", f"Bearer {key.reveal()}"))
+        else:
+            headers.append(("x-goog-api-key", key.reveal()))
+        return (f"{path}?{call.query}" if call.query else path), headers, body
+
+    def size_question(self, model: str) -> tuple[str, bytes] | None:
+        """The countTokens call that tells this request's size; None where none fits."""
+        if self.call.kind != "generate" or self.parsed is None:
+            return None
+        inner = dict(self.parsed) if self.call.api == "native" else _as_contents(self.parsed)
+        if not inner:
+            return None
+        body = {"generateContentRequest": {**inner, "model": f"models/{model}"}}
+        version = self.call.path.split("/")[1]
+        return f"/{version}/models/{model}:countTokens", json.dumps(body).encode()
+
+
+def _as_contents(parsed: Mapping[str, Any]) -> dict[str, Any]:
+    """The text of an OpenAI-shaped chat, for counting only."""
+    messages = parsed.get("messages")
+    texts = [part for message in messages for part in _texts(message)] if isinstance(messages, list) else []
+    return {"contents": [{"role": "user", "parts": [{"text": text} for text in texts]}]} if texts else {}
+
+
+def _texts(message: Any) -> list[str]:
+    """The texts of a native content or an OpenAI message."""
+    if not isinstance(message, Mapping):
+        return []
+    parts = message.get("parts", message.get("content"))
+    if isinstance(parts, str):
+        return [parts]
+    if not isinstance(parts, list):
+        return []
+    return [part["text"] for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
+
+
+def conversation(client: str, parsed: Mapping[str, Any] | None) -> str | None:
+    """By what a conversation is known again: its client, its instruction and its first message."""
+    if parsed is None:
+        return None
+    turns = parsed.get("contents") or parsed.get("messages")
+    if not isinstance(turns, list) or not turns:
+        return None
+    system = parsed.get("systemInstruction") or parsed.get("system_instruction")
+    instructed = isinstance(turns[0], Mapping) and turns[0].get("role") in ("system", "developer")
+    opening = [text[:OPENING] for turn in (system, *turns[: 1 + instructed]) for text in _texts(turn)[:2]]
+    if not opening:
+        return None
+    return hashlib.blake2b("\0".join([client, *opening]).encode("utf-8", "replace"), digest_size=12).hexdigest()

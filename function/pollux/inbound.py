@@ -1,0 +1,120 @@
+"""What a client sends, from ASGI: its body within the limits, and whether it is still there. `wire` reads it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+RawHeaders = Iterable[tuple[bytes, bytes]]
+
+WATCH_AFTER = 0.05
+
+
+class RequestError(Exception):
+    """A request ends with an error of our own. `reason` is one of wire.ERRORS."""
+
+    def __init__(self, reason: str, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.retry_after = retry_after
+
+
+class ClientGoneError(Exception):
+    """The client left before its request was complete."""
+
+
+class BodyMemory:
+    """How many bytes of request bodies are held at once, over all requests."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.held = 0
+
+    def hold(self, size: int) -> None:
+        if self.held + size > self.most:
+            raise RequestError(
+                "OVERLOADED_GATEWAY",
+                f"request bodies under way fill the memory set aside for them ({self.most} bytes, POLLUX_BODY_MEMORY)",
+                retry_after=2.0,
+            )
+        self.held += size
+
+    def release(self, size: int) -> None:
+        self.held -= size
+
+
+def header(headers: RawHeaders, name: bytes) -> str | None:
+    for key, value in headers:
+        if key == name:
+            return value.decode("latin-1")
+    return None
+
+
+async def read_body(headers: RawHeaders, receive: Receive, limit: int, memory: BodyMemory) -> bytes:
+    """The whole body. Too large a one is refused by its Content-Length, or as soon as it has grown too large.
+
+    What is held is released by the caller: it holds exactly len(body) when this returns, nothing when it raises.
+    """
+    declared = header(headers, b"content-length") or ""
+    expected = int(declared) if declared.isascii() and declared.isdigit() else 0
+    if expected > limit:
+        raise _too_large(limit)
+    memory.hold(expected)
+    held, size = expected, 0
+    chunks: list[bytes] = []
+    try:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            if chunk := message.get("body", b""):
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > limit:
+                    raise _too_large(limit)
+                if size > held:
+                    memory.hold(size - held)
+                    held = size
+            if not message.get("more_body", False):
+                break
+    except BaseException:
+        memory.release(held)
+        raise
+    memory.release(held - size)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _too_large(limit: int) -> RequestError:
+    return RequestError("BODY_TOO_LARGE", f"the request body is larger than {limit} bytes (POLLUX_MAX_BODY)")
+
+
+class Watch:
+    """Cancels the current task when the client leaves. Quick requests never pay: it looks only after a moment."""
+
+    def __init__(self, receive: Receive, after: float = WATCH_AFTER) -> None:
+        self.gone = False
+        self._receive = receive
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._listener: asyncio.Task[None] | None = None
+        self._timer = self._loop.call_later(after, self._begin)
+
+    def _begin(self) -> None:
+        self._listener = self._loop.create_task(self._listen())
+
+    async def _listen(self) -> None:
+        # Under the Functions Framework `send` never raises: only `receive` tells that the client is gone.
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def stop(self) -> None:
+        self._timer.cancel()
+        if self._listener is not None:
+            self._listener.cancel()

@@ -1,0 +1,114 @@
+"""What happened to requests: one record each, kept for `explain`, counted for `status`, and written as one log line."""
+
+import secrets
+import time
+from collections import Counter, OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+KEPT = 1000
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One call upstream, or one search for a slot that found none."""
+
+    model: str
+    project: str
+    key: str
+    cause: str
+    status: int | None
+    detail: str = ""
+    waited: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        shown = {"model": self.model, "project": self.project, "key": self.key, "cause": self.cause}
+        if self.status is not None:
+            shown["status"] = str(self.status)
+        if self.detail:
+            shown["detail"] = self.detail
+        if self.waited >= 0.0005:
+            shown["waited_ms"] = str(round(self.waited * 1000))
+        return shown
+
+
+@dataclass(slots=True)
+class Record:
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    started: float = field(default_factory=time.monotonic)
+    at: float = field(default_factory=time.time)
+    client: str = ""
+    api: str = "native"
+    what: str = ""
+    asked: str = ""
+    used: str = ""
+    key: str = ""
+    project: str = ""
+    attempts: list[Attempt] = field(default_factory=list)
+    sent: int = 0
+    """How often something went upstream for it."""
+    waited: float = 0.0
+    first_byte: float | None = None
+    estimated: int = 0
+    tokens: int | None = None
+    status: int = 0
+    reason: str = ""
+    ended: str = ""
+    """How a stream ended, if not well: truncated, broken, error, client-gone."""
+    total: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "at": round(self.at, 3),
+            "client": self.client,
+            "call": self.what,
+            "model": self.asked,
+            "model_used": self.used,
+            "key": self.key,
+            "project": self.project,
+            "attempts": [attempt.as_json() for attempt in self.attempts],
+            "waited_ms": round(self.waited * 1000),
+            "first_byte_ms": None if self.first_byte is None else round(self.first_byte * 1000, 1),
+            "total_ms": round(self.total * 1000, 1),
+            "tokens_estimated": self.estimated,
+            "tokens": self.tokens,
+            "status": self.status,
+            "reason": self.reason,
+            "ended": self.ended,
+        }
+
+
+class Journal:
+    def __init__(self) -> None:
+        self.started_at = time.time()
+        self.requests = 0
+        self.statuses: Counter[int] = Counter()
+        self.causes: Counter[str] = Counter()
+        self.endings: Counter[str] = Counter()
+        self.under_way = 0
+        self._recent: OrderedDict[str, Record] = OrderedDict()
+
+    def close(self, record: Record) -> None:
+        record.total = time.monotonic() - record.started
+        self.requests += 1
+        self.statuses[record.status] += 1
+        for attempt in record.attempts:
+            self.causes[attempt.cause] += 1
+        if record.ended:
+            self.endings[record.ended] += 1
+        self._recent[record.id] = record
+        if len(self._recent) > KEPT:
+            self._recent.popitem(last=False)
+
+    def find(self, request_id: str) -> Record | None:
+        return self._recent.get(request_id)
+
+    def totals(self) -> dict[str, Any]:
+        return {
+            "requests": self.requests,
+            "under_way": self.under_way,
+            "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
+            "causes": dict(self.causes.most_common()),
+            "endings": dict(self.endings),
+        }

@@ -1,0 +1,133 @@
+"""What goes back to a client: Google's bytes as they come, or an error of our own in the shape of the API called."""
+
+import re
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from pollux import wire_error
+from pollux.inbound import Send
+from pollux.journal import Record
+from pollux.stream import StreamReader
+from pollux.upstream import Answer, UpstreamError
+
+WHOLE_MOST = 1 << 20
+"""An answer up to this size is read whole before it starts to leave: a connection that breaks can still be retried."""
+TAIL = 1 << 14
+_TOKENS = re.compile(rb'(?<!\\)"(?:promptTokenCount|prompt_tokens|total_input_tokens)"\s*:\s*(\d{1,15})')
+
+Settle = Callable[[int | None], Awaitable[None]]
+
+
+class BrokenAnswerError(Exception):
+    """The answer broke after it had begun, and its form has no way to say so: the connection must be cut."""
+
+
+def prompt_tokens(body: bytes) -> int | None:
+    """The input tokens that an answer reports near its end."""
+    found = _TOKENS.findall(body[-TAIL:])
+    return int(found[-1]) if found else None
+
+
+class Reply:
+    """One answer to a client. Knows whether it has begun: from then on nothing can be retried."""
+
+    def __init__(self, send: Send, record: Record, *, head: bool, extra: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        self._send = send
+        self._record = record
+        self._head = head
+        self._extra = list(extra)
+        self.begun = False
+
+    async def begin(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        self.begun = True
+        record = self._record
+        record.status = status
+        record.first_byte = time.monotonic() - record.started
+        ours = [
+            (b"x-pollux-request-id", record.id.encode()),
+            (b"x-pollux-attempts", b"%d" % record.sent),
+            (b"x-pollux-wait-ms", b"%d" % (record.waited * 1000)),
+        ]
+        if record.key:
+            ours.append((b"x-pollux-key", record.key.encode("latin-1", "replace")))
+        if record.used:
+            ours.append((b"x-pollux-model", record.used.encode("latin-1", "replace")))
+        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *ours, *self._extra]})
+
+    async def chunk(self, data: bytes) -> None:
+        if data and not self._head:
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self, data: bytes = b"") -> None:
+        await self._send({"type": "http.response.body", "body": b"" if self._head else data, "more_body": False})
+
+    async def whole(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
+        headers = [(name, value) for name, value in headers if name != b"content-length"]
+        await self.begin(status, [*headers, (b"content-length", b"%d" % len(body))])
+        await self.end(body)
+
+    async def error(self, reason: str, message: str, *, retry_after: float | None = None) -> None:
+        """An error of our own; after the start nothing can be said any more."""
+        record = self._record
+        kind = wire_error.ERRORS[reason]
+        record.reason = reason
+        body = wire_error.error_body(
+            record.api, kind.http, kind.status, message, retry_after=retry_after, reason=reason, request_id=record.id
+        )
+        headers = [(b"content-type", b"application/json; charset=utf-8")]
+        if retry_after is not None:
+            headers.append((b"retry-after", b"%d" % max(1, -int(-retry_after // 1))))
+        await self.whole(kind.http, headers, body)
+
+
+async def pass_whole(
+    reply: Reply, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes, settle: Settle
+) -> None:
+    """A plain answer that was read whole. Its last bytes wait for the settlement."""
+    await settle(prompt_tokens(body))
+    await reply.whole(status, headers, body)
+
+
+async def pass_on(reply: Reply, answer: Answer, headers: Sequence[tuple[bytes, bytes]], settle: Settle) -> None:
+    """A large or endless plain answer, in the pieces in which it comes."""
+    await reply.begin(answer.status, headers)
+    tail, held = b"", b""
+    try:
+        while data := await answer.chunk():
+            await reply.chunk(held)
+            held, tail = data, (tail + data)[-TAIL:]
+    except UpstreamError as error:
+        raise BrokenAnswerError(str(error)) from None
+    await settle(prompt_tokens(tail))
+    await reply.end(held)
+
+
+async def pass_stream(
+    reply: Reply,
+    answer: Answer,
+    headers: Sequence[tuple[bytes, bytes]],
+    reader: StreamReader,
+    first: bytes,
+    settle: Settle,
+) -> str:
+    """A stream whose first content is in `first`. Returns how it ended: "" is well."""
+    await reply.begin(answer.status, [(n, v) for n, v in headers if n != b"content-length"])
+    await reply.chunk(first)
+    ended = ""
+    try:
+        while data := await answer.chunk():
+            reader.feed(data)
+            await reply.chunk(data)
+        reader.close()
+    except UpstreamError as error:
+        ended = "broken"
+        await reply.chunk(
+            wire_error.stream_error(reader.form, 503, "UNAVAILABLE", f"the stream from Gemini broke: {error}")
+        )
+    if not ended and reader.error is not None:
+        ended = "error"
+    elif not ended and not reader.finished:
+        ended = "truncated"
+    await settle(reader.prompt_tokens)
+    await reply.end()
+    return ended

@@ -1,0 +1,99 @@
+"""PURE. Why there is no slot, in words for people, and the error that a client gets for it."""
+
+import math
+from collections.abc import Mapping
+
+from pollux.inbound import RequestError
+from pollux.quota import DAY, Refusal
+from pollux.windows import day_of
+
+WORDS = {
+    "busy": "no slot is free",
+    "rpm": "the requests per minute are used up",
+    "tpm": "the tokens per minute are used up",
+    "ipm": "the images per minute are used up",
+    "rpd": "the requests of the day are spent",
+    "tpd": "the tokens of the day are spent",
+    "midnight": "the Pacific midnight is a second away",
+    "too-large": "the request is larger than the limit",
+    "unsupported": "the limit is 0: this model is not on the project's tier",
+    "unknown-429": "Google refused without saying why",
+    "spend": "the spend-based limit was reached",
+    "prepay": "the prepaid credit is gone",
+    "invalid-key": "Google says that the key is not valid",
+    "leaked-key": "Google blocked the key as leaked",
+    "suspended": "Google suspended the key's project",
+    "service-disabled": "the Gemini API is disabled or blocked for the key",
+    "referrer-blocked": "the key is restricted to certain referrers",
+    "model-access": "the project has no access to this model",
+    "key-source": "the key's value cannot be read",
+}
+SPENT = frozenset({"rpd", "tpd"})
+KEYLESS = frozenset(
+    {"invalid-key", "leaked-key", "suspended", "service-disabled", "referrer-blocked", "key-source", "prepay"}
+)
+
+
+def cause_of(why: str) -> str:
+    """`cooling:rpd` -> `rpd`"""
+    return why.rpartition(":")[2]
+
+
+def words(why: str) -> str:
+    state, _, _ = why.rpartition(":")
+    text = WORDS.get(cause_of(why), cause_of(why))
+    match state:
+        case "cooling":
+            return f"resting after a refusal: {text}"
+        case "probing":
+            return f"one request tries whether it works again: {text}"
+        case "aside":
+            return f"set aside: {text}"
+        case _:
+            return text
+
+
+def problem(model: str, refusals: Mapping[str, Refusal], now: float, *, tokens: int) -> RequestError:
+    """The client's error when no project has a slot in time."""
+    causes = {project: cause_of(refusal.why) for project, refusal in refusals.items()}
+    until = min((refusal.until for refusal in refusals.values()), default=math.inf)
+    wait = max(0.0, until - now)
+    if not causes or set(causes.values()) <= KEYLESS:
+        return _no_key(causes, wait)
+    live = {cause for cause in causes.values() if cause not in KEYLESS}
+    if live <= {"unsupported", "model-access"}:
+        return RequestError(
+            "MODEL_NOT_AVAILABLE",
+            f"limit: 0, model: {model}: none of the pool's {len(causes)} projects may use it; choose another model",
+            retry_after=wait if wait < math.inf else DAY,
+        )
+    if live <= {"too-large", "unsupported", "model-access"}:
+        return RequestError(
+            "TOO_LARGE_FOR_QUOTA",
+            f"the request has about {tokens} input tokens, more than any project may send to {model} in one minute; "
+            "send less at once, or add a project with a larger limit",
+        )
+    if live <= SPENT | {"too-large", "unsupported", "model-access"}:
+        midnight = day_of(now)[2]
+        return RequestError(
+            "QUOTA_EXHAUSTED_TODAY",
+            f"the day's quota of {model} is spent in every project; it returns at midnight Pacific time",
+            retry_after=max(1.0, midnight - now),
+        )
+    reason = words(min(refusals.values()).why)
+    return RequestError(
+        "QUOTA_BUSY",
+        f"no project has a free slot for {model} in time ({reason}); the next one is free in {math.ceil(wait)} s",
+        retry_after=max(1.0, wait),
+    )
+
+
+def _no_key(causes: Mapping[str, str], wait: float) -> RequestError:
+    if not causes:
+        return RequestError("NO_USABLE_KEY", "there is no usable key in the pool: add one with `pollux keys add`")
+    listed = ", ".join(f"{project}: {WORDS.get(cause, cause)}" for project, cause in sorted(causes.items()))
+    return RequestError(
+        "NO_USABLE_KEY",
+        f"no key of the pool is usable ({listed}); see `pollux keys check`",
+        retry_after=wait if wait < math.inf else None,
+    )

@@ -1,0 +1,176 @@
+"""Lets a request in: who calls, what is asked, may it pass, how large is it. Then the `relay` lives its life."""
+
+import asyncio
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pollux import log as logs
+from pollux import wire, wire_body
+from pollux.auth import Tokens
+from pollux.exchange import Exchange, conversation
+from pollux.inbound import (
+    BodyMemory,
+    ClientGoneError,
+    Receive,
+    RequestError,
+    Scope,
+    Send,
+    Watch,
+    header,
+    read_body,
+)
+from pollux.journal import Journal, Record
+from pollux.outbound import BrokenAnswerError, Reply
+from pollux.relay import Relay
+from pollux.settings import Settings
+from pollux.store import StoreError
+from pollux.wire import Call
+from pollux.wire_error import WireError
+
+log = logging.getLogger("pollux.request")
+
+READ_KINDS = frozenset({"generate", "embed", "predict", "count"})
+"""Calls whose bodies are read, for the model or for their size. All others travel unseen."""
+SERVER_TIMEOUT_MARGIN = 10.0
+
+
+class Reception:
+    def __init__(self, settings: Settings, tokens: Tokens, relay: Relay, journal: Journal) -> None:
+        self._settings = settings
+        self._tokens = tokens
+        self._relay = relay
+        self._journal = journal
+        self._memory = BodyMemory(settings.body_memory)
+
+    async def serve(
+        self, scope: Scope, receive: Receive, send: Send, extra: Sequence[tuple[bytes, bytes]] = ()
+    ) -> None:
+        record = Record()
+        reply = Reply(send, record, head=scope["method"] == "HEAD", extra=extra)
+        journal = self._journal
+        journal.under_way += 1
+        try:
+            await self._serve(scope, receive, reply, record)
+        except (RequestError, WireError) as error:
+            await _tell(reply, error)
+        except StoreError as error:
+            log.error("the store failed: %s", error)
+            await _tell(
+                reply, RequestError("STORE_DOWN", "the store that counts quotas does not answer", retry_after=2.0)
+            )
+        except ClientGoneError:
+            record.status, record.ended = 499, "client-gone"
+        except BrokenAnswerError as error:
+            record.ended = "broken"
+            log.warning("request %s: the answer broke after it had begun: %s", record.id, error)
+            raise
+        except Exception:
+            log.exception("request %s failed by a fault in Pollux", record.id)
+            await _tell(reply, RequestError("INTERNAL", "Pollux itself failed; its log has the reason"))
+        finally:
+            journal.under_way -= 1
+            journal.close(record)
+            logs.request_line(record.as_json())
+
+    async def _serve(self, scope: Scope, receive: Receive, reply: Reply, record: Record) -> None:
+        headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
+        query: bytes = scope.get("query_string", b"")
+        path = scope.get("raw_path") or scope["path"].encode()
+        bearer = header(headers, b"authorization") is not None and header(headers, b"x-goog-api-key") is None
+        call = wire.read_target(scope["method"], path, query, bearer=bearer)
+        record.api, record.what = call.api, call.verb or call.kind
+        client = self._tokens.check(headers, query)
+        if client is None:
+            raise RequestError("NO_TOKEN", "this gateway needs a client token, and none that it knows was sent")
+        record.client = client
+        if call.kind == "guarded" and call.guard not in self._settings.allow_paths:
+            raise RequestError(
+                "FORBIDDEN_PATH", f"{call.guard} is closed here: it would hand out or bypass what this gateway guards"
+            )
+        if self._journal.under_way > self._settings.max_concurrent:
+            raise RequestError("OVERLOADED_GATEWAY", "too many requests are under way", retry_after=1.0)
+        body = await read_body(headers, receive, self._settings.max_body, self._memory)
+        watch = Watch(receive)
+        try:
+            x = self._read(scope["method"], call, headers, body, reply, record)
+            await self._relay.run(x)
+        except asyncio.CancelledError:
+            if not watch.gone:
+                raise
+            task = asyncio.current_task()
+            if task is not None:
+                task.uncancel()
+            record.status, record.ended = record.status or 499, "client-gone"
+        finally:
+            watch.stop()
+            self._memory.release(len(body))
+
+    def _read(
+        self,
+        method: str,
+        call: Call,
+        headers: Sequence[tuple[bytes, bytes]],
+        body: bytes,
+        reply: Reply,
+        record: Record,
+    ) -> Exchange:
+        readable, parsed, stream = body, None, call.stream
+        if call.kind in READ_KINDS:
+            readable, parsed = self._parsed(call, headers, body)
+        if call.api == "openai" and parsed is not None:
+            call = wire.with_body(call, parsed)
+            stream = call.stream
+        record.asked = call.model or ""
+        own, server = wire.client_deadline(headers)
+        waits = [self._settings.max_wait]
+        waits += [] if own is None else [own]
+        waits += [] if server is None else [max(0.0, server - SERVER_TIMEOUT_MARGIN)]
+        mode = header(headers, b"x-pollux-mode") or self._settings.mode
+        if mode not in ("both", "pro_only", "flash_only", "flash_lite_only"):
+            raise RequestError("BAD_REQUEST", "x-pollux-mode must be both, pro_only, flash_only or flash_lite_only")
+        return Exchange(
+            call=call,
+            method=method,
+            headers=wire.upstream_headers(headers, content=bool(body)),
+            body=body,
+            readable=readable,
+            parsed=parsed,
+            record=record,
+            reply=reply,
+            deadline=self._relay.pool.now() + min(waits),
+            patient=own is None and server is None and self._settings.max_wait > 0,
+            stream=stream,
+            fallback=(header(headers, b"x-pollux-fallback") or "on").lower() != "off",
+            mode=mode,
+            prefer_key=header(headers, b"x-pollux-key"),
+            sticky=conversation(record.client, parsed) if self._settings.sticky else None,
+        )
+
+    def _parsed(
+        self, call: Call, headers: Sequence[tuple[bytes, bytes]], body: bytes
+    ) -> tuple[bytes, Mapping[str, Any] | None]:
+        """The body as it reads. What cannot be read is forwarded as it is: to judge it is Google's business."""
+        try:
+            readable = wire_body.inflate(body, header(headers, b"content-encoding"), self._settings.max_body)
+        except WireError as error:
+            if error.status == 415 and call.api == "native":
+                return body, None
+            raise
+        try:
+            parsed = json.loads(readable) if readable else None
+        except (ValueError, RecursionError):
+            parsed = None
+        return readable, parsed if isinstance(parsed, dict) else None
+
+
+async def _tell(reply: Reply, error: RequestError | WireError) -> None:
+    if reply.begun:
+        raise BrokenAnswerError(str(error))
+    if isinstance(error, WireError):
+        await reply.error(error.code, error.message)
+        return
+    retry_after = error.retry_after
+    await reply.error(error.reason, error.message, retry_after=None if retry_after == math.inf else retry_after)
