@@ -3,12 +3,15 @@
 Every backend passes the same suite (tests/contract). What a document means is not known here.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 Document = dict[str, Any]
-"""JSON-like: str, int, float, bool, None, lists and dicts of them. A store keeps a copy, never the caller's object."""
+"""What JSON can hold: str, 64-bit int, finite float, bool, None, lists of them, dicts of them by str. It comes back
+equal, types too; a store keeps a copy, never the caller's object. NaN is a ValueError, an odd object a TypeError."""
 
 Version = str
 """Opaque. Two versions are equal only if the document was not changed in between, also across delete and re-create."""
@@ -19,7 +22,8 @@ class StoreError(Exception):
 
 
 class StoreUnavailableError(StoreError):
-    """The store did not answer this time: it is not known whether a commit was applied."""
+    """The store did not answer this time, but may later. Whether a commit was applied is not known, unless the message
+    says that nothing was written; reading again tells."""
 
 
 class ConflictError(Exception):
@@ -40,12 +44,18 @@ class Write:
 
 
 class Store(Protocol):
-    """Verbs only; time comes from `now`, the store's own clock as well as it is known here."""
+    """Verbs only; time comes from `now`, the store's own clock as well as it is known here.
+
+    A store belongs to one event loop. Between open and close every verb works; outside of them it is a StoreError.
+    A commit that meets no contention may finish without ever suspending its task. A name is any non-empty str of up to
+    1,000 bytes in UTF-8, without NUL; no character in it is special.
+    """
 
     async def open(self) -> None:
         """Connect and check. Raises StoreError with one clear line."""
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Let go of everything; again is harmless."""
 
     def now(self) -> float:
         """Seconds since 1970 by the clock that all users of this store share."""
@@ -54,13 +64,39 @@ class Store(Protocol):
         """One round trip for many; a name that does not exist is absent from the answer."""
 
     async def commit(self, name: str, document: Document, version: Version | None) -> Version:
-        """Write if the version still stands (None: if it does not exist); else ConflictError."""
+        """Write if the version still stands (None: if it does not exist); else ConflictError, also if it vanished."""
 
     async def commit_all(self, writes: Sequence[Write]) -> list[Version]:
-        """All or nothing. The version of a deleted document is ''."""
+        """All or nothing. The version of a deleted document is ''. A name twice or a delete of None: ValueError."""
 
     async def scan(self, prefix: str) -> Mapping[str, tuple[Document, Version]]:
-        """All documents whose name starts with the prefix."""
+        """All documents whose name starts with the prefix, in order of name (by code point)."""
 
     async def delete(self, name: str, version: Version) -> None:
         """Delete if the version still stands; else ConflictError."""
+
+
+def open_store(url: str, clock: Callable[[], float] = time.time) -> Store:
+    """The store that a URL names; `await store.open()` then connects it. StoreError if the URL names none.
+
+    As in SQLAlchemy, what follows the three slashes of `sqlite:///` is the path: `sqlite:////var/lib/pollux.db` (four)
+    is absolute, `sqlite:///pollux.db` lies in the working directory, `sqlite:///~/pollux.db` in the home directory. It
+    is taken literally: no percent-encoding, no parameters.
+    """
+    scheme, _, rest = url.partition("://")
+    if scheme == "memory" and not rest:
+        from pollux.store.memory import MemoryStore
+
+        return MemoryStore(clock)
+    if scheme == "sqlite" and rest.startswith("/") and "\0" not in rest:
+        if rest[1:] in ("", ":memory:"):
+            raise StoreError(f"store {url} names no file: use sqlite:///PATH, or memory:// for none")
+        from pollux.store.sqlite import SqliteStore
+
+        try:
+            return SqliteStore(Path(rest[1:]).expanduser(), clock)
+        except RuntimeError as error:  # what expanduser says of an unknown ~user
+            raise StoreError(f"store {url}: {error}; write the path in full") from None
+    if scheme == "firestore":
+        raise StoreError(f"store {url}: Firestore comes with the cloud deployment; not available in this version")
+    raise StoreError(f"store {url!r} is not known: use sqlite:///PATH (four slashes if absolute) or memory://")
