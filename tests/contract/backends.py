@@ -1,0 +1,43 @@
+"""The stores that must keep the contract. A new one adds a line to BACKENDS; the suite does the rest."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pollux.store import Store, open_store
+
+
+@dataclass(frozen=True)
+class Backend:
+    name: str
+    url: Callable[[Path], str]
+    """The URL of an empty store; the folder is fresh, and the same within one test."""
+    shared: bool = True
+    """Several processes may use it at once, and it outlives them."""
+
+
+BACKENDS = [
+    Backend("memory", lambda folder: "memory://", shared=False),
+    Backend("sqlite", lambda folder: f"sqlite:///{folder / 'store.db'}"),
+]
+SHARED = [backend for backend in BACKENDS if backend.shared]
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Store]:
+    store = open_store(url)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def in_store(url: str, scene: Callable[[Store], Awaitable[None]]) -> None:
+    async def play() -> None:
+        async with opened(url) as store:
+            await scene(store)
+
+    asyncio.run(play())

@@ -1,0 +1,50 @@
+"""Which store a URL names."""
+
+from pathlib import Path
+
+import pytest
+
+from pollux.store import StoreError, open_store
+from pollux.store.memory import MemoryStore
+from pollux.store.sqlite import SqliteStore
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("sqlite:////var/lib/pollux.db", "/var/lib/pollux.db"),
+        ("sqlite:///pollux.db", "{cwd}/pollux.db"),
+        ("sqlite:///tmp/pollux.db", "{cwd}/tmp/pollux.db"),
+        ("sqlite:///~/pollux.db", "{home}/pollux.db"),
+        ("sqlite:////a/b%20c?d#e", "/a/b%20c?d#e"),
+    ],
+)
+def test_a_url_names_a_file(url: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    store = open_store(url)
+    assert isinstance(store, SqliteStore)
+    assert str(store.path) == path.format(cwd=tmp_path, home=tmp_path / "home")
+
+
+def test_a_url_for_memory() -> None:
+    assert isinstance(open_store("memory://"), MemoryStore)
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("sqlite:///", "names no file"),
+        ("sqlite:///:memory:", "use sqlite:///PATH, or memory://"),
+        ("sqlite://pollux.db", "is not known"),
+        ("sqlite:////a\0b", "is not known"),
+        ("sqlite:///~nobody-of-this-name/x.db", "write the path in full"),
+        ("memory://x", "is not known"),
+        ("postgres://host/db", "is not known"),
+        ("", "is not known"),
+        ("firestore://project", "comes with the cloud deployment; not available in this version"),
+    ],
+)
+def test_a_url_that_names_no_store(url: str, says: str) -> None:
+    with pytest.raises(StoreError, match=says):
+        open_store(url)
