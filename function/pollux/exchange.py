@@ -1,6 +1,5 @@
 """One request as the relay works on it: what came, what goes upstream for a given key and model, and its record."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ class Exchange:
     fallback: bool = True
     mode: str = "both"
     prefer_key: str | None = None
-    sticky: str | None = None
+    sticky: int | None = None
 
     def may_try(self, most: int) -> bool:
         return self.record.sent < most
@@ -102,8 +101,8 @@ def _texts(message: Any) -> list[str]:
     return [part["text"] for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
 
 
-def conversation(client: str, parsed: Mapping[str, Any] | None) -> str | None:
-    """By what a conversation is known again: its client, its instruction and its first message."""
+def conversation(client: str, parsed: Mapping[str, Any] | None) -> int | None:
+    """By what this process knows a conversation again: its client, its instruction and its first message."""
     if parsed is None:
         return None
     turns = parsed.get("contents") or parsed.get("messages")
@@ -112,6 +111,4 @@ def conversation(client: str, parsed: Mapping[str, Any] | None) -> str | None:
     system = parsed.get("systemInstruction") or parsed.get("system_instruction")
     instructed = isinstance(turns[0], Mapping) and turns[0].get("role") in ("system", "developer")
     opening = [text[:OPENING] for turn in (system, *turns[: 1 + instructed]) for text in _texts(turn)[:2]]
-    if not opening:
-        return None
-    return hashlib.blake2b("\0".join([client, *opening]).encode("utf-8", "replace"), digest_size=12).hexdigest()
+    return hash((client, *opening)) if opening else None

@@ -10,7 +10,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
-WATCH_AFTER = 0.05
+WATCH_AFTER = 0.25
 
 
 class RequestError(Exception):

@@ -36,7 +36,7 @@ class Ask:
     deadline: float
     patient: bool = True
     """The client set no limit of its own: a big want may wait longer."""
-    sticky: str | None = None
+    sticky: int | None = None
     prefer_key: str | None = None
     only: str | None = None
     """The one project that can serve it."""
@@ -84,7 +84,7 @@ class Pool:
         self.waiting = 0
         self._sleep = sleep
         self._uses = itertools.count(1)
-        self._sticky: OrderedDict[str, str] = OrderedDict()
+        self._sticky: OrderedDict[int, str] = OrderedDict()
 
     def now(self) -> float:
         return self.roster.store.now()
@@ -127,24 +127,27 @@ class Pool:
         return quota.reserve(state, start, ask.want, limits, _deadline(ask, limits), self.settings.window)
 
     async def _choose(self, model: str, ask: Ask, tried: Tried) -> tuple[Project, Key, Slot] | Full:
-        """By the last seen states; the commit decides."""
-        roster, bucket = self.roster, self.roster.bucket(model)
+        """By the last seen states; the commit decides. Who is preferred comes first, if there is room at once."""
+        roster, bucket, window = self.roster, self.roster.bucket(model), self.settings.window
         now = max(self.now(), self.pause_until)
-        able, refusals = roster.candidates(model, tried.projects, tried.keys, now)
+        able, refusals = roster.candidates(model, tried.projects, tried.keys, now, ask.prefer_key)
         if ask.only is not None:
             able = [(project, key) for project, key in able if project.name == ask.only]
+        preferred = self.served_by(ask.sticky)
+        if ask.prefer_key is not None or preferred is not None:
+            able.sort(key=lambda pair: (pair[1].id != ask.prefer_key, pair[0].name != preferred))
         await roster.read_unseen(roster.quota(project.name, bucket) for project, _ in able)
-        preferred = self._sticky.get(ask.sticky) if ask.sticky else None
         best: tuple[tuple[float, ...], Project, Key, Slot] | None = None
         current = math.floor(now / SLOT)
         for project, key in able:
             owned, limits = roster.quota(project.name, bucket), roster.limits(project, model)
-            found = quota.find(owned.ledger.value, now, ask.want, limits, _deadline(ask, limits), self.settings.window)
+            found = quota.find(owned.ledger.value, now, ask.want, limits, _deadline(ask, limits), window)
             if isinstance(found, Refusal):
                 refusals[project.name] = found
                 continue
-            wished = key.id == ask.prefer_key if ask.prefer_key else project.name == preferred
-            rank = (not (wished and found.number <= current), found.number, *self._rank(owned, limits, now))
+            if found.number <= current and (key.id == ask.prefer_key or project.name == preferred):
+                return project, key, found
+            rank = (found.number, *self._rank(owned, limits, now))
             if best is None or rank < best[0]:
                 best = (rank, project, key, found)
         return Full(model, refusals) if best is None else best[1:]
@@ -202,25 +205,25 @@ class Pool:
             reservation.sent = True
             reservation.quota.ledger.submit(_returned(reservation.slot, reservation.want))
 
-    async def settle(self, reservation: Reservation, tokens: int | None) -> None:
-        """Put the true tokens in the place of the estimate. Commits by itself only where the difference matters."""
+    def settle(self, reservation: Reservation, tokens: int | None) -> "asyncio.Future[None] | None":
+        """Put the true tokens in the place of the estimate. A commit to wait for, only where the difference matters."""
         booked = reservation.want
         if tokens is None or tokens == booked.tokens:
-            return
+            return None
         reservation.want = booked._replace(tokens=tokens)
         change = partial(_settled, slot=reservation.slot, booked=booked, tokens=tokens)
         limit = reservation.limits.get("tpm") or reservation.limits.get("tpd")
         if limit and abs(tokens - booked.tokens) * 100 > limit:
-            await reservation.quota.ledger.apply(change)
-        else:
-            reservation.quota.ledger.ride(change)
+            return reservation.quota.ledger.apply(change)
+        reservation.quota.ledger.ride(change)
+        return None
 
-    def served_by(self, conversation: str | None) -> str | None:
+    def served_by(self, conversation: int | None) -> str | None:
         """The project that served this conversation last."""
-        return self._sticky.get(conversation) if conversation else None
+        return None if conversation is None else self._sticky.get(conversation)
 
-    def stick(self, conversation: str | None, project: str) -> None:
-        if conversation and self.settings.sticky:
+    def stick(self, conversation: int | None, project: str) -> None:
+        if conversation is not None and self.settings.sticky:
             self._sticky[conversation] = project
             self._sticky.move_to_end(conversation)
             if len(self._sticky) > STICKY_MOST:

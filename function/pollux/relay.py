@@ -228,9 +228,12 @@ class Relay:
 
     async def _settle(self, x: Exchange, reservation: Reservation, tokens: int | None) -> None:
         x.record.tokens = tokens
+        pending = self.pool.settle(reservation, tokens)
+        if pending is None:
+            return
         try:
             async with asyncio.timeout(SETTLE_WITHIN):
-                await self.pool.settle(reservation, tokens)
+                await pending
         except (TimeoutError, StoreError) as error:
             log.warning("tokens of request %s were not settled in time: %s", x.record.id, error)
 

@@ -77,7 +77,12 @@ class Roster:
             await self.health.refresh(HEALTH_AGE)
 
     def candidates(
-        self, model: str, tried_projects: Collection[str], tried_keys: Collection[str], now: float
+        self,
+        model: str,
+        tried_projects: Collection[str],
+        tried_keys: Collection[str],
+        now: float,
+        prefer: str | None = None,
     ) -> tuple[list[tuple[Project, Key]], dict[str, Refusal]]:
         """The projects that may serve a model, each with a key; and why the others may not."""
         aside = self.health.value
@@ -92,15 +97,17 @@ class Roster:
             if resting is not None and resting.until > now:
                 refusals[project.name] = Refusal(resting.until, f"aside:{resting.reason}")
                 continue
-            key, refusal = self._key_of(project, tried_keys, now)
+            key, refusal = self._key_of(project, tried_keys, now, prefer)
             if key is not None:
                 able.append((project, key))
             elif refusal is not None:
                 refusals[project.name] = refusal
         return able, refusals
 
-    def _key_of(self, project: Project, tried: Collection[str], now: float) -> tuple[Key | None, Refusal | None]:
-        """The least recently used healthy key of a project, or why there is none."""
+    def _key_of(
+        self, project: Project, tried: Collection[str], now: float, prefer: str | None
+    ) -> tuple[Key | None, Refusal | None]:
+        """The preferred or least recently used healthy key of a project, or why there is none."""
         best: Key | None = None
         refusal: Refusal | None = None
         for key in project.keys:
@@ -110,6 +117,8 @@ class Roster:
             if resting is not None and resting.until > now:
                 found = Refusal(resting.until, f"aside:{resting.reason}")
                 refusal = found if refusal is None else min(refusal, found)
+            elif key.id == prefer:
+                return key, None
             elif best is None or self.key_used.get(key.id, 0) < self.key_used.get(best.id, 0):
                 best = key
         return best, refusal
