@@ -1,84 +1,196 @@
-"""PURE. The inside of a request: inflated for reading, its model exchanged and nothing else; lists of models."""
+"""PURE. The inside of requests and plain answers: inflated for reading, the model exchanged, model lists, usage."""
 
 import json
 import re
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
-from pollux.wire import Call
 from pollux.wire_error import WireError
+from pollux.wire_target import Call, Stream
 
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\],:]', re.S)
+MOST_CODINGS = 4
 _TOTAL = re.compile(rb'"totalTokens"\s*:\s*(\d{1,15})')
+# A value up to two objects deep: usage holds lists of {modality, tokenCount}. None of its strings has a brace.
+_OBJECT = rb"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})"
+_USAGE = {name: re.compile(name + _OBJECT) for name in (b'"usageMetadata"', b'"usage"')}
+_SPACE = re.compile(r"[ \t\n\r]*")
+_DECODER = json.JSONDecoder()
 
 
 def inflate(body: bytes, encoding: str | None, limit: int) -> bytes:
-    """The body as it reads. Never grows beyond the limit, whatever it inflates to."""
-    codings = [name.strip().lower() for name in (encoding or "").split(",")]
-    for coding in reversed([name for name in codings if name not in ("", "identity")]):
-        match coding:
-            case "gzip" | "x-gzip":
-                body = _inflated(body, (31,), limit)
-            case "deflate":  # zlib by the standard, raw by habit
-                body = _inflated(body, (15, -15), limit)
-            case _:
-                raise WireError(
-                    415, "UNREADABLE_ENCODING", f"a body with content-encoding {coding[:30]} cannot be read here"
-                )
+    """The body as it reads, for reading only. Never holds more than the limit, whatever it would grow to.
+
+    WireError: 413 above the limit, 400 if broken, 415 for a coding that is not known here.
+    """
+    if not encoding:
+        return body
+    codings = [name for part in encoding.split(",") if (name := part.strip().lower()) not in ("", "identity")]
+    for coding in reversed(codings):
+        windows = {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}.get(coding)  # deflate: zlib, by habit raw
+        if windows is None or len(codings) > MOST_CODINGS:
+            shown = re.sub(r"[^\w, .-]", "?", encoding)[:40]
+            raise WireError(
+                415, "UNREADABLE_ENCODING", f"content-encoding {shown} cannot be read here; send gzip, deflate or none"
+            )
+        body = _inflated(body, windows, limit)
     return body
 
 
 def _inflated(body: bytes, windows: tuple[int, ...], limit: int) -> bytes:
     for bits in windows:
-        inflater = zlib.decompressobj(bits)
         try:
-            text = inflater.decompress(body, limit + 1)
-            if len(text) > limit:
-                raise WireError(
-                    413, "BODY_TOO_LARGE", f"the body inflates to more than {limit} bytes (POLLUX_MAX_BODY)"
-                )
-            if inflater.eof:
-                return text
-        except zlib.error:
+            return _members(body, bits, limit)
+        except (zlib.error, EOFError):
             continue
     raise WireError(400, "BAD_REQUEST", "the body is not what its content-encoding says")
 
 
-def model_spans(body: bytes) -> list[tuple[int, int]]:
-    """Where the values of the top level's `model` stand in a JSON object, without their quotes."""
-    spans: list[tuple[int, int]] = []
-    depth = 0
-    key: bytes | None = None
-    expects_key = False
-    for token in _TOKEN.finditer(body):
-        text = token[0]
-        if text in (b"{", b"["):
-            depth += 1
-            expects_key, key = text == b"{", None
-        elif text in (b"}", b"]"):
-            depth -= 1
-            expects_key = False
-        elif depth != 1:
-            continue
-        elif text == b",":
-            expects_key, key = True, None
-        elif text == b":":
-            expects_key = False
-        elif expects_key:
-            key, expects_key = text, False
-        elif key is not None:
-            if key == b'"model"' or json.loads(key) == "model":
-                spans.append((token.start() + 1, token.end() - 1))
-            key = None
-    return spans
+def _members(body: bytes, bits: int, limit: int) -> bytes:
+    """One deflated stream, or the several of a gzip file."""
+    pieces: list[bytes] = []
+    size = 0
+    while True:
+        inflater = zlib.decompressobj(bits)
+        piece = inflater.decompress(body, limit - size + 1)
+        size += len(piece)
+        if size > limit:
+            raise WireError(413, "BODY_TOO_LARGE", f"the body inflates to more than {limit} bytes (POLLUX_MAX_BODY)")
+        if not inflater.eof:
+            raise EOFError
+        pieces.append(piece)
+        body = inflater.unused_data.lstrip(b"\0")
+        if not body:
+            return b"".join(pieces)
+        if bits != 31:
+            raise EOFError
+
+
+# --- the model that an OpenAI-shaped body names ----------------------------------------------------------------------
+
+
+def openai_stream(parsed: Mapping[str, Any]) -> bool:
+    return parsed.get("stream") is True
+
+
+def with_body(call: Call, parsed: Mapping[str, Any]) -> Call:
+    """An OpenAI-shaped call names its model and whether it streams in its body; a native one stays as it is."""
+    if call.api != "openai" or call.kind == "guarded":
+        return call
+    model = parsed.get("model")
+    name = model.removeprefix("models/") if isinstance(model, str) else ""
+    stream: Stream = "sse" if call.kind == "generate" and openai_stream(parsed) else "no"
+    return replace(call, model=name or call.model, stream=stream)
+
+
+def model_value_span(body: bytes) -> tuple[int, int] | None:
+    """Where the name of the top level's `model` stands, between its quotes. Of several the last, as JSON parsers do."""
+    spans = _model_values(body)
+    if not spans or body[spans[-1][0]] != ord('"'):
+        return None
+    start, end = spans[-1]
+    return start + 1, end - 1
 
 
 def replace_model(body: bytes, model: str) -> bytes:
-    """Another model in an OpenAI-shaped body; every other byte stays as it is."""
-    for start, end in reversed(model_spans(body)):
-        prefix = b"models/" if body.startswith(b"models/", start) else b""
-        body = body[:start] + prefix + json.dumps(model).encode()[1:-1] + body[end:]
+    """Another model in an OpenAI-shaped body, with `models/` in front if it was there; every other byte stays."""
+    for start, end in reversed(_model_values(body)):
+        prefix = "models/" if body.startswith(b'"models/', start) and not model.startswith("models/") else ""
+        body = b"".join((body[:start], json.dumps(prefix + model).encode(), body[end:]))
     return body
+
+
+# A name without escapes as the very first or very last member, and nothing else that could be one: no need to read on.
+_FIRST = re.compile(rb'\s*\{\s*"model"\s*:\s*("[^"\\]*")')
+_LAST = re.compile(rb'"model"\s*:\s*("[^"\\]*")\s*\}\s*')
+
+
+def _model_values(body: bytes) -> list[tuple[int, int]]:
+    """The spans of the values of the top level's `model`, quotes included; [] if it is no JSON object."""
+    place = body.find(b'"model"')
+    if place >= 0 and place == body.rfind(b'"model"') and b"\\u006" not in body:
+        found = _FIRST.match(body) or _LAST.fullmatch(body, place)
+        if found is not None:
+            return [found.span(1)]
+    try:
+        return _members_named(body.decode("utf-8"), "model")
+    except (ValueError, IndexError, RecursionError):
+        return []
+
+
+def _members_named(text: str, name: str) -> list[tuple[int, int]]:
+    """By json's own C scanner, member by member: megabytes of messages are one step."""
+    space, value = _SPACE.match, _DECODER.raw_decode
+    spans: list[tuple[int, int]] = []
+    at = _end(space(text, 1 if text.startswith("\ufeff") else 0))
+    if text[at] != "{":
+        return []
+    at = _end(space(text, at + 1))
+    while text[at] == '"':
+        key, at = value(text, at)
+        at = _end(space(text, at))
+        if text[at] != ":":
+            return []
+        start = _end(space(text, at + 1))
+        _, at = value(text, start)
+        if key == name:
+            spans.append((start, at))
+        at = _end(space(text, at))
+        if text[at] != ",":
+            break
+        at = _end(space(text, at + 1))
+    if text[at] != "}":
+        return []
+    if text.isascii():
+        return spans
+    return [(len(text[:start].encode()), len(text[:end].encode())) for start, end in spans]
+
+
+def _end(found: re.Match[str] | None) -> int:
+    assert found is not None  # any run of white space matches, an empty one too
+    return found.end()
+
+
+# --- plain answers ---------------------------------------------------------------------------------------------------
+
+
+def usage_marker(api: str) -> bytes:
+    return b'"usage"' if api.startswith("openai") else b'"usageMetadata"'
+
+
+def usage_at(text: bytes, marker: bytes, place: int) -> bytes | None:
+    """The usage object whose name stands there, if all of it is there."""
+    found = _USAGE[marker].match(text, place)
+    return found[1] if found is not None else None
+
+
+def prompt_tokens_of(usage: Mapping[str, Any] | None) -> int | None:
+    """Input tokens, by Google's name or OpenAI's."""
+    for name in ("promptTokenCount", "prompt_tokens") if usage else ():
+        value = (usage or {}).get(name)
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def read_answer(body: bytes, api: str) -> tuple[dict[str, Any] | None, int | None]:
+    """(usage, input tokens) of a plain answer. Read from its end: an image in front of it costs nothing."""
+    marker = usage_marker(api)
+    place = body.rfind(marker)
+    while place >= 0:
+        if (found := usage_at(body, marker, place)) is not None and (usage := as_usage(found)) is not None:
+            return usage, prompt_tokens_of(usage)
+        place = body.rfind(marker, 0, place)
+    return None, None
+
+
+def as_usage(text: bytes) -> dict[str, Any] | None:
+    try:
+        usage = json.loads(text)
+    except ValueError:
+        return None
+    return usage if isinstance(usage, dict) else None
 
 
 def total_tokens(body: bytes) -> int | None:
@@ -88,21 +200,25 @@ def total_tokens(body: bytes) -> int | None:
 
 
 def with_aliases(body: bytes, call: Call, aliases: Mapping[str, str]) -> bytes:
-    """A list of models with our own names at the end of its last page."""
+    """A list of models in which the aliases stand too: each on the page of its model, as a copy of it."""
     try:
-        found = json.loads(body)
-    except ValueError:
+        listing = json.loads(body)
+    except (ValueError, RecursionError):
         return body
-    if not isinstance(found, dict):
+    name, field = ("id", "data") if call.api == "openai" else ("name", "models")
+    entries = listing.get(field) if isinstance(listing, dict) else None
+    if not isinstance(entries, list):
         return body
-    if call.api == "openai" and isinstance(found.get("data"), list):
-        found["data"] += [{"id": f"models/{alias}", "object": "model", "owned_by": "pollux"} for alias in aliases]
-    elif call.api == "native" and isinstance(found.get("models"), list) and not found.get("nextPageToken"):
-        known = {entry.get("name"): entry for entry in found["models"] if isinstance(entry, dict)}
-        for alias, model in aliases.items():
-            same = known.get(f"models/{model}", {"supportedGenerationMethods": ["generateContent", "countTokens"]})
-            text = f"Pollux: {alias} stands for {model}"
-            found["models"].append({**same, "name": f"models/{alias}", "displayName": alias, "description": text})
-    else:
+    known = {str(entry.get(name)).removeprefix("models/"): entry for entry in entries if isinstance(entry, dict)}
+    added = []
+    for alias, model in aliases.items():
+        if model in known and alias not in known:
+            prefix = "models/" if str(known[model][name]).startswith("models/") else ""
+            entry = {**known[model], name: prefix + alias}
+            if call.api == "native" and "displayName" in entry:
+                entry["displayName"] = f"{alias} ({entry['displayName']})"
+            added.append(entry)
+    if not added:
         return body
-    return json.dumps(found, ensure_ascii=False).encode()
+    entries += added
+    return json.dumps(listing, ensure_ascii=False, indent=2).encode("utf-8", "surrogatepass")

@@ -1,136 +1,122 @@
-"""PURE. Every error that Pollux itself makes, in the shapes of the two APIs. docs/errors.md is made from this list."""
+"""PURE. Every error that Pollux itself makes, in the shapes of both APIs. docs/errors.md is made from this list."""
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class Problem:
     http: int
     status: str
     """Google's name for it."""
-    openai: str
-    """What OpenAI's clients find as `type`."""
     when: str
     remedy: str
 
 
-ERRORS: dict[str, Kind] = {
-    "BAD_REQUEST": Kind(
+ERRORS: Mapping[str, Problem] = {
+    "BAD_REQUEST": Problem(
         400,
         "INVALID_ARGUMENT",
-        "invalid_request_error",
-        "A path or an x-pollux header makes no sense.",
+        "The path, an `x-pollux-…` header or the compression of the body makes no sense.",
         "Correct what the message names.",
     ),
-    "TOO_LARGE_FOR_QUOTA": Kind(
+    "TOO_LARGE_FOR_QUOTA": Problem(
         400,
         "INVALID_ARGUMENT",
-        "invalid_request_error",
-        "The request has more input tokens than any project may send in one minute: it could never be served.",
+        "The request has more input tokens than any project may send in one minute: waiting would never end.",
         "Send less at once, or add a project with a larger limit.",
     ),
-    "NO_TOKEN": Kind(
+    "NO_TOKEN": Problem(
         401,
         "UNAUTHENTICATED",
-        "authentication_error",
-        "No client token that the gateway knows was sent.",
-        "Send one of POLLUX_TOKEN as x-goog-api-key or as Authorization: Bearer.",
+        "No token was sent, or none that this gateway knows.",
+        "Send a client token as `x-goog-api-key` or `Authorization: Bearer`; `?key=` needs `POLLUX_QUERY_TOKEN`.",
     ),
-    "FORBIDDEN_PATH": Kind(
+    "FORBIDDEN_PATH": Problem(
         403,
         "PERMISSION_DENIED",
-        "permission_error",
         "The path would hand out or bypass what the gateway guards.",
-        "If that is wanted, name it in POLLUX_ALLOW_PATHS.",
+        "If that is wanted, name it in `POLLUX_ALLOW_PATHS`; the message says which name.",
     ),
-    "BODY_TOO_LARGE": Kind(
+    "BODY_TOO_LARGE": Problem(
         413,
         "INVALID_ARGUMENT",
-        "invalid_request_error",
-        "The body, or what it inflates to, is above POLLUX_MAX_BODY.",
-        "Send less at once; upload files through the Files API.",
+        "The body, or what it inflates to, is larger than `POLLUX_MAX_BODY`.",
+        "Upload large files and refer to them, or raise the setting.",
     ),
-    "UNREADABLE_ENCODING": Kind(
+    "UNREADABLE_ENCODING": Problem(
         415,
         "INVALID_ARGUMENT",
-        "invalid_request_error",
-        "The body is compressed in a way that the gateway cannot read, and it must be read here.",
-        "Send it as gzip, deflate or uncompressed.",
+        "The body must be read here, and its content-encoding is not known.",
+        "Send it as gzip, as deflate or uncompressed.",
     ),
-    "QUOTA_BUSY": Kind(
+    "QUOTA_BUSY": Problem(
         429,
         "RESOURCE_EXHAUSTED",
-        "rate_limit_error",
         "No project has a free slot within the time that the request may wait.",
-        "Try again after Retry-After, wait longer (POLLUX_MAX_WAIT), or add a project.",
+        "Try again after `Retry-After`, wait longer (`POLLUX_MAX_WAIT`), or add a project.",
     ),
-    "MODEL_NOT_AVAILABLE": Kind(
+    "MODEL_NOT_AVAILABLE": Problem(
         429,
         "RESOURCE_EXHAUSTED",
-        "rate_limit_error",
-        "The model's limit is 0 in every project, or none has access to it.",
-        "Choose another model, or a project on another tier.",
+        "The model's limit is 0 in every project, or none of them has access to it.",
+        "Choose another model, or add a project on a tier that has it.",
     ),
-    "INTERNAL": Kind(
+    "INTERNAL": Problem(
         500,
         "INTERNAL",
-        "server_error",
         "A fault in Pollux itself.",
-        "Read the gateway's log; report it with the request id.",
+        "Read the gateway's log, and report it with the request's id.",
     ),
-    "UPSTREAM_UNREACHABLE": Kind(
+    "UPSTREAM_UNREACHABLE": Problem(
         502,
         "UNAVAILABLE",
-        "server_error",
         "No connection to Gemini, or it broke before an answer began.",
-        "Try again; check POLLUX_UPSTREAM and the network.",
+        "Try again; check `POLLUX_UPSTREAM` and the network.",
     ),
-    "UPSTREAM_ERROR": Kind(
+    "UPSTREAM_ERROR": Problem(
         503,
         "UNAVAILABLE",
-        "server_error",
-        "Gemini began a stream with an error instead of content, on every attempt.",
-        "Try again later, or another model.",
+        "Gemini began a stream and sent an error in place of its first content, on every attempt.",
+        "Try again later, or with another model.",
     ),
-    "QUOTA_EXHAUSTED_TODAY": Kind(
+    "QUOTA_EXHAUSTED_TODAY": Problem(
         503,
         "UNAVAILABLE",
-        "server_error",
-        "The day's quota is spent in every project.",
-        "Wait until midnight Pacific time (Retry-After), or add a project.",
+        "The day's quota of the model is spent in every project.",
+        "Wait until midnight Pacific time (`Retry-After`), choose another model, or add a project.",
     ),
-    "NO_USABLE_KEY": Kind(
+    "NO_USABLE_KEY": Problem(
         503,
         "UNAVAILABLE",
-        "server_error",
         "There is no key, or every key is set aside.",
         "Run `pollux keys check`, then add or mend keys.",
     ),
-    "OVERLOADED_GATEWAY": Kind(
+    "OVERLOADED_GATEWAY": Problem(
         503,
         "UNAVAILABLE",
-        "server_error",
-        "POLLUX_MAX_CONCURRENT or POLLUX_BODY_MEMORY is reached.",
-        "Try again after Retry-After.",
+        "`POLLUX_MAX_CONCURRENT` requests are under way, or their bodies fill `POLLUX_BODY_MEMORY`.",
+        "Try again after `Retry-After`, or raise the setting that the message names.",
     ),
-    "STORE_DOWN": Kind(
+    "STORE_DOWN": Problem(
         503,
         "UNAVAILABLE",
-        "server_error",
         "The store that counts quotas does not answer; nothing was sent.",
-        "Try again after Retry-After; the gateway's log names the store.",
+        "Try again after `Retry-After`; the gateway's log says what is wrong with the store.",
     ),
-    "UPSTREAM_TIMEOUT": Kind(
+    "UPSTREAM_TIMEOUT": Problem(
         504,
         "DEADLINE_EXCEEDED",
-        "server_error",
-        "Gemini did not answer within POLLUX_TIMEOUT.",
-        "Try again, or raise it.",
+        "Gemini did not begin to answer within `POLLUX_TIMEOUT`.",
+        "Try again, with a smaller request, or raise the setting.",
     ),
 }
+
+# What OpenAI's clients find as `type`.
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 class WireError(Exception):
@@ -145,7 +131,7 @@ class WireError(Exception):
 
 def error_body(
     api: str,
-    http: int,
+    status_code: int,
     status: str,
     message: str,
     *,
@@ -153,49 +139,68 @@ def error_body(
     retry_after: float | None = None,
     request_id: str | None = None,
 ) -> bytes:
-    """Google's shape, with what OpenAI's clients look for beside it where theirs is the API that was called."""
-    return json.dumps({"error": _fields(api, http, status, message, reason, retry_after, request_id)}).encode() + b"\n"
+    """Google's error object; for OpenAI's clients the fields that they look for are in it as well.
+
+    Google's own OpenAI paths answer a list of one, which the openai SDK cannot read: an error of ours is an object.
+    """
+    error = _error(api, status_code, status, message, reason, retry_after, request_id)
+    return json.dumps({"error": error}, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
-def _fields(
-    api: str, http: int, status: str, message: str, reason: str, retry_after: float | None, request_id: str | None
+def _error(
+    api: str,
+    status_code: int,
+    status: str,
+    message: str,
+    reason: str | None,
+    retry_after: float | None,
+    request_id: str | None,
 ) -> dict[str, Any]:
-    info: dict[str, Any] = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason, "domain": "pollux"}
-    if request_id:
-        info["metadata"] = {"request_id": request_id}
-    details = [info]
+    details: list[dict[str, Any]] = []
+    if reason:
+        info: dict[str, Any] = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason}
+        info["domain"] = "pollux"
+        if request_id:
+            info["metadata"] = {"request_id": request_id}
+        details.append(info)
     if retry_after is not None and math.isfinite(retry_after):
         delay = f"{max(1, math.ceil(retry_after))}s"
         details.append({"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay})
-    fields: dict[str, Any] = {"code": http, "message": message, "status": status, "details": details}
-    if api == "openai":
-        fields |= {
-            "code": reason.lower(),
-            "type": ERRORS[reason].openai if reason in ERRORS else "server_error",
-            "param": None,
-        }
-    return fields
+    error: dict[str, Any] = {"code": status_code, "message": message, "status": status}
+    if details:
+        error["details"] = details
+    if api.startswith("openai"):
+        kind = _OPENAI_TYPES.get(status_code, "server_error" if status_code >= 500 else "invalid_request_error")
+        error |= {"code": reason or status, "type": kind, "param": None}
+    return error
 
 
-def stream_error(form: str, http: int, status: str, message: str) -> bytes:
-    """What is said when a stream that has begun breaks, so that the SDKs raise an error of theirs.
+def stream_error(
+    form: str,
+    status_code: int,
+    status: str,
+    message: str,
+    *,
+    reason: str | None = None,
+    request_id: str | None = None,
+    begun: bool = True,
+) -> bytes:
+    """What ends a stream that breaks after its start, so that the SDKs raise their own errors. `form`: StreamReader's.
 
-    Native SSE: a raw object on a line of its own without `data:`, as Google does. An array's element ends the array.
+    Native SSE: a raw object of one line, without `data:`. One line feed in front, not two: it ends a half-sent line
+    without completing the event, so that google-genai reads the error before it stumbles over the event. An array gets
+    one element more and its end; it stays JSON if it broke between two elements. OpenAI: an event.
     """
-    fields = {"code": http, "message": message, "status": status}
-    text = json.dumps({"error": fields}).encode()
-    match form:
-        case "openai-sse":
-            return b"\n\ndata: " + text + b"\n\n"
-        case "array":
-            return b"\n,\n" + text + b"]"
-        case _:
-            return b"\n" + text + b"\n"
+    error = _error(form, status_code, status, message, reason, None, request_id)
+    text = json.dumps({"error": error}).encode()
+    if form == "array":
+        return (b"\n,\n" if begun else b"[") + text + b"\n]"
+    if form.startswith("openai"):
+        return (b"\n\n" if begun else b"") + b"data: " + text + b"\n\n"
+    return (b"\n" if begun else b"") + text + b"\n"
 
 
-def markdown() -> str:
-    """The table of docs/errors.md."""
-    rows = [
-        f"| `{reason}` | {kind.http} `{kind.status}` | {kind.when} | {kind.remedy} |" for reason, kind in ERRORS.items()
-    ]
-    return "\n".join(["| reason | status | when | what to do |", "|---|---|---|---|", *rows])
+def describe() -> str:
+    """ERRORS as a Markdown table: docs/errors.md holds it."""
+    rows = [f"| `{name}` | {p.http} `{p.status}` | {p.when} | {p.remedy} |" for name, p in ERRORS.items()]
+    return "\n".join(["| reason | status | when | what to do |", "|---|---|---|---|", *rows]) + "\n"

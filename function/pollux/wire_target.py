@@ -1,0 +1,177 @@
+"""PURE. Which call a request line names: API, model, verb, form of stream. No body is read here."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import quote, unquote, unquote_plus
+
+from pollux.wire_guard import guard_of, sound, strip_query
+
+Kind = Literal["generate", "count", "embed", "predict", "list-models", "get-model", "guarded", "other"]
+Stream = Literal["no", "sse", "array"]
+
+COUNTED = frozenset({"generate", "embed", "predict"})
+DEFAULT_VERSION = "v1beta"
+
+# Long jobs (batchGenerateContent, asyncBatchEmbedContent) have a quota of their own, of enqueued tokens: "other".
+KINDS: Mapping[str, Kind] = {
+    "generateContent": "generate",
+    "streamGenerateContent": "generate",
+    "generateAnswer": "generate",
+    "generateMessage": "generate",
+    "generateText": "generate",
+    "countTokens": "count",
+    "countMessageTokens": "count",
+    "countTextTokens": "count",
+    "embedContent": "embed",
+    "batchEmbedContents": "embed",
+    "embedText": "embed",
+    "batchEmbedText": "embed",
+    "predict": "predict",
+    "predictLongRunning": "predict",
+}
+OPENAI_KINDS: Mapping[str, Kind] = {
+    "chat/completions": "generate",
+    "embeddings": "embed",
+    "images/generations": "predict",
+}
+
+_PLAIN = re.compile(r"/v\d\w*/models/([\w.-]+):([A-Za-z]+)", re.ASCII)
+_VERSION = re.compile(r"v\d[0-9a-z]*")
+_GEMINI_VERSION = re.compile(r"v1(?:(?:alpha|beta)\d*)?")
+_MODEL = re.compile(r"/v\d\w*/((?:models|tunedModels|dynamic)/[^/]+?)(?::([^/:]*))?")
+_NAMED = re.compile(r"(/.*?/)(?:models|tunedModels|dynamic)/[^/]+?((?::|%3[aA])[^/:%]*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    api: Literal["native", "openai"]
+    path: str
+    """Raw: normalised, still percent-encoded. What goes upstream."""
+    query: str = ""
+    """Raw: in the client's order and encoding, without credentials."""
+    model: str | None = None
+    """Without `models/`; a tuned one keeps its `tunedModels/`."""
+    verb: str | None = None
+    """What follows the colon; on the OpenAI paths what follows `openai/`."""
+    stream: Stream = "no"
+    kind: Kind = "other"
+    guard: str = ""
+    """Which of GUARDS the path falls under, if kind is guarded."""
+
+    @property
+    def counted(self) -> bool:
+        """It takes quota."""
+        return self.kind in COUNTED
+
+
+def read_target(method: str, raw_path: bytes | str, query: bytes | str = b"", *, bearer: bool = False) -> Call:
+    """The call that a request line names. Raises WireError for a path that leads out of the API.
+
+    `bearer`: the client sent a Bearer token and no x-goog-api-key. Only this tells OpenAI's `/v1/models` from Google's.
+    """
+    path = raw_path if isinstance(raw_path, str) else raw_path.decode("latin-1")
+    clean = strip_query(query if isinstance(query, str) else query.decode("latin-1"))
+    # Nearly every request: the shape and the verb exclude whatever the long way looks for.
+    if (found := _PLAIN.fullmatch(path)) is not None and (kind := KINDS.get(found[2])) is not None:
+        if method != "POST":
+            return Call("native", path, clean, found[1], found[2])
+        return Call("native", path, clean, found[1], found[2], _stream(found[2], clean), kind)
+    path = sound(path)
+    path, openai = _normal(path, bearer=bearer)
+    if guard := guard_of(path):
+        return Call("openai" if openai else "native", path, clean, kind="guarded", guard=guard)
+    return _openai(method, path, clean) if openai else _native(method, path, clean)
+
+
+def _normal(path: str, *, bearer: bool) -> tuple[str, bool]:
+    """The path as Google has it, and whether it is one of the OpenAI paths. Forgives what base URLs double or lack."""
+    segments = [segment for segment in path.split("/") if segment]
+    versions: list[str] = []
+    upload = openai = False
+    while segments:
+        if _VERSION.fullmatch(segments[0]):
+            if not openai:
+                versions.append(segments[0])
+        elif segments[0] == "openai":
+            openai = True
+        elif segments[0] == "upload" and not upload:
+            upload = True
+        else:
+            break
+        segments = segments[1:]
+    tail = "/".join(segments)
+    version = next((v for v in reversed(versions) if _GEMINI_VERSION.fullmatch(v)), versions[-1] if versions else None)
+    if not openai and not upload and (tail in OPENAI_KINDS or (bearer and _listed(segments, versions))):
+        openai, version = True, DEFAULT_VERSION  # Google has no /v1/chat/completions
+    if openai:
+        return f"/{version or DEFAULT_VERSION}/openai" + (f"/{tail}" if tail else ""), True
+    if version is None and segments and segments[0] in ("models", "tunedModels"):
+        version = DEFAULT_VERSION
+    front = (["upload"] if upload else []) + ([version] if version else [])
+    return "/" + "/".join(front + segments), False
+
+
+def _listed(segments: list[str], versions: list[str]) -> bool:
+    """OpenAI's `/v1/models` or `/v1/models/{m}`. Any other version is one that only Google has."""
+    return (
+        segments[:1] == ["models"]
+        and len(segments) <= 2
+        and set(versions) <= {"v1"}
+        and ":" not in unquote(segments[-1])
+    )
+
+
+def _native(method: str, path: str, query: str) -> Call:
+    plain = unquote(path)
+    if re.fullmatch(r"/v\d\w*/models", plain):
+        return Call("native", path, query, kind="list-models" if method in ("GET", "HEAD") else "other")
+    found = _MODEL.fullmatch(plain)
+    if found is None:
+        return Call("native", path, query)
+    model, verb = found[1].removeprefix("models/"), found[2]
+    if verb is None:
+        return Call("native", path, query, model, kind="get-model" if method in ("GET", "HEAD") else "other")
+    if method != "POST":
+        return Call("native", path, query, model, verb)
+    return Call("native", path, query, model, verb, _stream(verb, query), KINDS.get(verb, "other"))
+
+
+def _openai(method: str, path: str, query: str) -> Call:
+    verb = unquote(path.partition("/openai")[2].lstrip("/"))
+    reads = method in ("GET", "HEAD")
+    if verb == "models":
+        return Call("openai", path, query, verb=verb, kind="list-models" if reads else "other")
+    if verb.startswith("models/"):
+        model = verb.removeprefix("models/").removeprefix("models/")
+        return Call("openai", path, query, model, "models", kind="get-model" if reads else "other")
+    return Call("openai", path, query, verb=verb, kind=OPENAI_KINDS.get(verb, "other") if method == "POST" else "other")
+
+
+def _stream(verb: str, query: str) -> Stream:
+    """A stream is an array unless `alt` says otherwise; of `alt=proto` nothing can be read, it passes as it is."""
+    if not verb.startswith("stream"):
+        return "no"
+    form = ""
+    for part in query.split("&") if query else ():
+        name, _, value = part.partition("=")
+        if unquote_plus(name).removeprefix("$") == "alt":
+            form = unquote_plus(value).partition(";")[0].lower()
+    return "sse" if form == "sse" else "array" if form in ("", "json") else "no"
+
+
+def path_for(call: Call, model: str) -> str:
+    """The same path with another model: only its segment changes."""
+    if call.model is None:
+        return call.path
+    collection, _, name = model.rpartition("/")
+    if collection not in ("tunedModels", "dynamic"):
+        collection, name = "models", model.removeprefix("models/")
+    named = f"{collection}/{quote(name, safe='')}"
+    found = _NAMED.fullmatch(call.path)
+    if call.api == "openai":
+        return call.path.partition("/models/")[0] + "/" + named
+    if found is None or (found[2] is None) != (call.verb is None):  # written in an unusual encoding
+        return f"/{call.path.split('/')[1]}/{named}" + (f":{call.verb}" if call.verb is not None else "")
+    return f"{found[1]}{named}{found[2] or ''}"
