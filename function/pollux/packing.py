@@ -1,5 +1,6 @@
 """A quota's state as a document and back, PURE. Slots are one packed string: as a map they cost twice the bytes."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,25 +58,23 @@ def _lists(values: Mapping[str, tuple[Any, ...]]) -> dict[str, list[Any]]:
 
 
 def _pack_slots(slots: Mapping[int, Want]) -> str:
-    """`first slot;distance,requests,tokens[,images];…`"""
-    if not slots:
-        return ""
-    first = min(slots)
-    return f"{first};" + ";".join(
-        [
-            f"{slot - first},{r},{t},{i}" if i else f"{slot - first},{r},{t}" if t else f"{slot - first},{r}"
-            for slot, (r, t, i) in slots.items()
-        ]
-    )
+    """`distance,requests[,tokens[,images]];…`: slots in order, each by its distance from the one before (first: 0)."""
+    entries = []
+    before = 0
+    for slot in sorted(slots):
+        r, t, i = slots[slot]
+        d = slot - before
+        entries.append(f"{d},{r},{t},{i}" if i else f"{d},{r},{t}" if t else f"{d},{r}")
+        before = slot
+    return ";".join(entries)
 
 
 def _unpack_slots(text: str) -> dict[int, Want]:
     if not text:
         return {}
-    first, *entries = text.split(";")
-    base = int(first)
     slots = {}
-    for entry in entries:
-        distance, *amounts = map(int, entry.split(","))
-        slots[base + distance] = Want(*amounts)
+    slot = 0
+    for distance, *amounts in json.loads("[[" + text.replace(";", "],[") + "]]"):  # faster than splitting here
+        slot += distance
+        slots[slot] = Want(*amounts)
     return slots

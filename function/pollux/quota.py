@@ -1,22 +1,40 @@
 """The arithmetic of one quota, PURE: reserve, settle, cool, learn. The time is always an argument.
 
-A quota is what Google counts for one (project, bucket). `State` is a value: every function gives a new one and leaves the
-old as it was. Where a want fits among what is booked is told by `windows`; how a state is kept as a document, by `packing`.
+A quota is what Google counts for one (project, bucket). `State` is a value: every function gives a new one and leaves
+the old as it was. Where a want fits among what is booked is told by `windows`; how a state becomes a document, by
+`packing`.
 """
 
 import math
-from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from pollux.windows import MINUTE_LIMITS, SLOT, WINDOW, Limits, Want, day_of, fit_minute, fit_sliding
+from pollux.windows import (
+    MINUTE_LIMITS,
+    SLOT,
+    WINDOW,
+    Limits,
+    Want,
+    all_spent,
+    current,
+    day_of,
+    fit_minute,
+    fit_sliding,
+    spent,
+    total,
+)
 
 LATE = 0.5
 """A reservation is sent at the latest this long after its slot has ended."""
 MIDNIGHT_GUARD = 1.0
 LEARNED_FOR = 7 * 86400.0
 DAY = 86400.0
+CLOCKS = 4
+"""Slots kept beyond the window: two clocks may differ by two seconds, and the slower one still counts them."""
 PROBE_LEASE = 60.0
 """How long others wait for the outcome of a probe, if nobody reports it."""
+DAY_LIMITS = ("rpd", "tpd")
+_COUNTED = (("rpm", 0), ("tpm", 1), ("ipm", 2), ("rpd", 0), ("tpd", 1))
+"""Which part of a want each limit counts."""
 PROBED = frozenset({"rpd", "tpd", "unsupported", "unknown-429", "spend"})
 """Cooldowns that end half-open: one request goes first, the others follow when it was served."""
 
@@ -51,11 +69,12 @@ class Cooldown(NamedTuple):
     streak: int
 
 
-@dataclass(frozen=True, slots=True)
-class State:
-    slots: dict[int, Want] = field(default_factory=dict)
-    days: dict[str, tuple[int, int]] = field(default_factory=dict)
-    learned: dict[str, tuple[int, float]] = field(default_factory=dict)
+class State(NamedTuple):
+    """Nothing in it is ever changed in place. A NamedTuple: its `_replace` costs a quarter of a dataclass's."""
+
+    slots: dict[int, Want] = {}  # noqa: RUF012
+    days: dict[str, tuple[int, int]] = {}  # noqa: RUF012
+    learned: dict[str, tuple[int, float]] = {}  # noqa: RUF012
     tier: str | None = None
     """The tier for which `learned` was learned."""
     cooldown: Cooldown | None = None
@@ -65,7 +84,7 @@ class State:
     zone: str = "pacific"
     spent_at: float = 0.0
     utc_probe_at: float = 0.0
-    writers: dict[str, tuple[int, float]] = field(default_factory=dict)
+    writers: dict[str, tuple[int, float]] = {}  # noqa: RUF012
 
 
 def effective(state: State, now: float, declared: Limits, tier: str | None) -> dict[str, int]:
@@ -82,60 +101,72 @@ def find(
     """The earliest slot, now or later, in which the want fits every window that contains it."""
     if refusal := _never(want, limits):
         return refusal
-    number, probe, why = math.floor(now / SLOT), "", "busy"
-    spent_to_utc = _utc_probe_due(state, now)
-    if spent_to_utc:
-        probe = "utc"
-    elif state.cooldown is not None:
+    latest = max(now, deadline)
+    if window != "sliding" and state.sliding_until > now:
+        window = "sliding"
+    first = Slot(math.floor(now / SLOT), "")
+    if _utc_probe_due(state, now, limits):
+        found = _place(state, first._replace(probe="utc"), "busy", want, limits, latest, window)
+        if day_of(found.start if isinstance(found, Slot) else found.until) == day_of(now):
+            return found  # on the next day it would teach nothing
+    why = "busy"
+    if state.cooldown is not None:
         gate = _gate(state.cooldown, state.probe_until, now)
         if isinstance(gate, Refusal):
             return gate
-        number, probe, why = max(number, gate[0]), gate[1], gate[2]
-    fit = fit_sliding if window == "sliding" or state.sliding_until > now else fit_minute
+        first, why = Slot(max(first.number, gate[0]), "", gate[1]), gate[2]
+    return _place(state, first, why, want, limits, latest, window)
+
+
+def _place(
+    state: State, first: Slot, why: str, want: Want, limits: Limits, latest: float, window: str
+) -> Slot | Refusal:
+    """The earliest slot from `first` on. A refusal names the slot that there would be, and what moved it too far."""
+    fit = fit_sliding if window == "sliding" else fit_minute
+    number = first.number
     while True:
-        fitted, reason = fit(state.slots, number, want, limits)
-        placed, spent, day = _fit_day(state, fitted, want, limits, spent_to_utc)
-        why = spent or reason or why
-        if placed * SLOT > deadline and placed * SLOT > now:
-            return Refusal(placed * SLOT, why)
+        fitted, full = fit(state.slots, number, want, limits)
+        placed, closed, day = _fit_day(state, fitted, want, limits, first.probe == "utc")
+        if number * SLOT <= latest:
+            why = closed or full or why
         if placed == fitted:
-            return Slot(placed, day, probe)
+            return Slot(placed, day, first.probe) if placed * SLOT <= latest else Refusal(placed * SLOT, why)
         number = placed
 
 
 def _never(want: Want, limits: Limits) -> Refusal | None:
-    if not all(limits.get(name, 1) for name in ("rpm", "tpm", "rpd", "tpd")):
-        return Refusal(math.inf, "unsupported")
-    for name, amount in zip(MINUTE_LIMITS, want, strict=True):
-        if amount > limits.get(name, math.inf):
-            return Refusal(math.inf, "too-large" if limits[name] else "unsupported")
-    if want.requests > limits.get("rpd", math.inf) or want.tokens > limits.get("tpd", math.inf):
-        return Refusal(math.inf, "too-large")
-    return None
+    over = [
+        limits[name]
+        for name, which in _COUNTED
+        if name in limits and (want[which] > limits[name] or (not limits[name] and name != "ipm"))
+    ]
+    return Refusal(math.inf, "too-large" if all(over) else "unsupported") if over else None
 
 
 def _gate(cooldown: Cooldown, probe_until: float, now: float) -> Refusal | tuple[int, str, str]:
     """What a cooldown leaves: the first slot after it, and whether only one request may go first."""
-    why = f"cooling:{cooldown.reason}"
-    if cooldown.reason in PROBED:
-        if probe_until > now:
-            return Refusal(min(probe_until, max(cooldown.until, now) + 1), f"probing:{cooldown.reason}")
-        return math.ceil(cooldown.until / SLOT), "half-open", why
-    return math.ceil(cooldown.until / SLOT), "", why
+    probed = cooldown.reason in PROBED
+    if probed and probe_until > now:
+        sent = probe_until - PROBE_LEASE
+        return Refusal(min(probe_until, max(sent, now) + 1), f"probing:{cooldown.reason}")
+    return math.ceil(cooldown.until / SLOT), "half-open" if probed else "", f"cooling:{cooldown.reason}"
 
 
-def _utc_probe_due(state: State, now: float) -> bool:
-    """A quota spent before 00:00 UTC is tried once after it in the same Pacific day: sources disagree on where days end."""
+def _utc_probe_due(state: State, now: float, limits: Limits) -> bool:
+    """A quota spent before 00:00 UTC is tried once after it in the same Pacific day: sources disagree on when days end.
+
+    It must be spent still: a reservation may have been given back, and what is then served would teach a lie.
+    """
     midnight = now // DAY * DAY
+    day, begins, _ = day_of(now)
+    if state.zone != "pacific" or not begins <= state.spent_at < midnight or now < midnight + MIDNIGHT_GUARD:
+        return False
+    if state.utc_probe_at >= midnight or state.probe_until > now:
+        return False
     cooling = state.cooldown
-    return (
-        state.zone == "pacific"
-        and (cooling is None or cooling.until <= now or cooling.reason in ("rpd", "tpd"))
-        and state.utc_probe_at < midnight
-        and day_of(now)[1] <= state.spent_at < midnight
-        and now >= midnight + MIDNIGHT_GUARD
-        and state.probe_until <= now
-    )
+    if cooling is not None and cooling.reason in DAY_LIMITS:
+        return True
+    return (cooling is None or cooling.until <= now) and all_spent(state.days.get(day, (0, 0)), limits)
 
 
 def _fit_day(state: State, number: int, want: Want, limits: Limits, ignore_spent: bool) -> tuple[int, str, str]:
@@ -146,15 +177,9 @@ def _fit_day(state: State, number: int, want: Want, limits: Limits, ignore_spent
         return math.ceil((begins + MIDNIGHT_GUARD) / SLOT), "midnight", day
     if start + SLOT + LATE > ends - MIDNIGHT_GUARD:
         return math.ceil((ends + MIDNIGHT_GUARD) / SLOT), "midnight", day
-    if not ignore_spent and (spent := _spent(state.days.get(day, (0, 0)), want, limits)):
-        return math.ceil((ends + MIDNIGHT_GUARD) / SLOT), spent, day
+    if not ignore_spent and (why := spent(state.days.get(day, (0, 0)), want, limits)):
+        return math.ceil((ends + MIDNIGHT_GUARD) / SLOT), why, day
     return number, "", day
-
-
-def _spent(used: tuple[int, int], want: Want, limits: Limits) -> str:
-    if used[0] + want.requests > limits.get("rpd", math.inf):
-        return "rpd"
-    return "tpd" if used[1] + want.tokens > limits.get("tpd", math.inf) else ""
 
 
 def book(state: State, now: float, slot: Slot, want: Want, limits: Limits) -> State:
@@ -163,17 +188,12 @@ def book(state: State, now: float, slot: Slot, want: Want, limits: Limits) -> St
     taken = slots.get(slot.number)
     slots[slot.number] = want if taken is None else Want(*map(int.__add__, taken, want))
     requests, tokens = state.days.get(slot.day, (0, 0))
-    days = state.days | {slot.day: (requests + want.requests, tokens + want.tokens)}
-    changes: dict[str, object] = {}
-    if len(days) > 2:
-        days = dict(sorted(days.items())[-2:])
-    if _spent(days.get(slot.day, (0, 0)), Want(), limits) and not slot.probe:
-        changes["spent_at"] = now
+    used = (requests + want.requests, tokens + want.tokens)
+    state = state._replace(slots=slots, days=current(state.days | {slot.day: used}, now))
     if slot.probe:
-        changes["probe_until"] = slot.start + PROBE_LEASE
-    if slot.probe == "utc":
-        changes["utc_probe_at"] = now
-    return replace(state, slots=slots, days=days, **changes)  # type: ignore[arg-type]
+        utc_probe_at = now if slot.probe == "utc" else state.utc_probe_at
+        return state._replace(probe_until=slot.start + PROBE_LEASE, utc_probe_at=utc_probe_at)
+    return state._replace(spent_at=max(now, slot.start)) if all_spent(used, limits) else state
 
 
 def reserve(
@@ -185,27 +205,29 @@ def reserve(
 
 def settle(state: State, slot: Slot, booked: Want, tokens: int) -> State:
     """Put the true tokens in the place of the estimate. When the slot is gone, only the day's total changes."""
-    return _amend(state, slot, Want(0, tokens - booked.tokens, 0))
+    return _amend(state, slot, Want(0, max(0, tokens) - booked.tokens, 0))
 
 
 def give_back(state: State, slot: Slot, booked: Want) -> State:
-    """Return a reservation that was never sent. One that reached Google is never returned: failures count there too."""
+    """Return a reservation that was never sent, once. One that reached Google is not: failures count there too."""
     state = _amend(state, slot, Want(*(-amount for amount in booked)))
-    if slot.probe:
-        state = replace(state, probe_until=0.0, utc_probe_at=0.0 if slot.probe == "utc" else state.utc_probe_at)
+    if slot.probe and state.probe_until == slot.start + PROBE_LEASE:  # else another request holds the lease by now
+        state = state._replace(probe_until=0.0, utc_probe_at=0.0 if slot.probe == "utc" else state.utc_probe_at)
     return state
 
 
 def _amend(state: State, slot: Slot, change: Want) -> State:
     slots, days = state.slots, state.days
     if taken := slots.get(slot.number):
-        left = Want(*(max(0, a + b) for a, b in zip(taken, change, strict=True)))
-        slots = slots | {slot.number: left}
-        if not any(left):
+        left = Want(*[max(0, a + b) for a, b in zip(taken, change, strict=True)])
+        slots = dict(slots)
+        if any(left):
+            slots[slot.number] = left
+        else:
             del slots[slot.number]
     if used := days.get(slot.day):
         days = days | {slot.day: (max(0, used[0] + change.requests), max(0, used[1] + change.tokens))}
-    return replace(state, slots=slots, days=days)
+    return state._replace(slots=slots, days=days)
 
 
 def cool(state: State, now: float, reason: str, seconds: float, ceiling: float | None = None) -> State:
@@ -220,50 +242,55 @@ def cool(state: State, now: float, reason: str, seconds: float, ceiling: float |
     if ceiling is not None:
         seconds = min(ceiling, seconds * 2.0 ** min(streak - 1, 32))
     until = now + seconds
-    changes: dict[str, object] = {"probe_until": 0.0}
-    if reason in ("rpd", "tpd"):
-        changes["spent_at"] = now
-        changes["zone"] = "pacific"
+    if reason in DAY_LIMITS:
+        state = state._replace(spent_at=now, zone="pacific")
+    if state.probe_until - PROBE_LEASE <= now:  # a probe booked ahead was not sent yet and keeps its lease
+        state = state._replace(probe_until=0.0)
     if last is None or until > last.until or (again and not fresh):
-        changes["cooldown"] = Cooldown(max(until, last.until) if last and not fresh else until, reason, streak)
-    return replace(state, **changes)  # type: ignore[arg-type]
+        until = max(until, last.until) if last and not fresh else until
+        state = state._replace(cooldown=Cooldown(until, reason, streak))
+    return state
 
 
 def learn(state: State, now: float, limits: Limits, tier: str | None) -> State:
     """Remember what a 429 said of the limits. What was learned on another tier is forgotten."""
     known = state.learned if state.tier == tier else {}
-    return replace(state, learned=known | {name: (value, now) for name, value in limits.items()}, tier=tier)
+    return state._replace(learned=known | {name: (value, now) for name, value in limits.items()}, tier=tier)
 
 
 def distrust_minute(state: State, now: float) -> State:
     """A 429 contradicted the wall-clock minute: count by the sliding window for a day."""
-    return replace(state, sliding_until=now + DAY)
+    return state._replace(sliding_until=now + DAY)
 
 
 def succeed(state: State, now: float, slot: Slot) -> State:
-    """It was served: a probe, or any request after the rest, ends the cooldown and its streak."""
-    if slot.probe == "utc":
-        day, _, _ = day_of(now, "utc")
-        state = replace(state, zone="utc", spent_at=0.0, days={day: (1, 0)})
-    if state.cooldown is None or (not slot.probe and now < state.cooldown.until):
+    """It was served: a probe, or any request of after the rest, ends the cooldown and its streak.
+
+    One sent before the rest proves nothing, however late its answer ends.
+    """
+    if slot.probe == "utc" and state.zone == "pacific":
+        day, _, _ = day_of(slot.start, "utc")
+        since = total([taken for number, taken in state.slots.items() if number >= slot.number])
+        days = state.days | {day: (max(1, since.requests), since.tokens)}
+        state = state._replace(zone="utc", spent_at=0.0, days=current(days, now))
+    if state.cooldown is None or not (slot.probe or slot.start >= state.cooldown.until):
         return state
-    return replace(state, cooldown=None, probe_until=0.0)
+    return state._replace(cooldown=None, probe_until=0.0)
 
 
 def tidy(state: State, now: float) -> State:
     """Drop what no window, day or writer needs any more."""
-    oldest = math.floor(now / SLOT) - WINDOW
-    if not any(slot < oldest for slot in state.slots) and len(state.days) <= 2:
+    oldest = math.floor(now / SLOT) - WINDOW - CLOCKS
+    days = current(state.days, now)
+    if days is state.days and min(state.slots, default=oldest) >= oldest:
         return state
-    slots = {slot: taken for slot, taken in state.slots.items() if slot >= oldest}
-    return replace(state, slots=slots, days=dict(sorted(state.days.items())[-2:]))
+    return state._replace(slots={slot: taken for slot, taken in state.slots.items() if slot >= oldest}, days=days)
 
 
 def used(state: State, now: float) -> Want:
     """What the last window holds, bookings of the future included."""
     oldest = math.floor(now / SLOT) - WINDOW
-    taken = [want for slot, want in state.slots.items() if slot > oldest]
-    return Want(*(sum(want[i] for want in taken) for i in range(3)))
+    return total([taken for slot, taken in state.slots.items() if slot > oldest])
 
 
 def room(state: State, now: float, limits: Limits) -> float:

@@ -3,7 +3,8 @@
 All counting is per slot of half a second.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, time, timedelta
 from functools import lru_cache
 from typing import NamedTuple
@@ -31,6 +32,10 @@ class Want(NamedTuple):
     images: int = 0
 
 
+def total(wants: Collection[Want]) -> Want:
+    return Want(*map(sum, zip(*wants, strict=True))) if wants else Want(0)
+
+
 @lru_cache(maxsize=256)
 def _day_of_hour(hour: int, zone: str) -> tuple[str, float, float]:
     where = PACIFIC if zone == "pacific" else UTC
@@ -44,51 +49,75 @@ def day_of(moment: float, zone: str = "pacific") -> tuple[str, float, float]:
     return _day_of_hour(int(moment // 3600), zone)
 
 
+def spent(used: tuple[int, int], want: Want, limits: Limits) -> str:
+    """Which limit of a day leaves no room for the want."""
+    if used[0] + want.requests > limits.get("rpd", math.inf):
+        return "rpd"
+    return "tpd" if used[1] + want.tokens > limits.get("tpd", math.inf) else ""
+
+
+def all_spent(used: tuple[int, int], limits: Limits) -> bool:
+    return bool(spent(used, Want(1, 1), limits))
+
+
+def current(days: dict[str, tuple[int, int]], now: float) -> dict[str, tuple[int, int]]:
+    """Without the days that are over, if there are more than two. A date of UTC is never before the Pacific one."""
+    if len(days) <= 2:
+        return days
+    today = day_of(now)[0]
+    return {day: used for day, used in days.items() if day >= today}
+
+
 def fit_sliding(slots: Mapping[int, Want], number: int, want: Want, limits: Limits) -> tuple[int, str]:
+    """The first slot from `number` on where the want fits in every window, and what moved it. No want above a limit."""
     bounds = [(i, limits[name] - want[i], name) for i, name in enumerate(MINUTE_LIMITS) if want[i] and name in limits]
-    if not bounds or all(sum([taken[i] for taken in slots.values()]) <= room for i, room, _ in bounds):
+    held = total(slots.values())
+    if all(held[i] <= room for i, room, _ in bounds):
         return number, ""
-    entries = sorted((s, taken) for s, taken in slots.items() if s > number - WINDOW)
+    near = sorted(slot for slot in slots if slot > number - WINDOW)
+    columns = list(zip(*[slots[slot] for slot in near], strict=True))
     reason = ""
-    while True:
+    while near:
         before = number
         for i, room, name in bounds:
-            moved = _past_full_windows(entries, number, i, room)
+            moved = _past_full_windows(near, columns[i], number, room)
             if moved > number:
                 number, reason = moved, name
         if number == before:
-            return number, reason
+            break
+    return number, reason
 
 
-def _past_full_windows(entries: list[tuple[int, Want]], number: int, which: int, room: int) -> int:
+def _past_full_windows(slots: list[int], amounts: tuple[int, ...], number: int, room: int) -> int:
     """The first slot from `number` on that no window of more than `room` shares.
 
     For each entry j, i is the last one from which the sum up to j is above room. If both lie in one window, every slot
     that shares a window with them is closed: j - WINDOW + 1 to i + WINDOW - 1. Both ends only grow: one pass.
     """
-    total = i = 0
-    for slot, taken in entries:
-        total += taken[which]
-        while total - entries[i][1][which] > room:
-            total -= entries[i][1][which]
+    held = i = 0
+    for slot, amount in zip(slots, amounts, strict=True):
+        held += amount
+        while held - amounts[i] > room:
+            held -= amounts[i]
             i += 1
-        first = entries[i][0]
-        if total > room and slot - first < WINDOW and slot - WINDOW < number < first + WINDOW:
+        first = slots[i]
+        if held > room and slot - first < WINDOW and slot - WINDOW < number < first + WINDOW:
             number = first + WINDOW
     return number
 
 
 def fit_minute(slots: Mapping[int, Want], number: int, want: Want, limits: Limits) -> tuple[int, str]:
+    """The same by the minutes of the wall clock."""
     reason = ""
     while True:
         minute, offset = divmod(number, _MINUTE)
         if offset > _MINUTE_LAST:
             minute, offset = minute + 1, 0
         number = minute * _MINUTE + max(offset, _MINUTE_FIRST)
-        used = [taken for s, taken in slots.items() if s // _MINUTE == minute]
+        held = total([taken for s, taken in slots.items() if s // _MINUTE == minute])
         full = ""
         for i, name in enumerate(MINUTE_LIMITS):
-            if want[i] and name in limits and sum(taken[i] for taken in used) + want[i] > limits[name]:
+            if want[i] and name in limits and held[i] + want[i] > limits[name]:
                 full = name
         if not full:
             return number, reason
