@@ -40,14 +40,18 @@ def pin(core: int) -> None:
 @contextlib.contextmanager
 def process(command: Sequence[str], environment: Mapping[str, str], url: str) -> Iterator[subprocess.Popen[bytes]]:
     """A server of ours on the first core, up when this is entered and gone when it is left."""
+    said = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the child
     child = subprocess.Popen(
         [sys.executable, *command],
         env={**os.environ, **environment},
-        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=said,
         preexec_fn=lambda: pin(0),
     )
     try:
-        _wait_until_up(url, child)
+        if not _is_up(url, child):
+            said.seek(0)
+            raise SystemExit(f"a server of the benchmark did not start: {said.read()[-2000:].decode()}")
         yield child
     finally:
         child.terminate()
@@ -58,22 +62,30 @@ def process(command: Sequence[str], environment: Mapping[str, str], url: str) ->
             child.wait()
 
 
-def _wait_until_up(url: str, child: "subprocess.Popen[bytes]") -> None:
+def _is_up(url: str, child: "subprocess.Popen[bytes]") -> bool:
     host, _, port = url.split("://")[1].partition(":")
     for _ in range(2000):
         if child.poll() is not None:
-            raise SystemExit(f"a server of the benchmark ended at its start, with code {child.returncode}")
+            return False
         with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 0.2):
-            return
+            return True
         time.sleep(0.005)
-    raise SystemExit("a server of the benchmark did not start within 10 s")
+    return False
 
 
 @contextlib.contextmanager
-def gateway(upstream_url: str, folder: Path, *, keys: int = 4) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+def gateway(
+    upstream_url: str,
+    folder: Path,
+    *,
+    keys: int = 4,
+    limits: Mapping[str, int] = LIMITS,
+    value: str = "bench-key-value-",
+    window: str = "sliding",
+) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    entries = [{"id": f"key-{i}", "api_key": f"bench-key-value-{i}", "limits": {"*": LIMITS}} for i in range(keys)]
+    entries = [{"id": f"key-{i}", "api_key": f"{value}{i}", "limits": {"*": limits}} for i in range(1, keys + 1)]
     file = folder / f"keys-{port}.json"
     file.write_text(json.dumps({"providers": {"gemini": {"keys": entries}}}))
     environment = {
@@ -82,6 +94,7 @@ def gateway(upstream_url: str, folder: Path, *, keys: int = 4) -> Iterator[tuple
         "POLLUX_STORE": f"sqlite:///{folder / f'store-{port}.db'}",
         "POLLUX_DATA": str(folder),
         "POLLUX_TOKEN": TOKEN,
+        "POLLUX_WINDOW": window,
     }
     with process(["-m", "pollux.cli", "serve", "--port", str(port)], environment, url) as child:
         yield url, child

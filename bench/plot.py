@@ -26,9 +26,8 @@ def bars(values: Sequence[tuple[str, str, float, float]]) -> str:
             y += _BAR
         y += _GROUP_GAP
     one = _LEFT + _WIDTH / 1.2
-    parts.append(
-        f'<line x1="{one:.1f}" y1="{_TOP - 8}" x2="{one:.1f}" y2="{y - _GROUP_GAP}" stroke="#888" stroke-dasharray="3"/>'
-    )
+    ends = f'x1="{one:.1f}" y1="{_TOP - 8}" x2="{one:.1f}" y2="{y - _GROUP_GAP}"'
+    parts.append(f'<line {ends} stroke="#888" stroke-dasharray="3"/>')
     x = _LEFT
     for enforcement, colour in _COLOURS.items():
         parts.append(f'<rect x="{x}" y="12" width="10" height="10" fill="{colour}"/>')
@@ -36,11 +35,8 @@ def bars(values: Sequence[tuple[str, str, float, float]]) -> str:
         x += 145
     parts.append(_text(one, _TOP - 12, "all of the nominal capacity", "middle", 9))
     size = f'width="{_LEFT + _WIDTH + 150}" height="{y}" viewBox="0 0 {_LEFT + _WIDTH + 150} {y}"'
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif">\n<rect width="100%" height="100%" fill="#fff"/>\n'
-        + "\n".join(parts)
-        + "\n</svg>\n"
-    )
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif">'
+    return "\n".join([head, '<rect width="100%" height="100%" fill="#fff"/>', *parts, "</svg>", ""])
 
 
 def _text(x: float, y: float, text: str, anchor: str, size: int = 11) -> str:

@@ -157,7 +157,7 @@ async def pollux(scene: Scene, seed: int = 1) -> Tally:
 
 @dataclass(slots=True)
 class FieldPool:
-    """As the field does it: pick a key, cool it for a fixed time after a 429, try another, wait when all are cooling."""
+    """As the field does it: pick a key, cool it for a fixed time after a 429, try another, wait if all are cooling."""
 
     pick: Callable[[list[int], list[float], random.Random], int]
     cooldown: float

@@ -1,0 +1,24 @@
+"""`make bench`: every benchmark in turn, each with what is asked of it. About ten minutes."""
+
+import asyncio
+import tempfile
+from pathlib import Path
+
+from bench import overhead, overload, scheduling
+
+MINUTES = 3.0
+
+
+def main() -> None:
+    print("Overhead, against a bare relay over the same upstream, in turn (bench/overhead.py):")
+    overhead.show(asyncio.run(overhead.measure(4.0, 5, {}, 100_000)))
+    print("Scheduling, the real pool in virtual time (bench/scheduling.py):")
+    rows = scheduling.measure(10.0)
+    overhead.show(scheduling.verdicts(rows, scheduling.big_wants(10.0)))
+    print(f"Overload in real time, {MINUTES:g} minutes (bench/overload.py; --minutes 10 for the long one):")
+    with tempfile.TemporaryDirectory() as folder:
+        overhead.show(asyncio.run(overload.measure(MINUTES, "sliding", 1.5, Path(folder), "sliding")))
+
+
+if __name__ == "__main__":
+    main()
