@@ -1,73 +1,131 @@
-"""Structured logs that cannot hold a secret: JSON where the cloud reads them, aligned lines where people do."""
+"""Structured logs: JSON where the cloud reads them, aligned lines where people do. What may stand in a line is decided in
+`log_safety`, how it gets out in `log_outlet`.
+"""
 
 import json
 import logging
 import os
-import re
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from pollux.redaction import redact
+from pollux.log_outlet import Outlet
+from pollux.log_safety import LONGEST, clean, clean_lines, guard, redact
 
-LONGEST = 4000
-SEVERITIES = {"WARNING": "WARNING", "ERROR": "ERROR", "CRITICAL": "CRITICAL", "DEBUG": "DEBUG"}
-_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
-_COLOURS = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m"}
+__all__ = ["configure", "guard", "request_line"]
+
+LONG_LINE = 16 * 1024
+_COLOURS = {"DEBUG": "\x1b[2m", "WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[1;31m"}
+_PLAIN = "\x1b[0m"
+_KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "fields", "color_message"}
 _requests = logging.getLogger("pollux.request")
+_tracebacks = logging.Formatter()
 
 
-def configure(kind: str = "auto", level: str = "info", stream: TextIO | None = None) -> None:
-    """One handler for everything, also for what libraries say. `kind`: json, text, or auto."""
-    stream = stream or sys.stderr
+def configure(
+    kind: str = "auto",
+    level: str = "info",
+    stream: TextIO | None = None,
+    *,
+    environ: Mapping[str, str] = os.environ,
+) -> None:
+    """Send everything, also what libraries say, through one handler. `kind`: json, text, or auto: json in the cloud."""
+    stream = stream if stream is not None else sys.stderr
     if kind == "auto":
-        kind = "json" if "K_SERVICE" in os.environ else "text"
-    handler = logging.StreamHandler(stream)
-    colours = stream.isatty() and "NO_COLOR" not in os.environ
-    handler.setFormatter(JsonFormatter() if kind == "json" else TextFormatter(colours=colours))
+        kind = "json" if "K_SERVICE" in environ else "text"
+    outlet = Outlet(stream)
+    colours = stream.isatty() and not environ.get("NO_COLOR")
+    outlet.setFormatter(JsonFormatter() if kind == "json" else TextFormatter(colours=colours))
+    outlet.addFilter(_worth_saying)
     root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)
+    for logger in (root, *root.manager.loggerDict.values()):
+        if isinstance(logger, logging.Logger):
+            for handler in logger.handlers[:]:
+                logger.removeHandler(handler)
+            logger.propagate = True
+    root.addHandler(outlet)
+    root.setLevel(logging.INFO if level == "debug" else logging.WARNING)
     logging.getLogger("pollux").setLevel(level.upper())
-    # uvicorn reports as its own failure what we do on purpose: cutting an answer that broke after it had begun.
-    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+    logging.captureWarnings(True)
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    """The server reports as its failure what is done on purpose: cutting an answer that broke after it had begun."""
+    cause = record.exc_info[0] if record.exc_info else None
+    return cause is None or cause.__name__ != "BrokenAnswerError" or record.name.startswith("pollux")
 
 
 def request_line(fields: Mapping[str, Any]) -> None:
-    """The one line of a request."""
-    if _requests.isEnabledFor(logging.INFO):
-        _requests.info("request", extra={"fields": fields})
+    """The one line of a request. The fields are the journal's; texts in them may come from anywhere."""
+    status = fields.get("status") or 0
+    level = logging.WARNING if status >= 500 else logging.INFO
+    if _requests.isEnabledFor(level):
+        # Made by hand: to look for the calling line costs more than all the rest.
+        record = logging.LogRecord(_requests.name, level, "", 0, "", None, None)
+        record.fields = fields
+        _requests.handle(record)
 
 
-def clean(text: str) -> str:
-    """Nothing key-shaped, no line of its own making, no endless text."""
-    text = redact(text)
-    if _CONTROL.search(text):
-        text = _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
-    return text if len(text) <= LONGEST else text[:LONGEST] + "…"
-
-
-def _said(formatter: logging.Formatter, record: logging.LogRecord) -> str:
-    text = record.getMessage()
-    if record.exc_info:
-        text += "\n" + formatter.formatException(record.exc_info)
+def _message(record: logging.LogRecord) -> str:
+    try:
+        text = record.getMessage()
+    except Exception:  # arguments that do not fit: the message alone
+        text = str(record.msg)
     return clean(text)
 
 
+def _traceback(record: logging.LogRecord) -> list[str]:
+    parts = []
+    if record.exc_info and record.exc_info[0] is not None:
+        parts.append(_tracebacks.formatException(record.exc_info))
+    elif record.exc_text:
+        parts.append(record.exc_text)
+    if record.stack_info:
+        parts.append(record.stack_info)
+    return clean_lines("\n".join(parts)) if parts else []
+
+
+def _extras(record: logging.LogRecord) -> dict[str, Any]:
+    return {name: value for name, value in vars(record).items() if name not in _KNOWN}
+
+
 class JsonFormatter(logging.Formatter):
-    """Cloud Logging reads `severity`, `message` and `time`; all else is a field of the entry."""
+    """Cloud Logging reads `severity`, `time` and `message`; all else is a field of the entry."""
 
     def format(self, record: logging.LogRecord) -> str:
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         fields: Mapping[str, Any] | None = getattr(record, "fields", None)
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
-        entry: dict[str, Any] = {"severity": SEVERITIES.get(record.levelname, "INFO"), "time": moment}
+        entry: dict[str, Any] = {
+            "severity": record.levelname if record.levelname in _COLOURS else "INFO",
+            "time": f"{seconds}.{record.msecs * 1000:06.0f}Z",
+            "message": _message(record) if fields is None else _summary(fields),
+            "logger": record.name,
+        }
         if fields is not None:
-            entry["message"] = _summary(fields)
             entry["request"] = fields
-            return redact(json.dumps(entry, ensure_ascii=False, default=str))
-        entry |= {"message": _said(self, record), "logger": record.name}
-        return json.dumps(entry, ensure_ascii=False)
+        elif extras := _extras(record):
+            entry["fields"] = extras
+        if trace := _traceback(record):
+            entry["stack_trace"] = "\n".join(trace)
+        line = _encode(entry)
+        return redact(line if len(line) <= LONG_LINE else _encode(_cut(entry)))
+
+
+def _encode(entry: Any) -> str:
+    return json.dumps(entry, default=str, skipkeys=True)
+
+
+def _cut(value: Any) -> Any:
+    match value:
+        case Mapping():
+            return {str(name)[:LONGEST]: _cut(inner) for name, inner in value.items()}
+        case list() | tuple():
+            return [_cut(inner) for inner in value[:100]]
+        case int() | float() | None:
+            return value
+        case _:
+            return clean(str(value))
 
 
 class TextFormatter(logging.Formatter):
@@ -76,34 +134,48 @@ class TextFormatter(logging.Formatter):
         self._colours = colours
 
     def format(self, record: logging.LogRecord) -> str:
+        moment = time.strftime("%H:%M:%S", time.localtime(record.created)) + f".{int(record.msecs):03d}"
         fields: Mapping[str, Any] | None = getattr(record, "fields", None)
-        moment = time.strftime("%H:%M:%S", time.localtime(record.created))
         if fields is not None:
-            return f"{moment} {clean(_line(fields))}"
-        text = f"{moment} {record.levelname.lower()}: {_said(self, record)}"
+            text = clean(_line(fields))
+        else:
+            extras = "".join(f"  {name}={value}" for name, value in _extras(record).items())
+            text = f"{record.levelname.lower():<8} {_message(record)}{clean(extras) and '  ' + clean(extras)}"
+        lines = [f"{moment}  {text}", *(f"    | {line}" for line in _traceback(record))]
         colour = _COLOURS.get(record.levelname) if self._colours else None
-        return f"{colour}{text}\x1b[0m" if colour else text
+        return "\n".join(f"{colour}{line}{_PLAIN}" for line in lines) if colour else "\n".join(lines)
 
 
 def _summary(fields: Mapping[str, Any]) -> str:
-    return f"{fields['status']} {fields['call']} {fields['model_used'] or fields['model']}"
+    model = fields.get("model_used") or fields.get("model") or ""
+    return clean(f"{fields.get('status', 0)} {fields.get('call', '')} {model}")
 
 
 def _line(fields: Mapping[str, Any]) -> str:
-    """`200 generateContent gemini-2.5-flash  key-1 (team-a)  812 ms (first byte 790, waited 0)  57 tokens  4f1d…`"""
-    asked, used = fields["model"], fields["model_used"]
-    model = f"{asked} -> {used}" if used and asked != used else asked or "-"
-    where = f"{fields['key']} ({fields['project']})" if fields["key"] else "-"
-    first = fields["first_byte_ms"]
-    parts = [
-        f"{fields['status']} {fields['call']} {model}",
-        where,
-        f"{fields['total_ms']:.0f} ms (first {'-' if first is None else round(first)}, waited {fields['waited_ms']})",
-        f"{fields['tokens'] if fields['tokens'] is not None else '~' + str(fields['tokens_estimated'])} tokens",
-    ]
-    causes = [attempt["cause"] for attempt in fields["attempts"]]
-    if causes not in ([], ["ok"]):
-        parts.append("attempts: " + ", ".join(causes))
-    if fields["reason"] or fields["ended"]:
-        parts.append(fields["reason"] or fields["ended"])
-    return "  ".join([*parts, fields["client"] or "-", fields["id"]])
+    """`200  generateContent         gemini-2.5-flash             812 ms  key-1 (team-a)  first 790  57 tokens  …`"""
+    get = fields.get
+    asked, used = get("model") or "-", get("model_used")
+    model = f"{asked} -> {used}" if used and used != asked else asked
+    parts = [f"{get('status') or 0:>3}  {get('call') or '-':<22}  {model:<28} {get('total_ms') or 0:>7.0f} ms"]
+    if key := get("key"):
+        parts.append(f"{key} ({get('project') or '-'})")
+    if (first := get("first_byte_ms")) is not None:
+        parts.append(f"first {first:.0f}")
+    if waited := get("waited_ms"):
+        parts.append(f"waited {waited:.0f}")
+    if (tokens := get("tokens")) is not None:
+        parts.append(f"{tokens} tokens")
+    elif estimated := get("tokens_estimated"):
+        parts.append(f"~{estimated} tokens")
+    causes = [_attempt(attempt) for attempt in get("attempts") or ()]
+    if causes and not (len(causes) == 1 and causes[0].startswith("ok")):
+        parts.append("tried " + ", ".join(causes))
+    parts += [str(word) for name in ("reason", "ended", "client", "id") if (word := get(name))]
+    return "  ".join(parts)
+
+
+def _attempt(attempt: Any) -> str:
+    if not isinstance(attempt, Mapping):
+        return str(attempt)
+    where = attempt.get("key") or attempt.get("project")
+    return f"{attempt.get('cause')} ({where})" if where else str(attempt.get("cause"))
