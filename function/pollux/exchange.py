@@ -48,10 +48,10 @@ class Exchange:
     def stream_form(self) -> str:
         return "openai-sse" if self.call.api == "openai" else self.stream
 
-    def ask(self, generation: int) -> Ask:
-        """What it takes of a quota, by estimate."""
+    def ask(self, generation: int, kind: str | None = None) -> Ask:
+        """What it takes of a quota, by estimate. A model that makes images makes one at least."""
         found = estimate(self.parsed, size=len(self.readable), verb=self.call.verb, generation=generation)
-        want = Want(found.requests, found.tokens, found.images)
+        want = Want(found.requests, found.tokens, max(found.images, kind == "image"))
         return Ask(want, self.deadline, self.patient, self.sticky, self.prefer_key)
 
     def outgoing(self, key: Secret, model: str | None) -> tuple[str, list[tuple[str, str]], bytes]:

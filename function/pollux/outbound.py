@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pollux import wire_error
 from pollux.inbound import Send
 from pollux.journal import Record
+from pollux.redaction import redact
 from pollux.stream import StreamReader
 from pollux.upstream import Answer, UpstreamError
 
@@ -88,18 +89,39 @@ async def pass_whole(
     await reply.whole(status, headers, body)
 
 
-async def pass_on(reply: Reply, answer: Answer, headers: Sequence[tuple[bytes, bytes]], settle: Settle) -> None:
-    """A large or endless plain answer, in the pieces in which it comes."""
+async def collect(answer: Answer) -> tuple[bytes, bool]:
+    """The beginning of a plain answer, and whether that is all: up to WHOLE_MOST it can still be asked for again."""
+    if answer.length is not None:
+        return (await answer.read(), True) if answer.length <= WHOLE_MOST else (b"", False)
+    held: list[bytes] = []
+    size = 0
+    while size <= WHOLE_MOST:
+        data = await answer.chunk()
+        if not data:
+            return b"".join(held), True
+        held.append(data)
+        size += len(data)
+    return b"".join(held), False
+
+
+async def pass_on(
+    reply: Reply, answer: Answer, headers: Sequence[tuple[bytes, bytes]], settle: Settle, first: bytes = b""
+) -> None:
+    """A large or endless plain answer, in the pieces in which it comes. With Content-Length the last one waits."""
     await reply.begin(answer.status, headers)
-    tail, held = b"", b""
+    tail, missing = b"", answer.length
     try:
-        while data := await answer.chunk():
-            await reply.chunk(held)
-            held, tail = data, (tail + data)[-TAIL:]
+        data = first or await answer.chunk()
+        while data:
+            tail = (tail + data)[-TAIL:]
+            if missing is not None and (missing := missing - len(data)) <= 0:
+                break
+            await reply.chunk(data)
+            data = await answer.chunk()
     except UpstreamError as error:
         raise BrokenAnswerError(str(error)) from None
     await settle(prompt_tokens(tail))
-    await reply.end(held)
+    await reply.end(data)
 
 
 async def pass_stream(
@@ -117,7 +139,7 @@ async def pass_stream(
     try:
         while data := await answer.chunk():
             reader.feed(data)
-            await reply.chunk(data)
+            await reply.chunk(data if reader.error is None else redact(data))
         reader.close()
     except UpstreamError as error:
         ended = "broken"

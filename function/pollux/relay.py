@@ -16,7 +16,7 @@ from pollux.exchange import Exchange
 from pollux.inbound import RequestError
 from pollux.journal import Attempt
 from pollux.keys import Key, KeySourceError
-from pollux.outbound import WHOLE_MOST, pass_on, pass_stream, pass_whole
+from pollux.outbound import collect, pass_on, pass_stream, pass_whole
 from pollux.outcome import Outcomes
 from pollux.pool import Ask, Full, Pool, Reservation, Tried
 from pollux.store import StoreError
@@ -28,6 +28,8 @@ log = logging.getLogger("pollux.relay")
 
 MOST_TROUBLES = 2
 """How often a model's trouble (503, 500, a broken connection) is tried again on another project."""
+FOR_LONG = frozenset({"unsupported", "model-access", "rpd", "tpd"})
+"""Refusals that no waiting mends."""
 BACKOFF = 0.25
 SETTLE_WITHIN = 0.1
 UNREADABLE_KEY_RESTS = 60.0
@@ -75,14 +77,15 @@ class Relay:
     async def _counted(self, x: Exchange) -> None:
         chain = self._catalog.chain(x.call.model or "", x.mode)
         chain = chain if x.fallback else chain[:1]
-        ask = x.ask(self._catalog.generation(chain[0]))
+        ask = x.ask(self._catalog.generation(chain[0]), self._catalog.kind(chain[0]))
         ask = await self._sized(x, chain[0], ask)
         x.record.estimated = ask.want.tokens
         failures: list[Failure | Full] = []
         tried = {model: Tried() for model in chain}
         for deadline in self._passes(x, len(chain)):
             for model in chain:
-                if await self._on_model(x, model, replace(ask, deadline=deadline), tried[model], failures):
+                asked = replace(ask, deadline=deadline)
+                if await self._on_model(x, model, asked, tried[model], failures, last=model == chain[-1]):
                     return
                 if not x.may_try(self._settings.max_attempts):
                     break
@@ -95,7 +98,9 @@ class Relay:
             return (x.deadline,)
         return (self.pool.now() + after, x.deadline)
 
-    async def _on_model(self, x: Exchange, model: str, ask: Ask, tried: Tried, failures: list[Failure | Full]) -> bool:
+    async def _on_model(
+        self, x: Exchange, model: str, ask: Ask, tried: Tried, failures: list[Failure | Full], *, last: bool
+    ) -> bool:
         """True when the client has its answer."""
         troubles = 0
         while x.may_try(self._settings.max_attempts):
@@ -118,6 +123,9 @@ class Relay:
                         tried.keys.discard(found.key.id)
                 case "next-project":
                     tried.projects.add(found.quota.project)
+                    final = x.record.sent + 1 == self._settings.max_attempts
+                    if final and not last and failure.verdict.cause in FOR_LONG:
+                        return False  # more projects than attempts: the last one is for a model that may be there
                 case "retry":
                     tried.projects.add(found.quota.project)
                     troubles += 1
@@ -198,13 +206,14 @@ class Relay:
                     return self._judged(model, answer.status, headers, first or b"")
                 await self._well(x, reservation)
                 x.record.ended = await pass_stream(x.reply, answer, headers, reader, first, settle)
-            elif answer.length is not None and answer.length <= WHOLE_MOST:
-                body = await answer.read()
-                await self._well(x, reservation)
+                return None
+            streams = (x.call.verb or "").startswith("stream")  # in a form that is not read here: passed as it comes
+            body, whole = (b"", False) if streams else await collect(answer)
+            await self._well(x, reservation)
+            if whole:
                 await pass_whole(x.reply, answer.status, headers, body, settle)
             else:
-                await self._well(x, reservation)
-                await pass_on(x.reply, answer, headers, settle)
+                await pass_on(x.reply, answer, headers, settle, body)
         except UpstreamError as error:
             return self._broken(model, error)
         return None
@@ -262,7 +271,7 @@ class Relay:
         for failure in failures:
             if isinstance(failure, Full):
                 break
-            if failure.verdict.blames not in ("key", "project", "quota"):
+            if failure.model == model and failure.verdict.blames not in ("key", "project", "quota"):
                 await self._give(x, failure)
                 return
         full = next((f for f in reversed(failures) if isinstance(f, Full) and f.model == model), None)
