@@ -58,6 +58,8 @@ class Ledger(Generic[T]):
         self._writers: dict[str, list[float]] = {}
         self._waiting: list[_Entry[T]] = []
         self._riding: list[Change[T, Any]] = []
+        self._unknown: dict[int, int] = {}
+        """Commits that may or may not have been applied: their sequence, and how many of those that ride went along."""
         self._task: asyncio.Task[None] | None = None
         self._reading: asyncio.Task[None] | None = None
 
@@ -71,6 +73,21 @@ class Ledger(Generic[T]):
         self._waiting.append((change, future, undo))
         self._start()
         return future
+
+    async def perform(self, change: Change[T, R], undo: Callable[[R], Change[T, Any] | None]) -> R:
+        """`apply`, awaited. Whoever is cancelled here leaves nothing behind, however far the commit was."""
+        future = self.apply(change, undo)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            # Its answer may have come in the same turn of the loop; then nobody else takes it back.
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self._take_back(undo(future.result()))
+            raise
+
+    def _take_back(self, change: Change[T, Any] | None) -> None:
+        if change is not None:
+            self.submit(change)
 
     def submit(self, change: Change[T, Any]) -> None:
         """Change the value with a commit of its own, that nobody waits for."""
@@ -92,8 +109,15 @@ class Ledger(Generic[T]):
         """A commit is under way: what the store holds may be older than what is known here."""
         return self._task is not None
 
+    @property
+    def tries(self) -> int:
+        """Grows with every commit tried, so that an answer to an older question can be told."""
+        return self._sequence
+
     async def flush(self) -> None:
         """Commit what rides and wait for every commit under way."""
+        while self._task is not None:
+            await asyncio.shield(self._task)
         if self._riding:
             self._start()
         while self._task is not None:
@@ -101,8 +125,12 @@ class Ledger(Generic[T]):
 
     async def refresh(self, older_than: float) -> None:
         """Read the document again if what is known is older than that many seconds; once, however many ask."""
-        if self._store.now() - self.seen_at <= older_than or self._task is not None:
+        if self._store.now() - self.seen_at <= older_than:
             return
+        if self._task is not None:  # the commit under way tells as much as a read
+            await self.apply(lambda value, _: (value, None))
+            if self._store.now() - self.seen_at <= older_than or self._task is not None:
+                return
         if self._reading is None:
             self._reading = asyncio.get_running_loop().create_task(self._reread())
             self._reading.add_done_callback(self._read_done)
@@ -113,27 +141,39 @@ class Ledger(Generic[T]):
         if not task.cancelled():
             task.exception()
 
-    def saw(self, found: tuple[Document, Version] | None) -> None:
-        """Take over what the store holds. A document that vanished is written back from what is known here."""
+    def saw(self, found: tuple[Document, Version] | None, asked: int | None = None) -> None:
+        """Take over what the store holds. A document that vanished is written back from what is known here.
+
+        `asked`: `tries` when the question was put. If a commit was made since, the answer is older than what is known.
+        """
+        if asked is not None and (self._task is not None or asked != self._sequence):
+            return
         now = self._store.now()
         if found is None:
             self._version = None
         else:
-            document, self._version = found
+            document, version = found
             self._writers = dict(document.get("writers", {}))
+            if version != self._version:  # of those whose answer was lost one was applied, or none can be any more
+                del self._riding[: self._unknown.get(int(self._mark()), 0)]
+                self._unknown.clear()
+            self._version = version
             self.value = self._codec.unpack(document)
             for change in self._riding:
                 self.value, _ = change(self.value, now)
         self.seen_at = now
+
+    def _mark(self) -> float:
+        """The last of this ledger's commits that the document holds."""
+        return self._writers.get(self._writer, [0])[0]
 
     async def _read(self) -> tuple[Document, Version] | None:
         self._counters.reads += 1
         return (await self._store.read([self.name])).get(self.name)
 
     async def _reread(self) -> None:
-        found = await self._read()
-        if self._task is None:
-            self.saw(found)
+        asked = self._sequence
+        self.saw(await self._read(), asked)
 
     def _start(self) -> None:
         if self._task is None:
@@ -141,7 +181,7 @@ class Ledger(Generic[T]):
 
     async def _run(self) -> None:
         try:
-            while self._waiting or self._riding:
+            while True:
                 # One that can be undone and is not awaited any more need not be done.
                 waiting = [e for e in self._waiting if e[1] is None or e[2] is None or not e[1].cancelled()]
                 self._waiting = []
@@ -155,14 +195,18 @@ class Ledger(Generic[T]):
                         continue
                     if not future.done():
                         future.set_result(result)
-                    elif undo is not None and (change := undo(result)) is not None:
-                        self._waiting.append((change, None, None))
+                    elif undo is not None:
+                        self._take_back(undo(result))
+                if not self._waiting:  # what rides meanwhile waits for the next occasion
+                    return
         finally:
             self._task = None
             if self._waiting:
                 self._start()
 
     def _fail(self, waiting: "list[_Entry[T]]", error: Exception) -> None:
+        if self._riding:
+            log.warning("what rides with the next commit of %s has to wait: %s", self.name, error)
         for _, future, _ in waiting:
             if future is None:
                 log.warning("a change of %s was not kept: %s", self.name, error)
@@ -182,18 +226,20 @@ class Ledger(Generic[T]):
             value = self._codec.tidy(value, now)
             document = self._codec.pack(value)
             document["writers"] = writers = self._signed(now)
+            self._unknown[self._sequence] = riding
             self._counters.commits += 1
             try:
                 version = await self._store.commit(self.name, document, self._version)
             except ConflictError:
                 self._counters.conflicts += 1
-                if not await self._was_applied(riding):
+                if not await self._was_applied():
                     continue
             except StoreUnavailableError:
-                if not await self._was_applied(riding):
+                if not await self._was_applied():
                     raise
             else:
                 del self._riding[:riding]
+                self._unknown.clear()
                 for rider in self._riding:
                     value, _ = rider(value, now)
                 self.value, self._version, self._writers, self.seen_at = value, version, writers, now
@@ -201,14 +247,11 @@ class Ledger(Generic[T]):
             return results
         raise StoreUnavailableError(f"document {self.name!r} changed {MOST_CONFLICTS} times while one commit was tried")
 
-    async def _was_applied(self, riding: int) -> bool:
+    async def _was_applied(self) -> bool:
         """After a lost answer, finding one's own sequence number in the document means that the commit was applied."""
         found = await self._read()
-        mine = found is not None and found[0].get("writers", {}).get(self._writer, [0])[0] == self._sequence
-        if mine:
-            del self._riding[:riding]
         self.saw(found)
-        return mine
+        return found is not None and self._mark() == self._sequence
 
     def _signed(self, now: float) -> dict[str, list[float]]:
         self._sequence += 1

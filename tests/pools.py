@@ -1,0 +1,234 @@
+"""What the tests of the pool share: stores with delays and faults, keys that change, several pools over one store."""
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from bench.virtual import run
+from pollux.catalog import Catalog, builtin_text
+from pollux.keys import Key, Secret
+from pollux.ledger import Codec, Counters, Ledger
+from pollux.outcome import Outcomes
+from pollux.pool import Ask, Full, Pool, Reservation, Tried
+from pollux.roster import Roster
+from pollux.settings import Settings
+from pollux.store import ConflictError, Document, StoreUnavailableError, Version, Write
+from pollux.store.memory import MemoryStore
+from pollux.windows import Want
+
+T = TypeVar("T")
+
+BEGAN = 1_790_000_000.0
+"""A morning in California: no midnight is near, here or in UTC."""
+MODEL = "a-model"
+"""The catalog has no limits for it: what the keys say is all."""
+
+
+def play(scene: Coroutine[Any, Any, T]) -> T:
+    """In virtual time. Whoever waits for ever is told so."""
+
+    async def bounded() -> T:
+        async with asyncio.timeout(10 * 86400):
+            return await scene
+
+    return run(bounded())
+
+
+class FaultyStore:
+    """One instance's way to a store that others use too: slow, with a clock of its own, and with bad moments.
+
+    `faults` holds what befalls the next commits: "" nothing, "down" nothing is written, "lost" and "conflict" are
+    written but say StoreUnavailableError and ConflictError, "late" says StoreUnavailableError and is written after it.
+    """
+
+    def __init__(self, inner: MemoryStore, delay: Callable[[], float] = lambda: 0.0, offset: float = 0.0) -> None:
+        self.inner = inner
+        self.delay = delay
+        self.offset = offset
+        self.faults: list[str] = []
+        self.read_faults: list[str] = []
+        self.commits = 0
+        self.reads = 0
+        self.under_way = 0
+        self.most_under_way = 0
+        self._late: set[asyncio.Task[None]] = set()
+
+    def now(self) -> float:
+        return self.inner.now() + self.offset
+
+    async def open(self) -> None:
+        await self.inner.open()
+
+    async def close(self) -> None:
+        """The others still use it."""
+
+    async def read(self, names: Iterable[str]) -> Mapping[str, tuple[Document, Version]]:
+        names = list(names)
+        self.reads += 1
+        fault = self.read_faults.pop(0) if self.read_faults else ""
+        await self._transit()
+        if fault:
+            raise StoreUnavailableError("the store does not answer")
+        found = await self.inner.read(names)
+        await self._transit()
+        return found
+
+    async def commit(self, name: str, document: Document, version: Version | None) -> Version:
+        self.commits += 1
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        fault = self.faults.pop(0) if self.faults else ""
+        try:
+            await self._transit()
+            if fault == "down":
+                raise StoreUnavailableError("the store does not answer")
+            if fault == "late":
+                task = asyncio.get_running_loop().create_task(self._land(name, document, version))
+                self._late.add(task)
+                task.add_done_callback(self._late.discard)
+                raise StoreUnavailableError("the store does not answer")
+            written = await self.inner.commit(name, document, version)
+            await self._transit()
+            if fault == "lost":
+                raise StoreUnavailableError("the answer was lost")
+            if fault == "conflict":
+                raise ConflictError(name)
+            return written
+        finally:
+            self.under_way -= 1
+
+    async def _land(self, name: str, document: Document, version: Version | None) -> None:
+        await asyncio.sleep(1)
+        with suppress(ConflictError):
+            await self.inner.commit(name, document, version)
+
+    async def commit_all(self, writes: Sequence[Write]) -> list[Version]:
+        return await self.inner.commit_all(writes)
+
+    async def scan(self, prefix: str) -> Mapping[str, tuple[Document, Version]]:
+        await self._transit()
+        found = await self.inner.scan(prefix)
+        await self._transit()
+        return found
+
+    async def delete(self, name: str, version: Version) -> None:
+        await self.inner.delete(name, version)
+
+    async def _transit(self) -> None:
+        if (delay := self.delay()) > 0:
+            await asyncio.sleep(delay)
+
+
+async def memory() -> MemoryStore:
+    loop = asyncio.get_running_loop()
+    store = MemoryStore(lambda: BEGAN + loop.time())
+    await store.open()
+    return store
+
+
+def up_to(seconds: float, rng: random.Random) -> Callable[[], float]:
+    """Half of a round trip that takes up to that long."""
+    return lambda: rng.uniform(0, seconds / 2)
+
+
+class Keys:
+    """A keyring whose keys a test changes."""
+
+    def __init__(self, *keys: Key) -> None:
+        self.now = keys
+
+    async def keys(self) -> tuple[Key, ...]:
+        return self.now
+
+    async def value(self, key_id: str) -> Secret:
+        return Secret("AIza" + "x" * 35)
+
+    async def reread(self, key_id: str) -> bool:
+        return False
+
+
+def keys_of(projects: int, **limits: int) -> Keys:
+    return Keys(*(Key(f"k{number}", f"p{number}", limits={"*": limits}) for number in range(projects)))
+
+
+@lru_cache(maxsize=1)
+def catalog() -> Catalog:
+    return Catalog.parse(builtin_text())
+
+
+class House:
+    """A pool with all that belongs to it, as one instance of the gateway has it."""
+
+    def __init__(self, store: FaultyStore, keys: Keys, **settings: Any) -> None:
+        self.store = store
+        self.keys = keys
+        self.roster = Roster(store, keys, catalog())
+        self.pool = Pool(Settings(**settings), self.roster)
+        self.outcomes = Outcomes(self.pool)
+        self.began = asyncio.get_running_loop().time()
+
+    @property
+    def clock(self) -> float:
+        """Seconds since the test began."""
+        return asyncio.get_running_loop().time() - self.began
+
+    def ask(self, wait: float = 60.0, tokens: int = 0, **more: Any) -> Ask:
+        return Ask(Want(1, tokens), self.pool.now() + wait, **more)
+
+    async def reserve(
+        self, wait: float = 60.0, tokens: int = 0, tried: Tried | None = None, model: str = MODEL, **more: Any
+    ) -> Reservation | Full:
+        return await self.pool.reserve(model, self.ask(wait, tokens, **more), tried or Tried())
+
+    async def send(self, wait: float = 60.0, tokens: int = 0, **more: Any) -> Reservation:
+        """A reservation that is used."""
+        found = await self.reserve(wait, tokens, **more)
+        assert isinstance(found, Reservation), found
+        found.sent = True
+        return found
+
+    def quota(self, project: str = "p0", model: str = MODEL) -> Ledger[Any]:
+        return self.roster.quota(project, self.roster.bucket(model)).ledger
+
+
+async def house(keys: Keys, delay: Callable[[], float] = lambda: 0.0, **settings: Any) -> House:
+    return House(FaultyStore(await memory(), delay), keys, **settings)
+
+
+# A ledger of plain numbers, by which every change that is lost or made twice can be seen.
+
+
+def _packed(value: dict[str, int]) -> Document:
+    return {"counts": dict(value)}
+
+
+def _unpacked(document: Mapping[str, Any]) -> dict[str, int]:
+    return dict(document["counts"])
+
+
+def _untouched(value: dict[str, int], _: float) -> dict[str, int]:
+    return value
+
+
+COUNTS: Codec[dict[str, int]] = Codec({}, _packed, _unpacked, _untouched)
+
+
+def counts(store: FaultyStore, writer: str = "me") -> Ledger[dict[str, int]]:
+    return Ledger("counts", store, COUNTS, writer, Counters())
+
+
+def add(name: str, amount: int = 1) -> Callable[[dict[str, int], float], tuple[dict[str, int], str]]:
+    return lambda value, _: (value | {name: value.get(name, 0) + amount}, name)
+
+
+def take(name: str) -> Callable[[Any], Callable[[dict[str, int], float], tuple[dict[str, int], str]]]:
+    """The undoing of `add`."""
+    return lambda _: add(name, -1)
+
+
+async def stored(store: FaultyStore) -> dict[str, int]:
+    found = await store.inner.read(["counts"])
+    return {name: count for name, count in found["counts"][0]["counts"].items() if count} if found else {}
