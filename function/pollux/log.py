@@ -1,5 +1,6 @@
-"""Structured logs: JSON where the cloud reads them, aligned lines where people do. What may stand in a line is decided in
-`log_safety`, how it gets out in `log_outlet`.
+"""Structured logs: JSON where the cloud reads them, aligned lines where people do.
+
+What may stand in a line is in `log_safety`, how it gets out in `log_outlet`.
 """
 
 import json
@@ -8,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, TextIO
 
 from pollux.log_outlet import Outlet
@@ -90,15 +92,19 @@ def _extras(record: logging.LogRecord) -> dict[str, Any]:
     return {name: value for name, value in vars(record).items() if name not in _KNOWN}
 
 
+@lru_cache(maxsize=2)
+def _utc(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+
 class JsonFormatter(logging.Formatter):
     """Cloud Logging reads `severity`, `time` and `message`; all else is a field of the entry."""
 
     def format(self, record: logging.LogRecord) -> str:
-        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         fields: Mapping[str, Any] | None = getattr(record, "fields", None)
         entry: dict[str, Any] = {
             "severity": record.levelname if record.levelname in _COLOURS else "INFO",
-            "time": f"{seconds}.{record.msecs * 1000:06.0f}Z",
+            "time": f"{_utc(int(record.created))}.{int(record.msecs):03d}Z",
             "message": _message(record) if fields is None else _summary(fields),
             "logger": record.name,
         }
@@ -109,11 +115,22 @@ class JsonFormatter(logging.Formatter):
         if trace := _traceback(record):
             entry["stack_trace"] = "\n".join(trace)
         line = _encode(entry)
-        return redact(line if len(line) <= LONG_LINE else _encode(_cut(entry)))
+        if len(line) > LONG_LINE:
+            line = _encode(_cut(entry))
+        safe = redact(line)
+        return safe if safe == line else _still_json(safe, entry)
 
 
-def _encode(entry: Any) -> str:
-    return json.dumps(entry, default=str, skipkeys=True)
+_encode = json.JSONEncoder(default=str, skipkeys=True).encode
+
+
+def _still_json(line: str, entry: Mapping[str, Any]) -> str:
+    """A secret of digits can stand in a number, and what replaces it cannot: then the line is a message."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return _encode({"severity": entry["severity"], "time": entry["time"], "message": clean(line)})
+    return line
 
 
 def _cut(value: Any) -> Any:
@@ -140,15 +157,14 @@ class TextFormatter(logging.Formatter):
             text = clean(_line(fields))
         else:
             extras = "".join(f"  {name}={value}" for name, value in _extras(record).items())
-            text = f"{record.levelname.lower():<8} {_message(record)}{clean(extras) and '  ' + clean(extras)}"
+            text = f"{record.levelname.lower():<8} {_message(record)}{extras and '  ' + clean(extras)}"
         lines = [f"{moment}  {text}", *(f"    | {line}" for line in _traceback(record))]
         colour = _COLOURS.get(record.levelname) if self._colours else None
         return "\n".join(f"{colour}{line}{_PLAIN}" for line in lines) if colour else "\n".join(lines)
 
 
 def _summary(fields: Mapping[str, Any]) -> str:
-    model = fields.get("model_used") or fields.get("model") or ""
-    return clean(f"{fields.get('status', 0)} {fields.get('call', '')} {model}")
+    return f"{fields.get('status', 0)} {fields.get('call', '')} {fields.get('model_used') or fields.get('model') or ''}"
 
 
 def _line(fields: Mapping[str, Any]) -> str:

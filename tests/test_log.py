@@ -1,0 +1,270 @@
+"""Log lines: the one of a request, those of libraries, for the cloud and for people."""
+
+import asyncio
+import io
+import json
+import logging
+import re
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pollux import log
+from pollux.journal import Attempt, Record
+from pollux.log_safety import LONGEST
+
+KEY = "AIza" + "x" * 35
+FIELDS: dict[str, Any] = {
+    **Record(
+        id="5f0c",
+        client="alice",
+        what="generateContent",
+        asked="gemini-2.5-pro",
+        used="gemini-2.5-flash",
+        key="key-1",
+        project="team-a",
+        attempts=[
+            Attempt("gemini-2.5-pro", "team-b", "key-2", "rpm", 429, "too many"),
+            Attempt("gemini-2.5-flash", "team-a", "key-1", "ok", 200),
+        ],
+        waited=0.5,
+        first_byte=0.79,
+        tokens=57,
+        status=200,
+        total=0.812,
+    ).as_json()
+}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    """Logging is one for the whole process: what a test configures, others would see."""
+    loggers = [logging.getLogger(name) for name in ("", "pollux", "uvicorn.error", "aiohttp.client", "asyncio")]
+    before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
+    yield
+    logging.captureWarnings(False)
+    for logger, handlers, level, propagate in before:
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)
+
+
+def written(kind: str, level: str = "info") -> io.StringIO:
+    stream = io.StringIO()
+    log.configure(kind, level, stream, environ={})
+    return stream
+
+
+def entries(stream: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_a_request_for_the_cloud() -> None:
+    stream = written("json")
+    log.request_line(FIELDS)
+    (entry,) = entries(stream)
+    assert (entry["severity"], entry["logger"]) == ("INFO", "pollux.request")
+    assert entry["message"] == "200 generateContent gemini-2.5-flash"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", entry["time"])
+    assert entry["request"] == FIELDS
+
+
+def test_a_request_for_people() -> None:
+    stream = written("text")
+    log.request_line(FIELDS)
+    line = stream.getvalue()
+    assert re.fullmatch(
+        r"\d\d:\d\d:\d\d\.\d{3}  200  generateContent         gemini-2.5-pro -> gemini-2.5-flash     812 ms"
+        r"  key-1 \(team-a\)  first 790  waited 500  57 tokens  tried rpm \(key-2\), ok \(key-1\)  alice  5f0c\n",
+        line,
+    )
+
+
+def test_the_columns_stand_below_each_other() -> None:
+    stream = written("text")
+    for model, total in (("gemini-2.5-flash", 3), ("gemini-2.5-flash-lite", 12_345)):
+        log.request_line(FIELDS | {"model": model, "model_used": model, "total_ms": total})
+    first, second = stream.getvalue().splitlines()
+    assert first.index(" ms") == second.index(" ms")
+
+
+@pytest.mark.parametrize("kind", ["json", "text"])
+def test_a_request_of_which_little_is_known(kind: str) -> None:
+    stream = written(kind)
+    log.request_line({})
+    log.request_line(Record(status=401, reason="NO_TOKEN").as_json())
+    assert "NO_TOKEN" in stream.getvalue()
+    assert len(stream.getvalue().splitlines()) == 2
+
+
+def test_a_failure_is_a_warning() -> None:
+    stream = written("json", "warning")
+    log.request_line(FIELDS)
+    log.request_line(FIELDS | {"status": 503})
+    assert [entry["severity"] for entry in entries(stream)] == ["WARNING"]
+
+
+def test_any_record_for_the_cloud() -> None:
+    stream = written("json")
+    logging.getLogger("pollux.pool").warning("%d of %s", 3, "four", extra={"project": "team-a", "odd": {1}})
+    (entry,) = entries(stream)
+    assert (entry["severity"], entry["message"], entry["logger"]) == ("WARNING", "3 of four", "pollux.pool")
+    assert entry["fields"] == {"project": "team-a", "odd": "{1}"}
+
+
+@pytest.mark.parametrize("name", ["aiohttp.client", "uvicorn.error", "asyncio", "google.auth", "py.warnings"])
+def test_libraries_speak_through_the_same_handler(name: str) -> None:
+    own = io.StringIO()
+    logging.getLogger(name).addHandler(logging.StreamHandler(own))
+    stream = written("json")
+    logging.getLogger(name).warning("key=%s", KEY)
+    logging.getLogger(name).info("chatter")
+    assert [entry["message"] for entry in entries(stream)] == ["key=[redacted]"]
+    assert not own.getvalue(), "a handler of its own would not redact"
+
+
+def test_warnings_are_logged() -> None:
+    stream = written("json")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        log.configure("json", "info", stream, environ={})
+        warnings.warn(f"x {KEY}", stacklevel=1)
+    (entry,) = entries(stream)
+    assert entry["logger"] == "py.warnings"
+    assert KEY not in stream.getvalue()
+
+
+def test_a_task_that_fails_unseen_shows_no_secret() -> None:
+    stream = written("json")
+
+    async def fails() -> None:
+        asyncio.get_running_loop().call_exception_handler({"message": "lost", "exception": RuntimeError(KEY)})
+
+    asyncio.run(fails())
+    (entry,) = entries(stream)
+    assert "RuntimeError: [redacted]" in entry["stack_trace"]
+    assert KEY not in stream.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["json", "text"])
+def test_tracebacks_hold_no_secret_and_make_no_lines_of_their_own(kind: str) -> None:
+    stream = written(kind)
+    try:
+        raise ValueError(f"bad {KEY}\n12:00:00.000  200  forged")
+    except ValueError:
+        logging.getLogger("pollux.x").exception("failed for %s", KEY)
+    text = stream.getvalue()
+    assert KEY not in text
+    if kind == "json":
+        assert "ValueError: bad [redacted]" in entries(stream)[0]["stack_trace"]
+    else:
+        first, *rest = text.splitlines()
+        assert first.endswith("error    failed for [redacted]")
+        assert all(line.startswith("    | ") for line in rest)
+
+
+@pytest.mark.parametrize("kind", ["json", "text"])
+def test_nobody_writes_lines_but_us(kind: str) -> None:
+    stream = written(kind)
+    evil = "a\r\n12:00:00.000  200  forged\x1b[2J\x00\u2028\u202e\x85é"
+    logging.getLogger("pollux.x").warning(evil)
+    logging.getLogger("pollux.x").warning("%s", "b", extra={"field": evil})
+    log.request_line(FIELDS | {"model": evil, "client": evil})
+    text = stream.getvalue()
+    assert len(text.splitlines()) == 3
+    assert text.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("kind", ["json", "text"])
+def test_arguments_that_do_not_fit_are_not_printed(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    stream = written(kind)
+    logging.getLogger("pollux.x").warning("%d", KEY)
+
+    class Unspeakable:
+        def __str__(self) -> str:
+            raise RuntimeError(KEY)
+
+    logging.getLogger("pollux.x").warning("%s", Unspeakable())
+    logging.getLogger("pollux.x").warning("fine", extra={"x": Unspeakable()})
+    assert len(stream.getvalue().splitlines()) == 3
+    assert KEY not in stream.getvalue() + "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("kind", ["json", "text"])
+def test_long_values_are_cut(kind: str) -> None:
+    stream = written(kind)
+    logging.getLogger("pollux.x").warning("x" * 1_000_000)
+    logging.getLogger("pollux.x").warning("x", extra={"deep": [{"y": "x" * 100_000}], "number": 5, "none": None})
+    assert all(len(line) < 2 * LONGEST for line in stream.getvalue().splitlines())
+    if kind == "json":
+        assert entries(stream)[1]["fields"]["number"] == 5
+
+
+@pytest.mark.parametrize(
+    ("stream", "environ", "coloured"),
+    [
+        (Terminal(), {}, True),
+        (Terminal(), {"NO_COLOR": ""}, True),
+        (Terminal(), {"NO_COLOR": "1"}, False),
+        (io.StringIO(), {}, False),
+    ],
+)
+def test_colours_are_for_terminals(stream: io.StringIO, environ: dict[str, str], coloured: bool) -> None:
+    log.configure("auto", "info", stream, environ=environ)
+    logging.getLogger("pollux.x").error("no")
+    log.request_line(FIELDS)
+    assert ("\x1b[31m" in stream.getvalue()) is coloured
+    assert not stream.getvalue().splitlines()[1].startswith("\x1b"), "what is well needs none"
+
+
+def test_json_in_the_cloud() -> None:
+    stream = io.StringIO()
+    log.configure("auto", "info", stream, environ={"K_SERVICE": "pollux"})
+    log.request_line(FIELDS)
+    assert entries(stream)
+
+
+def test_levels() -> None:
+    for level, said in (("debug", 4), ("info", 3), ("warning", 2), ("error", 1)):
+        stream = written("text", level)
+        logger = logging.getLogger("pollux.x")
+        for name in ("debug", "info", "warning", "error"):
+            getattr(logger, name)("x")
+        assert len(stream.getvalue().splitlines()) == said
+
+
+def test_an_answer_that_was_cut_on_purpose_is_not_the_servers_failure() -> None:
+    class BrokenAnswerError(Exception):
+        pass
+
+    stream = written("text")
+    for error in (BrokenAnswerError(), ValueError("real")):
+        logging.getLogger("uvicorn.error").error("Exception in ASGI application\n", exc_info=error)
+    assert "ValueError: real" in stream.getvalue()
+    assert "BrokenAnswerError" not in stream.getvalue()
+
+
+def test_configuring_again_does_not_say_things_twice() -> None:
+    written("text")
+    stream = written("text")
+    logging.getLogger("pollux.x").warning("once")
+    assert stream.getvalue().count("once") == 1
+
+
+def test_a_request_is_logged_quickly() -> None:
+    written("json")
+
+    def once() -> float:
+        started = time.process_time()
+        for _ in range(1000):
+            log.request_line(FIELDS)
+        return (time.process_time() - started) / 1000
+
+    assert min(once() for _ in range(5)) < 150e-6  # 15 to 25 µs where nothing else runs
