@@ -191,6 +191,21 @@ def test_others_ask_again_soon_while_the_probe_is_under_way() -> None:
     assert find(state, AFTER, Want(), {}, AFTER) == Refusal(AFTER + 1, "probing:rpd")
 
 
+def test_no_probe_beside_another_that_is_under_way() -> None:
+    before = utc("2026-11-20T23:59:30")
+    state, found = reserve(cool(State(), before - 60, "rpd", 60), before, Want(), {}, before)
+    assert isinstance(found, Slot)
+    assert found.probe == "half-open"
+    assert find(state, AFTER, Want(), {}, AFTER) == Refusal(AFTER + 1, "probing:rpd")
+
+
+def test_a_day_spent_by_bookings_of_the_day_before_gets_its_probe() -> None:
+    midnight = pacific(TODAY)
+    state, slot = taken(State(), midnight - 1, {"rpd": 1}, patience=10)
+    assert slot.start == midnight + 1
+    assert taken(state, AFTER, {"rpd": 1})[1].probe == "utc"
+
+
 def test_a_day_with_room_again_is_not_probed() -> None:
     """What is served then would prove nothing, and yet be learned."""
     state = State()

@@ -43,6 +43,7 @@ def within(want: Want, limits: dict[str, int]) -> Want:
 @example({NOW - WINDOW: Want(1)}, Want(1), {"rpm": 1})
 @example({NOW - WINDOW + 1: Want(1)}, Want(1), {"rpm": 1})
 @example({NOW + WINDOW - 1: Want(1), NOW + 2 * WINDOW: Want(1)}, Want(1), {"rpm": 1})
+@example({NOW - 10: Want(1), NOW - 10 + WINDOW: Want(1)}, Want(1), {"rpm": 2})  # no window holds both
 @example({NOW + 10: Want(9, 999, 0)}, Want(1, 1), {"rpm": 2, "tpm": 5})  # the limits shrank below what is booked
 @example({NOW: Want(0, 0, 0), NOW + 1: Want(2, 0, 0)}, Want(1), {"rpm": 2})
 def test_the_sliding_fit_is_the_earliest(slots: dict[int, Want], want: Want, limits: dict[str, int]) -> None:
@@ -68,6 +69,12 @@ def test_the_minute_fit_is_the_earliest(
 
     found, _ = fit_minute(slots, NOW + offset, want, limits)
     assert found == next(n for n in itertools.count(NOW + offset) if free(n))
+
+
+def test_the_edges_of_a_minute_stay_empty() -> None:
+    minute = NOW // 120 * 120
+    assert [fit_minute({}, minute + i, Want(), {})[0] - minute for i in (0, 1, 2, 3)] == [2, 2, 2, 3]
+    assert [fit_minute({}, minute + i, Want(), {})[0] - minute for i in (116, 117, 119, 120)] == [116, 122, 122, 122]
 
 
 def test_every_fit_ends_after_few_passes(monkeypatch: pytest.MonkeyPatch) -> None:

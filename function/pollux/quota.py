@@ -246,8 +246,7 @@ def cool(state: State, now: float, reason: str, seconds: float, ceiling: float |
         state = state._replace(spent_at=now, zone="pacific")
     if state.probe_until - PROBE_LEASE <= now:  # a probe booked ahead was not sent yet and keeps its lease
         state = state._replace(probe_until=0.0)
-    if last is None or until > last.until or (again and not fresh):
-        until = max(until, last.until) if last and not fresh else until
+    if last is None or until > last.until:
         state = state._replace(cooldown=Cooldown(until, reason, streak))
     return state
 
