@@ -4,7 +4,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from pollux import wire_error
+from pollux import error_body, wire_error
 from pollux.inbound import Send
 from pollux.journal import Record
 from pollux.redaction import redact
@@ -135,19 +135,29 @@ async def pass_stream(
     """A stream whose first content is in `first`. Returns how it ended: "" is well."""
     await reply.begin(answer.status, [(n, v) for n, v in headers if n != b"content-length"])
     await reply.chunk(first)
-    ended = ""
+    ended, held = "", b""
     try:
         while data := await answer.chunk():
             reader.feed(data)
-            await reply.chunk(data if reader.error is None else redact(data))
+            held += data
+            if not reader.error_begun:  # it may echo the key, cut between two chunks
+                await reply.chunk(held if reader.error is None else redact(held))
+                held = b""
         reader.close()
+        await reply.chunk(redact(held))
     except UpstreamError as error:
         ended = "broken"
+        await reply.chunk(redact(held))
         await reply.chunk(
             wire_error.stream_error(reader.form, 503, "UNAVAILABLE", f"the stream from Gemini broke: {error}")
         )
     if not ended and reader.error is not None:
         ended = "error"
+        if reader.form.startswith("openai"):  # Google writes a bare list there, which OpenAI's SDKs do not see
+            found = error_body.read(None, reader.error)
+            await reply.chunk(
+                wire_error.stream_error(reader.form, found.code or 500, "UNAVAILABLE", redact(found.message))
+            )
     elif not ended and not reader.finished:
         ended = "truncated"
     await settle(reader.prompt_tokens)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DEMO_KEYS = 4
 FINISH_WITHIN = 30
+BACKLOG = 2048
 WEAK_TOKEN = 16
 
 
@@ -68,6 +69,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(BACKLOG)  # before anybody is told of it; who comes early waits for the start
     except OSError as error:
         raise SettingsError(
             f"cannot listen on {host}:{port}: {error.strerror or error}; choose another with --host and --port"
@@ -175,7 +177,7 @@ class _Gateway:
                 ws="none",
                 http="httptools",
                 timeout_graceful_shutdown=FINISH_WITHIN,
-                backlog=2048,
+                backlog=BACKLOG,
             )
         )
 

@@ -84,6 +84,11 @@ class StreamReader:
         return self._error
 
     @property
+    def error_begun(self) -> bool:
+        """What came last may be the beginning of an error, whose end has not come yet."""
+        return self._suspect is not None and self.error is None
+
+    @property
     def prompt_tokens(self) -> int | None:
         return prompt_tokens_of(self.usage())
 
