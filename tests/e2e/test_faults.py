@@ -1,0 +1,175 @@
+"""What goes wrong at Google's end, and what a client gets to see of it: as little as can be."""
+
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from pollux.simulator import Fault
+from tests.e2e.conftest import Pair
+from tests.e2e.processes import FLASH, LAST, eventually, gateway, simulated
+
+OTHER = "gemini-3.6-flash"
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Pair]:
+    """For faults that leave a mark: nobody else has this gateway."""
+    with simulated() as (simulator, url), gateway(tmp_path, url, timeout="1") as started:
+        yield Pair(started, simulator)
+
+
+def healthy(pair: Pair) -> int:
+    return sum(key["state"] == "healthy" for key in pair.gateway.status()["keys"])
+
+
+def test_bad_json_is_forwarded_once(pair: Pair) -> None:
+    body = b'{"contents": [{"parts": [{"text": "hello"}]}'
+    answer = pair.gateway.call("POST", f"/v1beta/models/{FLASH}:generateContent", body)
+    assert (answer.status, answer.json()["error"]["status"]) == (400, "INVALID_ARGUMENT")
+    assert [call.body for call in pair.simulator.calls] == [body]
+    assert healthy(pair) == 4
+
+
+@pytest.mark.parametrize("kind", ["invalid-key", "leaked-key", "suspended", "service-disabled", "unauthenticated"])
+def test_three_bad_keys_of_four_cost_nobody_anything(fresh: Pair, kind: str) -> None:
+    fresh.simulator.faults += [Fault(kind=kind, key=f"key-{n}") for n in (1, 2, 3)]
+    with ThreadPoolExecutor(8) as clients:
+        answers = list(clients.map(lambda n: fresh.gateway.generate(text=f"question {n}"), range(24)))
+    assert {answer.status for answer in answers} == {200}
+    assert {answer.headers["x-pollux-model"] for answer in answers} == {FLASH}
+    assert healthy(fresh) == 1
+    fresh.simulator.calls.clear()
+    assert fresh.gateway.generate().status == 200
+    assert [call.key for call in fresh.simulator.calls] == ["key-4"]
+
+
+def test_a_model_that_is_overloaded_for_ever(fresh: Pair) -> None:
+    fresh.simulator.faults.append(Fault(kind="overloaded"))
+    answer = fresh.gateway.generate()
+    assert answer.status == 503
+    assert "high demand" in answer.json()["error"]["message"]
+    assert len(fresh.simulator.calls) == int(answer.headers["x-pollux-attempts"]) == 4
+    assert len({call.project for call in fresh.simulator.calls if call.model == FLASH}) == 3
+    assert healthy(fresh) == 4
+    fresh.simulator.faults.clear()
+    answer = fresh.gateway.generate()
+    assert (answer.status, answer.headers["x-pollux-attempts"]) == (200, "1")
+
+
+def test_an_overloaded_model_falls_back(pair: Pair) -> None:
+    pair.simulator.faults.append(Fault(kind="overloaded", model=FLASH))
+    answer = pair.gateway.generate()
+    assert (answer.status, answer.headers["x-pollux-model"]) == (200, OTHER)
+    assert answer.headers["x-pollux-attempts"] == "4"
+
+
+def test_a_cooling_pool_is_not_hammered(fresh: Pair) -> None:
+    fresh.simulator.faults.append(Fault(kind="rpm", limit=50, retry_s=30.0))
+    assert fresh.gateway.generate(x_pollux_fallback="off", x_pollux_max_wait="0").status == 429
+    assert len(fresh.simulator.calls) == 4
+    fresh.simulator.calls.clear()
+    began = time.monotonic()
+    with ThreadPoolExecutor(10) as clients:
+        answers = list(
+            clients.map(
+                lambda _: fresh.gateway.generate(x_pollux_fallback="off", x_pollux_max_wait="0"),
+                range(50),
+            )
+        )
+    assert {(answer.status, answer.reason) for answer in answers} == {(429, "QUOTA_BUSY")}
+    assert {int(answer.headers["retry-after"]) for answer in answers} <= {29, 30, 31, 32}
+    assert not fresh.simulator.calls
+    assert time.monotonic() - began < 10
+
+
+def test_a_day_that_is_spent(tmp_path: Path) -> None:
+    limits = {"rpd": 2}
+    with simulated(2, limits) as (simulator, url), gateway(tmp_path, url, keys=[1, 2], limits={"*": limits}) as started:
+        answers = [started.generate(x_pollux_fallback="off", text=f"question {n}") for n in range(6)]
+        assert [answer.status for answer in answers] == [200] * 4 + [503] * 2
+        assert answers[-1].reason == "QUOTA_EXHAUSTED_TODAY"
+        assert 1 <= int(answers[-1].headers["retry-after"]) <= 25 * 3600
+        assert not simulator.statuses["429"]
+        assert started.generate().headers["x-pollux-model"] == OTHER
+
+
+def test_an_upstream_that_cannot_be_reached(tmp_path: Path) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    with gateway(tmp_path, url, timeout="1") as started:
+        began = time.monotonic()
+        answer = started.generate()
+        assert (answer.status, answer.reason) == (502, "UPSTREAM_UNREACHABLE")
+        assert answer.json()["error"]["status"] == "UNAVAILABLE"
+        body = b'{"model": "gemini-3.8-flash", "messages": []}'
+        answer = started.call("POST", "/v1/chat/completions", body)
+        assert (answer.status, answer.json()["error"]["type"]) == (502, "server_error")
+        assert started.call("GET", "/v1beta/models").status == 502
+        assert time.monotonic() - began < 8
+        assert {key["state"] for key in started.status()["keys"]} == {"healthy"}
+
+
+@pytest.mark.parametrize("verb", ["generateContent", "streamGenerateContent"])
+def test_an_upstream_that_hangs(fresh: Pair, verb: str) -> None:
+    fresh.simulator.faults.append(Fault(kind="hang", seconds=20))
+    began = time.monotonic()
+    answer = fresh.gateway.generate(verb=verb)
+    assert (answer.status, answer.reason) == (504, "UPSTREAM_TIMEOUT")
+    assert answer.json()["error"]["status"] == "DEADLINE_EXCEEDED"
+    assert time.monotonic() - began < 4 * 1 + 3  # four attempts of a second each, and the breaks between them
+    assert healthy(fresh) == 4
+
+
+def test_one_project_that_hangs_costs_a_timeout_only(fresh: Pair) -> None:
+    fresh.simulator.faults.append(Fault(kind="hang", seconds=20, count=1))
+    answer = fresh.gateway.generate()
+    assert (answer.status, answer.headers["x-pollux-attempts"]) == (200, "2")
+
+
+@pytest.mark.parametrize("kind", ["reset", "internal", "bad-gateway", "deadline", "overloaded"])
+@pytest.mark.parametrize("verb", ["generateContent", "streamGenerateContent"])
+def test_trouble_before_the_first_content_is_tried_elsewhere(pair: Pair, verb: str, kind: str) -> None:
+    pair.simulator.faults.append(Fault(kind=kind, count=1))
+    answer = pair.gateway.generate(verb=verb)
+    assert (answer.status, answer.headers["x-pollux-attempts"]) == (200, "2")
+    assert len({call.project for call in pair.simulator.calls}) == 2
+
+
+def test_a_plain_answer_that_breaks_is_asked_for_again(pair: Pair) -> None:
+    pair.simulator.faults.append(Fault(kind="mid-reset", count=1))
+    answer = pair.gateway.generate()
+    assert (answer.status, answer.headers["x-pollux-attempts"]) == (200, "2")
+    assert answer.json()["usageMetadata"]
+
+
+def test_free_calls_find_another_key_too(fresh: Pair) -> None:
+    fresh.simulator.faults += [Fault(kind="invalid-key", key=f"key-{n}") for n in (1, 2, 3)]
+    assert fresh.gateway.generate(verb="countTokens").status == 200
+    assert fresh.gateway.call("GET", "/v1beta/models").status == 200
+    assert fresh.gateway.call("GET", f"/v1beta/models/{FLASH}").status == 200
+
+
+def test_a_key_that_is_well_again_serves_again(fresh: Pair) -> None:
+    fresh.simulator.faults.append(Fault(kind="invalid-key"))
+    answer = fresh.gateway.generate()
+    assert (answer.status, answer.reason) == (503, "NO_USABLE_KEY")
+    assert healthy(fresh) == 0
+    assert fresh.gateway.generate().status == 503
+    assert len(fresh.simulator.calls) == 4
+
+
+def test_errors_keep_googles_words(pair: Pair) -> None:
+    for kind, status in (("location", 400), ("resource-permission", 403), ("bad-request", 400), ("not-found", 404)):
+        pair.simulator.faults[:] = [Fault(kind=kind, model=LAST)]
+        pair.simulator.calls.clear()
+        answer = pair.gateway.generate(LAST, verb="countTokens")
+        assert answer.status == status, kind
+        assert "domain" not in answer.body.decode()
+        assert len(pair.simulator.calls) == 1
+    suspicion = eventually(2, lambda: pair.gateway.status()["pool"]["suspicion"])
+    assert "location" in suspicion
