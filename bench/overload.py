@@ -52,7 +52,7 @@ async def measure(minutes: float, enforce: str, load: float, folder: Path, windo
         process(["-m", "pollux.cli", "simulate", *flags], {}, simulator),
         gateway(simulator, folder, keys=PROJECTS, limits=LIMITS, value="simulated-key-", window=window) as (url, _),
     ):
-        payload = request(url, PATH, [("x-goog-api-key", TOKEN)], BODY)
+        payload = request(url, PATH, [("x-goog-api-key", TOKEN), ("x-pollux-fallback", "off")], BODY)
 
         async def one(counted: bool) -> None:
             status = await _ask(url, payload)

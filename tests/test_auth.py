@@ -6,13 +6,11 @@ import multiprocessing
 import os
 import stat
 from pathlib import Path
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import quote
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from pollux.auth import TokenError, Tokens, greeting, load_or_make, strip_query
+from pollux.auth import TokenError, Tokens, greeting, load_or_make
 
 ALICE, BOB, ADMIN = "test-token-of-alice", "test-token-of-bob", "test-token-of-admin"
 TOKENS = Tokens([f"alice={ALICE}", BOB], ADMIN, query_token=True)
@@ -107,32 +105,6 @@ def test_a_bad_token_is_named_by_its_setting_and_not_shown(client: list[str], ad
 
 def test_tokens_do_not_show_themselves() -> None:
     assert not any(token in repr(TOKENS) for token in (ALICE, BOB, ADMIN))
-
-
-@pytest.mark.parametrize(
-    ("query", "left"),
-    [
-        ("", ""),
-        ("alt=sse", "alt=sse"),
-        ("key=abc", ""),
-        ("alt=sse&key=abc", "alt=sse"),
-        ("key=a&%24alt=json%3Benum-encoding%3Dint&key=b&key", "%24alt=json%3Benum-encoding%3Dint"),
-        ("%6bey=a&x=%7e+%20", "x=%7e+%20"),
-        ("access_token=a&b&&c=", "b&&c="),
-        ("oauth%5Ftoken=a&monkey=1&keys=2&pageToken=t", "monkey=1&keys=2&pageToken=t"),
-        ("KEY=a", "KEY=a"),
-    ],
-)
-def test_credentials_leave_the_query_and_nothing_else_changes(query: str, left: str) -> None:
-    assert strip_query(query) == left
-
-
-@given(st.lists(st.tuples(st.sampled_from(["key", "access_token", "alt", "k", "κ", "a&b"]), st.text(max_size=5))))
-def test_what_is_left_of_a_query_is_what_was_there(pairs: list[tuple[str, str]]) -> None:
-    left = strip_query(urlencode(pairs))
-    expected = [(name, value) for name, value in pairs if name not in ("key", "access_token")]
-    assert parse_qsl(left, keep_blank_values=True) == expected
-    assert left == urlencode(expected)
 
 
 def test_the_first_run_makes_tokens_and_the_next_reads_them(tmp_path: Path) -> None:

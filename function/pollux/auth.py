@@ -85,15 +85,6 @@ class Tokens:
         return found
 
 
-def strip_query(query: str) -> str:
-    """The query without credentials; order and encoding of the rest stay exactly as they are."""
-    if not query or ("key" not in query and "token" not in query and "%" not in query):
-        return query
-    parts = query.split("&")
-    kept = [part for part in parts if _parameter(part.partition("=")[0]) not in CREDENTIALS]
-    return query if len(kept) == len(parts) else "&".join(kept)
-
-
 @dataclass(frozen=True, slots=True)
 class LocalTokens:
     """The tokens of this machine. `made`: just now, so that they are to be shown once."""

@@ -59,7 +59,7 @@ class Exchange:
         call, body, headers = self.call, self.body, list(self.headers)
         path = call.path
         if model is not None and model != call.model:
-            if call.api == "native":
+            if call.api == "native" or call.kind == "get-model":
                 path = wire.path_for(call, model)
             elif self.body:
                 body = wire_body.replace_model(self.readable, model)

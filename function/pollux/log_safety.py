@@ -1,32 +1,13 @@
 """What may stand in a log line: no secret, no control character, no end of line of its own, nothing endless."""
 
 import json
-import re
 from urllib.parse import quote
 
-MARK = "[redacted]"
+from pollux import redaction
+from pollux.redaction import MARK
+
 LONGEST = 4000
 SHORTEST_SECRET = 6
-
-# (what occurs in lower case wherever the pattern matches, which is cheap to look for; the pattern; its replacement). A
-# value never holds a quote or backslash, so that a line of JSON stays one. The letter of a JSON escape may precede it.
-_VALUE = r"""[^\s"'\\&,;<>(){}\[\]]{4,}"""
-_SHAPES = tuple(
-    (word, re.compile(pattern, re.ASCII), replacement)
-    for word, pattern, replacement in (
-        ("aiza", r"AIza[0-9A-Za-z_-]{20,}", MARK),
-        ("aq.", r"AQ\.[0-9A-Za-z_.-]{20,}|(?:(?<![0-9A-Za-z])|(?<=\\[nrt]))AQ\.[0-9A-Za-z_-]{4,}", MARK),
-        ("ya29.", r"ya29\.[0-9A-Za-z_.-]{4,}", MARK),
-        ("auth_tokens/", r"(auth_tokens/)[0-9A-Za-z_-]{8,}", rf"\1{MARK}"),
-        ("pollux-", r"pollux-[0-9A-Za-z_-]{24,}", MARK),
-        ("bearer", r"(?i)(bearer\s+)(?:(?=\S*[\d._-])[\w.~+/=-]{8,}|[\w.~+/=-]{20,})", rf"\1{MARK}"),
-        ("api", rf"(?i)(api[_-]?key\s*[:=]\s*){_VALUE}", rf"\1{MARK}"),
-        ("api", rf"""(?i)(api[_-]?key\\?["']\s*[:,]\s*b?\\?["']){_VALUE}""", rf"\1{MARK}"),
-        ("key=", rf"(?i)((?<![\w-])key=){_VALUE}", rf"\1{MARK}"),
-        ("key%3d", r"(?i)((?:(?<![\w-])|(?<=%3f)|(?<=%26))key%3d)[\w%.-]{4,}", rf"\1{MARK}"),
-        ("token=", rf"(?i)((?<![\w-])(?:access_|oauth_)?token=){_VALUE}", rf"\1{MARK}"),
-    )
-)
 
 
 class _Guarded:
@@ -66,12 +47,7 @@ def guard(secret: str) -> None:
 
 def redact(text: str) -> str:
     """Without guarded values and without whatever has the shape of a key or token. JSON stays JSON."""
-    text = _guarded.redact(text)
-    lower = text.lower()
-    for word, pattern, replacement in _SHAPES:
-        if word in lower:
-            text = pattern.sub(replacement, text)
-    return text
+    return redaction.redact(_guarded.redact(text))
 
 
 def clean(text: str, longest: int = LONGEST) -> str:

@@ -10,6 +10,7 @@ MARK = "[redacted]"
 # What may be a secret's value inside a JSON string: never a quote, a backslash or MARK, so that JSON stays valid and a
 # second pass finds nothing new.
 _VALUE = r"""[^\s"'\\<>&,;()\[\]{}]{4,}"""
+_BORDER = r"(?:(?<![\w-])|(?<=u0026)|(?<=%26)|(?<=%3f))"
 
 # (a lower-case word without which the pattern cannot match, the pattern, its replacement)
 _RULES = tuple(
@@ -17,14 +18,17 @@ _RULES = tuple(
     for word, pattern, replacement in (
         ("aiza", r"AIza[0-9A-Za-z_-]{20,}", MARK),
         # A JSON escape (\n, \u0027) leaves a letter or digit in front: a long value needs no border.
-        ("aq.", r"AQ\.[0-9A-Za-z_.-]{20,}|(?<![0-9A-Za-z])AQ\.[0-9A-Za-z_-]{4,}", MARK),
+        ("aq.", r"AQ\.[0-9A-Za-z_.-]{20,}|(?:(?<![0-9A-Za-z])|(?<=\\[nrt]))AQ\.[0-9A-Za-z_-]{4,}", MARK),
         ("ya29.", r"ya29\.[0-9A-Za-z_.-]{4,}", MARK),
         ("auth_tokens/", r"(auth_tokens/)[0-9A-Za-z_-]{8,}", rf"\1{MARK}"),
+        ("pollux-", r"pollux-[0-9A-Za-z_-]{24,}", MARK),
         ("bearer", r"(?i)(\bbearer\s+)(?:(?=\S*[\d._-])[\w.~+/=-]{8,}|[\w.~+/=-]{20,})", rf"\1{MARK}"),
-        ("key", rf"(?i)(api[_ -]?key\s*[:=]\s*){_VALUE}", rf"\1{MARK}"),
-        ("key", rf"""(?i)(api[_-]?key\\?["']\s*:\s*\\?["']){_VALUE}""", rf"\1{MARK}"),
-        ("key", rf"(?i)((?:(?<![\w-])|(?<=u0026)|(?<=%26))key(?:=|%3d)){_VALUE}", rf"\1{MARK}"),
-        ("token", rf"(?i)((?:(?<![\w-])|(?<=u0026)|(?<=%26))(?:access_)?token(?:=|%3d)){_VALUE}", rf"\1{MARK}"),
+        ("api", rf"(?i)(api[_ -]?key\s*[:=]\s*){_VALUE}", rf"\1{MARK}"),
+        ("api", rf"""(?i)(api[_-]?key\\?["']\s*[:,]\s*b?\\?["']){_VALUE}""", rf"\1{MARK}"),
+        ("key=", rf"(?i)({_BORDER}key=){_VALUE}", rf"\1{MARK}"),
+        ("key%3d", rf"(?i)({_BORDER}key%3d){_VALUE}", rf"\1{MARK}"),
+        ("token=", rf"(?i)({_BORDER}(?:access_)?token=){_VALUE}", rf"\1{MARK}"),
+        ("token%3d", rf"(?i)({_BORDER}(?:access_)?token%3d){_VALUE}", rf"\1{MARK}"),
         ("project", r"(?i)(projects?(?:[_ ]number)?[/=:# ]{1,3})\d{6,}", rf"\1{MARK}"),
     )
 )
