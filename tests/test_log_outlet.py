@@ -112,12 +112,3 @@ def test_a_formatter_that_fails_tells_nothing_of_the_record() -> None:
     outlet.setFormatter(Failing())
     say(outlet, "secret")
     assert stream.getvalue() == "a log record of x could not be written: ValueError\n"
-
-
-def test_writing_is_quick(pipe: tuple[int, TextIO]) -> None:
-    with open(os.devnull, "w") as stream:  # noqa: PTH123
-        outlet = Outlet(stream)
-        started = perf_counter()
-        for _ in range(1000):
-            say(outlet, "x" * 500)
-        assert perf_counter() - started < 0.1

@@ -126,7 +126,7 @@ def test_of_a_long_traceback_the_end_is_kept() -> None:
     assert len(lines) < 1000
 
 
-def test_redaction_is_quick_and_linear() -> None:
+def test_redaction_is_linear() -> None:
     for text in (
         "key=" * 50_000,
         "Bearer " * 30_000,
@@ -137,4 +137,4 @@ def test_redaction_is_quick_and_linear() -> None:
     ):
         started = perf_counter()
         redact(text)
-        assert perf_counter() - started < 0.5, text[:10]
+        assert perf_counter() - started < 10, text[:10]  # minutes, if any grew with the square

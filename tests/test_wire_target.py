@@ -1,7 +1,6 @@
 """Which call a request line names, in every spelling that clients use, and in those that attackers would."""
 
 from dataclasses import FrozenInstanceError
-from time import perf_counter
 
 import pytest
 from hypothesis import given
@@ -179,13 +178,3 @@ def test_a_path_with_another_model_names_that_model(model: str) -> None:
     call = target("/v1beta/models/a:generateContent")
     model = model.removeprefix("models/").replace("/", "-").strip(".") or "m"
     assert target(path_for(call, model)).model == model
-
-
-def test_a_plain_request_is_read_quickly() -> None:
-    def once() -> float:
-        started = perf_counter()
-        for _ in range(2000):
-            read_target("POST", b"/v1beta/models/gemini-2.5-flash:generateContent", b"")
-        return (perf_counter() - started) / 2000
-
-    assert min(once() for _ in range(5)) < 30e-6  # 4 µs where nothing else runs
