@@ -133,7 +133,8 @@ class Says:
 
 def whole(body: Any, status: int = 200, *, after: float = 0.0) -> Says:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return Says([data] if data else [], status, length=len(data), after=after)
+    headers = ((b"Content-Type", b"application/json"), (b"Content-Length", b"%d" % len(data)))
+    return Says([data] if data else [], status, headers, length=len(data), after=after)
 
 
 def refuses(name: str, *, key: str = "", model: str = FLASH, **more: Any) -> Says:
@@ -163,10 +164,10 @@ def part(text: str) -> dict[str, Any]:
 
 
 class FakeAnswer:
-    def __init__(self, says: Says) -> None:
+    def __init__(self, says: Says, *, head: bool) -> None:
         self.status, self.headers, self.length = says.status, says.headers, says.length
         self.closed = False
-        self._pieces = iter(says.pieces)
+        self._pieces = iter([] if head else says.pieces)
 
     async def chunk(self) -> bytes:
         for piece in self._pieces:
@@ -206,7 +207,7 @@ class FakeUpstream:
             raise says
         if says.after:
             await asyncio.sleep(says.after)
-        self.answers.append(FakeAnswer(says))
+        self.answers.append(FakeAnswer(says, head=method == "HEAD"))
         return self.answers[-1]
 
     async def close(self) -> None: ...

@@ -84,14 +84,23 @@ class Reception:
         record.api, record.what = call.api, call.verb or call.kind
         client = self._tokens.check(headers, query)
         if client is None:
-            raise RequestError("NO_TOKEN", "this gateway needs a client token, and none that it knows was sent")
+            raise RequestError(
+                "NO_TOKEN",
+                "this gateway needs a client token of its own, as x-goog-api-key or Authorization: Bearer; none "
+                "that it knows was sent",
+            )
         record.client = client
         if call.kind == "guarded" and call.guard not in self._settings.allow_paths:
             raise RequestError(
-                "FORBIDDEN_PATH", f"{call.guard} is closed here: it would hand out or bypass what this gateway guards"
+                "FORBIDDEN_PATH",
+                f"{call.guard} is closed here: it would hand out or bypass what this gateway guards; "
+                "its owner may name it in POLLUX_ALLOW_PATHS",
             )
         if self._journal.under_way > self._settings.max_concurrent:
-            raise RequestError("OVERLOADED_GATEWAY", "too many requests are under way", retry_after=1.0)
+            most = self._settings.max_concurrent
+            raise RequestError(
+                "OVERLOADED_GATEWAY", f"{most} requests are under way already (POLLUX_MAX_CONCURRENT)", retry_after=1.0
+            )
         body = await read_body(headers, receive, self._settings.max_body, self._memory)
         watch = Watch(receive)
         try:
