@@ -64,6 +64,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    listener = None
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family)
@@ -71,6 +72,8 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind(address)
         listener.listen(BACKLOG)  # before anybody is told of it; who comes early waits for the start
     except OSError as error:
+        if listener is not None:
+            listener.close()
         raise SettingsError(
             f"cannot listen on {host}:{port}: {error.strerror or error}; choose another with --host and --port"
         ) from None
@@ -120,10 +123,11 @@ def _tokens(settings: Settings) -> tuple[Tokens, str | None]:
         if not client:
             client, made = (local.client,), local.client if local.made else None
         admin = admin or local.admin
+    tokens = Tokens(client, admin, query_token=settings.query_token)
     for token in client:
         if len(token) < WEAK_TOKEN:
             print(f"WARNING: a client token has fewer than {WEAK_TOKEN} characters: it can be guessed", file=sys.stderr)
-    return Tokens(client, admin, query_token=settings.query_token), made
+    return tokens, made
 
 
 async def _greet(app: "App", url: str, *, demo: bool, made: str | None) -> None:

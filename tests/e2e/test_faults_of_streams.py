@@ -94,8 +94,8 @@ def test_a_stream_that_is_cut_anywhere_is_passed_as_it_is(pair: Pair) -> None:
 @pytest.fixture
 def loud(tmp_path: Path) -> Iterator[Pair]:
     """All that a gateway could write, it writes: to a database, and to a log of the finest kind."""
-    settings = {"store": f"sqlite:///{tmp_path / 'pollux.db'}", "log_level": "debug", "timeout": "1"}
-    with simulated() as (simulator, url), gateway(tmp_path, url, **settings) as started:
+    store = f"sqlite:///{tmp_path / 'pollux.db'}"
+    with simulated() as (simulator, url), gateway(tmp_path, url, store=store, log_level="debug") as started:
         yield Pair(started, simulator)
 
 

@@ -1,0 +1,157 @@
+"""Starting and stopping: what cannot start says why in one line, and what runs is finished first."""
+
+import json
+import re
+import signal
+import socket
+import stat
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pollux.simulator import Fault
+from tests.e2e.processes import (
+    ADMIN,
+    FLASH,
+    TOKEN,
+    Answered,
+    call,
+    environment,
+    eventually,
+    gateway,
+    key_value,
+    pollux,
+    prompt,
+    serving,
+    simulated,
+    write_keys,
+)
+
+
+def refused(folder: Path, *arguments: str, **settings: str) -> str:
+    """The one line of a gateway that does not start."""
+    chosen = {"data": str(folder / "data"), "token": TOKEN, "admin_token": ADMIN, "upstream": "http://127.0.0.1:9"}
+    if "keys_file" not in settings:
+        chosen["keys_file"] = str(write_keys(folder, [1]))
+    command = arguments or ("serve", "--port", "0")
+    ended = pollux(folder, environment(**(chosen | settings)), *command)
+    assert (ended.returncode, ended.stdout) == (2, ""), ended.stderr
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    assert not [secret for secret in (TOKEN, ADMIN, key_value(1)) if secret in ended.stderr]
+    return ended.stderr
+
+
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert port in refused(tmp_path, "serve", "--port", port)
+
+
+def test_a_database_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "broken.db"
+    path.write_bytes(b"this is no database, but long enough for the header of one " * 50)
+    kept = path.read_bytes()
+    assert "broken.db" in refused(tmp_path, store=f"sqlite:///{path}")
+    assert path.read_bytes() == kept
+
+
+def test_a_folder_in_the_place_of_a_database(tmp_path: Path) -> None:
+    assert str(tmp_path) in refused(tmp_path, store=f"sqlite:///{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("max_wiat", "5", "POLLUX_MAX_WAIT"),
+        ("max_wait", "soon", "POLLUX_MAX_WAIT"),
+        ("store", "redis://here", "POLLUX_STORE"),
+        ("strategy", "fastest", "earliest"),
+        ("upstream", "here", "POLLUX_UPSTREAM"),
+        ("token", "abc", "POLLUX_TOKEN"),
+        ("keys_file", "/nowhere/keys.json", "/nowhere/keys.json"),
+        ("catalog", "/nowhere/catalog.toml", "/nowhere/catalog.toml"),
+    ],
+)
+def test_a_setting_without_sense(tmp_path: Path, name: str, value: str, said: str) -> None:
+    assert said in refused(tmp_path, **{name: value})
+
+
+def test_keys_and_catalogs_without_sense(tmp_path: Path) -> None:
+    keys = tmp_path / "mine.json"
+    keys.write_text('{"providers": {"gemini": {"keys": [')
+    assert "mine.json" in refused(tmp_path, keys_file=str(keys))
+    catalog = tmp_path / "mine.toml"
+    catalog.write_text('[models."gemini-9"]\nkind = "fast"\n')
+    assert "gemini-9" in refused(tmp_path, catalog=str(catalog))
+    catalog.write_text("[models\n")
+    refused(tmp_path, catalog=str(catalog))
+
+
+def test_the_first_run_makes_tokens_and_shows_one_once(tmp_path: Path) -> None:
+    keys_file = str(write_keys(tmp_path, [1]))
+    with simulated(1) as (_, url):
+        environ = environment(data=str(tmp_path / "data"), upstream=url, keys_file=keys_file)
+        with serving(tmp_path, environ) as started:
+            shown = re.search(r"GEMINI_API_KEY=(\S+)", started.said())
+            assert shown is not None
+            assert f"GOOGLE_GEMINI_BASE_URL={started.url}" in started.said()
+            path = tmp_path / "data" / "tokens.json"
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            tokens = json.loads(path.read_text())
+            assert tokens["client"] == shown[1]
+            assert tokens["admin"] not in started.said()
+            started.token, started.admin = tokens["client"], tokens["admin"]
+            assert started.generate().status == 200
+            assert started.status()["keys"][0]["id"] == "key-1"
+        with serving(tmp_path, environ) as started:
+            assert tokens["client"] not in started.said()
+            started.token = tokens["client"]
+            assert started.generate().status == 200
+
+
+@pytest.mark.parametrize("arguments", [(), ("--demo",)])
+def test_the_demo_is_loud(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    environ = environment(data=str(tmp_path / "data"), token=TOKEN, upstream="http://127.0.0.1:9")
+    with serving(tmp_path, environ, *arguments) as started:
+        assert "SIMULATED" in started.said()
+        answer = started.generate()
+        assert answer.status == 200
+        assert "simulated" in answer.headers["x-pollux-key"]
+        assert started.signal() == 0
+    assert not (tmp_path / "data" / "pollux.db").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("verb", ["generateContent", "streamGenerateContent"])
+def test_an_end_finishes_what_runs(tmp_path: Path, number: signal.Signals, verb: str) -> None:
+    answers: list[Answered] = []
+    store = f"sqlite:///{tmp_path / 'pollux.db'}"
+    with simulated() as (simulator, url), gateway(tmp_path, url, store=store) as started:
+        simulator.faults.append(Fault(kind="drip" if verb.startswith("s") else "slow", seconds=0.5))
+        slow = threading.Thread(target=lambda: answers.append(started.generate(verb=verb)))
+        slow.start()
+        eventually(5, lambda: simulator.calls)
+        began = time.monotonic()
+        code = started.signal(number)
+        slow.join(10)
+        assert code == 0
+        assert time.monotonic() - began < 4
+    assert [answer.status for answer in answers] == [200]
+    assert b"usageMetadata" in answers[0].body
+    assert "Traceback" not in started.said()
+
+
+def test_while_it_ends_nobody_new_is_served(tmp_path: Path) -> None:
+    with simulated() as (simulator, url), gateway(tmp_path, url) as started:
+        simulator.faults.append(Fault(kind="slow", seconds=1.5))
+        slow = threading.Thread(target=started.generate)
+        slow.start()
+        eventually(5, lambda: simulator.calls)
+        started.process.terminate()
+        time.sleep(0.4)
+        with pytest.raises(OSError, match="refused"):
+            call(started.url, "POST", f"/v1beta/models/{FLASH}:generateContent", prompt())
+        slow.join(10)
+        assert started.process.wait(10) == 0
