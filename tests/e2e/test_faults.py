@@ -35,7 +35,7 @@ def test_bad_json_is_forwarded_once(pair: Pair) -> None:
     assert healthy(pair) == 4
 
 
-@pytest.mark.parametrize("kind", ["invalid-key", "leaked-key", "suspended", "service-disabled", "unauthenticated"])
+@pytest.mark.parametrize("kind", ["invalid-key", "suspended", "unauthenticated"])
 def test_three_bad_keys_of_four_cost_nobody_anything(fresh: Pair, kind: str) -> None:
     fresh.simulator.faults += [Fault(kind=kind, key=f"key-{n}") for n in (1, 2, 3)]
     with ThreadPoolExecutor(8) as clients:
@@ -114,15 +114,16 @@ def test_an_upstream_that_cannot_be_reached(tmp_path: Path) -> None:
         assert {key["state"] for key in started.status()["keys"]} == {"healthy"}
 
 
-@pytest.mark.parametrize("verb", ["generateContent", "streamGenerateContent"])
-def test_an_upstream_that_hangs(fresh: Pair, verb: str) -> None:
-    fresh.simulator.faults.append(Fault(kind="hang", seconds=20))
-    began = time.monotonic()
-    answer = fresh.gateway.generate(verb=verb)
-    assert (answer.status, answer.reason) == (504, "UPSTREAM_TIMEOUT")
-    assert answer.json()["error"]["status"] == "DEADLINE_EXCEEDED"
-    assert time.monotonic() - began < 4 * 1 + 3  # four attempts of a second each, and the breaks between them
-    assert healthy(fresh) == 4
+def test_an_upstream_that_hangs(tmp_path: Path) -> None:
+    with simulated() as (simulator, url), gateway(tmp_path, url, timeout="0.5", max_attempts="3") as started:
+        simulator.faults.append(Fault(kind="hang", seconds=20))
+        for verb in ("generateContent", "streamGenerateContent"):
+            began = time.monotonic()
+            answer = started.generate(verb=verb)
+            assert (answer.status, answer.reason) == (504, "UPSTREAM_TIMEOUT")
+            assert answer.json()["error"]["status"] == "DEADLINE_EXCEEDED"
+            assert time.monotonic() - began < 3 * 0.5 + 2  # three attempts, and the breaks between them
+        assert {key["state"] for key in started.status()["keys"]} == {"healthy"}
 
 
 def test_one_project_that_hangs_costs_a_timeout_only(fresh: Pair) -> None:
