@@ -1,0 +1,88 @@
+"""journal: what is kept of a request, how long, and what is counted."""
+
+import json
+
+from pollux.journal import KEPT, Attempt, Journal, Record
+
+COMPLETE = Record(
+    id="0123456789abcdef",
+    at=1_790_000_000.12345,
+    client="alice",
+    what="generateContent",
+    asked="research",
+    used="model-b",
+    key="k2",
+    project="p2",
+    attempts=[Attempt("model-a", "p1", "k1", "rpm", 429, "used up"), Attempt("model-b", "p2", "k2", "ok", 200)],
+    sent=2,
+    waited=1.2346,
+    first_byte=0.0123456,
+    estimated=100,
+    tokens=97,
+    status=200,
+    ended="truncated",
+    total=2.5,
+)
+
+
+def test_a_record_tells_where_a_request_went_and_why() -> None:
+    assert COMPLETE.as_json() == {
+        "id": "0123456789abcdef",
+        "at": 1_790_000_000.123,
+        "client": "alice",
+        "call": "generateContent",
+        "model": "research",
+        "model_used": "model-b",
+        "key": "k2",
+        "project": "p2",
+        "attempts": [
+            {"model": "model-a", "project": "p1", "key": "k1", "cause": "rpm", "status": "429", "detail": "used up"},
+            {"model": "model-b", "project": "p2", "key": "k2", "cause": "ok", "status": "200"},
+        ],
+        "waited_ms": 1235,
+        "first_byte_ms": 12.3,
+        "total_ms": 2500.0,
+        "tokens_estimated": 100,
+        "tokens": 97,
+        "status": 200,
+        "reason": "",
+        "ended": "truncated",
+    }
+
+
+def test_what_is_not_known_is_null_or_absent() -> None:
+    shown = Record(attempts=[Attempt("m", "", "", "full", None)]).as_json()
+    assert (shown["first_byte_ms"], shown["tokens"]) == (None, None)
+    assert shown["attempts"] == [{"model": "m", "project": "", "key": "", "cause": "full"}]
+    json.dumps(shown)
+
+
+def test_ids_are_random_and_of_one_form() -> None:
+    ids = {Record().id for _ in range(100)}
+    assert len(ids) == 100
+    assert all(len(name) == 16 and set(name) <= set("0123456789abcdef") for name in ids)
+
+
+def test_totals_count_requests_statuses_causes_and_bad_endings() -> None:
+    journal = Journal()
+    journal.under_way = 3
+    journal.close(COMPLETE)
+    journal.close(Record(status=503, attempts=[Attempt("m", "p", "k", "rpm", 429)]))
+    journal.close(Record(status=200))
+    assert journal.totals() == {
+        "requests": 3,
+        "under_way": 3,
+        "statuses": {"200": 2, "503": 1},
+        "causes": {"rpm": 2, "ok": 1},
+        "endings": {"truncated": 1},
+    }
+
+
+def test_the_last_thousand_are_found_and_memory_does_not_grow() -> None:
+    journal = Journal()
+    records = [Record() for _ in range(KEPT + 5)]
+    for record in records:
+        journal.close(record)
+    assert [journal.find(record.id) for record in records[:5]] == [None] * 5
+    assert all(journal.find(record.id) is record for record in records[5:])
+    assert journal.requests == KEPT + 5
