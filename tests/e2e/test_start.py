@@ -123,8 +123,9 @@ def test_the_demo_is_loud(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     assert not (tmp_path / "data" / "pollux.db").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("verb", ["generateContent", "streamGenerateContent"])
+@pytest.mark.parametrize(
+    ("number", "verb"), [(signal.SIGINT, "streamGenerateContent"), (signal.SIGTERM, "generateContent")]
+)
 def test_an_end_finishes_what_runs(tmp_path: Path, number: signal.Signals, verb: str) -> None:
     answers: list[Answered] = []
     store = f"sqlite:///{tmp_path / 'pollux.db'}"
