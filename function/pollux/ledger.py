@@ -18,7 +18,7 @@ R = TypeVar("R")
 Change = Callable[[T, float], tuple[T, R]]
 """(value, time) -> (value, result). Runs again after a conflict: it must not remember anything of the first run."""
 
-_Entry = tuple[Change[T, Any], "asyncio.Future[Any] | None", Callable[[Any], Change[T, Any] | None] | None]
+_Entry = tuple[Change[T, Any], "asyncio.Future[Any]", Callable[[Any], Change[T, Any] | None] | None]
 
 MOST_CONFLICTS = 50
 WRITER_FOR = 60.0
@@ -57,6 +57,8 @@ class Ledger(Generic[T]):
         self._sequence = 0
         self._writers: dict[str, list[float]] = {}
         self._waiting: list[_Entry[T]] = []
+        self._due = False
+        """What rides shall be committed now, not with whatever comes next."""
         self._riding: list[Change[T, Any]] = []
         self._unknown: dict[int, int] = {}
         """Commits that may or may not have been applied: their sequence, and how many of those that ride went along."""
@@ -90,8 +92,9 @@ class Ledger(Generic[T]):
             self.submit(change)
 
     def submit(self, change: Change[T, Any]) -> None:
-        """Change the value with a commit of its own, that nobody waits for."""
-        self._waiting.append((change, None, None))
+        """Change the value at once, with a commit of its own that nobody waits for. If it fails, the change rides."""
+        self.ride(change)
+        self._due = True
         self._start()
 
     def ride(self, change: Change[T, Any]) -> None:
@@ -183,34 +186,30 @@ class Ledger(Generic[T]):
         try:
             while True:
                 # One that can be undone and is not awaited any more need not be done.
-                waiting = [e for e in self._waiting if e[1] is None or e[2] is None or not e[1].cancelled()]
-                self._waiting = []
+                waiting = [entry for entry in self._waiting if entry[2] is None or not entry[1].cancelled()]
+                self._waiting, self._due = [], False
                 try:
                     results = await self._commit([entry[0] for entry in waiting])
                 except Exception as error:  # whatever it is, those who wait must hear of it
                     self._fail(waiting, error)
                     return
                 for (_, future, undo), result in zip(waiting, results, strict=True):
-                    if future is None:
-                        continue
                     if not future.done():
                         future.set_result(result)
                     elif undo is not None:
                         self._take_back(undo(result))
-                if not self._waiting:  # what rides meanwhile waits for the next occasion
+                if not self._waiting and not self._due:  # what else rides meanwhile waits for the next occasion
                     return
         finally:
             self._task = None
-            if self._waiting:
+            if self._waiting or self._due:
                 self._start()
 
     def _fail(self, waiting: "list[_Entry[T]]", error: Exception) -> None:
         if self._riding:
             log.warning("what rides with the next commit of %s has to wait: %s", self.name, error)
         for _, future, _ in waiting:
-            if future is None:
-                log.warning("a change of %s was not kept: %s", self.name, error)
-            elif not future.done():
+            if not future.done():
                 future.set_exception(error)
 
     async def _commit(self, changes: list[Change[T, Any]]) -> list[Any]:

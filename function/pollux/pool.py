@@ -23,6 +23,8 @@ from pollux.windows import SLOT, Limits, Want
 WAKE_AGE = 5.0
 PATIENCE = 65.0
 """A want above a quarter of the token limit may be booked this much later: among small ones it would starve."""
+PROBE_AGE = 0.5
+"""Whoever waits for another's probe looks about every second how it went."""
 UNLIMITED_COMMIT = 1.0
 SHORTEST_SLEEP = 0.05
 STICKY_MOST = 10_000
@@ -48,6 +50,8 @@ class Tried:
 
     projects: set[str] = field(default_factory=set)
     keys: set[str] = field(default_factory=set)
+    reread: set[str] = field(default_factory=set)
+    """Keys whose source was read again after a refusal."""
 
 
 @dataclass(slots=True, eq=False)
@@ -92,28 +96,34 @@ class Pool:
     async def reserve(self, model: str, ask: Ask, tried: Tried) -> Reservation | Full:
         """The best slot for this model, waited for; or what every project said."""
         await self.roster.ready()
+        ahead = 0.0
         while True:
-            found = await self._book(model, ask, tried)
+            began = self.now()
+            found = await self._book(model, ask, tried, ahead)
+            ahead = self.now() - began  # a store this slow: what is taken for now would come too late again
             if isinstance(found, Reservation):
                 if await self._wait_for(found):
                     return found
                 continue
-            probed = [r.until for r in found.refusals.values() if r.why.startswith("probing")]
-            if not probed or min(probed) > ask.deadline:
+            probed = {name: r.until for name, r in found.refusals.items() if r.why.startswith("probing")}
+            until = min(probed.values(), default=math.inf)
+            if until > ask.deadline:
                 return found
-            await self._sleep(max(SHORTEST_SLEEP, min(probed) - self.now()))
+            await self._sleep(max(SHORTEST_SLEEP, until - self.now()))
+            bucket = self.roster.bucket(model)
+            await asyncio.gather(*(self.roster.quota(name, bucket).ledger.refresh(PROBE_AGE) for name in probed))
 
-    async def _book(self, model: str, ask: Ask, tried: Tried) -> Reservation | Full:
+    async def _book(self, model: str, ask: Ask, tried: Tried, ahead: float) -> Reservation | Full:
         while True:
-            choice = await self._choose(model, ask, tried)
+            choice = await self._choose(model, ask, tried, ahead)
             if isinstance(choice, Full):
                 return choice
             project, key, found = choice
             owned = self.roster.quota(project.name, self.roster.bucket(model))
             limits = self.roster.limits(project, model)
             if limits or found.probe:
-                change = partial(self._reserve, ask=ask, limits=limits)
-                slot = await owned.ledger.apply(change, partial(_undo, want=ask.want))
+                change = partial(self._reserve, project=project, model=model, ask=ask, ahead=ahead)
+                slot = await owned.ledger.perform(change, partial(_undo, want=ask.want))
             else:  # nothing to enforce: counted in memory, committed now and then
                 slot = found
                 owned.ledger.ride(partial(_booked, slot=found, want=ask.want, limits=limits))
@@ -122,21 +132,29 @@ class Pool:
                 owned.used_at = self.roster.key_used[key.id] = next(self._uses)
                 return Reservation(key, model, owned, slot, ask.want, limits)
 
-    def _reserve(self, state: State, now: float, ask: Ask, limits: Limits) -> tuple[State, Slot | Refusal]:
-        start = max(now, self.pause_until)
+    def _reserve(
+        self, state: State, now: float, project: Project, model: str, ask: Ask, ahead: float
+    ) -> tuple[State, Slot | Refusal]:
+        """With the limits of this very state: another instance may have learned a smaller one."""
+        limits = self.roster.limits_by(state, project, model)
+        start = max(now + ahead, self.pause_until)
         return quota.reserve(state, start, ask.want, limits, _deadline(ask, limits), self.settings.window)
 
-    async def _choose(self, model: str, ask: Ask, tried: Tried) -> tuple[Project, Key, Slot] | Full:
+    async def _choose(self, model: str, ask: Ask, tried: Tried, ahead: float = 0.0) -> tuple[Project, Key, Slot] | Full:
         """By the last seen states; the commit decides. Who is preferred comes first, if there is room at once."""
         roster, bucket, window = self.roster, self.roster.bucket(model), self.settings.window
         now = max(self.now(), self.pause_until)
         able, refusals = roster.candidates(model, tried.projects, tried.keys, now, ask.prefer_key)
         if ask.only is not None:
             able = [(project, key) for project, key in able if project.name == ask.only]
+            refusals = {name: refusal for name, refusal in refusals.items() if name == ask.only}
+        if self.pause_until > max(self.now(), ask.deadline):
+            return Full(model, refusals | {project.name: Refusal(self.pause_until, "paused") for project, _ in able})
         preferred = self.served_by(ask.sticky)
         if ask.prefer_key is not None or preferred is not None:
             able.sort(key=lambda pair: (pair[1].id != ask.prefer_key, pair[0].name != preferred))
         await roster.read_unseen(roster.quota(project.name, bucket) for project, _ in able)
+        now = max(self.now() + ahead, self.pause_until)
         best: tuple[tuple[float, ...], Project, Key, Slot] | None = None
         current = math.floor(now / SLOT)
         for project, key in able:

@@ -7,6 +7,7 @@ import math
 import secrets
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import quote, unquote
 
 from pollux import health, packing, quota
@@ -61,6 +62,7 @@ class Roster:
         self._writer = secrets.token_hex(4)
         self.health: Ledger[Health] = Ledger("health", store, HEALTH_CODEC, self._writer, self.counters)
         self._keys: tuple[Key, ...] | None = None
+        self._generations: dict[str, int] = {}
         self._declared: dict[tuple[str, str], dict[str, int]] = {}
 
     async def ready(self) -> None:
@@ -73,8 +75,17 @@ class Roster:
             for key in keys:
                 projects.setdefault(key.project, Project(key.project, [])).keys.append(key)
             self.projects = projects
+            self._forgive(keys)
         if self.store.now() - self.health.seen_at > HEALTH_AGE:
             await self.health.refresh(HEALTH_AGE)
+
+    def _forgive(self, keys: Iterable[Key]) -> None:
+        """A new value behind a known id: why the old one was set aside says nothing of it."""
+        for key in keys:
+            if key.generation > self._generations.setdefault(key.id, key.generation):
+                self._generations[key.id] = key.generation
+                self.health.ride(partial(_forgiven, key_id=key.id))
+                self.health.commit_soon(0)
 
     def candidates(
         self,
@@ -136,39 +147,48 @@ class Roster:
 
     def limits(self, project: Project, model: str) -> Limits:
         """What is in force: newest learned before the key file before the catalog."""
+        return self.limits_by(self.quota(project.name, self.bucket(model)).ledger.value, project, model)
+
+    def limits_by(self, state: State, project: Project, model: str) -> Limits:
+        """The same by a state that may be newer than the last one seen."""
         declared = self._declared.get((project.name, model))
         if declared is None:
             key = project.keys[0]
             own = dict(key.limits.get("*", {})) | dict(key.limits.get(model, {}))
             declared = self._declared[project.name, model] = self.catalog.limits(model, key.tier) | own
-        state = self.quota(project.name, self.bucket(model)).ledger.value
         return quota.effective(state, self.store.now(), declared, project.tier) if state.learned else declared
 
     def smallest_token_limit(self, model: str) -> int | None:
-        known = [self.limits(project, model).get("tpm") for project in self.projects.values()]
-        return min((limit for limit in known if limit), default=None)
+        return min((limits["tpm"] for limits in self.limits_of_all(model) if limits.get("tpm")), default=None)
+
+    def limits_of_all(self, model: str) -> list[Limits]:
+        return [self.limits(project, model) for project in self.projects.values()]
 
     async def read_unseen(self, quotas: Iterable[Quota]) -> None:
         """Read, in one round trip, what was never seen."""
         unseen = [owned.ledger for owned in quotas if owned.ledger.seen_at == -math.inf]
         if unseen:
             self.counters.reads += 1
+            asked = [ledger.tries for ledger in unseen]
             found = await self.store.read([ledger.name for ledger in unseen])
-            for ledger in unseen:
+            for ledger, tries in zip(unseen, asked, strict=True):
                 if ledger.seen_at == -math.inf:  # another request may have read it meanwhile
-                    ledger.saw(found.get(ledger.name))
+                    ledger.saw(found.get(ledger.name), tries)
 
     async def load_all(self) -> None:
         """Know every quota that the store holds, also those that only other processes used."""
         await self.ready()
+        asked = {owned.ledger.name: owned.ledger.tries for owned in self.quotas.values()}
         for name, found in (await self.store.scan(QUOTA)).items():
             project, bucket = map(unquote, name.removeprefix(QUOTA).split(":"))
-            ledger = self.quota(project, bucket).ledger
-            if not ledger.busy:
-                ledger.saw(found)
+            self.quota(project, bucket).ledger.saw(found, asked.get(name, 0))
 
     async def close(self) -> None:
         """Commit what still rides."""
         ledgers: list[Ledger[State] | Ledger[Health]] = [owned.ledger for owned in self.quotas.values()]
         for ledger in (*ledgers, self.health):
             await ledger.flush()
+
+
+def _forgiven(value: Health, _: float, key_id: str) -> tuple[Health, None]:
+    return health.clear(value, "keys", key_id), None
