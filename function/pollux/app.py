@@ -38,6 +38,10 @@ def load_catalog(settings: Settings) -> Catalog:
 def open_keyring(settings: Settings) -> Keyring:
     from pollux.keys.local import LocalKeyring
 
+    if settings.secrets:
+        raise SettingsError(
+            "POLLUX_SECRETS: keys in Secret Manager come with the cloud deployment; not available in this version"
+        )
     keys_file = Path(settings.keys_file).expanduser() if settings.keys_file else None
     return LocalKeyring(keys_file, data=Path(settings.data), folder=Path.cwd(), environ=os.environ)
 

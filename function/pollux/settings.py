@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 PREFIX = "POLLUX_"
+GUARDS = ("auth_tokens", "permissions", "transferOwnership", "webhooks", "files:register", "batch", "$rpc")
+"""The same as in wire_target, which is not imported for it: every command reads the settings first."""
+CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 class SettingsError(Exception):
@@ -15,7 +18,10 @@ class SettingsError(Exception):
 
 
 def _number(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not 0 <= value < float("inf"):
         raise ValueError("expected a number, 0 or more")
     return value
@@ -26,10 +32,10 @@ def _optional_number(text: str) -> float | None:
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
+    digits = text.strip()
+    if not (digits.isascii() and digits.isdigit() and int(digits)):
         raise ValueError("expected a whole number, 1 or more")
-    return value
+    return int(digits)
 
 
 def _size(text: str) -> int:
@@ -37,7 +43,7 @@ def _size(text: str) -> int:
     digits = text.strip().lower().removesuffix("ib").removesuffix("b")
     unit = digits[-1:] if digits[-1:] in units else ""
     try:
-        return int(float(digits.removesuffix(unit)) * units[unit])
+        return int(_number(digits.removesuffix(unit)) * units[unit])
     except ValueError:
         raise ValueError("expected a size such as 33554432 or 32MiB") from None
 
@@ -52,6 +58,13 @@ def _switch(text: str) -> bool:
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _guards(text: str) -> tuple[str, ...]:
+    words = _words(text)
+    if not set(words) <= set(GUARDS):
+        raise ValueError(f"expected some of {', '.join(GUARDS)}")
+    return words
 
 
 def _one_of(*choices: str) -> Callable[[str], str]:
@@ -84,7 +97,7 @@ def data_folder() -> Path:
 
 
 def _container_memory() -> int:
-    for place in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+    for place in CONTAINER_LIMITS:
         try:
             text = Path(place).read_text().strip()
         except OSError:
@@ -159,8 +172,8 @@ class Settings:
     sticky: bool = _setting(True, _switch, "Prefer the project that served a conversation last, if it has room.")
     allow_paths: tuple[str, ...] = _setting(
         (),
-        _words,
-        "Guarded paths to let through: auth_tokens, permissions, transferOwnership, webhooks, files:register.",
+        _guards,
+        f"Guarded paths to let through: {', '.join(GUARDS)}.",
     )
     query_token: bool = _setting(
         lambda: "K_SERVICE" not in os.environ,
@@ -230,3 +243,9 @@ def describe() -> list[tuple[str, str, str]]:
             )
         )
     return rows
+
+
+def table() -> str:
+    """Every setting as a Markdown table: docs/settings.md holds it."""
+    rows = [f"| `{name}` | {default} | {text} |" for name, default, text in describe()]
+    return "\n".join(["| setting | default | what it does |", "|---|---|---|", *rows]) + "\n"

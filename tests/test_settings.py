@@ -1,0 +1,165 @@
+"""settings: one list, read from the environment, each mistake named; and the page that comes from it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pollux import settings as module
+from pollux.settings import Settings, SettingsError, data_folder, describe, table
+from pollux.wire import GUARDS
+
+PAGE = Path(__file__).parent.parent / "docs/settings.md"
+
+
+def read(**environ: str) -> Settings:
+    return Settings.from_env(environ)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("TOKEN", "one, name=two,,", ("one", "name=two")),
+        ("ADMIN_TOKEN", " secret-value ", "secret-value"),
+        ("UPSTREAM", "http://127.0.0.1:3146/", "http://127.0.0.1:3146"),
+        ("STORE", "memory://", "memory://"),
+        ("STORE", "", ""),
+        ("STRATEGY", "most_available", "most_available"),
+        ("WINDOW", "minute", "minute"),
+        ("MAX_WAIT", "0", 0.0),
+        ("MAX_WAIT", "1.5", 1.5),
+        ("FALLBACK_AFTER", "", None),
+        ("FALLBACK_AFTER", "0", 0.0),
+        ("MAX_ATTEMPTS", "2", 2),
+        ("STICKY", "OFF", False),
+        ("QUERY_TOKEN", "yes", True),
+        ("ALLOW_PATHS", "webhooks,files:register", ("webhooks", "files:register")),
+        ("MAX_BODY", "1000", 1000),
+        ("MAX_BODY", "1.5k", 1536),
+        ("BODY_MEMORY", "64MiB", 64 * 2**20),
+        ("BODY_MEMORY", "1 GB", 2**30),
+    ],
+)
+def test_values_are_read_as_they_are_meant(name: str, text: str, value: Any) -> None:
+    assert getattr(read(**{f"POLLUX_{name}": text}), name.lower()) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("UPSTREAM", "gemini.example", "expected a URL"),
+        ("UPSTREAM", "https://", "expected a URL"),
+        ("STORE", "postgres://x", "sqlite:///PATH, memory:// or firestore://"),
+        ("STRATEGY", "fastest", "expected one of earliest, round_robin"),
+        ("MODE", "cheap", "expected one of both, pro_only"),
+        ("WINDOW", "hour", "sliding, minute"),
+        ("MAX_WAIT", "-1", "0 or more"),
+        ("MAX_WAIT", "nan", "0 or more"),
+        ("MAX_WAIT", "inf", "0 or more"),
+        ("MAX_WAIT", "soon", "number, 0 or more"),
+        ("FALLBACK_AFTER", "soon", "number, 0 or more"),
+        ("MAX_ATTEMPTS", "0", "1 or more"),
+        ("MAX_ATTEMPTS", "4.5", "whole number, 1 or more"),
+        ("STICKY", "maybe", "on or off"),
+        ("MAX_BODY", "big", "32MiB"),
+        ("MAX_BODY", "-5", "32MiB"),
+        ("MAX_BODY", "nan", "32MiB"),
+        ("MAX_BODY", "1e400", "32MiB"),
+        ("LOG_LEVEL", "loud", "debug, info"),
+    ],
+)
+def test_a_value_without_sense_names_the_setting_the_value_and_what_was_expected(
+    name: str, text: str, said: str
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read(**{f"POLLUX_{name}": text})
+    assert str(caught.value).startswith(f"POLLUX_{name}={text}: ")
+    assert said in str(caught.value)
+    assert "could not convert" not in str(caught.value), "in our words, not in Python's"
+    assert "invalid literal" not in str(caught.value)
+
+
+def test_a_misspelt_name_is_an_error_that_names_the_nearest() -> None:
+    with pytest.raises(SettingsError, match="POLLUX_MAX_WIAT is not a setting; did you mean POLLUX_MAX_WAIT"):
+        read(POLLUX_MAX_WIAT="5")
+    with pytest.raises(SettingsError, match=r"docs/settings\.md"):
+        read(POLLUX_QQQQQQQQQQ="5")
+
+
+def test_other_variables_are_not_read() -> None:
+    assert read(MAX_WAIT="5", pollux_max_wait="5", GEMINI_API_KEY="x").max_wait == 60.0
+
+
+def test_arguments_come_before_the_environment() -> None:
+    assert Settings.from_env({"POLLUX_MAX_WAIT": "5"}, max_wait=7.0).max_wait == 7.0
+
+
+def test_no_repr_shows_a_token() -> None:
+    shown = repr(read(POLLUX_TOKEN="secret-of-a-client", POLLUX_ADMIN_TOKEN="secret-of-the-admin"))
+    assert "secret" not in shown.replace("secrets=", "")
+
+
+def test_the_store_lies_in_the_data_folder_unless_it_is_named(tmp_path: Path) -> None:
+    assert Settings(data=str(tmp_path)).store_url == f"sqlite:///{tmp_path}/pollux.db"
+    assert Settings(store="memory://").store_url == "memory://"
+
+
+def test_the_data_folder_follows_the_users_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("POLLUX_DATA", raising=False)
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert data_folder() == tmp_path / ".local/share/pollux"
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "xdg"))
+    assert data_folder() == tmp_path / "xdg/pollux"
+    monkeypatch.setenv("POLLUX_DATA", str(tmp_path / "own"))
+    assert Settings().data == str(tmp_path / "own")
+
+
+def test_a_token_in_the_query_is_off_in_the_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("K_SERVICE", raising=False)
+    assert Settings().query_token
+    monkeypatch.setenv("K_SERVICE", "pollux")
+    assert not Settings().query_token
+
+
+@pytest.mark.parametrize(("limit", "memory"), [("536870912", 2**28), ("max", 2**29), (None, 2**29), ("9" * 18, 2**29)])
+def test_bodies_get_half_of_the_containers_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str | None, memory: int
+) -> None:
+    file = tmp_path / "memory.max"
+    if limit is not None:
+        file.write_text(limit + "\n")
+    monkeypatch.setattr(module, "CONTAINER_LIMITS", (str(file),))
+    assert Settings().body_memory == memory
+
+
+# --- the list and its page -------------------------------------------------------------------------------------------
+
+
+def test_the_page_is_the_code() -> None:
+    assert table() in PAGE.read_text(), "regenerate the table of docs/settings.md with pollux.settings.table()"
+
+
+def test_the_list_is_the_same_wherever_it_is_printed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before = describe()
+    monkeypatch.setenv("K_SERVICE", "pollux")
+    monkeypatch.setenv("POLLUX_DATA", str(tmp_path))
+    monkeypatch.setattr(module, "CONTAINER_LIMITS", ())
+    assert describe() == before
+
+
+def test_every_setting_is_explained_in_a_sentence() -> None:
+    for name, _, text in describe():
+        assert name.startswith("POLLUX_")
+        assert text[0].isupper()
+        assert text.endswith(".")
+
+
+def test_every_guard_is_named_where_it_can_be_opened() -> None:
+    text = next(text for name, _, text in describe() if name == "POLLUX_ALLOW_PATHS")
+    assert set(text.partition(": ")[2].rstrip(".").split(", ")) == set(GUARDS)
+
+
+def test_a_guard_that_is_not_one_is_an_error() -> None:
+    with pytest.raises(SettingsError, match=r"POLLUX_ALLOW_PATHS=webhook: expected .*webhooks"):
+        read(POLLUX_ALLOW_PATHS="webhook")
