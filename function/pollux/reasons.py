@@ -1,11 +1,11 @@
 """PURE. Why there is no slot, in words for people, and the error that a client gets for it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from pollux.inbound import RequestError
 from pollux.quota import DAY, Refusal
-from pollux.windows import day_of
+from pollux.windows import Limits, Want, day_of
 
 WORDS = {
     "busy": "no slot is free",
@@ -27,10 +27,21 @@ WORDS = {
     "referrer-blocked": "the key is restricted to certain referrers",
     "model-access": "the project has no access to this model",
     "key-source": "the key's value cannot be read",
+    "location": "Google does not serve the project in this country",
+    "paused": "all projects were refused at once, so that the whole pool rests",
 }
 SPENT = frozenset({"rpd", "tpd"})
 KEYLESS = frozenset(
-    {"invalid-key", "leaked-key", "suspended", "service-disabled", "referrer-blocked", "key-source", "prepay"}
+    {
+        "invalid-key",
+        "leaked-key",
+        "suspended",
+        "service-disabled",
+        "referrer-blocked",
+        "key-source",
+        "prepay",
+        "location",
+    }
 )
 
 
@@ -53,8 +64,10 @@ def words(why: str) -> str:
             return text
 
 
-def problem(model: str, refusals: Mapping[str, Refusal], now: float, *, tokens: int) -> RequestError:
-    """The client's error when no project has a slot in time."""
+def problem(
+    model: str, refusals: Mapping[str, Refusal], now: float, *, want: Want, limits: Collection[Limits] = ()
+) -> RequestError:
+    """The client's error when no project has a slot in time. `limits`: those of every project for the model."""
     causes = {project: cause_of(refusal.why) for project, refusal in refusals.items()}
     until = min((refusal.until for refusal in refusals.values()), default=math.inf)
     wait = max(0.0, until - now)
@@ -70,8 +83,7 @@ def problem(model: str, refusals: Mapping[str, Refusal], now: float, *, tokens: 
     if live <= {"too-large", "unsupported", "model-access"}:
         return RequestError(
             "TOO_LARGE_FOR_QUOTA",
-            f"the request has about {tokens} input tokens, more than any project may send to {model} in one minute; "
-            "send less at once, or add a project with a larger limit",
+            f"the request {_too_large(model, want, limits)}; send less at once, or add a project with a larger limit",
         )
     if live <= SPENT | {"too-large", "unsupported", "model-access"}:
         midnight = day_of(now)[2]
@@ -88,12 +100,28 @@ def problem(model: str, refusals: Mapping[str, Refusal], now: float, *, tokens: 
     )
 
 
+def _too_large(model: str, want: Want, limits: Collection[Limits]) -> str:
+    """Its size and the largest limit, which no waiting makes larger."""
+    for name, amount, unit in (
+        ("tpm", want.tokens, "input tokens"),
+        ("tpd", want.tokens, "input tokens"),
+        ("rpm", want.requests, "requests"),
+        ("rpd", want.requests, "requests"),
+        ("ipm", want.images, "images"),
+    ):
+        most = max((known[name] for known in limits if name in known), default=0)
+        if 0 < most < amount:
+            period = "day" if name.endswith("d") else "minute"
+            return f"has about {amount} {unit}, and no project may send more than {most} to {model} in one {period}"
+    return f"has about {want.tokens} input tokens, more than any project may send to {model} at once"
+
+
 def _no_key(causes: Mapping[str, str], wait: float) -> RequestError:
     if not causes:
         return RequestError("NO_USABLE_KEY", "there is no usable key in the pool: add one with `pollux keys add`")
     listed = ", ".join(f"{project}: {WORDS.get(cause, cause)}" for project, cause in sorted(causes.items()))
     return RequestError(
         "NO_USABLE_KEY",
-        f"no key of the pool is usable ({listed}); see `pollux keys check`",
+        f"no key of the pool is usable ({listed}); `pollux keys check` tries them, `pollux keys add` adds one",
         retry_after=wait if wait < math.inf else None,
     )

@@ -23,6 +23,7 @@ from pollux.store import StoreError
 from pollux.stream import StreamReader
 from pollux.upstream import Answer, Upstream, UpstreamError
 from pollux.verdict import Verdict, judge, redact
+from pollux.windows import Want
 
 log = logging.getLogger("pollux.relay")
 
@@ -32,7 +33,7 @@ FOR_LONG = frozenset({"unsupported", "model-access", "rpd", "tpd"})
 """Refusals that no waiting mends."""
 BACKOFF = 0.25
 SETTLE_WITHIN = 0.1
-UNREADABLE_KEY_RESTS = 60.0
+UNREADABLE, UNREADABLE_KEY_RESTS = "key-source", 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ class Relay:
             tried.keys.add(found.key.id)
             match failure.verdict.action:
                 case "next-key":
-                    if await self._changed(found.key, failure.verdict):
+                    if await self._changed(found.key, failure.verdict, tried):
                         tried.keys.discard(found.key.id)
                 case "next-project":
                     tried.projects.add(found.quota.project)
@@ -143,10 +144,12 @@ class Relay:
                     return True
         return False
 
-    async def _changed(self, key: Key, verdict: Verdict) -> bool:
-        """After a refusal of the key: read its source once more. Unchanged, it is set aside."""
-        if await self._keyring.reread(key.id):
-            return True
+    async def _changed(self, key: Key, verdict: Verdict, tried: Tried) -> bool:
+        """After a refusal of the key: read its source once more, and only once. Unchanged, it is set aside."""
+        if key.id not in tried.reread and verdict.cause != UNREADABLE:
+            tried.reread.add(key.id)
+            if await self._keyring.reread(key.id):
+                return True
         await self.outcomes.set_aside(key.id, verdict)
         return False
 
@@ -178,7 +181,7 @@ class Relay:
         try:
             value = await self._keyring.value(key.id)
         except KeySourceError as error:
-            verdict = Verdict("key-source", "key", "next-key", UNREADABLE_KEY_RESTS, message=str(error))
+            verdict = Verdict(UNREADABLE, "key", "next-key", UNREADABLE_KEY_RESTS, message=str(error))
             return Failure(verdict, model or "", 0, (), b"", RequestError("NO_USABLE_KEY", str(error)))
         target, headers, body = x.outgoing(value, model)
         if reservation is not None:
@@ -253,8 +256,10 @@ class Relay:
 
     def _broken(self, model: str, error: UpstreamError) -> Failure:
         verdict = replace(judge(None, b"", now=self.pool.now()), message=str(error))
-        reason = {"timeout": "UPSTREAM_TIMEOUT"}.get(error.kind, "UPSTREAM_UNREACHABLE")
-        return Failure(verdict, model, 0, (), b"", RequestError(reason, f"Gemini did not answer: {error}"))
+        reason, setting = "UPSTREAM_UNREACHABLE", ""
+        if error.kind == "timeout":
+            reason, setting = "UPSTREAM_TIMEOUT", " (POLLUX_TIMEOUT)"
+        return Failure(verdict, model, 0, (), b"", RequestError(reason, f"Gemini did not answer: {error}{setting}"))
 
     async def _give(self, x: Exchange, failure: Failure) -> None:
         """Google's refusal, unchanged but for secrets that it may echo."""
@@ -278,10 +283,14 @@ class Relay:
         if full is None or len(full.refusals) < len(self.pool.roster.projects):
             full = await self.pool.look(model, ask)
         if full is None:
-            raise RequestError(
-                "QUOTA_BUSY", f"{x.record.sent} attempts were refused; others may succeed", retry_after=1.0
-            )
-        raise reasons.problem(model, full.refusals, self.pool.now(), tokens=ask.want.tokens)
+            raise self._busy(x)
+        limits = self.pool.roster.limits_of_all(model)
+        raise reasons.problem(model, full.refusals, self.pool.now(), want=ask.want, limits=limits)
+
+    @staticmethod
+    def _busy(x: Exchange) -> RequestError:
+        message = f"{x.record.sent} attempts were refused (POLLUX_MAX_ATTEMPTS); another project may serve the next one"
+        return RequestError("QUOTA_BUSY", message, retry_after=1.0)
 
     async def _sized(self, x: Exchange, model: str, ask: Ask) -> Ask:
         """Large wants are counted by Google (free) before they are booked."""
@@ -326,7 +335,7 @@ class Relay:
             tried.keys.add(key.id)
             match last.verdict.action:
                 case "next-key":
-                    if await self._changed(key, last.verdict):
+                    if await self._changed(key, last.verdict, tried):
                         tried.keys.discard(key.id)
                 case "next-project":
                     tried.projects.add(key.project)
@@ -337,10 +346,10 @@ class Relay:
         if last is not None and last.verdict.blames != "key":
             await self._give(x, last)
             return
-        full = await self.pool.look(model or "", x.ask(3))
-        refusals = full.refusals if full else {}
-        aside = {p: r for p, r in refusals.items() if r.why.startswith("aside")}
-        raise reasons.problem(model or "", aside, self.pool.now(), tokens=0)
+        _, refusals = self.pool.roster.candidates(model or "", (), (), self.pool.now())
+        if last is not None and len(refusals) < len(self.pool.roster.projects):
+            raise self._busy(x)
+        raise reasons.problem(model or "", refusals, self.pool.now(), want=Want())
 
     async def _free_attempt(self, x: Exchange, key: Key, model: str | None) -> Failure | None:
         sent = await self._send(x, key, model)
