@@ -1,0 +1,250 @@
+"""cli_watch: what `pollux status` and `pollux explain` print of a running gateway, and say where there is none."""
+
+import argparse
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pollux.cli_watch import explain_text, request_text, run, status_text, table
+from pollux.keys import Key
+from pollux.settings import Settings
+from tests.gateway import ADMIN, FLASH, FakeUpstream, Got, Keys, answer, call, gateway, play, refuses, whole
+
+BEARER = {"authorization": f"Bearer {ADMIN}"}
+NO_WAIT = {"x-pollux-fallback": "off", "x-pollux-max-wait": "0"}
+
+
+def seen(path: Callable[[Got], str], *says: Any, keys: Keys | None = None) -> dict[str, Any]:
+    """What /admin says after as many requests as there are answers."""
+
+    async def scene() -> dict[str, Any]:
+        keys_ = keys or Keys([Key("k1", "p1", "free", {"*": {"rpm": 5, "rpd": 20}}), Key("k2", "p2")])
+        got = Got()
+        async with gateway(FakeUpstream(list(says)), keys_) as app:
+            for _ in says:
+                got = await call(app, headers=NO_WAIT | {"x-pollux-key": "k1"})
+            found: dict[str, Any] = (await call(app, "GET", path(got), BEARER)).json
+            return found
+
+    return play(scene)
+
+
+def of(got: Got) -> str:
+    """Where that request is told of."""
+    return f"/admin/requests/{got.headers['x-pollux-request-id']}"
+
+
+def squeezed(text: str) -> list[str]:
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+# --- texts -----------------------------------------------------------------------------------------------------------
+
+
+def test_status_is_a_table_of_keys_and_one_of_quotas() -> None:
+    found = seen(lambda _: "/admin/status", whole(answer()), whole(answer()))
+    lines = squeezed(status_text(found))
+    assert "strategy earliest, window sliding" in lines[0]
+    assert lines[1] == "requests: 2 (2 x 200), 0 under way, 0 waiting"
+    assert "KEY PROJECT TIER STATE UNTIL WHY" in lines
+    assert "k1 p1 free healthy" in lines
+    assert "k2 p2 - healthy" in lines
+    assert "PROJECT MODEL RPM TPM RPD NEXT SLOT WHY" in lines
+    assert f"p1 {FLASH} 2/5 4/250000 2/20 now" in lines
+
+
+def test_status_says_until_when_and_why_something_rests() -> None:
+    keys = Keys([Key("k1", "p1")])
+    cooling = squeezed(status_text(seen(lambda _: "/admin/status", refuses("rpm"), keys=keys)))
+    assert f"p1 {FLASH} 1/5 5/? 1/? in 43 s resting after a refusal: the requests per minute are used up" in cooling
+    aside = squeezed(status_text(seen(lambda _: "/admin/status", refuses("leaked-key"), keys=keys)))
+    row = next(line for line in aside if line.startswith("k1 p1"))
+    assert row.startswith("k1 p1 - aside ")
+    assert row.endswith("Google blocked the key as leaked")
+
+
+def test_status_of_a_gateway_that_was_never_used() -> None:
+    lines = squeezed(status_text(seen(lambda _: "/admin/status")))
+    assert lines[1] == "requests: 0 (none yet), 0 under way, 0 waiting"
+    assert not any(line.startswith("PROJECT MODEL") for line in lines)
+
+
+def test_status_shows_suspicions_and_problems_first() -> None:
+    found = seen(lambda _: "/admin/status")
+    found["pool"] |= {"suspicion": "Google may limit this address", "problems": ["keys.json:3: not a key"]}
+    lines = status_text(found).splitlines()
+    assert lines[2:4] == ["SUSPICION: Google may limit this address", "PROBLEM: keys.json:3: not a key"]
+
+
+def test_explain_says_for_each_candidate_when_and_why() -> None:
+    keys = Keys([Key("k1", "p1", limits={"*": {"rpm": 1}}), Key("k2", "p2", limits={"*": {"rpm": 0}})])
+    found = seen(lambda _: f"/admin/explain?model={FLASH}&tokens=7", whole(answer()), keys=keys)
+    lines = squeezed(explain_text(found))
+    assert lines[0].startswith(f"{FLASH}, 7 tokens; tried in this order: {FLASH} -> ")
+    assert f"{FLASH} p1 k1 in 62 s the requests per minute are used up rpm=1" in lines
+    assert f"{FLASH} p2 k2 never the limit is 0: this model is not on the project's tier rpm=0" in lines
+    assert any(line.endswith("k1 now free now rpm=1") for line in lines[3:])
+
+
+def test_a_request_is_told_attempt_by_attempt() -> None:
+    keys = Keys([Key("k1", "p1"), Key("k2", "p2")])
+
+    async def scene() -> dict[str, Any]:
+        async with gateway(FakeUpstream([refuses("overloaded"), whole(answer())]), keys) as app:
+            got = await call(app)
+            found: dict[str, Any] = (await call(app, "GET", of(got), BEARER)).json
+            return found
+
+    lines = request_text(play(scene)).splitlines()
+    assert "of tester" in lines[0]
+    assert lines[0].endswith(f"generateContent {FLASH} -> 200")
+    assert lines[2] == "  tokens: 5 estimated, 2 reported"
+    assert lines[3].startswith(f"  1. {FLASH} on p1 (key k1): overloaded: ")
+    assert lines[4] == f"  2. {FLASH} on p2 (key k2): ok"
+
+
+def test_a_request_that_found_no_slot_says_so() -> None:
+    found = seen(
+        of,
+        whole(answer()),
+        Got(),
+        keys=Keys([Key("k1", "p1", limits={"*": {"rpm": 1}})]),
+    )
+    lines = request_text(found).splitlines()
+    assert f"  1. {FLASH} on no project: full: the requests per minute are used up" in lines[3]
+    assert lines[-1] == "  ended: QUOTA_BUSY"
+
+
+def test_columns_are_as_wide_as_their_widest_cell() -> None:
+    assert table(("A", "LONG"), [("wide", 1), ("x", "")]) == ["A     LONG", "wide  1", "x"]
+
+
+# --- asking a gateway ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def serving(status: int, body: bytes, asked: list[tuple[str, str | None]]) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append((self.path, self.headers["authorization"]))
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def command(name: str, url: str, **more: Any) -> argparse.Namespace:
+    return argparse.Namespace(**({"command": name, "url": url, "json": True, "watch": False, "tokens": 0} | more))
+
+
+def asked_of(status: int, body: Any, settings: Settings, **more: Any) -> tuple[int, list[tuple[str, str | None]]]:
+    asked: list[tuple[str, str | None]] = []
+    with serving(status, json.dumps(body).encode(), asked) as url:
+        return run(command(more.pop("name"), url, **more), settings), asked
+
+
+@pytest.mark.parametrize(
+    ("more", "path"),
+    [
+        ({"name": "status"}, "/admin/status"),
+        ({"name": "explain", "what": "a model/x", "tokens": 5}, "/admin/explain?model=a+model%2Fx&tokens=5"),
+        ({"name": "explain", "what": "0123456789abcdef"}, "/admin/requests/0123456789abcdef"),
+    ],
+)
+def test_each_command_asks_with_the_admin_token_and_prints_json(
+    more: dict[str, Any], path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, asked = asked_of(200, {"answer": 1}, Settings(admin_token=ADMIN), **more)
+    assert (code, asked) == (0, [(path, f"Bearer {ADMIN}")])
+    assert json.loads(capsys.readouterr().out) == {"answer": 1}
+
+
+def test_the_token_of_this_machine_is_found_in_the_data_folder(tmp_path: Path) -> None:
+    (tmp_path / "tokens.json").write_text(json.dumps({"client": "c", "admin": "kept-admin-token"}))
+    code, asked = asked_of(200, {}, Settings(data=str(tmp_path)), name="status")
+    assert (code, asked) == (0, [("/admin/status", "Bearer kept-admin-token")])
+
+
+def test_without_a_token_it_says_where_one_is_expected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(command("status", "http://127.0.0.1:1"), Settings(data=str(tmp_path))) == 2
+    said = capsys.readouterr().err
+    assert "POLLUX_ADMIN_TOKEN" in said
+    assert str(tmp_path / "tokens.json") in said
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (401, {"error": {"message": "the admin token is needed"}}, "answers 401: the admin token is needed"),
+        (404, "no object", "answers 404: Not Found"),
+        (200, None, ""),
+    ],
+)
+def test_an_answer_that_is_an_error_is_one_line_and_2(
+    status: int, body: Any, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _ = asked_of(status, body, Settings(admin_token=ADMIN), name="status")
+    err = capsys.readouterr().err
+    assert code == (2 if said else 0)
+    assert said in err
+    assert err.count("\n") == bool(said)
+
+
+def test_what_is_no_gateway_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[tuple[str, str | None]] = []
+    with serving(200, b"<html>", asked) as url:
+        assert run(command("status", url), Settings(admin_token=ADMIN)) == 2
+    assert "no gateway answers at" in capsys.readouterr().err
+
+
+def test_where_nobody_listens_it_says_how_to_start_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    assert run(command("status", url), Settings(admin_token=ADMIN)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"pollux status: no gateway answers at {url} ")
+    assert "pollux serve" in said
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:3145", "file:///etc/passwd", "ftp://x"])
+def test_a_url_that_is_none_is_said(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(command("status", url), Settings(admin_token=ADMIN)) == 2
+    assert "expected one such as http://127.0.0.1:3145" in capsys.readouterr().err
+
+
+def test_watch_shows_it_again_until_it_is_stopped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = seen(lambda _: "/admin/status")
+    naps: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("pollux.cli_watch.time.sleep", sleep)
+    with pytest.raises(KeyboardInterrupt):
+        asked_of(200, found, Settings(admin_token=ADMIN), name="status", watch=True, json=False)
+    assert naps == [2.0] * 3
+    assert capsys.readouterr().out.count("requests: 0") == 3
