@@ -409,8 +409,10 @@ def test_what_is_taken_ahead_is_chosen_ahead_too() -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=5))
         await h.send()
-        await asyncio.sleep(day_of(BEGAN)[2] - 3.6 - h.pool.now())
-        h.store.delay = lambda: 0.65
+        await asyncio.sleep(day_of(BEGAN)[2] - 4.5 - h.pool.now())
+        await h.roster.ready()
+        delays = iter([1.0, 1.0])
+        h.store.delay = lambda: next(delays, 0.0)
         found = await h.reserve(wait=0)
         assert isinstance(found, Full)
         assert found.refusals["p0"].why == "midnight"

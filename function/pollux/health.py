@@ -33,7 +33,10 @@ class Health:
 def set_aside(
     health: Health, now: float, kind: Kind, name: str, reason: str, seconds: float, ceiling: float | None = None
 ) -> Health:
-    """Aside for a while, twice as long each time it follows upon the last, up to the ceiling."""
+    """Aside for a while, twice as long each time it follows upon the last, up to the ceiling.
+
+    A rest for another reason does not shorten one that lasts longer.
+    """
     entries: dict[str, Aside] = getattr(health, kind)
     last = entries.get(name)
     again = last is not None and last.reason == reason
@@ -42,6 +45,8 @@ def set_aside(
     streak = last.streak + 1 if last is not None and again else 1
     if ceiling is not None:
         seconds = min(ceiling, seconds * 2.0 ** min(streak - 1, 32))
+    if last is not None and last.until > now + seconds:
+        return health
     return _with(health, kind, entries | {name: Aside(now + seconds, reason, now, streak)})
 
 

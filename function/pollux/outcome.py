@@ -11,6 +11,9 @@ from pollux.windows import MINUTE_LIMITS
 PAUSE_EVIDENCE = 5.0
 PAUSE = 10.0
 PAUSE_MOST = 600.0
+BESIDE = frozenset({"cached-content", "file-storage", "grounding", "batch", "sessions"})
+"""Counters of Google's beside that of a model's requests and tokens. A bucket of theirs is "counter" or
+"counter/model"; what they refuse neither rests the model's quota nor teaches its limits."""
 
 
 class Outcomes:
@@ -19,19 +22,19 @@ class Outcomes:
         self._denied: dict[str, float] = {}
         """Project -> when it was last refused although its counters had room."""
         self._pauses = 0
+        """How many in a row, with nothing served in between."""
 
     async def served(self, reservation: Reservation) -> None:
         """Nearly always nothing to write: only a probe or a streak ends by it."""
         health_, slot = self._pool.roster.health, reservation.slot
         reservation.quota.served += 1
         self._pauses = 0
+        self._denied.clear()
         if slot.probe or reservation.quota.ledger.value.cooldown is not None:
             await reservation.quota.ledger.apply(lambda state, now: (quota.succeed(state, now, slot), None))
         key, project = reservation.key.id, reservation.quota.project
-        if key in health_.value.keys:
-            await health_.apply(lambda value, _: (health.clear(value, "keys", key), None))
-        if project in health_.value.projects:
-            await health_.apply(lambda value, _: (health.clear(value, "projects", project), None))
+        if key in health_.value.keys or project in health_.value.projects:
+            await health_.apply(partial(_healthy, key=key, project=project, since=slot.start))
 
     async def failed(self, reservation: Reservation, verdict: Verdict) -> None:
         """Let what is to blame rest, as long as the verdict says."""
@@ -61,7 +64,7 @@ class Outcomes:
     async def _cool(self, reservation: Reservation, verdict: Verdict) -> None:
         roster, owned = self._pool.roster, reservation.quota
         if verdict.bucket is not None and verdict.bucket != owned.bucket:
-            if "/" in verdict.bucket:  # another counter than that of requests and tokens: nothing here is spent
+            if verdict.bucket.partition("/")[0] in BESIDE:
                 return
             await roster.health.apply(
                 lambda value, _: (health.learn_bucket(value, reservation.model, verdict.bucket or ""), None)
@@ -97,7 +100,18 @@ class Outcomes:
             return
         self._denied[reservation.quota.project] = now
         recent = {project for project, when in self._denied.items() if now - when <= PAUSE_EVIDENCE}
-        projects = set(pool.roster.projects)
-        if len(projects) > 1 and recent >= projects and now >= pool.pause_until:
+        able, _ = pool.roster.candidates(reservation.model, (), (), now)
+        usable = {project.name for project, _ in able}
+        if len(usable) > 1 and recent >= usable and now >= pool.pause_until:
             pool.pause_until = now + min(PAUSE_MOST, PAUSE * 2.0**self._pauses)
             self._pauses += 1
+
+
+def _healthy(value: health.Health, _: float, key: str, project: str, since: float) -> tuple[health.Health, None]:
+    """What was served clears both, unless it was sent before the refusal: then it proves nothing."""
+    kinds: tuple[tuple[health.Kind, str], ...] = (("keys", key), ("projects", project))
+    for kind, name in kinds:
+        entry = getattr(value, kind).get(name)
+        if entry is not None and entry.since <= since:
+            value = health.clear(value, kind, name)
+    return value, None
