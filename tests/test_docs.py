@@ -1,0 +1,203 @@
+"""The pages of docs/ and what is beside them, held to the code: modules, dependencies, faults, links, the image."""
+
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from pollux.cli import _parser
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "function/pollux"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+RUNTIME = [Requirement(line) for line in PROJECT["project"]["dependencies"]]
+DEVELOPMENT = [Requirement(line) for line in PROJECT["dependency-groups"]["dev"]]
+COMPILED = (ROOT / "function/requirements.txt").read_text()
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text()
+
+
+def section(text: str, title: str) -> str:
+    return text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def first_cells(text: str) -> list[str]:
+    return re.findall(r"^\| `([^`|]+)` \|", text, re.MULTILINE)
+
+
+# --- architecture ----------------------------------------------------------------------------------------------------
+
+
+def test_the_architecture_names_every_module_once_and_none_that_is_not_there() -> None:
+    modules = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+    assert sorted(first_cells(page("architecture.md"))) == modules
+
+
+def test_every_module_says_in_its_first_line_what_lives_there() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        assert path.read_text().startswith('"""'), path
+
+
+def test_nothing_imports_the_app_or_the_command_line_but_what_starts_them() -> None:
+    importers = {
+        path.name
+        for path in PACKAGE.rglob("*.py")
+        if re.search(
+            r"^(?:    )*from pollux(?:\.app import|\.cli import| import (?:app|cli)\b)", path.read_text(), re.M
+        )
+    }
+    assert importers <= {"serving.py", "admin.py"}  # admin: for type checking only
+    assert "if TYPE_CHECKING:\n    from pollux.app import App" in (PACKAGE / "admin.py").read_text()
+
+
+def test_the_diagrams_speak_of_modules_that_exist() -> None:
+    chart = page("architecture.md").partition("```mermaid\nflowchart")[2].partition("```")[0]
+    outside = {"client", "operator", "gemini", "store", "sources", "gateway", "subgraph", "end"}
+    named = {name for line in chart.splitlines()[1:] for name in re.findall(r"(?:^|> ?)\s*([a-z]+)", line)}
+    assert named - outside <= {path.stem for path in PACKAGE.rglob("*.py")} | {"keys"}
+    assert len(named) > 15
+
+
+# --- dependencies ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("title", "declared"), [("At run time", RUNTIME), ("For development", DEVELOPMENT)], ids=["run time", "development"]
+)
+def test_every_dependency_has_its_reason(title: str, declared: list[Requirement]) -> None:
+    assert sorted(first_cells(section(page("dependencies.md"), title))) == sorted(r.name for r in declared)
+
+
+def compiled() -> dict[str, Requirement]:
+    lines = [line for line in COMPILED.splitlines() if line.strip() and not line.startswith("#")]
+    return {canonicalize_name(found.name): found for found in map(Requirement, lines)}
+
+
+def versions(requirement: Requirement) -> str:
+    exact = [specifier for specifier in requirement.specifier if specifier.operator == "=="]
+    assert len(exact) == len(requirement.specifier) == 1, f"{requirement} is not one exact version"
+    return exact[0].version
+
+
+def test_what_is_deployed_is_exact_and_within_the_ranges() -> None:
+    found = compiled()
+    for requirement in found.values():
+        versions(requirement)
+    for declared in RUNTIME:
+        exact = found[canonicalize_name(declared.name)]
+        assert declared.specifier.contains(versions(exact)), f"{exact} is not within {declared}"
+        assert str(exact.marker or "") == str(declared.marker or "")
+
+
+def reached(*, here: bool) -> Iterator[str]:
+    """What the runtime dependencies bring along: `here` by this machine's markers, else under any."""
+    rest, seen = [r for r in RUNTIME if not here or r.marker is None or r.marker.evaluate()], set[str]()
+    while rest:
+        name = canonicalize_name(rest.pop().name)
+        if name in seen:
+            continue
+        seen.add(name)
+        yield name
+        try:
+            lines = requires(name) or []
+        except PackageNotFoundError:  # of another platform
+            continue
+        for needed in map(Requirement, lines):
+            extra = "extra" in str(needed.marker or "")
+            if not extra and (not here or needed.marker is None or needed.marker.evaluate()):
+                rest.append(needed)
+
+
+def test_what_is_deployed_is_all_that_is_needed_and_nothing_else() -> None:
+    assert set(reached(here=True)) <= set(compiled()) <= set(reached(here=False))
+
+
+def test_the_compiled_file_names_no_index_and_no_host() -> None:
+    assert not re.search(r"://|--|@", COMPILED)
+
+
+def test_the_code_imports_nothing_that_is_not_deployed() -> None:
+    ours = {"pollux", "aiohttp", "uvicorn", "uvloop", "multidict", "yarl"}
+    imported = {
+        name
+        for path in (ROOT / "function").rglob("*.py")
+        for name in re.findall(r"^\s*(?:from|import) ([a-z_]\w*)", path.read_text(), re.MULTILINE)
+    }
+    third = {name for name in imported if not _standard(name)}
+    assert third <= ours
+    assert ours - {"pollux"} <= set(compiled())
+
+
+def _standard(name: str) -> bool:
+    import sys
+
+    return name in sys.stdlib_module_names
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+def fault_rows() -> list[str]:
+    rows = [line for line in page("faults.md").splitlines() if line.startswith("| ") and "| held by |" not in line]
+    assert len(rows) > 25
+    return rows
+
+
+TESTS = {path.relative_to(ROOT / "tests").as_posix(): path for path in (ROOT / "tests").rglob("test_*.py")}
+
+
+@pytest.mark.parametrize("row", fault_rows(), ids=lambda row: row.split("|")[1].strip().replace("`", ""))
+def test_every_line_about_faults_is_held_by_tests_that_exist(row: str) -> None:
+    held = re.findall(r"`((?:e2e/)?test_\w+\.py)::(test_\w+)`", row.rpartition("|")[0].rpartition("|")[2])
+    assert held, "no test is named"
+    for file, name in held:
+        assert f"def {name}(" in TESTS[file].read_text(), f"{file} has no {name}"
+
+
+def test_every_error_of_ours_that_speaks_of_a_fault_is_a_known_one() -> None:
+    from pollux.wire import ERRORS
+
+    named = set(re.findall(r"\d{3} `([A-Z_]+)`", page("faults.md")))
+    assert named <= set(ERRORS)
+    assert len(named) >= 8
+
+
+# --- links, tables, the image ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *PAGES], ids=lambda path: path.name)
+def test_every_link_to_a_file_leads_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text()):
+        if "://" not in target:
+            assert (path.parent / target).exists(), target
+
+
+def test_every_setting_that_a_page_names_exists() -> None:
+    from pollux.settings import describe
+
+    known = {name for name, _, _ in describe()} | {"POLLUX_CLIENT_TOKEN"}  # of the examples, a shell's own
+    for path in [ROOT / "README.md", *PAGES]:
+        assert set(re.findall(r"\bPOLLUX_[A-Z_]+\b", path.read_text())) <= known, path.name
+
+
+def test_the_image_runs_a_command_that_exists_and_not_as_root() -> None:
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    command = next(line for line in lines if line.startswith("CMD"))
+    words = shlex.split(re.findall(r'"((?:[^"\\]|\\.)*)"', command)[-1].replace('\\"', '"'))
+    assert words[:4] == ["exec", "python", "-m", "pollux.cli"]
+    port = next(line for line in lines if line.startswith("ENV")).split("PORT=")[1].split()[0]
+    arguments = [word.replace("$PORT", port) for word in words[4:]]
+    parsed = _parser("serve").parse_args(arguments)
+    assert (parsed.command, parsed.host, parsed.port) == ("serve", "0.0.0.0", 8080)  # noqa: S104
+    assert lines.index("USER pollux") < lines.index(command)
+    assert re.search(r"^FROM python:3\.\d+-slim$", "\n".join(lines), re.MULTILINE)
+    assert "COPY function/requirements.txt ." in lines
