@@ -9,9 +9,9 @@ import pytest
 from pollux import quota
 from pollux.keys import Key
 from pollux.ledger import Change
-from pollux.pool import Ask, Full, Reservation, Tried
+from pollux.pool import Full, Reservation, Tried
 from pollux.quota import State
-from pollux.windows import Want, day_of
+from pollux.windows import day_of
 from tests.pools import BEGAN, MODEL, FaultyStore, House, Keys, house, keys_of, memory, play
 
 
@@ -642,7 +642,3 @@ def test_a_pause_that_begins_while_a_request_waits_holds_it_back() -> None:
         assert h.clock == pytest.approx(80, abs=0.6)
 
     play(scene())
-
-
-def test_an_ask_is_a_value() -> None:
-    assert Ask(Want(1, 2), 3.0) == Ask(Want(1, 2), 3.0)
