@@ -79,7 +79,7 @@ def test_attempts_are_a_setting() -> None:
     play(scene)
 
 
-@pytest.mark.parametrize("trouble", ["overloaded", "internal", "rpm", "rpd", "model-access"])
+@pytest.mark.parametrize("trouble", ["overloaded", "internal", "rpd", "model-access"])
 def test_a_project_is_asked_once_per_model(trouble: str) -> None:
     async def scene() -> None:
         upstream = FakeUpstream(lambda sent: refuses(trouble, model=sent.model))
@@ -88,6 +88,28 @@ def test_a_project_is_asked_once_per_model(trouble: str) -> None:
             chain = app.roster.catalog.chain(FLASH)
         asked = [(sent.model, sent.key) for sent in upstream.sent]
         assert sorted(asked) == sorted(itertools.product(chain, ("k1", "k2")))
+
+    play(scene)
+
+
+def test_a_limit_of_the_minute_that_a_refusal_taught_is_waited_for() -> None:
+    upstream = FakeUpstream(lambda sent: refuses("rpm") if len(upstream.sent) == 1 else whole(answer()))
+    got = play(lambda: ask(upstream, projects(1)))
+    assert got.status == 200
+    assert got.headers["x-pollux-attempts"] == "2"
+    assert int(got.headers["x-pollux-wait-ms"]) > 1000
+
+
+def test_it_is_waited_for_once_and_not_when_the_client_does_not_wait() -> None:
+    async def scene() -> None:
+        upstream = FakeUpstream(lambda sent: refuses("rpm"))
+        async with gateway(upstream, projects(2), max_attempts=99, max_wait=600) as app:
+            got = await call(app, headers={"x-pollux-fallback": "off"})
+            assert got.status == 429
+            assert upstream.keys == ["k1", "k2", "k1", "k2"]
+            got = await call(app, headers={"x-pollux-fallback": "off", "x-pollux-max-wait": "0"})
+            assert got.status == 429
+            assert len(upstream.sent) == 4
 
     play(scene)
 

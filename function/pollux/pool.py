@@ -52,6 +52,17 @@ class Tried:
     keys: set[str] = field(default_factory=set)
     reread: set[str] = field(default_factory=set)
     """Keys whose source was read again after a refusal."""
+    taught: dict[str, str] = field(default_factory=dict)
+    """Project -> key, where a refusal taught a limit of the minute that was not known."""
+    readmitted: set[str] = field(default_factory=set)
+
+    def readmit(self) -> bool:
+        """Nobody else is left: wait, once, for those whose limit is known by now. True if there are any."""
+        back = {project: key for project, key in self.taught.items() if project not in self.readmitted}
+        self.readmitted |= set(back)
+        self.projects -= set(back)
+        self.keys -= set(back.values())
+        return bool(back)
 
 
 @dataclass(slots=True, eq=False)

@@ -100,6 +100,13 @@ def problem(
     )
 
 
+def busy(attempts: int) -> RequestError:
+    """The attempts are used up, though another project may have room."""
+    were = "1 attempt was" if attempts == 1 else f"{attempts} attempts were"
+    message = f"{were} refused (POLLUX_MAX_ATTEMPTS); another project may serve the next one"
+    return RequestError("QUOTA_BUSY", message, retry_after=1.0)
+
+
 def _too_large(model: str, want: Want, limits: Collection[Limits]) -> str:
     """Its size and the largest limit, which no waiting makes larger."""
     for name, amount, unit in (

@@ -1,0 +1,224 @@
+"""One call upstream: send it, judge what comes, pass on what is good. Which call comes next is `relay`'s to decide."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from pollux import wire, wire_body
+from pollux.exchange import Exchange
+from pollux.inbound import RequestError
+from pollux.journal import Attempt
+from pollux.keys import Key, KeySourceError, Secret
+from pollux.log import guard
+from pollux.outbound import collect, pass_on, pass_stream, pass_whole
+from pollux.outcome import Outcomes
+from pollux.pool import Pool, Reservation, Tried
+from pollux.store import StoreError
+from pollux.stream import StreamReader
+from pollux.upstream import Answer, Upstream, UpstreamError
+from pollux.verdict import Verdict, judge, redact
+
+log = logging.getLogger("pollux.relay")
+
+SETTLE_WITHIN = 0.1
+COUNT_WITHIN = 5.0
+UNREADABLE, UNREADABLE_KEY_RESTS = "key-source", 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An attempt that gave the client nothing, and what Google said to it."""
+
+    verdict: Verdict
+    model: str
+    key: Key
+    status: int
+    headers: Sequence[tuple[bytes, bytes]]
+    body: bytes
+    problem: RequestError | None = None
+    """Set when there was no answer to pass on."""
+
+
+class Attempts:
+    def __init__(self, pool: Pool, upstream: Upstream) -> None:
+        self.pool = pool
+        self._outcomes = Outcomes(pool)
+        self._upstream = upstream
+        self._keyring = pool.roster.keyring
+        self._aliases = pool.roster.catalog.aliases
+        self._guarded: set[Secret] = set()
+
+    async def reserved(self, x: Exchange, reservation: Reservation) -> Failure | None:
+        """A call with a slot of its own. None: the client has its answer."""
+        key, model, project = reservation.key, reservation.model, reservation.quota.project
+        x.record.used, x.record.key, x.record.project = model, key.id, project
+        answer = None
+        try:
+            sent = await self._send(x, key, model, reservation)
+            if isinstance(sent, Failure):
+                failure: Failure | None = sent
+            else:
+                answer = sent
+                failure = await self._served(x, reservation, answer)
+            if failure is not None:
+                if failure.verdict.blames != "key":
+                    await self._outcomes.failed(reservation, failure.verdict)
+                x.noted(Attempt(model, project, key.id, failure.verdict.cause, failure.status, failure.verdict.message))
+            return failure
+        finally:
+            if answer is not None:
+                answer.close()
+            self.pool.give_back(reservation)
+
+    async def free(self, x: Exchange, key: Key, model: str | None) -> Failure | None:
+        """A call that takes no quota. None: the client has its answer."""
+        sent = await self._send(x, key, model)
+        if isinstance(sent, Failure):
+            return sent
+        try:
+            headers = wire.client_headers(sent.headers)
+            if sent.status >= 300:
+                return self._judged(model or "", key, sent.status, headers, await sent.read())
+            x.noted(Attempt(model or "", key.project, key.id, "ok", sent.status))
+            if x.call.kind == "list-models":
+                body = wire_body.with_aliases(await sent.read(), x.call, self._aliases)
+                await x.reply.whole(sent.status, headers, body)
+            else:
+                await pass_on(x.reply, sent, headers, _nothing_to_settle)
+        except UpstreamError as error:
+            return self._broken(model or "", key, error)
+        finally:
+            sent.close()
+        return None
+
+    async def key_changed(self, key: Key, verdict: Verdict, tried: Tried) -> bool:
+        """After a refusal of the key: read its source once more, and only once. Unchanged, it is set aside."""
+        if key.id not in tried.reread and verdict.cause != UNREADABLE:
+            tried.reread.add(key.id)
+            if await self._keyring.reread(key.id):
+                return True
+        await self._outcomes.set_aside(key.id, verdict)
+        return False
+
+    async def give(self, x: Exchange, failure: Failure) -> None:
+        """Google's refusal, unchanged but for secrets that it may echo."""
+        if failure.problem is not None:
+            raise failure.problem
+        if failure.verdict.blames == "gateway":
+            log.error("Google refused the form of a call, which is ours: %s", failure.verdict.message)
+        if failure.status < 300:  # a stream that began with an error
+            raise RequestError("UPSTREAM_ERROR", failure.verdict.message)
+        await x.reply.whole(failure.status, failure.headers, failure.body)
+
+    async def count(self, key: Key, target: str, body: bytes) -> int | None:
+        """Google's own count; None if it cannot be had, then the estimate stands."""
+        try:
+            value = await self._keyring.value(key.id)
+            headers = [("content-type", "application/json"), ("x-goog-api-key", value.reveal())]
+            async with asyncio.timeout(COUNT_WITHIN):
+                answer = await self._upstream.send("POST", target, headers, body)
+                try:
+                    return wire_body.total_tokens(await answer.read()) if answer.status == 200 else None
+                finally:
+                    answer.close()
+        except (UpstreamError, KeySourceError, TimeoutError):
+            return None
+
+    async def _send(
+        self, x: Exchange, key: Key, model: str | None, reservation: Reservation | None = None
+    ) -> Answer | Failure:
+        try:
+            value = await self._keyring.value(key.id)
+        except KeySourceError as error:
+            verdict = Verdict(UNREADABLE, "key", "next-key", UNREADABLE_KEY_RESTS, message=str(error))
+            return Failure(verdict, model or "", key, 0, (), b"", RequestError("NO_USABLE_KEY", str(error)))
+        if value not in self._guarded:
+            self._guarded.add(value)
+            guard(value.reveal())
+        target, headers, body = x.outgoing(value, model)
+        if reservation is not None:
+            reservation.sent = True
+        x.record.sent += 1
+        try:
+            return await self._upstream.send(x.method, target, headers, body)
+        except UpstreamError as error:
+            if reservation is not None and error.kind == "unreachable":
+                reservation.sent = False  # nothing reached Google: the slot is given back
+            return self._broken(model or "", key, error)
+
+    async def _served(self, x: Exchange, reservation: Reservation, answer: Answer) -> Failure | None:
+        """Pass a good answer on; give a bad one back for judgement. Up to the first content nothing is lost by it."""
+        model, key = reservation.model, reservation.key
+        headers = wire.client_headers(answer.headers)
+        settle = partial(self._settle, x, reservation)
+        try:
+            if not 200 <= answer.status < 300:
+                return self._judged(model, key, answer.status, headers, await answer.read())
+            if x.stream != "no":
+                reader = StreamReader(x.stream_form)
+                first = await self._first_content(answer, reader)
+                if first is None or (reader.error is not None and not reader.content_seen):
+                    return self._judged(model, key, answer.status, headers, first or b"")
+                await self._well(x, reservation)
+                x.record.ended = await pass_stream(x.reply, answer, headers, reader, first, settle)
+                return None
+            streams = (x.call.verb or "").startswith("stream")  # in a form that is not read here: passed as it comes
+            body, whole = (b"", False) if streams else await collect(answer)
+            await self._well(x, reservation)
+            if whole:
+                await pass_whole(x.reply, answer.status, headers, body, settle)
+            else:
+                await pass_on(x.reply, answer, headers, settle, body)
+        except UpstreamError as error:
+            return self._broken(model, key, error)
+        return None
+
+    async def _first_content(self, answer: Answer, reader: StreamReader) -> bytes | None:
+        """The bytes up to the first event with content, or up to an error. None: it ended without either."""
+        held: list[bytes] = []
+        while not reader.content_seen and reader.error is None:
+            data = await answer.chunk()
+            if not data:
+                reader.close()
+                return b"".join(held) if reader.error is not None or reader.finished else None
+            held.append(data)
+            reader.feed(data)
+        return b"".join(held)
+
+    async def _well(self, x: Exchange, reservation: Reservation) -> None:
+        x.noted(Attempt(reservation.model, reservation.quota.project, reservation.key.id, "ok", 200))
+        self.pool.stick(x.sticky, reservation.quota.project)
+        await self._outcomes.served(reservation)
+
+    async def _settle(self, x: Exchange, reservation: Reservation, tokens: int | None) -> None:
+        x.record.tokens = tokens
+        pending = self.pool.settle(reservation, tokens)
+        if pending is None:
+            return
+        try:
+            async with asyncio.timeout(SETTLE_WITHIN):
+                await pending
+        except (TimeoutError, StoreError) as error:
+            log.warning("tokens of request %s were not settled in time: %s", x.record.id, error)
+
+    def _judged(
+        self, model: str, key: Key, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes
+    ) -> Failure:
+        if 200 <= status < 300 and not body:
+            return self._broken(model, key, UpstreamError("reset", "the stream ended before it began"))
+        return Failure(judge(status, body, now=self.pool.now()), model, key, status, headers, redact(body))
+
+    def _broken(self, model: str, key: Key, error: UpstreamError) -> Failure:
+        verdict = replace(judge(None, b"", now=self.pool.now()), message=str(error))
+        reason, setting = "UPSTREAM_UNREACHABLE", ""
+        if error.kind == "timeout":
+            reason, setting = "UPSTREAM_TIMEOUT", " (POLLUX_TIMEOUT)"
+        return Failure(
+            verdict, model, key, 0, (), b"", RequestError(reason, f"Gemini did not answer: {error}{setting}")
+        )
+
+
+async def _nothing_to_settle(_: int | None) -> None:
+    return None

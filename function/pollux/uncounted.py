@@ -1,0 +1,46 @@
+"""Calls that take no quota: lists, counts, files, whatever else the API has. Any healthy key will do.
+
+What is surely refused (a bad key, a 429) is tried with another; what may have had an effect is never sent twice.
+"""
+
+from pollux import reasons
+from pollux.attempts import Attempts, Failure
+from pollux.exchange import Exchange
+from pollux.journal import Attempt
+from pollux.pool import Tried
+from pollux.windows import Want
+
+
+async def run(x: Exchange, attempts: Attempts) -> None:
+    pool = attempts.pool
+    tried = Tried()
+    model = pool.roster.catalog.resolve(x.call.model) if x.call.model else None
+    last: Failure | None = None
+    await pool.roster.ready()
+    while x.may_try(pool.settings.max_attempts):
+        key = await pool.pick(model, tried)
+        if key is None:
+            break
+        x.record.used, x.record.key, x.record.project = model or "", key.id, key.project
+        last = await attempts.free(x, key, model)
+        if last is None:
+            return
+        x.noted(Attempt(model or "", key.project, key.id, last.verdict.cause, last.status, last.verdict.message))
+        tried.keys.add(key.id)
+        match last.verdict.action:
+            case "next-key":
+                if await attempts.key_changed(key, last.verdict, tried):
+                    tried.keys.discard(key.id)
+            case "next-project":
+                tried.projects.add(key.project)
+            case "retry" if x.method in ("GET", "HEAD") or x.call.kind == "count":
+                tried.projects.add(key.project)
+            case _:
+                break
+    if last is not None and last.verdict.blames != "key":
+        await attempts.give(x, last)
+        return
+    _, refusals = pool.roster.candidates(model or "", (), (), pool.now())
+    if last is not None and len(refusals) < len(pool.roster.projects):
+        raise reasons.busy(x.record.sent)
+    raise reasons.problem(model or "", refusals, pool.now(), want=Want())
