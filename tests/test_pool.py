@@ -9,7 +9,7 @@ import pytest
 from pollux import quota
 from pollux.keys import Key
 from pollux.ledger import Change
-from pollux.pool import Full, Reservation, Tried
+from pollux.pool import Full, Reservation, StoppingError, Tried
 from pollux.quota import State
 from pollux.windows import day_of
 from tests.pools import BEGAN, MODEL, FaultyStore, House, Keys, house, keys_of, memory, play
@@ -640,5 +640,33 @@ def test_a_pause_that_begins_while_a_request_waits_holds_it_back() -> None:
         h.pool.pause_until = h.pool.now() + 30
         await waiter
         assert h.clock == pytest.approx(80, abs=0.6)
+
+    play(scene())
+
+
+def test_at_the_end_who_would_wait_longer_is_told_so_and_gives_its_slot_back() -> None:
+    async def scene() -> None:
+        h = await house(keys_of(1, rpm=1))
+        await h.send()
+        waiting = asyncio.ensure_future(h.reserve(wait=600))
+        await asyncio.sleep(5)
+        h.pool.end(within=5)
+        with pytest.raises(StoppingError):
+            await waiting
+        assert h.clock == pytest.approx(5)
+        await asyncio.sleep(1)
+        assert h.quota().value.days == {day_of(BEGAN)[0]: (1, 0)}
+
+    play(scene())
+
+
+def test_at_the_end_who_has_a_slot_soon_is_still_served() -> None:
+    async def scene() -> None:
+        h = await house(keys_of(1, rpm=1))
+        await h.send()
+        waiting = asyncio.ensure_future(h.reserve(wait=600))
+        await asyncio.sleep(60)
+        h.pool.end(within=5)
+        assert isinstance(await waiting, Reservation)
 
     play(scene())

@@ -8,9 +8,10 @@ import asyncio
 import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from pollux import quota
 from pollux.keys import Key
@@ -28,6 +29,10 @@ PROBE_AGE = 0.5
 UNLIMITED_COMMIT = 1.0
 SHORTEST_SLEEP = 0.05
 STICKY_MOST = 10_000
+
+
+class StoppingError(Exception):
+    """The process stops before the slot that a request waits for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +95,15 @@ class Full:
 
 class Pool:
     def __init__(
-        self, settings: Settings, roster: Roster, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+        self, settings: Settings, roster: Roster, *, sleep: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep
     ) -> None:
         self.settings = settings
         self.roster = roster
         self.pause_until = 0.0
         """Until then nobody is asked: all of Google seems to refuse this address."""
+        self.ends_at = math.inf
         self.waiting = 0
+        self._sleepers: set[asyncio.Future[None]] = set()
         self._sleep = sleep
         self._uses = itertools.count(1)
         self._sticky: OrderedDict[int, str] = OrderedDict()
@@ -120,7 +127,7 @@ class Pool:
             until = min(probed.values(), default=math.inf)
             if until > ask.deadline:
                 return found
-            await self._sleep(max(SHORTEST_SLEEP, until - self.now()))
+            await self._sleep_until(max(until, self.now() + SHORTEST_SLEEP))
             bucket = self.roster.bucket(model)
             await asyncio.gather(*(self.roster.quota(name, bucket).ledger.refresh(PROBE_AGE) for name in probed))
 
@@ -213,8 +220,7 @@ class Pool:
         if slot.start > self.now():
             self.waiting += 1
             try:
-                while (delay := slot.start - self.now()) > 0:
-                    await self._sleep(delay)
+                await self._sleep_until(slot.start)
                 await owned.ledger.refresh(WAKE_AGE)
             except BaseException:
                 self.give_back(reservation)
@@ -227,6 +233,24 @@ class Pool:
             self.give_back(reservation)
             return False
         return True
+
+    async def _sleep_until(self, moment: float) -> None:
+        while (delay := moment - self.now()) > 0:
+            if moment > self.ends_at:
+                raise StoppingError
+            sleeper = asyncio.ensure_future(self._sleep(delay))
+            self._sleepers.add(sleeper)
+            try:
+                await asyncio.wait({sleeper})
+            finally:
+                sleeper.cancel()
+                self._sleepers.discard(sleeper)
+
+    def end(self, within: float) -> None:
+        """The process stops: who would have to wait longer than that is told so at once, and gives its slot back."""
+        self.ends_at = self.now() + within
+        for sleeper in self._sleepers:
+            sleeper.cancel()
 
     def give_back(self, reservation: Reservation) -> None:
         """It will not be sent: its slot is free for others. Nobody waits for the commit."""

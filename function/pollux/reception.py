@@ -24,6 +24,7 @@ from pollux.inbound import (
 )
 from pollux.journal import Journal, Record
 from pollux.outbound import BrokenAnswerError, Reply
+from pollux.pool import StoppingError
 from pollux.relay import Relay
 from pollux.settings import Settings
 from pollux.store import StoreError
@@ -61,6 +62,8 @@ class Reception:
             await _tell(
                 reply, RequestError("STORE_DOWN", "the store that counts quotas does not answer", retry_after=2.0)
             )
+        except StoppingError:
+            await _tell(reply, RequestError("STOPPING", "the gateway stops before a slot is free", retry_after=1.0))
         except ClientGoneError:
             record.status, record.ended = 499, "client-gone"
         except BrokenAnswerError as error:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 DEMO_KEYS = 4
 FINISH_WITHIN = 30
+WAIT_AT_THE_END = 5.0
+"""Who has its slot within so many seconds is still served when the process stops."""
 BACKLOG = 2048
 WEAK_TOKEN = 16
 
@@ -163,12 +165,16 @@ class _Gateway:
                 loop = asyncio.get_running_loop()
                 signals = (signal.SIGINT, signal.SIGTERM)
                 for number in signals:
-                    loop.add_signal_handler(number, self.handle_exit, number, None)
+                    loop.add_signal_handler(number, self._end, number)
                 try:
                     yield
                 finally:
                     for number in signals:
                         loop.remove_signal_handler(number)
+
+            def _end(self, number: int) -> None:
+                app.pool.end(WAIT_AT_THE_END)
+                self.handle_exit(number, None)
 
         self._server = Server(
             uvicorn.Config(

@@ -101,6 +101,12 @@ ERRORS: Mapping[str, Problem] = {
         "`POLLUX_MAX_CONCURRENT` requests are under way, or their bodies fill `POLLUX_BODY_MEMORY`.",
         "Try again after `Retry-After`, or raise the setting that the message names.",
     ),
+    "STOPPING": Problem(
+        503,
+        "UNAVAILABLE",
+        "The gateway was told to stop, and the slot that the request waits for lies later.",
+        "Try again after `Retry-After`: another instance, or the gateway once it runs again, will serve it.",
+    ),
     "STORE_DOWN": Problem(
         503,
         "UNAVAILABLE",
