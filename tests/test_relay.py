@@ -124,6 +124,20 @@ def test_a_refused_quota_sends_the_request_to_another_project_not_to_another_key
     assert got.headers["x-pollux-attempts"] == "2"
 
 
+def test_a_model_in_trouble_is_tried_in_another_project_not_with_another_key_of_the_same() -> None:
+    keys = Keys([Key("k1", "p1"), Key("k2", "p1"), Key("k3", "p2")])
+    upstream = FakeUpstream([refuses("overloaded"), whole(answer())])
+    play(lambda: ask(upstream, keys))
+    assert upstream.keys == ["k1", "k3"]
+
+
+def test_where_more_projects_refuse_than_attempts_are_left_the_last_one_is_for_the_next_model() -> None:
+    upstream = FakeUpstream(lambda sent: refuses("rpd") if sent.model == FLASH else whole(answer()))
+    got = play(lambda: ask(upstream, projects(9)))
+    assert upstream.models == [FLASH, FLASH, FLASH, NEXT]
+    assert got.status == 200
+
+
 def test_a_model_in_trouble_is_tried_again_elsewhere_twice_with_growing_pauses_then_the_next_model() -> None:
     upstream = FakeUpstream(lambda sent: refuses("overloaded") if sent.model == FLASH else whole(answer()))
     got = play(lambda: ask(upstream, projects(6)))
@@ -319,6 +333,13 @@ def test_a_refusal_of_a_fallback_model_never_reaches_the_client() -> None:
     assert got.body == refuses("overloaded").pieces[0]
 
 
+def test_a_refusal_of_a_fallback_model_is_not_the_answer_either_when_quotas_refused_before() -> None:
+    upstream = FakeUpstream(lambda sent: refuses("rpd" if sent.model == FLASH else "not-found"))
+    got = play(lambda: ask(upstream, projects(9)))
+    assert NEXT in upstream.models
+    assert (got.status, got.reason) == (429, "QUOTA_BUSY")
+
+
 def test_after_a_refusal_of_one_fallback_model_the_next_is_asked() -> None:
     said = {FLASH: refuses("overloaded"), NEXT: refuses("not-found")}
     upstream = FakeUpstream(lambda sent: said.get(sent.model, whole(answer())))
@@ -389,8 +410,8 @@ def signature_scene(answers: Sequence[Says], keys: Keys, **settings: Any) -> tup
 
 def test_a_refused_thought_signature_goes_once_more_to_the_project_that_made_it() -> None:
     said = [whole(answer()), refuses("thought-signature"), whole(answer())]
-    upstream, got = signature_scene(said, projects(2, rpm=1))
-    assert upstream.keys == ["k1", "k2", "k1"]
+    upstream, got = signature_scene(said, projects(3, rpm=1))
+    assert upstream.keys == ["k1", "k2", "k1"], "although k3 has room"
     assert upstream.sent[2].at - upstream.sent[0].at > 60, "it waits for its project"
     assert got.status == 200
 
@@ -561,7 +582,7 @@ def test_a_request_larger_than_one_limit_goes_where_it_fits() -> None:
 
 @pytest.mark.parametrize(
     "count",
-    [RESET, refuses("internal"), whole(b"no number"), whole({"totalTokens": 5}, after=9)],
+    [RESET, whole({"totalTokens": 99_999}, 500), whole(b"no number"), whole({"totalTokens": 99_999}, after=9)],
     ids=["reset", "500", "no number", "too slow"],
 )
 def test_when_google_cannot_count_the_estimate_stands(count: Says | UpstreamError) -> None:
@@ -569,6 +590,7 @@ def test_when_google_cannot_count_the_estimate_stands(count: Says | UpstreamErro
     got = play(lambda: ask(upstream, projects(1, tpm=10_000), body=big(4000)))
     assert got.status == 200
     assert [sent.verb for sent in upstream.sent] == ["countTokens", "generateContent"]
+    assert upstream.sent[1].at - upstream.sent[0].at <= 5
     assert got.headers["x-pollux-attempts"] == "1"
 
 
