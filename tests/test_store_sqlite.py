@@ -5,12 +5,12 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.stores import Naps, file_size_limit, filled, in_store, other
 
 from pollux.store import ConflictError, Document, StoreError, StoreUnavailableError, Write
 from pollux.store import sqlite as module
 from pollux.store import sqlite_file as file_module
 from pollux.store.sqlite import SqliteStore
+from tests.stores import Naps, file_size_limit, filled, in_store, other
 
 
 def test_it_is_a_write_ahead_log_synced_at_checkpoints_only(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from tests.stores import Naps, file_size_limit, filled, in_store, nothing, other
 
 from pollux.store import StoreError
 from pollux.store.sqlite import SqliteStore
+from tests.stores import Naps, file_size_limit, filled, in_store, nothing, other
 
 
 def refusal(path: Path, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep) -> str:

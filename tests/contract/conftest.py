@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from tests.contract.backends import BACKENDS, SHARED
 
 

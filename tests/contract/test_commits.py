@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from tests.contract.backends import in_store, opened
 
 from pollux.store import ConflictError, Store, StoreError, Write, open_store
+from tests.contract.backends import in_store, opened
 
 
 def test_a_commit_without_version_creates(url: str) -> None:

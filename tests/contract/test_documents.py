@@ -7,9 +7,9 @@ import math
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.contract.backends import in_store
 
 from pollux.store import Document, Store, Write, open_store
+from tests.contract.backends import in_store
 
 
 def test_what_is_not_json_is_refused_and_nothing_applied(url: str) -> None:

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tests.contract.writer import count_up
-
 from pollux.store import Document, open_store
+from tests.contract.writer import count_up
 
 WRITER = Path(__file__).with_name("writer.py")
 FOREVER = 1_000_000
