@@ -22,7 +22,7 @@ from pollux.outcome import Outcomes
 from pollux.pool import Ask, Full, Pool, Tried
 from pollux.roster import Roster
 from pollux.settings import Settings
-from pollux.simulated_quota import Enforcer
+from pollux.simulator.quota import Enforcer
 from pollux.store.memory import MemoryStore
 from pollux.verdict import Verdict
 from pollux.windows import Want

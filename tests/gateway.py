@@ -14,9 +14,9 @@ from pollux.inbound import Message, Scope
 from pollux.keys import Key, Keyring, Secret
 from pollux.outbound import BrokenAnswerError
 from pollux.settings import Settings
-from pollux.simulated_errors import Case, error
-from pollux.simulated_exchange import BrokenConnectionError
 from pollux.simulator import Simulator
+from pollux.simulator.errors import Case, error
+from pollux.simulator.exchange import BrokenConnectionError
 from pollux.store import Store
 from pollux.store.memory import MemoryStore
 from pollux.upstream import Answer, Upstream, UpstreamError

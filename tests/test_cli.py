@@ -11,7 +11,7 @@ import pytest
 from pollux import __version__
 from pollux.cli import load_settings, main
 from pollux.settings import SettingsError, describe
-from pollux.simulated_errors import error
+from pollux.simulator.errors import error
 
 COMMANDS = ("serve", "keys", "status", "explain", "judge", "simulate", "settings")
 

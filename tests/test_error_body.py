@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pollux.error_body import ErrorBody, error_in_stream, read, retry_delay
+from pollux.verdict.error_body import ErrorBody, error_in_stream, read, retry_delay
 
 ERROR = {"error": {"code": 503, "message": "busy", "status": "UNAVAILABLE"}}
 COMPACT, PRETTY = json.dumps(ERROR).encode(), json.dumps(ERROR, indent=2).encode()

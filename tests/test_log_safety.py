@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pollux import log_safety
-from pollux.log_safety import LONGEST, MARK, clean, clean_lines, guard, redact
+from pollux.log_safety import LONGEST, clean, clean_lines, guard, redact
+from pollux.redaction import MARK
 
 KEY = "AIza" + "x" * 35
 AUTH_KEY = "AQ.test-" + "y" * 30

@@ -11,7 +11,7 @@ from pollux.journal import Record
 from pollux.outbound import WHOLE_MOST, BrokenAnswerError, Reply, collect, pass_on, pass_stream, prompt_tokens
 from pollux.stream import StreamReader
 from pollux.upstream import UpstreamError
-from pollux.wire_error import ERRORS
+from pollux.wire.error import ERRORS
 from tests.gateway import FakeAnswer, Says, answer, event, part
 
 RESET = UpstreamError("reset", "the connection broke")

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from pollux import quota, quota_error
+from pollux import quota
 from pollux.keys import Key
 from pollux.outcome import BESIDE
 from pollux.pool import Full, Reservation
-from pollux.verdict import Verdict, judge, until_midnight
+from pollux.verdict import Verdict, judge, quota_error, until_midnight
 from pollux.windows import day_of
 from tests.pools import BEGAN, MODEL, FaultyStore, House, Keys, house, keys_of, memory, play
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from pollux.error_body import read
-from pollux.quota_error import QuotaError, refused_by
+from pollux.verdict.error_body import read
+from pollux.verdict.quota_error import QuotaError, refused_by
 
 METRIC = "generativelanguage.googleapis.com/generate_content_free_tier_requests"
 

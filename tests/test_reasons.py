@@ -7,7 +7,7 @@ from pollux.inbound import RequestError
 from pollux.quota import Refusal
 from pollux.reasons import KEYLESS, WORDS, cause_of, problem, words
 from pollux.windows import Want, day_of
-from pollux.wire_error import ERRORS
+from pollux.wire.error import ERRORS
 
 NOW = 1_790_000_000.0
 MIDNIGHT = day_of(NOW)[2]

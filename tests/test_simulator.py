@@ -23,8 +23,8 @@ from google import genai
 from google.genai import errors as genai_errors
 from openai import AuthenticationError, OpenAI, RateLimitError
 
-from pollux.simulated_faults import KINDS
 from pollux.simulator import MODELS, Fault, Simulator, add_arguments, demo_keys, run, running, serve
+from pollux.simulator.faults import KINDS
 
 FLASH = "gemini-3.8-flash"
 GENERATE = f"/v1beta/models/{FLASH}:generateContent"

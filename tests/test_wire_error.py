@@ -14,7 +14,7 @@ from google import genai
 from google.genai import errors, types
 
 from pollux.wire import ERRORS, error_body, stream_error
-from pollux.wire_error import describe
+from pollux.wire.error import describe
 
 ROOT = Path(__file__).parents[1]
 EVENT = {"candidates": [{"content": {"parts": [{"text": "Hello"}], "role": "model"}}]}
@@ -174,7 +174,9 @@ def test_an_error_before_anything_was_sent(form: str) -> None:
 
 
 def _reasons(pattern: str) -> set[str]:
-    sources = [path.read_text() for path in (ROOT / "function/pollux").rglob("*.py") if path.name != "wire_error.py"]
+    sources = [
+        path.read_text() for path in (ROOT / "function/pollux").rglob("*.py") if path.parts[-2:] != ("wire", "error.py")
+    ]
     return {reason for text in sources for reason in re.findall(pattern, text)}
 
 

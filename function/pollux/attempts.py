@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from pollux import wire, wire_body
+from pollux import wire
 from pollux.exchange import Exchange
 from pollux.inbound import RequestError
 from pollux.journal import Attempt
@@ -83,7 +83,7 @@ class Attempts:
                 return self._judged(model or "", key, sent.status, headers, await sent.read())
             x.noted(Attempt(model or "", key.project, key.id, "ok", sent.status))
             if x.call.kind == "list-models":
-                body = wire_body.with_aliases(await sent.read(), x.call, self._aliases)
+                body = wire.with_aliases(await sent.read(), x.call, self._aliases)
                 await x.reply.whole(sent.status, headers, body)
             else:
                 await pass_on(x.reply, sent, headers, _nothing_to_settle)
@@ -120,7 +120,7 @@ class Attempts:
             async with asyncio.timeout(COUNT_WITHIN):
                 answer = await self._upstream.send("POST", target, headers, body)
                 try:
-                    return wire_body.total_tokens(await answer.read()) if answer.status == 200 else None
+                    return wire.total_tokens(await answer.read()) if answer.status == 200 else None
                 finally:
                     answer.close()
         except (UpstreamError, KeySourceError, TimeoutError):

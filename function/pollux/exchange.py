@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pollux import wire, wire_body
+from pollux import wire
 from pollux.estimate import estimate
 from pollux.journal import Attempt, Record
 from pollux.keys import Secret
@@ -62,7 +62,7 @@ class Exchange:
             if call.api == "native" or call.kind == "get-model":
                 path = wire.path_for(call, model)
             elif self.body:
-                body = wire_body.replace_model(self.readable, model)
+                body = wire.replace_model(self.readable, model)
                 headers = [(name, value) for name, value in headers if name != "content-encoding"]
         if call.api == "openai":
             headers.append(("authorization", f"Bearer {key.reveal()}"))

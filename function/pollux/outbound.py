@@ -4,12 +4,13 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from pollux import error_body, wire_error
+from pollux import wire
 from pollux.inbound import Send
 from pollux.journal import Record
 from pollux.redaction import redact
 from pollux.stream import StreamReader
 from pollux.upstream import Answer, UpstreamError
+from pollux.verdict.error_body import read as read_error
 
 WHOLE_MOST = 1 << 20
 """An answer up to this size is read whole before it starts to leave: a connection that breaks can still be retried."""
@@ -70,9 +71,9 @@ class Reply:
     async def error(self, reason: str, message: str, *, retry_after: float | None = None) -> None:
         """An error of our own; after the start nothing can be said any more."""
         record = self._record
-        kind = wire_error.ERRORS[reason]
+        kind = wire.ERRORS[reason]
         record.reason = reason
-        body = wire_error.error_body(
+        body = wire.error_body(
             record.api, kind.http, kind.status, message, retry_after=retry_after, reason=reason, request_id=record.id
         )
         headers = [(b"content-type", b"application/json; charset=utf-8")]
@@ -148,16 +149,12 @@ async def pass_stream(
     except UpstreamError as error:
         ended = "broken"
         await reply.chunk(redact(held))
-        await reply.chunk(
-            wire_error.stream_error(reader.form, 503, "UNAVAILABLE", f"the stream from Gemini broke: {error}")
-        )
+        await reply.chunk(wire.stream_error(reader.form, 503, "UNAVAILABLE", f"the stream from Gemini broke: {error}"))
     if not ended and reader.error is not None:
         ended = "error"
         if reader.form.startswith("openai"):  # Google writes a bare list there, which OpenAI's SDKs do not see
-            found = error_body.read(None, reader.error)
-            await reply.chunk(
-                wire_error.stream_error(reader.form, found.code or 500, "UNAVAILABLE", redact(found.message))
-            )
+            found = read_error(None, reader.error)
+            await reply.chunk(wire.stream_error(reader.form, found.code or 500, "UNAVAILABLE", redact(found.message)))
     elif not ended and not reader.finished:
         ended = "truncated"
     await settle(reader.prompt_tokens)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pollux import log as logs
-from pollux import wire, wire_body
+from pollux import wire
 from pollux.auth import Tokens
 from pollux.exchange import Exchange, conversation
 from pollux.inbound import (
@@ -29,7 +29,7 @@ from pollux.relay import Relay
 from pollux.settings import Settings
 from pollux.store import StoreError
 from pollux.wire import Call
-from pollux.wire_error import WireError
+from pollux.wire.error import WireError
 
 log = logging.getLogger("pollux.request")
 
@@ -166,7 +166,7 @@ class Reception:
     ) -> tuple[bytes, Mapping[str, Any] | None]:
         """The body as it reads. What cannot be read is forwarded as it is: to judge it is Google's business."""
         try:
-            readable = wire_body.inflate(body, header(headers, b"content-encoding"), self._settings.max_body)
+            readable = wire.inflate(body, header(headers, b"content-encoding"), self._settings.max_body)
         except WireError as error:
             if error.status == 415 and call.api == "native":
                 return body, None

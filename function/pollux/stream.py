@@ -8,7 +8,7 @@ import json
 import re
 from typing import Any
 
-from pollux.wire_body import as_usage, prompt_tokens_of, usage_at, usage_marker
+from pollux.wire.body import as_usage, prompt_tokens_of, usage_at, usage_marker
 
 LONG = 16 * 1024
 """An event as long as this is content (an image), whatever it says: it is passed on before it is complete."""

@@ -1,6 +1,6 @@
 """PURE. What travels between a client and Gemini, under one name: targets, headers, bodies, errors. Not streams."""
 
-from pollux.wire_body import (
+from pollux.wire.body import (
     inflate,
     model_value_span,
     openai_stream,
@@ -10,10 +10,10 @@ from pollux.wire_body import (
     with_aliases,
     with_body,
 )
-from pollux.wire_error import ERRORS, Problem, WireError, error_body, stream_error
-from pollux.wire_guard import CREDENTIALS, GUARDS, strip_query
-from pollux.wire_headers import TO_CLIENT, TO_UPSTREAM, RawHeaders, client_deadline, client_headers, upstream_headers
-from pollux.wire_target import COUNTED, Call, path_for, read_target
+from pollux.wire.error import ERRORS, Problem, WireError, error_body, stream_error
+from pollux.wire.guard import CREDENTIALS, GUARDS, strip_query
+from pollux.wire.headers import TO_CLIENT, TO_UPSTREAM, RawHeaders, client_deadline, client_headers, upstream_headers
+from pollux.wire.target import COUNTED, Call, path_for, read_target
 
 __all__ = [
     "COUNTED",

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from pollux.simulated_exchange import Call
-from pollux.simulated_faults import Fault, FaultError, from_json
+from pollux.simulator.exchange import Call
+from pollux.simulator.faults import Fault, FaultError, from_json
 
 
 class Controlled(Protocol):

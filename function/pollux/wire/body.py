@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pollux.wire_error import WireError
-from pollux.wire_target import Call, Stream
+from pollux.wire.error import WireError
+from pollux.wire.target import Call, Stream
 
 MOST_CODINGS = 4
 _TOTAL = re.compile(rb'"totalTokens"\s*:\s*(\d{1,15})')

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
 
-from pollux.simulated_errors import ApiError, Case, bad_request, error
+from pollux.simulator.errors import ApiError, Case, bad_request, error
 
 _VERSION = re.compile(r"v\d+((alpha|beta)\d*)?")
 _SPENDS = frozenset(

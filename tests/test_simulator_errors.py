@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from pollux.simulated_errors import HTML, NAMES, QUOTA_KINDS, TIERS, Case, error, go_duration, quota_error
+from pollux.simulator.errors import HTML, NAMES, QUOTA_KINDS, TIERS, Case, error, go_duration, quota_error
 from pollux.verdict import judge
 
 CASE = Case(model="gemini-3.1-pro-preview", bucket="gemini-3.1-pro", key="AIza" + "x" * 35)

@@ -1,4 +1,4 @@
-"""Faults of the simulator: which call meets which trouble, and for how long. Bodies of errors: see simulated_errors."""
+"""Faults of the simulator: which call meets which trouble, and for how long. Bodies of errors: see `errors`."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from random import Random
 from typing import Any
 
-from pollux.simulated_errors import ABOUT_QUOTA, NAMES
+from pollux.simulator.errors import ABOUT_QUOTA, NAMES
 
 STREAM_ONLY = frozenset({"drip", "truncate", "mid-error", "first-event-error", "split-chunks"})
 BROKEN = frozenset({"reset", "hang", "slow", "mid-reset"}) | STREAM_ONLY

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pollux.error_body import ErrorBody, Violation
+from pollux.verdict.error_body import ErrorBody, Violation
 
 LONG = 600.0  # a delay above this is never that of a minute's counter
 

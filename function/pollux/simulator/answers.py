@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pollux.simulated_errors import bad_request
+from pollux.simulator.errors import bad_request
 
 MEDIA_TOKENS = 258
 """What any inline or linked medium counts."""

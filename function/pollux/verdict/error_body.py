@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from pollux.error_text import is_html, scraped, without_tags
+from pollux.verdict.error_text import is_html, scraped, without_tags
 
 _LONGEST = 2**20  # no error is larger; a larger piece of a successful answer is not even parsed
 _DEPTH = 6  # an error wrapped in the message of an error, and so on

@@ -1,4 +1,4 @@
-"""Starting a simulated Gemini: in this loop, in a thread, from the command line. The API is in `simulated_api`."""
+"""Starting a simulated Gemini: in this loop, in a thread, from the command line. The API is in `api`."""
 
 import argparse
 import asyncio
@@ -10,12 +10,12 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from pollux.simulated_api import Simulator
-from pollux.simulated_errors import TIERS
-from pollux.simulated_faults import KINDS, Fault, FaultError, from_text
-from pollux.simulated_models import MODELS
-from pollux.simulated_quota import KINDS as ENFORCEMENT
-from pollux.simulated_quota import Enforcer, Refusal, Use
+from pollux.simulator.api import Simulator
+from pollux.simulator.errors import TIERS
+from pollux.simulator.faults import KINDS, Fault, FaultError, from_text
+from pollux.simulator.models import MODELS
+from pollux.simulator.quota import KINDS as ENFORCEMENT
+from pollux.simulator.quota import Enforcer, Refusal, Use
 
 if TYPE_CHECKING:
     import uvicorn

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pollux.simulated_quota import KINDS, Enforcer, Use
+from pollux.simulator.quota import KINDS, Enforcer, Use
 
 P, M = "project", "gemini-3.8-flash"
 

@@ -8,15 +8,15 @@ from dataclasses import asdict
 from random import Random
 from typing import Any
 
-from pollux import simulated_answers as answers
-from pollux.simulated_control import control
-from pollux.simulated_errors import TIERS, ApiError, bad_request, error, quota_error
-from pollux.simulated_exchange import Call, Clock, Exchange, GoneError, Receive, Scope, Send, Sleep
-from pollux.simulated_faults import BROKEN, Fault
-from pollux.simulated_models import MODELS, describe, describe_openai, makes_images, methods
-from pollux.simulated_quota import Enforcer, Limits
-from pollux.simulated_request import Request, find_credentials, find_key, read_request
-from pollux.simulated_streams import JSON, Stream, break_stream, frame
+from pollux.simulator import answers
+from pollux.simulator.control import control
+from pollux.simulator.errors import TIERS, ApiError, bad_request, error, quota_error
+from pollux.simulator.exchange import Call, Clock, Exchange, GoneError, Receive, Scope, Send, Sleep
+from pollux.simulator.faults import BROKEN, Fault
+from pollux.simulator.models import MODELS, describe, describe_openai, makes_images, methods
+from pollux.simulator.quota import Enforcer, Limits
+from pollux.simulator.request import Request, find_credentials, find_key, read_request
+from pollux.simulator.streams import JSON, Stream, break_stream, frame
 
 _TIER_HEADER = [(b"x-gemini-service-tier", b"standard")]
 _ALLOW = [(b"allow", b"GET, HEAD, POST, OPTIONS")]

@@ -11,12 +11,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from pollux.error_body import ErrorBody, error_in_stream, read, retry_delay
-from pollux.quota_error import LONG, QuotaError, refused_by
 from pollux.redaction import redact
-
-__all__ = ["CAUSES", "RULES", "Rule", "Verdict", "describe", "error_in_stream", "judge", "judge_command", "redact"]
-__all__ += ["retry_delay", "until_midnight"]
+from pollux.verdict.error_body import ErrorBody, error_in_stream, read
+from pollux.verdict.quota_error import LONG, QuotaError, refused_by
 
 _PACIFIC = ZoneInfo("America/Los_Angeles")
 _MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86400.0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import quote, unquote, unquote_plus
 
-from pollux.wire_guard import guard_of, sound, strip_query
+from pollux.wire.guard import guard_of, sound, strip_query
 
 Kind = Literal["generate", "count", "embed", "predict", "list-models", "get-model", "guarded", "other"]
 Stream = Literal["no", "sse", "array"]

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any, NamedTuple
 
-from pollux.simulated_answers import encode, without_finish
-from pollux.simulated_errors import error
-from pollux.simulated_faults import Fault
+from pollux.simulator.answers import encode, without_finish
+from pollux.simulator.errors import error
+from pollux.simulator.faults import Fault
 
 JSON = b"application/json; charset=UTF-8"
 SSE = b"text/event-stream"

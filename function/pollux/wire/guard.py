@@ -3,7 +3,7 @@
 import re
 from urllib.parse import quote, unquote
 
-from pollux.wire_error import WireError
+from pollux.wire.error import WireError
 
 # What would hand out a credential or bypass the gateway: tokens of one's own, other people's access, calls of Google's
 # to somewhere else, and calls wrapped in calls, whose inner paths nobody here would see.

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pollux.simulated_errors import NAMES
-from pollux.simulated_exchange import BrokenConnectionError
 from pollux.simulator import Fault, FaultError, Simulator, demo_keys
+from pollux.simulator.errors import NAMES
+from pollux.simulator.exchange import BrokenConnectionError
 
 FLASH = "gemini-3.8-flash"
 GENERATE = f"/v1beta/models/{FLASH}:generateContent"

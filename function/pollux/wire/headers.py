@@ -3,8 +3,8 @@
 import math
 from collections.abc import Iterable
 
-from pollux.wire_error import WireError
-from pollux.wire_guard import strip_query
+from pollux.wire.error import WireError
+from pollux.wire.guard import strip_query
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
