@@ -22,6 +22,7 @@ _COLOURS = {"DEBUG": "\x1b[2m", "WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRI
 _PLAIN = "\x1b[0m"
 _KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "fields", "color_message"}
 _requests = logging.getLogger("pollux.request")
+_outlet: Outlet | None = None
 _tracebacks = logging.Formatter()
 
 
@@ -33,10 +34,11 @@ def configure(
     environ: Mapping[str, str] = os.environ,
 ) -> None:
     """Send everything, also what libraries say, through one handler. `kind`: json, text, or auto: json in the cloud."""
+    global _outlet
     stream = stream if stream is not None else sys.stderr
     if kind == "auto":
         kind = "json" if "K_SERVICE" in environ else "text"
-    outlet = Outlet(stream)
+    _outlet = outlet = Outlet(stream)
     colours = stream.isatty() and not environ.get("NO_COLOR")
     outlet.setFormatter(JsonFormatter() if kind == "json" else TextFormatter(colours=colours))
     outlet.addFilter(_worth_saying)
@@ -59,14 +61,15 @@ def _worth_saying(record: logging.LogRecord) -> bool:
 
 
 def request_line(fields: Mapping[str, Any]) -> None:
-    """The one line of a request. The fields are the journal's; texts in them may come from anywhere."""
-    status = fields.get("status") or 0
-    level = logging.WARNING if status >= 500 else logging.INFO
-    if _requests.isEnabledFor(level):
-        # Made by hand: to look for the calling line costs more than all the rest.
-        record = logging.LogRecord(_requests.name, level, "", 0, "", None, None)
-        record.fields = fields
-        _requests.handle(record)
+    """The one line of a request, past logging's records: they would cost more than all the rest of it.
+
+    The fields are the journal's; texts in them may come from anywhere.
+    """
+    level = logging.WARNING if (fields.get("status") or 0) >= 500 else logging.INFO
+    if _outlet is not None and _requests.isEnabledFor(level):
+        formatter = _outlet.formatter
+        if isinstance(formatter, JsonFormatter | TextFormatter):
+            _outlet.say(formatter.request(fields, logging.getLevelName(level), time.time()))
 
 
 def _message(record: logging.LogRecord) -> str:
@@ -92,28 +95,38 @@ def _extras(record: logging.LogRecord) -> dict[str, Any]:
     return {name: value for name, value in vars(record).items() if name not in _KNOWN}
 
 
-@lru_cache(maxsize=2)
-def _utc(second: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+@lru_cache(maxsize=4)
+def _second(form: str, second: int, local: bool) -> str:
+    return time.strftime(form, time.localtime(second) if local else time.gmtime(second))
+
+
+def _utc(moment: float) -> str:
+    return f"{_second('%Y-%m-%dT%H:%M:%S', int(moment), False)}.{int(moment * 1000) % 1000:03d}Z"
+
+
+def _local(moment: float) -> str:
+    return f"{_second('%H:%M:%S', int(moment), True)}.{int(moment * 1000) % 1000:03d}"
 
 
 class JsonFormatter(logging.Formatter):
     """Cloud Logging reads `severity`, `time` and `message`; all else is a field of the entry."""
 
     def format(self, record: logging.LogRecord) -> str:
-        fields: Mapping[str, Any] | None = getattr(record, "fields", None)
-        entry: dict[str, Any] = {
-            "severity": record.levelname if record.levelname in _COLOURS else "INFO",
-            "time": f"{_utc(int(record.created))}.{int(record.msecs):03d}Z",
-            "message": _message(record) if fields is None else _summary(fields),
-            "logger": record.name,
-        }
-        if fields is not None:
-            entry["request"] = fields
-        elif extras := _extras(record):
+        severity = record.levelname if record.levelname in _COLOURS else "INFO"
+        entry: dict[str, Any] = {"severity": severity, "time": _utc(record.created), "message": _message(record)}
+        entry["logger"] = record.name
+        if extras := _extras(record):
             entry["fields"] = extras
         if trace := _traceback(record):
             entry["stack_trace"] = "\n".join(trace)
+        return self._line(entry)
+
+    def request(self, fields: Mapping[str, Any], severity: str, moment: float) -> str:
+        entry = {"severity": severity, "time": _utc(moment), "message": _summary(fields), "logger": _requests.name}
+        return self._line(entry | {"request": fields})
+
+    @staticmethod
+    def _line(entry: Mapping[str, Any]) -> str:
         line = _encode(entry)
         if len(line) > LONG_LINE:
             line = _encode(_cut(entry))
@@ -151,16 +164,17 @@ class TextFormatter(logging.Formatter):
         self._colours = colours
 
     def format(self, record: logging.LogRecord) -> str:
-        moment = time.strftime("%H:%M:%S", time.localtime(record.created)) + f".{int(record.msecs):03d}"
-        fields: Mapping[str, Any] | None = getattr(record, "fields", None)
-        if fields is not None:
-            text = clean(_line(fields))
-        else:
-            extras = "".join(f"  {name}={value}" for name, value in _extras(record).items())
-            text = f"{record.levelname.lower():<8} {_message(record)}{extras and '  ' + clean(extras)}"
-        lines = [f"{moment}  {text}", *(f"    | {line}" for line in _traceback(record))]
-        colour = _COLOURS.get(record.levelname) if self._colours else None
-        return "\n".join(f"{colour}{line}{_PLAIN}" for line in lines) if colour else "\n".join(lines)
+        extras = "".join(f"  {name}={value}" for name, value in _extras(record).items())
+        text = f"{record.levelname.lower():<8} {_message(record)}{extras and '  ' + clean(extras)}"
+        lines = [f"{_local(record.created)}  {text}", *(f"    | {line}" for line in _traceback(record))]
+        return "\n".join(self._coloured(line, record.levelname) for line in lines)
+
+    def request(self, fields: Mapping[str, Any], severity: str, moment: float) -> str:
+        return self._coloured(f"{_local(moment)}  {clean(_line(fields))}", severity)
+
+    def _coloured(self, line: str, level: str) -> str:
+        colour = _COLOURS.get(level) if self._colours else None
+        return f"{colour}{line}{_PLAIN}" if colour else line
 
 
 def _summary(fields: Mapping[str, Any]) -> str:

@@ -40,6 +40,9 @@ class Outlet(logging.Handler):
             line = self.format(record)
         except Exception as error:  # logging's own way to tell would print the arguments
             line = f"a log record of {record.name} could not be written: {type(error).__name__}"
+        self.say(line)
+
+    def say(self, line: str) -> None:
         try:
             self._write(line + "\n")
         except (OSError, ValueError):  # closed, or nobody reads: there is nobody to tell

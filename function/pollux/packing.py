@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pollux.quota import Cooldown, State
-from pollux.windows import Want
+from pollux.windows import Slots, Want
 
 SCHEMA = 1
 WRITER_FOR = 60.0
@@ -70,11 +70,11 @@ def _pack_slots(slots: Mapping[int, Want]) -> str:
 
 
 def _unpack_slots(text: str) -> dict[int, Want]:
-    if not text:
-        return {}
-    slots = {}
+    slots: dict[int, Want] = {}
     slot = 0
+    if not text:
+        return Slots(slots)
     for distance, *amounts in json.loads("[[" + text.replace(";", "],[") + "]]"):  # faster than splitting here
         slot += distance
         slots[slot] = Want(*amounts)
-    return slots
+    return Slots(slots)

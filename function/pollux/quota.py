@@ -13,6 +13,7 @@ from pollux.windows import (
     SLOT,
     WINDOW,
     Limits,
+    Slots,
     Want,
     all_spent,
     current,
@@ -20,6 +21,7 @@ from pollux.windows import (
     fit_minute,
     fit_sliding,
     spent,
+    summed,
     total,
 )
 
@@ -184,9 +186,9 @@ def _fit_day(state: State, number: int, want: Want, limits: Limits, ignore_spent
 
 def book(state: State, now: float, slot: Slot, want: Want, limits: Limits) -> State:
     """Take a slot that `find` gave for the same state."""
-    slots = dict(state.slots)
+    slots = summed(state.slots)
     taken = slots.get(slot.number)
-    slots[slot.number] = want if taken is None else Want(*map(int.__add__, taken, want))
+    slots = slots.having(slot.number, want if taken is None else Want(*map(int.__add__, taken, want)))
     requests, tokens = state.days.get(slot.day, (0, 0))
     used = (requests + want.requests, tokens + want.tokens)
     state = state._replace(slots=slots, days=current(state.days | {slot.day: used}, now))
@@ -220,11 +222,7 @@ def _amend(state: State, slot: Slot, change: Want) -> State:
     slots, days = state.slots, state.days
     if taken := slots.get(slot.number):
         left = Want(*[max(0, a + b) for a, b in zip(taken, change, strict=True)])
-        slots = dict(slots)
-        if any(left):
-            slots[slot.number] = left
-        else:
-            del slots[slot.number]
+        slots = summed(slots).having(slot.number, left)
     if used := days.get(slot.day):
         days = days | {slot.day: (max(0, used[0] + change.requests), max(0, used[1] + change.tokens))}
     return state._replace(slots=slots, days=days)
@@ -283,7 +281,8 @@ def tidy(state: State, now: float) -> State:
     days = current(state.days, now)
     if days is state.days and min(state.slots, default=oldest) >= oldest:
         return state
-    return state._replace(slots={slot: taken for slot, taken in state.slots.items() if slot >= oldest}, days=days)
+    slots = Slots({slot: taken for slot, taken in state.slots.items() if slot >= oldest})
+    return state._replace(slots=slots, days=days)
 
 
 def used(state: State, now: float) -> Want:
@@ -294,6 +293,8 @@ def used(state: State, now: float) -> Want:
 
 def room(state: State, now: float, limits: Limits) -> float:
     """The share that is left of the scarcest minute limit, 1 if none is known."""
-    taken = used(state, now)
+    slots = summed(state.slots)
+    fresh = next(iter(slots), math.inf) > math.floor(now / SLOT) - WINDOW
+    taken = slots.held if fresh else used(state, now)
     shares = [1 - taken[i] / limits[name] for i, name in enumerate(MINUTE_LIMITS) if limits.get(name)]
     return max(0.0, min(shares, default=1.0))

@@ -32,8 +32,36 @@ class Want(NamedTuple):
     images: int = 0
 
 
+NOTHING = Want(0)
+
+
 def total(wants: Collection[Want]) -> Want:
     return Want(*map(sum, zip(*wants, strict=True))) if wants else Want(0)
+
+
+class Slots(dict[int, Want]):
+    """Slot -> what is booked in it, and beside it the sum, which every request asks for. Never changed in place."""
+
+    __slots__ = ("held",)
+
+    def __init__(self, taken: Mapping[int, Want], held: Want | None = None) -> None:
+        super().__init__(taken)
+        self.held = total(self.values()) if held is None else held
+
+    def having(self, number: int, want: Want) -> "Slots":
+        """The same with this in a slot."""
+        before = self.get(number, NOTHING)
+        held = Want(*[a + b - c for a, b, c in zip(self.held, want, before, strict=True)])
+        slots = Slots(self, held)
+        if any(want):
+            slots[number] = want
+        else:
+            slots.pop(number, None)
+        return slots
+
+
+def summed(slots: Mapping[int, Want]) -> Slots:
+    return slots if isinstance(slots, Slots) else Slots(slots)
 
 
 @lru_cache(maxsize=256)
@@ -71,7 +99,7 @@ def current(days: dict[str, tuple[int, int]], now: float) -> dict[str, tuple[int
 def fit_sliding(slots: Mapping[int, Want], number: int, want: Want, limits: Limits) -> tuple[int, str]:
     """The first slot from `number` on where the want fits in every window, and what moved it. No want above a limit."""
     bounds = [(i, limits[name] - want[i], name) for i, name in enumerate(MINUTE_LIMITS) if want[i] and name in limits]
-    held = total(slots.values())
+    held = summed(slots).held
     if all(held[i] <= room for i, room, _ in bounds):
         return number, ""
     near = sorted(slot for slot in slots if slot > number - WINDOW)
