@@ -126,7 +126,7 @@ def test_judge_of_a_file_that_is_not_there_is_one_line(capsys: pytest.CaptureFix
 
 def test_no_command_loads_what_it_does_not_need() -> None:
     """Each start of the command line pays for what it imports."""
-    heavy = "{'aiohttp', 'uvicorn', 'asyncio', 'pollux.app', 'pollux.simulator', 'pollux.cli_keys'}"
+    heavy = "{'httptools', 'uvicorn', 'asyncio', 'pollux.app', 'pollux.simulator', 'pollux.cli_keys'}"
     code = f"import sys; from pollux.cli import main; main(['settings']); print(sorted({heavy} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.splitlines()[-1] == "[]"

@@ -126,7 +126,7 @@ def test_the_compiled_file_names_no_index_and_no_host() -> None:
 
 
 def test_the_code_imports_nothing_that_is_not_deployed() -> None:
-    ours = {"pollux", "aiohttp", "uvicorn", "uvloop", "multidict", "yarl"}
+    ours = {"pollux", "httptools", "uvicorn", "uvloop"}
     imported = {
         name
         for path in (ROOT / "function").rglob("*.py")

@@ -1,26 +1,20 @@
-"""The HTTP transport: one request sent, one answer read as it comes. What an answer means is not known here.
-
-aiohttp is spoken to directly: one layer of client objects more costs a third of the throughput (docs/performance.md).
-"""
+"""The HTTP transport: one request sent, one answer read as it comes. What an answer means is not known here."""
 
 import asyncio
 import ssl
+import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
+from urllib.parse import urlsplit
 
-import aiohttp
-from multidict import CIMultiDict
-from yarl import URL
+from pollux.connection import Connection, UpstreamError, head_of
 
-MAX_LINE = 64 * 1024
+__all__ = ["Answer", "HttpUpstream", "Upstream", "UpstreamError"]
 
-
-class UpstreamError(Exception):
-    """No answer, or the rest of it, will come. `kind`: unreachable, timeout or reset."""
-
-    def __init__(self, kind: str, detail: str) -> None:
-        super().__init__(detail)
-        self.kind = kind
+IDLE_MOST = 30.0
+"""Google closes an idle connection later than that; one that it closes just as it is used costs an attempt."""
+WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
 class Answer(Protocol):
@@ -51,78 +45,105 @@ class Upstream(Protocol):
     async def close(self) -> None: ...
 
 
-def _error(error: BaseException) -> UpstreamError:
-    # The texts of aiohttp name host and port, never headers or queries.
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return UpstreamError("unreachable", "no connection within the time allowed")
-    if isinstance(error, TimeoutError):
-        return UpstreamError("timeout", "no answer within the time allowed")
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return UpstreamError("unreachable", f"no connection to {error.host}:{error.port}")
-    return UpstreamError("reset", f"the connection broke ({type(error).__name__})")
-
-
-_BROKEN = (aiohttp.ClientError, OSError, asyncio.TimeoutError, ssl.SSLError)
-
-
 class _HttpAnswer:
-    __slots__ = ("_response", "headers", "length", "status")
+    __slots__ = ("_connection", "_upstream", "headers", "length", "status")
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._response = response
-        self.status = response.status
-        self.headers = response.raw_headers
-        self.length = response.content_length
+    def __init__(self, upstream: "HttpUpstream", connection: Connection) -> None:
+        self._upstream = upstream
+        self._connection: Connection | None = connection
+        self.status = connection.status
+        self.headers = connection.headers
+        self.length = connection.length
 
     async def read(self) -> bytes:
-        try:
-            return await self._response.read()
-        except _BROKEN as error:
-            raise _error(error) from None
+        pieces = []
+        while data := await self.chunk():
+            pieces.append(data)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def chunk(self) -> bytes:
-        try:
-            return await self._response.content.readany()
-        except _BROKEN as error:
-            raise _error(error) from None
+        if self._connection is None:
+            return b""
+        data = await self._connection.chunk()
+        if self._connection.complete:
+            self._done()
+        return data
+
+    def _done(self) -> None:
+        """Give the connection back as soon as nothing more can come of it."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._upstream.release(connection)
 
     def close(self) -> None:
-        self._response.close()
+        self._done()
 
 
 class HttpUpstream:
     def __init__(self, base: str, *, timeout: float, connect_timeout: float) -> None:
-        self._base = base.rstrip("/")
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout, sock_read=timeout)
-        self._session: aiohttp.ClientSession | None = None
-
-    def _opened(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30, ttl_dns_cache=60),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                timeout=self._timeout,
-                skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
-                max_line_size=MAX_LINE,
-                max_field_size=MAX_LINE,
-            )
-        return self._session
+        parts = urlsplit(base.rstrip("/"))
+        secure = parts.scheme == "https"
+        self._prefix = parts.path
+        self._host = parts.hostname or ""
+        self._port = parts.port or (443 if secure else 80)
+        self._named = parts.netloc.rpartition("@")[2]
+        self._secure = secure
+        self._tls: ssl.SSLContext | None = None
+        self._timeout = timeout
+        self._connect_timeout = connect_timeout
+        self._idle: deque[Connection] = deque()
 
     async def send(self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes) -> Answer:
-        # The path is appended to a fixed origin as text, never joined: `//elsewhere/…` stays a path.
+        # Scheme and host are fixed and the path is appended as text, never joined: `//elsewhere/…` stays a path.
         if not target.startswith("/"):
-            raise UpstreamError("unreachable", "what does not begin with a slash could change the upstream's host")
-        url = URL(self._base + target, encoded=True)
+            raise UpstreamError("unreachable", "the target does not begin with a slash")
+        length = len(body) if body or method in WITH_BODY else None
+        head = head_of(method, self._prefix + target, self._named, headers, length)
+        connection = self._reused() or await self._connected()
         try:
-            response = await self._opened().request(
-                method, url, headers=CIMultiDict(headers), data=body or None, allow_redirects=False
-            )
-        except _BROKEN as error:
-            raise _error(error) from None
-        return _HttpAnswer(response)
+            connection.request(head, body, head_only=method == "HEAD")
+            await connection.begun()
+        except BaseException:
+            connection.close()
+            raise
+        return _HttpAnswer(self, connection)
+
+    def _reused(self) -> Connection | None:
+        """The one used last: the others grow old and go."""
+        oldest = time.monotonic() - IDLE_MOST
+        while self._idle and self._idle[0].idle_since < oldest:
+            self._idle.popleft().close()
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable:
+                return connection
+            connection.close()
+        return None
+
+    async def _connected(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        if self._secure and self._tls is None:
+            self._tls = ssl.create_default_context()
+        where = f"{self._host}:{self._port}"
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                _, connection = await loop.create_connection(
+                    lambda: Connection(self._timeout), self._host, self._port, ssl=self._tls
+                )
+        except TimeoutError:
+            raise UpstreamError("unreachable", f"no connection to {where} within the time allowed") from None
+        except (OSError, ssl.SSLError, UnicodeError) as error:
+            reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
+            raise UpstreamError("unreachable", f"no connection to {where} ({reason})") from None
+        return connection
+
+    def release(self, connection: Connection) -> None:
+        if connection.usable:
+            connection.idle_since = time.monotonic()
+            self._idle.append(connection)
+        else:
+            connection.close()
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        while self._idle:
+            self._idle.pop().close()

@@ -5,11 +5,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
+from pollux.connection import UpstreamError
 from pollux.keys import Secret
 
 if TYPE_CHECKING:
-    import aiohttp
+    from pollux.upstream import HttpUpstream
 
 MODEL = "gemini-3.1-flash-lite"
 TIMEOUT_S = 15.0
@@ -30,33 +32,39 @@ async def probe(
     secrets: Mapping[str, Secret], *, upstream: str, model: str, timeout_s: float = TIMEOUT_S
 ) -> dict[str, Finding]:
     """A finding for each id, asked side by side."""
-    import aiohttp  # here, so that commands without a network start fast
+    from pollux.upstream import HttpUpstream  # here, so that commands without a network start fast
 
     turn = asyncio.Semaphore(AT_ONCE)
-    url = f"{upstream}/v1beta/models/{model.removeprefix('models/')}:countTokens"
-    timeout = aiohttp.ClientTimeout(total=timeout_s)
-    async with aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()) as session:
+    target = f"/v1beta/models/{quote(model.removeprefix('models/'), safe='')}:countTokens"
+    google = HttpUpstream(upstream, timeout=timeout_s, connect_timeout=timeout_s)
 
-        async def one(secret: Secret) -> Finding:
-            async with turn:
-                status, body, fault = await _ask(session, url, secret)
-            return _finding(status, body, secret) if status is not None else Finding("unreachable", fault)
+    async def one(secret: Secret) -> Finding:
+        async with turn:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    status, body = await _ask(google, target, secret)
+            except TimeoutError:
+                return Finding("unreachable", "no answer in time")
+            except UpstreamError as error:
+                return Finding("unreachable", str(error))
+        return _finding(status, body, secret)
 
-        return dict(zip(secrets, await asyncio.gather(*map(one, secrets.values())), strict=True))
-
-
-async def _ask(session: "aiohttp.ClientSession", url: str, secret: Secret) -> tuple[int | None, bytes, str]:
-    import aiohttp
-
-    headers = {"x-goog-api-key": secret.reveal(), "content-type": "application/json"}
     try:
-        # A redirect could carry the key to another host.
-        async with session.post(url, data=_BODY, headers=headers, allow_redirects=False) as answer:
-            return answer.status, await answer.content.read(_LARGEST), ""
-    except TimeoutError:
-        return None, b"", "no answer in time"
-    except (aiohttp.ClientError, OSError, ValueError) as error:
-        return None, b"", type(error).__name__
+        return dict(zip(secrets, await asyncio.gather(*map(one, secrets.values())), strict=True))
+    finally:
+        await google.close()
+
+
+async def _ask(google: "HttpUpstream", target: str, secret: Secret) -> tuple[int, bytes]:
+    headers = [("x-goog-api-key", secret.reveal()), ("content-type", "application/json")]
+    answer = await google.send("POST", target, headers, _BODY)
+    try:
+        body = b""
+        while len(body) < _LARGEST and (data := await answer.chunk()):
+            body += data
+        return answer.status, body
+    finally:
+        answer.close()
 
 
 def _finding(status: int, body: bytes, secret: Secret) -> Finding:
