@@ -40,6 +40,10 @@ class Failure:
     problem: RequestError | None = None
     """Set when there was no answer to pass on."""
 
+    @property
+    def timed_out(self) -> bool:
+        return self.problem is not None and self.problem.reason == "UPSTREAM_TIMEOUT"
+
 
 class Attempts:
     def __init__(self, pool: Pool, upstream: Upstream) -> None:

@@ -103,6 +103,10 @@ class Relay:
                     if final and not last and failure.verdict.cause in FOR_LONG:
                         return False  # more projects than attempts: the last one is for a model that may be there
                 case "retry":
+                    hung = sum(isinstance(f, Failure) and f.timed_out for f in failures)
+                    if hung > 1 or (hung and self.pool.now() > x.deadline):
+                        await self._attempts.give(x, failure)  # each took as long as it may: nobody waits for a third
+                        return True
                     tried.projects.add(found.quota.project)
                     troubles += 1
                     if troubles > MOST_TROUBLES or self.pool.now() > x.deadline:
