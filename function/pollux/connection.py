@@ -46,6 +46,8 @@ class Connection(asyncio.Protocol):
         self._begun = False
         self._head_only = False
         self._stays = True
+        self._surplus = False
+        """An answer that nobody asked for came behind the one that was: the connection is not used again."""
         self._framed = True
         """Its end is told by a length or by chunks, not by the end of the connection."""
         self._lost: UpstreamError | None = None
@@ -77,7 +79,12 @@ class Connection(asyncio.Protocol):
 
     # --- what the parser tells -----------------------------------------------------------------------------------
 
+    def on_message_begin(self) -> None:
+        self._surplus = self.complete
+
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._surplus:
+            return
         self._header_size += len(name) + len(value)
         if self._header_size > HEADERS_MOST:
             self._fail(UpstreamError("reset", f"the headers are larger than {HEADERS_MOST} bytes"))
@@ -86,6 +93,8 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
+        if self._surplus or self._lost is not None:
+            return
         if 100 <= status < 200:
             self.headers.clear()
             return
@@ -104,6 +113,8 @@ class Connection(asyncio.Protocol):
             self.close()
 
     def on_body(self, body: bytes) -> None:
+        if self._surplus:
+            return
         self._chunks.append(body)
         self._held += len(body)
         if self._held > HIGH_WATER and not self._paused and self._transport is not None:
@@ -112,8 +123,8 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         if self._begun:  # else it was a 1xx
+            self._stays = not self.complete and self._parser.should_keep_alive()
             self.complete = True
-            self._stays = self._parser.should_keep_alive()
 
     # --- what `upstream` and the reader of an answer ask ---------------------------------------------------------
 
