@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: run test check bench requirements clean
 
 run: $(VENV)/.run
-	@$(BIN)/pollux serve
+	@$(BIN)/pollux serve $(ARGS)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

@@ -1,6 +1,7 @@
 """PURE. Why there is no slot, in words for people, and the error that a client gets for it."""
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping
 
 from pollux.inbound import RequestError
@@ -77,7 +78,7 @@ def problem(
     if live <= {"unsupported", "model-access"}:
         return RequestError(
             "MODEL_NOT_AVAILABLE",
-            f"limit: 0, model: {model}: none of the pool's {len(causes)} projects may use it; choose another model",
+            f"limit: 0, model: {model}: {_counted(causes)}; choose another model",
             retry_after=wait if wait < math.inf else DAY,
         )
     if live <= {"too-large", "unsupported", "model-access"}:
@@ -98,6 +99,12 @@ def problem(
         f"no project has a free slot for {model} in time ({reason}); the next one is free in {math.ceil(wait)} s",
         retry_after=max(1.0, wait),
     )
+
+
+def _counted(causes: Mapping[str, str]) -> str:
+    """`2 projects: the limit is 0 …; 1 project: …`"""
+    counts = Counter(causes.values())
+    return "; ".join(f"{n} project{'s' * (n > 1)}: {WORDS.get(cause, cause)}" for cause, n in counts.most_common())
 
 
 def busy(attempts: int) -> RequestError:
