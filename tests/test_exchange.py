@@ -1,5 +1,6 @@
 """exchange: what goes upstream for a key and a model, and by what a conversation is known again."""
 
+import contextlib
 import json
 from typing import Any
 
@@ -70,6 +71,68 @@ def test_the_size_is_asked_of_the_same_version_with_everything_that_counts() -> 
     target, question = found
     assert target == f"/v1beta/models/{FLASH}:countTokens"
     assert json.loads(question) == {"generateContentRequest": body | {"model": f"models/{FLASH}"}}
+
+
+def test_the_size_of_a_tuned_model_is_asked_of_that_model() -> None:
+    found = exchange(GENERATE).size_question("tunedModels/mine")
+    assert found is not None
+    assert found[0] == "/v1beta/tunedModels/mine:countTokens"
+    assert json.loads(found[1])["generateContentRequest"]["model"] == "tunedModels/mine"
+
+
+@pytest.mark.parametrize("path", ["/v1beta%2Fmodels%2Fm:generateContent", "/v1beta/mo%64els/m:generateContent"])
+def test_no_encoding_of_the_path_gets_into_the_question(path: str) -> None:
+    found = exchange(path).size_question(FLASH)
+    assert found is not None
+    assert found[0] == f"/v1beta/models/{FLASH}:countTokens"
+    assert exchange(path).outgoing(KEY, NEXT)[0] == f"/v1beta/models/{NEXT}:generateContent"
+
+
+ODD = [
+    "../../auth_tokens?",
+    "..",
+    "x/../../auth_tokens",
+    "x?alt=sse",
+    "x#",
+    "x y",
+    "x\r\nhost: y",
+    "x%2e%2e/\0",
+    "\ud800",
+]
+
+
+@pytest.mark.parametrize("model", ODD)
+@pytest.mark.parametrize("path", [GENERATE, CHAT])
+def test_no_model_name_leads_to_another_path(path: str, model: str) -> None:
+    x = exchange(path, HELLO if path == GENERATE else {"model": FLASH, "messages": [{"content": "A"}]})
+    for made in (lambda: x.size_question(model), lambda: x.outgoing(KEY, model)):
+        found = None
+        with contextlib.suppress(wire.WireError):
+            found = made()
+        target = found[0].removeprefix("/v1beta/models/") if found else ""
+        assert target == CHAT or not set(target) & set("/?#\r\n ")
+
+
+@pytest.mark.parametrize("model", ["auth_tokens", "x:transferOwnership", "x/permissions"])
+def test_no_model_name_leads_to_a_guarded_path(model: str) -> None:
+    x = exchange(GENERATE)
+    for made in (lambda: x.size_question(model), lambda: x.outgoing(KEY, model)):
+        with pytest.raises(wire.WireError) as refused:
+            made()
+        assert (refused.value.status, refused.value.code) == (403, "FORBIDDEN_PATH")
+
+
+def test_a_guarded_path_that_was_let_through_is_sent_as_it_came() -> None:
+    assert exchange("/v1beta/webhooks").outgoing(KEY, None)[0] == "/v1beta/webhooks"
+    assert exchange("/v1beta/webhooks").outgoing(KEY, FLASH)[0] == "/v1beta/webhooks"
+
+
+def test_what_is_no_text_does_no_harm() -> None:
+    body = b'{"model":"m","messages":[{"role":"user","content":"\\ud800"}],"\\udfff":"\\ud800"}'
+    x = exchange(CHAT, body, readable=body)
+    assert x.size_question(FLASH) is not None
+    assert b'"%s"' % NEXT.encode() in x.outgoing(KEY, NEXT)[2]
+    assert conversation("client", x.parsed) is not None
 
 
 def test_the_size_of_a_chat_is_that_of_its_texts() -> None:

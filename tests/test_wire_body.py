@@ -198,6 +198,31 @@ def test_an_openai_body_names_model_and_stream() -> None:
         assert with_body(openai(), nothing).model is None
 
 
+BAD_NAMES = [
+    "../../auth_tokens?", "..", ".", "a/../b", "a/./b", "a/..", ".hidden", "-a", "_a", "/a", "a b", "a?b", "a#b",
+    "a%2e", "a\r\nb", "a\n", "a\0", "a\\b", "\ud800", "a\udfff", "é", "a\x7f", "a" * 201, "a" * 1_000_000,
+    "models/models/../a",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+@pytest.mark.parametrize("prefix", ["", "models/"])
+def test_what_no_model_is_called_is_refused(prefix: str, name: str) -> None:
+    with pytest.raises(WireError, match="model") as refused:
+        with_body(openai(), json.loads(json.dumps({"model": prefix + name})))
+    assert (refused.value.status, refused.value.code) == (400, "BAD_REQUEST")
+    assert refused.value.message.isprintable()
+    assert refused.value.message.isascii()
+    assert len(refused.value.message) < 200
+
+
+@pytest.mark.parametrize(
+    "name", ["m", "gemini-2.5-flash", "google/gemini-3:free", "tunedModels/t-1", "a@001", "a" * 200, "gpt-4o", "a..b"]
+)
+def test_what_models_are_called(name: str) -> None:
+    assert with_body(openai(), {"model": name}).model == name
+
+
 def test_a_native_body_changes_nothing() -> None:
     call = read_target("POST", b"/v1beta/models/a:generateContent", b"")
     assert with_body(call, {"model": "b", "stream": True}) is call

@@ -41,6 +41,21 @@ def target(path: str, method: str = "POST", query: str = "") -> Call:
         ("/$rpc/google.ai.generativelanguage.v1beta.PermissionService/CreatePermission", "$rpc"),
         ("/%24rpc/google.ai.generativelanguage.v1beta.GenerativeService/GenerateContent", "$rpc"),
         ("/google.ai.generativelanguage.v1beta.GenerativeService/GenerateContent", "$rpc"),
+        ("/upload/batch", "batch"),
+        ("/upload/v1beta/batch", "batch"),
+        ("/v1/upload/BATCH/x", "batch"),
+        ("/%75pload%2fbatch", "batch"),
+        ("/%2Fbatch", "batch"),
+        ("/resumable/upload/batch", "batch"),
+        ("/upload;a=b/batch", "batch"),
+        ("/v1beta%2F%2562atch", "batch"),
+        ("/v1beta/openai/batch", "batch"),
+        ("/upload/google.ai.generativelanguage.v1beta.GenerativeService/GenerateContent", "$rpc"),
+        ("/upload/v1beta/google.longrunning.Operations/ListOperations", "$rpc"),
+        ("/v1beta/google.ai.generativelanguage.v1beta.GenerativeService/GenerateContent", "$rpc"),
+        ("/v1beta/Google%2Eai.generativelanguage.v1beta.GenerativeService/GenerateContent", "$rpc"),
+        ("/v1beta/openai/google.ai.generativelanguage.v1beta.FileService/CreateFile", "$rpc"),
+        ("/x/google.ai.generativelanguage.v1beta.PermissionService/CreatePermission", "$rpc"),
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "PATCH"])
@@ -52,8 +67,12 @@ def test_guarded_paths(path: str, guard: str, method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1beta/batches", "/v1beta/batches/b:cancel", "/v1beta/files", "/v1beta/models/webhooks-1:predict"]
-)
+    "path",
+    [
+        "/v1beta/batches", "/v1beta/batches/b:cancel", "/v1beta/files", "/v1beta/models/webhooks-1:predict",
+        "/upload/v1beta/batches", "/v1beta/openai/batches", "/v1beta/models/batch:predict", "/upload/v1beta/files",
+    ],
+)  # fmt: skip
 def test_what_only_looks_guarded(path: str) -> None:
     assert target(path).kind != "guarded"
 

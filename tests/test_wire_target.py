@@ -1,12 +1,14 @@
 """Which call a request line names, in every spelling that clients use, and in those that attackers would."""
 
 from dataclasses import FrozenInstanceError
+from time import perf_counter
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pollux.wire import Call, path_for, read_target
+from pollux.wire import Call, WireError, path_for, read_target
 
 
 def target(path: str, method: str = "POST", query: str = "", *, bearer: bool = False) -> Call:
@@ -173,8 +175,55 @@ def test_another_model_elsewhere() -> None:
     assert path_for(target("/v1beta/files"), "b") == "/v1beta/files"
 
 
-@given(st.text("abcz-._019:/ é", min_size=1, max_size=12))
+@given(st.text("abcz-._019:@", max_size=12))
 def test_a_path_with_another_model_names_that_model(model: str) -> None:
     call = target("/v1beta/models/a:generateContent")
-    model = model.removeprefix("models/").replace("/", "-").strip(".") or "m"
+    model = "m" + model
     assert target(path_for(call, model)).model == model
+
+
+def test_a_changed_path_keeps_its_verb_and_no_question_mark() -> None:
+    assert path_for(target("/v1beta/models/a:x%3Fy"), "b") == "/v1beta/models/b:x%3Fy"
+    assert path_for(target("/v1beta/models/a:%67" + "o" * 80), "b") == "/v1beta/models/b:g" + "o" * 80
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["..", ".", ".a", "-a", "_a", "a b", "a?b", "a#b", "a%2e", "a%", "é", "\ud83d", "a$", "a" * 201, "a;b", ""],
+)
+@pytest.mark.parametrize("collection", ["models", "tunedModels"])
+@pytest.mark.parametrize("verb", ["generateContent", "countTokens", "new"])
+def test_what_no_model_is_called_is_refused(collection: str, name: str, verb: str) -> None:
+    with pytest.raises(WireError) as refused:
+        target(f"/v1beta/{collection}/{quote(name, safe='', errors='surrogatepass')}:{verb}")
+    assert (refused.value.status, refused.value.code) == (400, "BAD_REQUEST")
+    assert refused.value.message.isprintable()
+
+
+@pytest.mark.parametrize("path", ["/v1beta/models/a%20b", "/v1beta/openai/models/a%3Fb", "/v1beta/openai/models/%2F"])
+def test_nor_is_it_shown(path: str) -> None:
+    with pytest.raises(WireError, match="model"):
+        target(path, "GET")
+
+
+@pytest.mark.parametrize("segment", ["v1/", "openai/", "upload/", "a/", "%61", "v1", "models/", ":"])
+@pytest.mark.parametrize("end", ["", "models/m:generateContent"])
+def test_long_paths_are_refused_at_once(segment: str, end: str) -> None:
+    started = perf_counter()
+    with pytest.raises(WireError) as refused:
+        target("/" + segment * (60_000 // len(segment)) + end)
+    assert (refused.value.status, refused.value.code) == (400, "BAD_REQUEST")
+    assert perf_counter() - started < 0.1
+
+
+def test_many_versions_are_read_quickly() -> None:
+    started = perf_counter()
+    assert target("/" + "v1/" * 2700 + "models/m:generateContent").path == "/v1/models/m:generateContent"
+    assert perf_counter() - started < 0.1
+
+
+@pytest.mark.parametrize("front", ["/v1beta/models/m:", "/v1beta/models/m%3A", "/v1beta/openai/"])
+def test_verbs_are_kept_short_and_paths_whole(front: str) -> None:
+    call = target(front + "x" * 5000)
+    assert call.path == front + "x" * 5000
+    assert call.verb == "x" * 64

@@ -61,6 +61,8 @@ class Exchange:
         if model is not None and model != call.model:
             if call.api == "native" or call.kind == "get-model":
                 path = wire.path_for(call, model)
+                if path != call.path:  # the client's own was checked when it came
+                    path = wire.gated(path)
             elif self.body:
                 body = wire.replace_model(self.readable, model)
                 headers = [(name, value) for name, value in headers if name != "content-encoding"]
@@ -77,9 +79,8 @@ class Exchange:
         inner = dict(self.parsed) if self.call.api == "native" else _as_contents(self.parsed)
         if not inner:
             return None
-        body = {"generateContentRequest": {**inner, "model": f"models/{model}"}}
-        version = self.call.path.split("/")[1]
-        return f"/{version}/models/{model}:countTokens", json.dumps(body).encode()
+        body = {"generateContentRequest": {**inner, "model": wire.full_name(model)}}
+        return wire.gated(wire.count_path(self.call, model)), json.dumps(body).encode()
 
 
 def _as_contents(parsed: Mapping[str, Any]) -> dict[str, Any]:

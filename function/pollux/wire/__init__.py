@@ -11,9 +11,9 @@ from pollux.wire.body import (
     with_body,
 )
 from pollux.wire.error import ERRORS, Problem, WireError, error_body, stream_error
-from pollux.wire.guard import CREDENTIALS, GUARDS, strip_query
+from pollux.wire.guard import CREDENTIALS, GUARDS, gated, strip_query
 from pollux.wire.headers import TO_CLIENT, TO_UPSTREAM, RawHeaders, client_deadline, client_headers, upstream_headers
-from pollux.wire.target import COUNTED, Call, path_for, read_target
+from pollux.wire.target import COUNTED, Call, count_path, full_name, path_for, read_target
 
 __all__ = [
     "COUNTED",
@@ -28,7 +28,10 @@ __all__ = [
     "WireError",
     "client_deadline",
     "client_headers",
+    "count_path",
     "error_body",
+    "full_name",
+    "gated",
     "inflate",
     "model_value_span",
     "openai_stream",

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from pollux.wire.error import WireError
-from pollux.wire.target import Call, Stream
+from pollux.wire.target import Call, Stream, model_name
 
 MOST_CODINGS = 4
 _TOTAL = re.compile(rb'"totalTokens"\s*:\s*(\d{1,15})')
@@ -75,13 +75,16 @@ def openai_stream(parsed: Mapping[str, Any]) -> bool:
 
 
 def with_body(call: Call, parsed: Mapping[str, Any]) -> Call:
-    """An OpenAI-shaped call names its model and whether it streams in its body; a native one stays as it is."""
+    """An OpenAI-shaped call names its model and whether it streams in its body; a native one stays as it is.
+
+    WireError: no model can be called what it names.
+    """
     if call.api != "openai" or call.kind == "guarded":
         return call
     model = parsed.get("model")
     name = model.removeprefix("models/") if isinstance(model, str) else ""
     stream: Stream = "sse" if call.kind == "generate" and openai_stream(parsed) else "no"
-    return replace(call, model=name or call.model, stream=stream)
+    return replace(call, model=model_name(name) if name else call.model, stream=stream)
 
 
 def model_value_span(body: bytes) -> tuple[int, int] | None:

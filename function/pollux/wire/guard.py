@@ -5,6 +5,8 @@ from urllib.parse import quote, unquote
 
 from pollux.wire.error import WireError
 
+# What may stand in front of a path of the API, slashes and matrix parameters included.
+_FRONT = r"^(?:/+(?:resumable|upload|download|openai|v\d\w*)(?:;[^/]*)?)*/+"
 # What would hand out a credential or bypass the gateway: tokens of one's own, other people's access, calls of Google's
 # to somewhere else, and calls wrapped in calls, whose inner paths nobody here would see.
 _GUARDS = tuple(
@@ -15,8 +17,8 @@ _GUARDS = tuple(
         ("transferOwnership", r":transferownership(?![\w-])"),
         ("webhooks", r"/webhooks(?![\w-])"),
         ("files:register", r"/files:register(?![\w-])"),
-        ("batch", r"^/(?:v\d\w*/)?batch(?![\w-])"),
-        ("$rpc", r"/\$rpc(?![\w-])|^/google\.\w"),
+        ("batch", _FRONT + r"batch(?![\w-])"),
+        ("$rpc", r"/\$rpc(?![\w-])|/google\.[\w.]*service/|" + _FRONT + r"google\.\w"),
     )
 )
 GUARDS = tuple(name for name, _ in _GUARDS)
@@ -25,6 +27,8 @@ CREDENTIALS = frozenset(
     {"key", "access_token", "oauth_token", "bearer_token", "userproject", "httpheaders", "httpmethod"}
 )
 """Query parameters that never travel, with or without $: credentials, and ways to say headers in a query."""
+
+LONGEST_PATH = 8192
 
 _SPACED = re.compile(r"[^!-~]|[#\\]")  # neither is in a raw path or query; # would cut the rest off
 _QUERY_SAFE = "".join(chr(code) for code in range(33, 127) if chr(code) not in "#\\")
@@ -36,6 +40,8 @@ def sound(path: str) -> str:
     """The path, if it stays a path wherever it is appended, and stays below its root however often it is decoded."""
     if not path.startswith("/"):
         raise WireError(400, "BAD_REQUEST", "the path does not begin with a slash")
+    if len(path) > LONGEST_PATH:
+        raise WireError(400, "BAD_REQUEST", f"the path has more than {LONGEST_PATH} characters")
     path = _ascii(path)
     decoded = _decoded(path)
     if _SPACED.search(path) or "?" in path or _CONTROL.search(decoded):
@@ -69,6 +75,14 @@ def guard_of(path: str) -> str:
     """The name under GUARDS, "" for a path that is free."""
     decoded = _decoded(path).lower()
     return next((name for name, pattern in _GUARDS if pattern.search(decoded)), "")
+
+
+def gated(path: str) -> str:
+    """The path, held to what a client's own is held to: for paths that were made here, of a model's name."""
+    path = sound(path)
+    if guard := guard_of(path):
+        raise WireError(403, "FORBIDDEN_PATH", f"the model's name makes a path that is closed here: {guard}")
+    return path
 
 
 def strip_query(query: str) -> str:

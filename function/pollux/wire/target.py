@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import quote, unquote, unquote_plus
 
+from pollux.wire.error import WireError
 from pollux.wire.guard import guard_of, sound, strip_query
 
 Kind = Literal["generate", "count", "embed", "predict", "list-models", "get-model", "guarded", "other"]
@@ -37,11 +38,16 @@ OPENAI_KINDS: Mapping[str, Kind] = {
     "images/generations": "predict",
 }
 
-_PLAIN = re.compile(r"/v\d\w*/models/([\w.-]+):([A-Za-z]+)", re.ASCII)
+_PLAIN = re.compile(r"/v\d\w{0,15}/models/([A-Za-z0-9][\w.-]{0,199}):([A-Za-z]+)", re.ASCII)
 _VERSION = re.compile(r"v\d[0-9a-z]*")
 _GEMINI_VERSION = re.compile(r"v1(?:(?:alpha|beta)\d*)?")
-_MODEL = re.compile(r"/v\d\w*/((?:models|tunedModels|dynamic)/[^/]+?)(?::([^/:]*))?")
+_MODEL = re.compile(r"/v\d\w*/((?:models|tunedModels|dynamic)/[^/]+?)(?::([^/:]*))?", re.ASCII)
 _NAMED = re.compile(r"(/.*?/)(?:models|tunedModels|dynamic)/[^/]+?((?::|%3[aA])[^/:%]*)?")
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.@:/-]*", re.ASCII)
+LONGEST_NAME = 200
+LONGEST_VERB = 64
+"""A verb is kept in records; the path that travels keeps all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,19 +94,21 @@ def read_target(method: str, raw_path: bytes | str, query: bytes | str = b"", *,
 def _normal(path: str, *, bearer: bool) -> tuple[str, bool]:
     """The path as Google has it, and whether it is one of the OpenAI paths. Forgives what base URLs double or lack."""
     segments = [segment for segment in path.split("/") if segment]
+    at = 0
     versions: list[str] = []
     upload = openai = False
-    while segments:
-        if _VERSION.fullmatch(segments[0]):
+    while at < len(segments):
+        if _VERSION.fullmatch(segments[at]):
             if not openai:
-                versions.append(segments[0])
-        elif segments[0] == "openai":
+                versions.append(segments[at])
+        elif segments[at] == "openai":
             openai = True
-        elif segments[0] == "upload" and not upload:
+        elif segments[at] == "upload" and not upload:
             upload = True
         else:
             break
-        segments = segments[1:]
+        at += 1
+    segments = segments[at:]
     tail = "/".join(segments)
     version = next((v for v in reversed(versions) if _GEMINI_VERSION.fullmatch(v)), versions[-1] if versions else None)
     if not openai and not upload and (tail in OPENAI_KINDS or (bearer and _listed(segments, versions))):
@@ -123,6 +131,19 @@ def _listed(segments: list[str], versions: list[str]) -> bool:
     )
 
 
+def model_name(name: str) -> str:
+    """The name, if a model can be called so. It gets into paths and records, so nothing else may pass."""
+    if len(name) > LONGEST_NAME:
+        raise WireError(400, "BAD_REQUEST", f"the model's name has more than {LONGEST_NAME} characters")
+    if _NAME.fullmatch(name) is None:
+        raise WireError(
+            400, "BAD_REQUEST", "the model's name must begin with a letter or a digit and have only those and _.@:/-"
+        )
+    if not {".", ".."}.isdisjoint(name.split("/")):
+        raise WireError(400, "BAD_REQUEST", "the model's name has a segment . or .., which no name has")
+    return name
+
+
 def _native(method: str, path: str, query: str) -> Call:
     plain = unquote(path)
     if re.fullmatch(r"/v\d\w*/models", plain):
@@ -130,12 +151,14 @@ def _native(method: str, path: str, query: str) -> Call:
     found = _MODEL.fullmatch(plain)
     if found is None:
         return Call("native", path, query)
+    model_name(found[1].partition("/")[2])
     model, verb = found[1].removeprefix("models/"), found[2]
     if verb is None:
         return Call("native", path, query, model, kind="get-model" if method in ("GET", "HEAD") else "other")
+    kept = verb[:LONGEST_VERB]
     if method != "POST":
-        return Call("native", path, query, model, verb)
-    return Call("native", path, query, model, verb, _stream(verb, query), KINDS.get(verb, "other"))
+        return Call("native", path, query, model, kept)
+    return Call("native", path, query, model, kept, _stream(verb, query), KINDS.get(verb, "other"))
 
 
 def _openai(method: str, path: str, query: str) -> Call:
@@ -144,9 +167,10 @@ def _openai(method: str, path: str, query: str) -> Call:
     if verb == "models":
         return Call("openai", path, query, verb=verb, kind="list-models" if reads else "other")
     if verb.startswith("models/"):
-        model = verb.removeprefix("models/").removeprefix("models/")
+        model = model_name(verb.removeprefix("models/").removeprefix("models/"))
         return Call("openai", path, query, model, "models", kind="get-model" if reads else "other")
-    return Call("openai", path, query, verb=verb, kind=OPENAI_KINDS.get(verb, "other") if method == "POST" else "other")
+    kind = OPENAI_KINDS.get(verb, "other") if method == "POST" else "other"
+    return Call("openai", path, query, verb=verb[:LONGEST_VERB], kind=kind)
 
 
 def _stream(verb: str, query: str) -> Stream:
@@ -165,13 +189,35 @@ def path_for(call: Call, model: str) -> str:
     """The same path with another model: only its segment changes."""
     if call.model is None:
         return call.path
-    collection, _, name = model.rpartition("/")
-    if collection not in ("tunedModels", "dynamic"):
-        collection, name = "models", model.removeprefix("models/")
-    named = f"{collection}/{quote(name, safe='')}"
+    collection, name = _collected(model)
+    named = f"{collection}/{_quoted(name)}"
     found = _NAMED.fullmatch(call.path)
     if call.api == "openai":
         return call.path.partition("/models/")[0] + "/" + named
     if found is None or (found[2] is None) != (call.verb is None):  # written in an unusual encoding
-        return f"/{call.path.split('/')[1]}/{named}" + (f":{call.verb}" if call.verb is not None else "")
+        plain = unquote(call.path)
+        verb = "" if call.verb is None else ":" + _quoted(plain.rpartition(":")[2])
+        return f"/{plain.split('/')[1]}/{named}{verb}"
     return f"{found[1]}{named}{found[2] or ''}"
+
+
+def count_path(call: Call, model: str) -> str:
+    """The countTokens of a model, in the call's version."""
+    collection, name = _collected(model)
+    return f"/{unquote(call.path).split('/')[1]}/{collection}/{_quoted(name)}:countTokens"
+
+
+def full_name(model: str) -> str:
+    """With its collection, as bodies name it."""
+    return "/".join(_collected(model))
+
+
+def _collected(model: str) -> tuple[str, str]:
+    collection, _, name = model.rpartition("/")
+    if collection in ("tunedModels", "dynamic"):
+        return collection, name
+    return "models", model.removeprefix("models/")
+
+
+def _quoted(text: str) -> str:
+    return quote(text, safe="", errors="replace")
