@@ -88,3 +88,13 @@ def test_a_document_comes_back_as_it_was(value: Health) -> None:
 def test_a_document_of_a_later_version_is_not_guessed_at() -> None:
     with pytest.raises(ValueError, match="schema 2"):
         health.unpack(health.pack(Health()) | {"schema": 2})
+
+
+def test_invented_models_do_not_grow_the_document_without_end() -> None:
+    value = health.set_aside(Health(), 0.0, "keys", "k", "spend", 1.0)
+    for number in range(health.MODELS_MOST + 20):
+        value = health.set_aside(value, float(number), "models", f"p/{number}", "model-access", DAY)
+    assert len(value.models) == health.MODELS_MOST
+    assert "p/19" not in value.models
+    assert {"p/20", f"p/{health.MODELS_MOST + 19}"} <= set(value.models)
+    assert set(value.keys) == {"k"}

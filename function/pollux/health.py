@@ -11,6 +11,8 @@ Kind = Literal["keys", "projects", "models"]
 SCHEMA = 1
 FORGET_AFTER = 2 * 86400.0
 """A streak is remembered this long after its end."""
+MODELS_MOST = 500
+"""Clients may invent names of models: beyond this those that end first are dropped, to keep the document small."""
 
 
 class Aside(NamedTuple):
@@ -47,7 +49,10 @@ def set_aside(
         seconds = min(ceiling, seconds * 2.0 ** min(streak - 1, 32))
     if last is not None and last.until > now + seconds:
         return health
-    return _with(health, kind, entries | {name: Aside(now + seconds, reason, now, streak)})
+    entries = entries | {name: Aside(now + seconds, reason, now, streak)}
+    if kind == "models" and len(entries) > MODELS_MOST:
+        entries = dict(sorted(entries.items(), key=lambda entry: entry[1].until)[-MODELS_MOST:])
+    return _with(health, kind, entries)
 
 
 def clear(health: Health, kind: Kind, name: str) -> Health:
