@@ -502,3 +502,82 @@ def test_what_was_under_way_when_the_pause_began_does_not_lengthen_it() -> None:
         assert h.pool.pause_until == until
 
     play(scene())
+
+
+# --- probes that end without a word on the quota ----------------------------------------------------------------------
+
+
+async def _probing() -> tuple[House, Reservation]:
+    h = await house(keys_of(1))
+    await h.outcomes.failed(await h.send(), _429())
+    await asyncio.sleep(60)
+    found = await h.send(wait=0)
+    assert found.slot.probe == "half-open"
+    assert await _refusals(h) == {"p0": "probing:unknown-429"}
+    return h, found
+
+
+@pytest.mark.parametrize("status", [400, 404, 413])
+def test_a_probe_that_the_client_spoilt_ends_the_rest(status: int) -> None:
+    async def scene() -> None:
+        h, found = await _probing()
+        verdict = judge(status, b"", now=h.pool.now())
+        assert verdict.action == "to-client"
+        await h.outcomes.failed(found, verdict)
+        h.pool.release(found)
+        assert h.quota().value.cooldown is None
+        assert [(await h.send(wait=0)).slot.probe for _ in range(3)] == [""] * 3
+
+    play(scene())
+
+
+@pytest.mark.parametrize("status", [None, 500, 503])
+def test_a_probe_that_came_to_nothing_is_followed_by_the_next_at_once(status: int | None) -> None:
+    async def scene() -> None:
+        h, found = await _probing()
+        await h.outcomes.failed(found, judge(status, b"", now=h.pool.now()))
+        assert h.quota().value.cooldown is not None
+        assert (await h.send(wait=0)).slot.probe == "half-open"
+        h.pool.release(found)
+        assert await _refusals(h) == {"p0": "probing:unknown-429"}  # that lease is the other's, of the same slot
+
+    play(scene())
+
+
+def test_a_bad_request_does_not_tell_when_days_end() -> None:
+    async def scene() -> None:
+        h, found = await _probing()
+        found.slot = found.slot._replace(probe="utc")
+        await h.outcomes.failed(found, judge(400, b"", now=h.pool.now()))
+        assert h.quota().value.zone == "pacific"
+        assert h.quota().value.cooldown is not None
+        assert (await h.send(wait=0)).slot.probe == "half-open"
+
+    play(scene())
+
+
+def test_release_frees_the_lease_of_whoever_left_and_nothing_else() -> None:
+    async def scene() -> None:
+        h, found = await _probing()
+        used = quota.used(h.quota().value, h.pool.now())
+        h.pool.release(found)
+        assert quota.used(h.quota().value, h.pool.now()) == used  # it was sent: it stays counted
+        second = await h.send(wait=0)
+        assert second.slot.probe == "half-open"
+        await h.outcomes.failed(second, _429())
+        await h.quota().flush()
+        refused, commits = h.quota().value, h.store.commits
+        h.pool.release(second)  # a refusal settled it
+        await h.quota().flush()
+        assert (h.quota().value, h.store.commits) == (refused, commits)
+        await asyncio.sleep(1000)
+        third = await h.send(wait=0)
+        await h.outcomes.served(third)
+        h.pool.release(third)
+        ordinary = await h.send(wait=0)
+        h.pool.release(ordinary)
+        await h.quota().flush()
+        assert h.quota().value.cooldown is None
+        assert quota.used(h.quota().value, h.pool.now()).requests == 2
+
+    play(scene())

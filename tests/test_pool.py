@@ -269,6 +269,51 @@ def test_looking_reserves_nothing() -> None:
     play(scene())
 
 
+def test_round_robin_goes_round_in_the_order_of_the_projects() -> None:
+    async def scene() -> None:
+        h = await house(keys_of(3, rpm=50), strategy="round_robin")
+        assert [(await h.send()).key.id for _ in range(4)] == ["k0", "k1", "k2", "k0"]
+        assert (await h.send(prefer_key="k2")).key.id == "k2"
+        assert [(await h.send()).key.id for _ in range(3)] == ["k0", "k1", "k2"]
+        await h.send()
+        h.roster.health.ride(lambda value, now: (_aside(value, now, "projects", "p1"), None))
+        assert [(await h.send()).key.id for _ in range(3)] == ["k2", "k0", "k2"]
+
+    play(scene())
+
+
+@pytest.mark.parametrize(("kind", "name"), [("keys", "k0"), ("projects", "p0"), ("models", f"p0/{MODEL}")])
+def test_what_is_set_aside_during_the_commit_is_given_back_and_another_taken(kind: str, name: str) -> None:
+    async def scene() -> None:
+        h = await house(keys_of(2, rpm=9))
+        await h.reserve(wait=0)
+        await h.reserve(wait=0)
+        before = quota.used(h.quota().value, h.pool.now()).requests
+        h.store.delay = lambda: 0.05
+        coming = asyncio.create_task(h.send(prefer_key="k0"))
+        await asyncio.sleep(0.05)
+        h.roster.health.ride(lambda value, now: (_aside(value, now, kind, name), None))
+        assert (await coming).key.id == "k1"
+        await h.quota().flush()
+        assert quota.used(h.quota().value, h.pool.now()).requests == before
+
+    play(scene())
+
+
+def test_what_is_set_aside_while_a_request_waits_is_not_asked() -> None:
+    async def scene() -> None:
+        h = await house(keys_of(1, rpm=1))
+        await h.send()
+        waiter = asyncio.create_task(h.reserve(wait=70))
+        await asyncio.sleep(50)
+        h.roster.health.ride(lambda value, now: (_aside(value, now, "projects", "p0"), None))
+        found = await waiter
+        assert isinstance(found, Full)
+        assert found.refusals["p0"].why == "aside:spend"
+
+    play(scene())
+
+
 # --- giving back ------------------------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from pollux.quota import (
     find,
     give_back,
     learn,
+    release,
     reserve,
     succeed,
 )
@@ -187,3 +188,16 @@ def test_a_contradicted_minute_is_not_trusted_for_a_day() -> None:
     assert find(wary._replace(slots={int(later * 2): ONE}), later, ONE, limits, later, "minute") == Refusal(
         later + 61, "rpm"
     )
+
+
+def test_a_released_probe_lets_the_next_one_go_at_once_and_stays_counted() -> None:
+    state = cool(State(), NOW, "rpd", 60)
+    state, first = probe(state, NOW + 60)
+    assert isinstance(find(state, NOW + 62, ONE, {}, NOW + 62), Refusal)
+    freed = release(state, first)
+    assert (freed.slots, freed.days, freed.cooldown) == (state.slots, state.days, state.cooldown)
+    freed, second = probe(freed, NOW + 62)
+    assert release(freed, first) is freed  # the lease is another's by now
+    assert release(freed, second._replace(probe="")) is freed
+    refused = cool(freed, NOW + 63, "rpd", 60)
+    assert release(refused, second) is refused

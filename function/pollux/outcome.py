@@ -37,7 +37,9 @@ class Outcomes:
             await health_.apply(partial(_healthy, key=key, project=project, since=slot.start))
 
     async def failed(self, reservation: Reservation, verdict: Verdict) -> None:
-        """Let what is to blame rest, as long as the verdict says."""
+        """Let what is to blame rest, as long as the verdict says. A probe that it does not settle is released."""
+        if reservation.slot.probe and verdict.blames != "quota":
+            self._end_probe(reservation, verdict)
         reservation.quota.refused += verdict.blames == "quota"
         if verdict.cooldown_s is None:
             return
@@ -49,6 +51,13 @@ class Outcomes:
             await self._aside("projects", reservation.quota.project, verdict)
         elif verdict.blames == "key":
             await self.set_aside(reservation.key.id, verdict)
+
+    def _end_probe(self, reservation: Reservation, verdict: Verdict) -> None:
+        """A call refused for its content got past the quota. When days end is told only by what is served."""
+        slot = reservation.slot
+        if slot.probe == "half-open" and (verdict.blames == "client" or verdict.action == "to-client"):
+            reservation.quota.ledger.submit(lambda state, now: (quota.succeed(state, now, slot), None))
+        self._pool.release(reservation)
 
     async def set_aside(self, key_id: str, verdict: Verdict) -> None:
         await self._aside("keys", key_id, verdict)

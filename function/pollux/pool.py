@@ -175,6 +175,7 @@ class Pool:
         now = max(self.now() + ahead, self.pause_until)
         best: tuple[tuple[float, ...], Project, Key, Slot] | None = None
         current = math.floor(now / SLOT)
+        turns = self._turns(bucket) if self.settings.strategy == "round_robin" else None
         for project, key in able:
             owned, limits = roster.quota(project.name, bucket), roster.limits(project, model)
             found = quota.find(owned.ledger.value, now, ask.want, limits, _deadline(ask, limits), window)
@@ -183,19 +184,27 @@ class Pool:
                 continue
             if found.number <= current and (key.id == ask.prefer_key or project.name == preferred):
                 return project, key, found
-            rank = (found.number, *self._rank(owned, limits, now))
+            turn = () if turns is None else (turns.get(project.name, 0),)  # keys may have changed meanwhile
+            rank = (found.number, *(turn or self._rank(owned, limits, now)))
             if best is None or rank < best[0]:
                 best = (rank, project, key, found)
         return Full(model, refusals) if best is None else best[1:]
 
     def _rank(self, owned: Quota, limits: Limits, now: float) -> tuple[float, ...]:
         match self.settings.strategy:
-            case "round_robin" | "least_recently_used":
+            case "least_recently_used":
                 return (owned.used_at,)
             case "most_available":
                 return (-quota.room(owned.ledger.value, now, limits), owned.used_at)
             case _:
                 return (-round(quota.room(owned.ledger.value, now, limits), 2), owned.used_at)
+
+    def _turns(self, bucket: str) -> dict[str, int]:
+        """Whose turn it is: the project after the one used last is 0."""
+        names = list(self.roster.projects)
+        used = [self.roster.quota(name, bucket).used_at for name in names]
+        after = used.index(max(used)) + 1 if any(used) else 0
+        return {name: (place - after) % len(names) for place, name in enumerate(names)}
 
     async def look(self, model: str, ask: Ask) -> Full | None:
         """What every project says now, without reserving anything; None if one has a slot."""
@@ -215,7 +224,7 @@ class Pool:
         return key
 
     async def _wait_for(self, reservation: Reservation) -> bool:
-        """Sleep until the slot. False: it was given back, because it came too late or the quota cools by now."""
+        """Sleep until the slot. False: it was given back: too late, or what it would use rests by now."""
         owned, slot = reservation.quota, reservation.slot
         if slot.start > self.now():
             self.waiting += 1
@@ -229,7 +238,9 @@ class Pool:
                 self.waiting -= 1
         now = self.now()
         cooling = owned.ledger.value.cooldown
-        if now > slot.latest or now < self.pause_until or (cooling and cooling.until > now and not slot.probe):
+        rests = cooling is not None and cooling.until > now and not slot.probe
+        rests = rests or self.roster.is_aside(owned.project, reservation.model, reservation.key.id, now)
+        if rests or now > slot.latest or now < self.pause_until:
             self.give_back(reservation)
             return False
         return True
@@ -257,6 +268,14 @@ class Pool:
         if not reservation.sent:
             reservation.sent = True
             reservation.quota.ledger.submit(_returned(reservation.slot, reservation.want))
+
+    def release(self, reservation: Reservation) -> None:
+        """However it ended: a probe that no answer settled holds back nobody else. Once; for others it does nothing."""
+        slot, ledger = reservation.slot, reservation.quota.ledger
+        if slot.probe:
+            reservation.slot = slot._replace(probe="")  # another request may hold a lease of the same slot later
+            if quota.release(ledger.value, slot) is not ledger.value:
+                ledger.submit(lambda state, _: (quota.release(state, slot), None))
 
     def settle(self, reservation: Reservation, tokens: int | None) -> "asyncio.Future[None] | None":
         """Put the true tokens in the place of the estimate. A commit to wait for, only where the difference matters."""

@@ -104,8 +104,7 @@ def find(
     if refusal := _never(want, limits):
         return refusal
     latest = max(now, deadline)
-    if window != "sliding" and state.sliding_until > now:
-        window = "sliding"
+    window = "sliding" if state.sliding_until > now else window
     first = Slot(math.floor(now / SLOT), "")
     if _utc_probe_due(state, now, limits):
         found = _place(state, first._replace(probe="utc"), "busy", want, limits, latest, window)
@@ -212,10 +211,14 @@ def settle(state: State, slot: Slot, booked: Want, tokens: int) -> State:
 
 def give_back(state: State, slot: Slot, booked: Want) -> State:
     """Return a reservation that was never sent, once. One that reached Google is not: failures count there too."""
-    state = _amend(state, slot, Want(*(-amount for amount in booked)))
-    if slot.probe and state.probe_until == slot.start + PROBE_LEASE:  # else another request holds the lease by now
-        state = state._replace(probe_until=0.0, utc_probe_at=0.0 if slot.probe == "utc" else state.utc_probe_at)
-    return state
+    return release(_amend(state, slot, Want(*(-amount for amount in booked))), slot)
+
+
+def release(state: State, slot: Slot) -> State:
+    """A probe ended without a word on the quota: the next request may probe at once. It stays counted."""
+    if not slot.probe or state.probe_until != slot.start + PROBE_LEASE:
+        return state  # an answer settled it, or another request holds the lease by now
+    return state._replace(probe_until=0.0, utc_probe_at=0.0 if slot.probe == "utc" else state.utc_probe_at)
 
 
 def _amend(state: State, slot: Slot, change: Want) -> State:
@@ -261,10 +264,7 @@ def distrust_minute(state: State, now: float) -> State:
 
 
 def succeed(state: State, now: float, slot: Slot) -> State:
-    """It was served: a probe, or any request of after the rest, ends the cooldown and its streak.
-
-    One sent before the rest proves nothing, however late its answer ends.
-    """
+    """It was served: that ends the cooldown and its streak, unless it was sent before the rest and proves nothing."""
     if slot.probe == "utc" and state.zone == "pacific":
         day, _, _ = day_of(slot.start, "utc")
         since = total([taken for number, taken in state.slots.items() if number >= slot.number])

@@ -115,6 +115,12 @@ class Roster:
                 refusals[project.name] = refusal
         return able, refusals
 
+    def is_aside(self, project: str, model: str, key_id: str, now: float) -> bool:
+        """Whether any of them rests by now, as far as this process knows."""
+        aside = self.health.value
+        resting = (aside.projects.get(project), aside.models.get(f"{project}/{model}"), aside.keys.get(key_id))
+        return any(entry is not None and entry.until > now for entry in resting)
+
     def _key_of(
         self, project: Project, tried: Collection[str], now: float, prefer: str | None
     ) -> tuple[Key | None, Refusal | None]:
