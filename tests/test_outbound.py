@@ -8,12 +8,22 @@ import pytest
 
 from pollux.inbound import Message
 from pollux.journal import Record
-from pollux.outbound import WHOLE_MOST, BrokenAnswerError, Reply, collect, pass_on, pass_stream, prompt_tokens
+from pollux.outbound import (
+    WHOLE_MOST,
+    BrokenAnswerError,
+    Reply,
+    collect,
+    pass_on,
+    pass_stream,
+    pass_whole,
+    prompt_tokens,
+)
 from pollux.stream import StreamReader
 from pollux.upstream import UpstreamError
 from pollux.wire.error import ERRORS
 from tests.gateway import FakeAnswer, Says, answer, event, part
 
+KEY = "Zx9Quartz-Opaque_Value-77881"  # opaque: nothing but its value tells that it is a key
 RESET = UpstreamError("reset", "the connection broke")
 JSON = [(b"content-type", b"application/json")]
 
@@ -155,21 +165,21 @@ def test_an_answer_up_to_a_megabyte_is_collected(
 def test_the_last_bytes_of_a_known_length_wait_for_the_settlement() -> None:
     wire = Wire()
     body = json.dumps(answer(5)).encode()
-    asyncio.run(pass_on(wire.reply, fake(b"first", body, length=5 + len(body)), JSON, wire.settle))
+    asyncio.run(pass_on(wire.reply, fake(b"first", body, length=5 + len(body)), JSON, wire.settle, secret=KEY))
     assert wire.bodies == [b"first", "settled", body]
     assert (wire.settled, wire.ended) == ([5], True)
 
 
 def test_without_a_length_only_the_empty_end_waits() -> None:
     wire = Wire()
-    asyncio.run(pass_on(wire.reply, fake(b"second", b"third"), JSON, wire.settle, b"first"))
+    asyncio.run(pass_on(wire.reply, fake(b"second", b"third"), JSON, wire.settle, b"first", secret=KEY))
     assert wire.bodies == [b"first", b"second", b"third", "settled", b""]
 
 
 def test_a_plain_answer_that_breaks_after_its_start_is_cut() -> None:
     wire = Wire()
     with pytest.raises(BrokenAnswerError, match="the connection broke"):
-        asyncio.run(pass_on(wire.reply, fake(b"first", RESET, length=99), JSON, wire.settle))
+        asyncio.run(pass_on(wire.reply, fake(b"first", RESET, length=99), JSON, wire.settle, secret=KEY))
     assert not wire.ended
     assert not wire.settled
 
@@ -184,7 +194,7 @@ def stream(form: str, first: bytes, *pieces: bytes | UpstreamError) -> tuple[Wir
         reader = StreamReader(form)
         reader.feed(first)
         return await pass_stream(
-            wire.reply, fake(*pieces), [*JSON, (b"content-length", b"9")], reader, first, wire.settle
+            wire.reply, fake(*pieces), [*JSON, (b"content-length", b"9")], reader, first, wire.settle, secret=KEY
         )
 
     return wire, asyncio.run(scene())
@@ -231,3 +241,66 @@ def test_an_error_in_the_middle_of_a_stream_is_passed_on_without_the_key() -> No
 
 def test_a_stream_without_a_finish_is_truncated() -> None:
     assert stream("sse", event(part("One")), event(part("Two")))[1] == "truncated"
+
+
+# --- the key of the attempt ------------------------------------------------------------------------------------------
+
+
+def passed(wire: Wire) -> bytes:
+    return b"".join(body for body in wire.bodies if isinstance(body, bytes))
+
+
+@pytest.mark.parametrize("form", ["sse", "array", "openai-sse"])
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_an_error_in_a_stream_does_not_show_the_key(form: str, size: int) -> None:
+    error = json.dumps({"error": {"code": 403, "message": f"{KEY} is blocked", "status": "PERMISSION_DENIED"}})
+    first = event(part("One")) if form != "array" else b"[" + json.dumps(part("One")).encode()
+    tail = (b",\n" + error.encode() + b"]") if form == "array" else b"\n" + error.encode() + b"\n"
+    wire, ended = stream(form, first, *(tail[at : at + size] for at in range(0, len(tail), size)))
+    assert ended == "error"
+    assert b"[redacted] is blocked" in passed(wire)
+    assert KEY.encode()[4:] not in passed(wire)
+
+
+def test_an_error_in_the_first_piece_of_a_stream_does_not_show_it_either() -> None:
+    first = event(part("One")) + json.dumps({"error": {"code": 500, "message": KEY}}).encode() + b"\n"
+    wire, ended = stream("sse", first)
+    assert ended == "error"
+    assert passed(wire) == first.replace(KEY.encode(), b"[redacted]")
+
+
+def test_nor_does_the_content_of_a_stream_wherever_it_is_cut() -> None:
+    whole = event(part(f"Your key is {KEY}."))
+    for cut in range(1, len(whole)):
+        wire, _ = stream("sse", event(part("One")), whole[:cut], whole[cut:], event(answer(4)))
+        assert KEY.encode()[4:] not in passed(wire)
+        assert passed(wire).endswith(event(answer(4)))
+
+
+def test_a_stream_is_passed_on_as_it_comes() -> None:
+    pieces = [event(part("One")), b'data: {"candidates": [', b"]}\r\n\r\n", event(answer(4))]
+    wire, _ = stream("sse", *pieces)
+    assert wire.bodies == [*pieces, "settled", b""]
+
+
+def test_a_plain_answer_does_not_show_it_and_keeps_the_length_that_it_announced() -> None:
+    wire = Wire()
+    asyncio.run(pass_whole(wire.reply, 200, JSON, f"a {KEY} b".encode(), wire.settle, secret=KEY))
+    assert wire.messages[0] == "settled"
+    wire.messages.pop(0)
+    assert passed(wire) == b"a [redacted] b"
+    assert wire.headers["content-length"] == "14"
+    wire, whole = Wire(), f"a {KEY} b".encode()
+    asyncio.run(pass_on(wire.reply, fake(whole[:9], whole[9:], length=len(whole)), JSON, wire.settle, secret=KEY))
+    assert len(passed(wire)) == len(whole)
+    assert KEY.encode()[4:] not in passed(wire)
+
+
+def test_what_broke_an_answer_is_said_without_it() -> None:
+    trouble = UpstreamError("reset", f"the connection broke ({KEY})")
+    wire, _ = stream("sse", event(part("One")), trouble)
+    assert b"[redacted]" in passed(wire)
+    assert KEY.encode() not in passed(wire)
+    with pytest.raises(BrokenAnswerError) as caught:
+        asyncio.run(pass_on(Wire().reply, fake(b"first", trouble, length=99), JSON, Wire().settle, secret=KEY))
+    assert KEY not in str(caught.value)

@@ -1,16 +1,21 @@
 """What is taken out, what stays, and that JSON stays JSON."""
 
+import html
+import itertools
 import json
 import re
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pollux.redaction import MARK, redact
+from pollux.redaction import MARK, Screen, redact
 
 KEY = "AIza" + "x" * 35
 AUTH_KEY = "AQ.test-" + "x" * 40
+
+OPAQUE = "Zx9Quartz-Opaque_Value-77881"  # nothing but its value tells that it is a key
 
 SHAPED = re.compile(r"AIza[0-9A-Za-z_-]{20,}|AQ\.[0-9A-Za-z_-]{20,}|ya29\.[0-9A-Za-z_-]{4,}|api_key:\w{4,}", re.ASCII)
 
@@ -75,3 +80,56 @@ def test_redacting_twice_changes_nothing_and_json_stays_json(text: str, secrets:
 def test_bytes_without_secrets_pass_as_they_are(raw: bytes) -> None:
     if not re.search(rb"(?i)key|bearer|project|token|aiza|aq\.|ya29", raw):
         assert redact(raw) == raw
+
+
+@pytest.mark.parametrize("secret", [OPAQUE, "Zx9/Quartz+Opaque==", "a&b<c>d'e", 'with "quotes" \\ and é'])
+def test_exact_secrets_are_found_however_they_are_escaped(secret: str) -> None:
+    forms = (
+        secret,
+        json.dumps(secret),
+        json.dumps(secret, ensure_ascii=False),
+        quote(secret),
+        quote(secret, safe=""),
+        re.sub("%..", lambda found: found[0].lower(), quote(secret, safe="")),
+        html.escape(secret),
+        secret.replace("=", "\\u003d"),
+    )
+    for form in forms:
+        assert redact(form, [secret]).strip('"') == MARK
+        assert redact(form.encode(), [secret]).strip(b'"') == MARK.encode()
+
+
+# --- what passes in pieces -------------------------------------------------------------------------------------------
+
+
+def screened(*pieces: bytes, same_length: bool = False) -> list[bytes]:
+    screen = Screen(OPAQUE, same_length=same_length)
+    return [*(screen.through(piece) for piece in pieces), screen.rest()]
+
+
+def test_pieces_without_the_secret_pass_at_once_and_whole() -> None:
+    pieces = [b"One", b" Zx9", b"Zx9", b"Quart", b"z", b"", b"Zx"]
+    assert b"".join(screened(*pieces)) == b"".join(pieces)
+    assert screened(b"One", b"Two Zx9", b"Three") == [b"One", b"Two Zx9", b"Three", b""]
+
+
+def test_a_beginning_is_held_back_until_it_is_known_what_it_is() -> None:
+    assert screened(b"a Zx9Q", b"uack") == [b"a ", b"Zx9Quack", b""]
+    assert screened(b"a Zx9Q") == [b"a ", b"Zx9Q"]
+
+
+@given(cuts=st.lists(st.integers(0, 120), max_size=8), same_length=st.booleans())
+def test_a_secret_does_not_pass_wherever_it_is_cut(cuts: list[int], same_length: bool) -> None:
+    text = f"first {OPAQUE} then Zx9Quartz-Opaque_{OPAQUE}{OPAQUE} end".encode()
+    places = [0, *sorted(cuts), len(text)]
+    passed = b"".join(screened(*(text[a:b] for a, b in itertools.pairwise(places)), same_length=same_length))
+    assert OPAQUE.encode()[3:] not in passed
+    assert passed.startswith(b"first ")
+    assert passed.endswith(b" end")
+    if same_length:
+        assert len(passed) == len(text)
+
+
+def test_nor_when_it_comes_byte_by_byte() -> None:
+    passed = b"".join(screened(*(bytes([byte]) for byte in f"first {OPAQUE} end".encode())))
+    assert passed == b"first Zx9" + MARK.encode()[3:] + b" end"

@@ -295,3 +295,15 @@ def test_a_long_stream_takes_no_memory_and_little_time(form: str) -> None:
 
     assert min(once() for _ in range(5)) < 30e-6  # 2 to 4 µs where nothing else runs
     assert _held(reader) < 1024
+
+
+@pytest.mark.parametrize("before", [(), (native(),)])
+@pytest.mark.parametrize("form", ["sse", "array"])
+def test_a_long_error_byte_by_byte_takes_little_time(form: str, before: tuple[Any, ...]) -> None:
+    error = {"error": {"code": 400, "message": "{x} " * 14_000, "status": "INVALID_ARGUMENT"}}
+    stream = array(*before, error) if form == "array" else sse(*before) + json.dumps(error).encode()
+    began = perf_counter()
+    reader = read(form, stream, tuple(range(1, len(stream))))
+    assert perf_counter() - began < 10  # parsed after each byte, it would be minutes
+    assert reader.error is not None
+    assert json.loads(reader.error) == error

@@ -12,9 +12,10 @@ from pollux.inbound import RequestError
 from pollux.journal import Attempt
 from pollux.keys import Key, KeySourceError, Secret
 from pollux.log import guard
-from pollux.outbound import collect, pass_on, pass_stream, pass_whole
+from pollux.outbound import collect, covered, pass_on, pass_stream, pass_whole
 from pollux.outcome import Outcomes
 from pollux.pool import Pool, Reservation, Tried
+from pollux.redaction import without
 from pollux.store import StoreError
 from pollux.stream import StreamReader
 from pollux.upstream import Answer, Upstream, UpstreamError
@@ -25,6 +26,8 @@ log = logging.getLogger("pollux.relay")
 SETTLE_WITHIN = 0.1
 COUNT_WITHIN = 5.0
 UNREADABLE, UNREADABLE_KEY_RESTS = "key-source", 60.0
+ERROR_MOST = 1 << 20
+"""No error is larger, inflated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +67,8 @@ class Attempts:
             if isinstance(sent, Failure):
                 failure: Failure | None = sent
             else:
-                answer = sent
-                failure = await self._served(x, reservation, answer)
+                answer, secret = sent
+                failure = await self._served(x, reservation, answer, secret)
             if failure is not None:
                 if failure.verdict.blames != "key":
                     await self._outcomes.failed(reservation, failure.verdict)
@@ -75,26 +78,28 @@ class Attempts:
             if answer is not None:
                 answer.close()
             self.pool.give_back(reservation)
+            self.pool.release(reservation)
 
     async def free(self, x: Exchange, key: Key, model: str | None) -> Failure | None:
         """A call that takes no quota. None: the client has its answer."""
         sent = await self._send(x, key, model)
         if isinstance(sent, Failure):
             return sent
+        answer, secret = sent
         try:
-            headers = wire.client_headers(sent.headers)
-            if sent.status >= 300:
-                return self._judged(model or "", key, sent.status, headers, await sent.read())
-            x.noted(Attempt(model or "", key.project, key.id, "ok", sent.status))
+            headers = _client_headers(answer, secret)
+            if answer.status >= 300:
+                return self._judged(model or "", key, secret, answer.status, headers, await answer.read())
+            x.noted(Attempt(model or "", key.project, key.id, "ok", answer.status))
             if x.call.kind == "list-models":
-                body = wire.with_aliases(await sent.read(), x.call, self._aliases)
-                await x.reply.whole(sent.status, headers, body)
+                body = wire.with_aliases(await answer.read(), x.call, self._aliases)
+                await pass_whole(x.reply, answer.status, headers, body, _nothing_to_settle, secret=secret)
             else:
-                await pass_on(x.reply, sent, headers, _nothing_to_settle)
+                await pass_on(x.reply, answer, headers, _nothing_to_settle, secret=secret)
         except UpstreamError as error:
-            return self._broken(model or "", key, error)
+            return self._broken(model or "", key, secret, error)
         finally:
-            sent.close()
+            answer.close()
         return None
 
     async def key_changed(self, key: Key, verdict: Verdict, tried: Tried) -> bool:
@@ -132,7 +137,8 @@ class Attempts:
 
     async def _send(
         self, x: Exchange, key: Key, model: str | None, reservation: Reservation | None = None
-    ) -> Answer | Failure:
+    ) -> tuple[Answer, str] | Failure:
+        """The answer, and the value that was used: neither may show the other to the client."""
         try:
             value = await self._keyring.value(key.id)
         except KeySourceError as error:
@@ -146,37 +152,37 @@ class Attempts:
             reservation.sent = True
         x.record.sent += 1
         try:
-            return await self._upstream.send(x.method, target, headers, body)
+            return await self._upstream.send(x.method, target, headers, body), value.reveal()
         except UpstreamError as error:
             if reservation is not None and error.kind == "unreachable":
                 reservation.sent = False  # nothing reached Google: the slot is given back
-            return self._broken(model or "", key, error)
+            return self._broken(model or "", key, value.reveal(), error)
 
-    async def _served(self, x: Exchange, reservation: Reservation, answer: Answer) -> Failure | None:
+    async def _served(self, x: Exchange, reservation: Reservation, answer: Answer, secret: str) -> Failure | None:
         """Pass a good answer on; give a bad one back for judgement. Up to the first content nothing is lost by it."""
         model, key = reservation.model, reservation.key
-        headers = wire.client_headers(answer.headers)
+        headers = _client_headers(answer, secret)
         settle = partial(self._settle, x, reservation)
         try:
             if not 200 <= answer.status < 300:
-                return self._judged(model, key, answer.status, headers, await answer.read())
+                return self._judged(model, key, secret, answer.status, headers, await answer.read())
             if x.stream != "no":
                 reader = StreamReader(x.stream_form)
                 first = await self._first_content(answer, reader)
                 if first is None or (reader.error is not None and not reader.content_seen):
-                    return self._judged(model, key, answer.status, headers, first or b"")
+                    return self._judged(model, key, secret, answer.status, headers, first or b"")
                 await self._well(x, reservation)
-                x.record.ended = await pass_stream(x.reply, answer, headers, reader, first, settle)
+                x.record.ended = await pass_stream(x.reply, answer, headers, reader, first, settle, secret=secret)
                 return None
             streams = (x.call.verb or "").startswith("stream")  # in a form that is not read here: passed as it comes
             body, whole = (b"", False) if streams else await collect(answer)
             await self._well(x, reservation)
             if whole:
-                await pass_whole(x.reply, answer.status, headers, body, settle)
+                await pass_whole(x.reply, answer.status, headers, body, settle, secret=secret)
             else:
-                await pass_on(x.reply, answer, headers, settle, body)
+                await pass_on(x.reply, answer, headers, settle, body, secret=secret)
         except UpstreamError as error:
-            return self._broken(model, key, error)
+            return self._broken(model, key, secret, error)
         return None
 
     async def _first_content(self, answer: Answer, reader: StreamReader) -> bytes | None:
@@ -208,20 +214,40 @@ class Attempts:
             log.warning("tokens of request %s were not settled in time: %s", x.record.id, error)
 
     def _judged(
-        self, model: str, key: Key, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes
+        self, model: str, key: Key, secret: str, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes
     ) -> Failure:
         if 200 <= status < 300 and not body:
-            return self._broken(model, key, UpstreamError("reset", "the stream ended before it began"))
-        return Failure(judge(status, body, now=self.pool.now()), model, key, status, headers, redact(body))
+            return self._broken(model, key, secret, UpstreamError("reset", "the stream ended before it began"))
+        headers, body = _inflated(headers, body)
+        # Before it is judged: a message is cut, and half a key would not be known as one. After: it is unescaped then.
+        body = without(body, [secret])
+        verdict = judge(status, body, now=self.pool.now())
+        verdict = replace(verdict, message=redact(verdict.message, [secret]))
+        return Failure(verdict, model, key, status, headers, redact(body))
 
-    def _broken(self, model: str, key: Key, error: UpstreamError) -> Failure:
-        verdict = replace(judge(None, b"", now=self.pool.now()), message=str(error))
+    def _broken(self, model: str, key: Key, secret: str, error: UpstreamError) -> Failure:
+        said = redact(str(error), [secret])
+        verdict = replace(judge(None, b"", now=self.pool.now()), message=said)
         reason, setting = "UPSTREAM_UNREACHABLE", ""
         if error.kind == "timeout":
             reason, setting = "UPSTREAM_TIMEOUT", " (POLLUX_TIMEOUT)"
-        return Failure(
-            verdict, model, key, 0, (), b"", RequestError(reason, f"Gemini did not answer: {error}{setting}")
-        )
+        return Failure(verdict, model, key, 0, (), b"", RequestError(reason, f"Gemini did not answer: {said}{setting}"))
+
+
+def _client_headers(answer: Answer, secret: str) -> list[tuple[bytes, bytes]]:
+    return [(name, covered(value, secret)) for name, value in wire.client_headers(answer.headers)]
+
+
+def _inflated(headers: Sequence[tuple[bytes, bytes]], body: bytes) -> tuple[Sequence[tuple[bytes, bytes]], bytes]:
+    """An error as it reads. What cannot be inflated is left out: nobody could tell whether it holds the key."""
+    encoding = b",".join(value for name, value in headers if name == b"content-encoding").decode("latin-1")
+    if not encoding:
+        return headers, body
+    headers = [(name, value) for name, value in headers if name != b"content-encoding"]
+    try:
+        return headers, wire.inflate(body, encoding, ERROR_MOST)
+    except wire.WireError:
+        return headers, b""
 
 
 async def _nothing_to_settle(_: int | None) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pollux import wire
 from pollux.inbound import Send
 from pollux.journal import Record
-from pollux.redaction import redact
+from pollux.redaction import MARK, SHORTEST, Screen, redact
 from pollux.stream import StreamReader
 from pollux.upstream import Answer, UpstreamError
 from pollux.verdict.error_body import read as read_error
@@ -83,11 +83,17 @@ class Reply:
 
 
 async def pass_whole(
-    reply: Reply, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes, settle: Settle
+    reply: Reply, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes, settle: Settle, *, secret: str
 ) -> None:
     """A plain answer that was read whole. Its last bytes wait for the settlement."""
     await settle(prompt_tokens(body))
-    await reply.whole(status, headers, body)
+    await reply.whole(status, headers, covered(body, secret))
+
+
+def covered(data: bytes, secret: str) -> bytes:
+    """A good answer, or the value of a header: only the key itself is looked for."""
+    value = secret.encode("utf-8", "replace")
+    return data.replace(value, MARK.encode()) if len(value) >= SHORTEST and value in data else data
 
 
 async def collect(answer: Answer) -> tuple[bytes, bool]:
@@ -106,23 +112,30 @@ async def collect(answer: Answer) -> tuple[bytes, bool]:
 
 
 async def pass_on(
-    reply: Reply, answer: Answer, headers: Sequence[tuple[bytes, bytes]], settle: Settle, first: bytes = b""
+    reply: Reply,
+    answer: Answer,
+    headers: Sequence[tuple[bytes, bytes]],
+    settle: Settle,
+    first: bytes = b"",
+    *,
+    secret: str,
 ) -> None:
     """A large or endless plain answer, in the pieces in which it comes. With Content-Length the last one waits."""
     await reply.begin(answer.status, headers)
     tail, missing = b"", answer.length
+    screen = Screen(secret, same_length=missing is not None)
     try:
         data = first or await answer.chunk()
         while data:
             tail = (tail + data)[-TAIL:]
             if missing is not None and (missing := missing - len(data)) <= 0:
                 break
-            await reply.chunk(data)
+            await reply.chunk(screen.through(data))
             data = await answer.chunk()
     except UpstreamError as error:
-        raise BrokenAnswerError(str(error)) from None
+        raise BrokenAnswerError(redact(str(error), [secret])) from None
     await settle(prompt_tokens(tail))
-    await reply.end(data)
+    await reply.end(screen.through(data) + screen.rest())
 
 
 async def pass_stream(
@@ -132,30 +145,40 @@ async def pass_stream(
     reader: StreamReader,
     first: bytes,
     settle: Settle,
+    *,
+    secret: str,
 ) -> str:
     """A stream whose first content is in `first`. Returns how it ended: "" is well."""
     await reply.begin(answer.status, [(n, v) for n, v in headers if n != b"content-length"])
-    await reply.chunk(first)
-    ended, held = "", b""
+    ended, data = "", first
+    held: list[bytes] = []
+    screen = Screen(secret)
+    broken: UpstreamError | None = None
     try:
-        while data := await answer.chunk():
-            reader.feed(data)
-            held += data
+        while data:
+            held.append(data)
             if not reader.error_begun:  # it may echo the key, cut between two chunks
-                await reply.chunk(held if reader.error is None else redact(held))
-                held = b""
+                text = b"".join(held) if len(held) > 1 else data
+                held.clear()
+                await reply.chunk(screen.through(text if reader.error is None else redact(text, [secret])))
+            if data := await answer.chunk():
+                reader.feed(data)
         reader.close()
-        await reply.chunk(redact(held))
     except UpstreamError as error:
+        broken = error
+    last = redact(b"".join(held), [secret]) if held else b""
+    await reply.chunk(screen.through(last) + screen.rest())
+    if broken is not None:
         ended = "broken"
-        await reply.chunk(redact(held))
-        await reply.chunk(wire.stream_error(reader.form, 503, "UNAVAILABLE", f"the stream from Gemini broke: {error}"))
-    if not ended and reader.error is not None:
+        said = f"the stream from Gemini broke: {redact(str(broken), [secret])}"
+        await reply.chunk(wire.stream_error(reader.form, 503, "UNAVAILABLE", said))
+    elif reader.error is not None:
         ended = "error"
         if reader.form.startswith("openai"):  # Google writes a bare list there, which OpenAI's SDKs do not see
             found = read_error(None, reader.error)
-            await reply.chunk(wire.stream_error(reader.form, found.code or 500, "UNAVAILABLE", redact(found.message)))
-    elif not ended and not reader.finished:
+            said = redact(found.message, [secret])
+            await reply.chunk(wire.stream_error(reader.form, found.code or 500, "UNAVAILABLE", said))
+    elif not reader.finished:
         ended = "truncated"
     await settle(reader.prompt_tokens)
     await reply.end()

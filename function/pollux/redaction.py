@@ -1,16 +1,24 @@
 """Takes keys, tokens and project numbers out of text that is about to leave or to be logged. No JSON is parsed here."""
 
+import html
 import json
 import re
 from collections.abc import Sequence
 from typing import AnyStr
+from urllib.parse import quote
 
 MARK = "[redacted]"
+SHORTEST = 6
+"""What is shorter is no secret: to replace it would tear words apart."""
+GLIMPSE = 4
+"""So many characters of a secret at the end of a piece are held back; fewer may pass."""
 
 # What may be a secret's value inside a JSON string: never a quote, a backslash or MARK, so that JSON stays valid and a
 # second pass finds nothing new.
 _VALUE = r"""[^\s"'\\<>&,;()\[\]{}]{4,}"""
 _BORDER = r"(?:(?<![\w-])|(?<=u0026)|(?<=%26)|(?<=%3f))"
+
+_ESCAPE = re.compile("%[0-9A-F]{2}")
 
 # (a lower-case word without which the pattern cannot match, the pattern, its replacement)
 _RULES = tuple(
@@ -35,21 +43,84 @@ _RULES = tuple(
 
 
 def redact(text: AnyStr, secrets: Sequence[str] = ()) -> AnyStr:
-    """Replace key-shaped values, and the exact `secrets` (6 characters or more), by [redacted].
+    """Replace key-shaped values, and the exact `secrets` (6 characters or more, however escaped), by [redacted].
 
     Fast on large text that holds none: each pattern runs only if its word occurs.
     """
     if isinstance(text, bytes):  # Latin-1 keeps every byte as it is, so one set of patterns serves both
-        exact = [secret.encode("utf-8", "replace").decode("latin-1") for secret in secrets]
-        return _redact(text.decode("latin-1"), exact).encode("latin-1")
-    return _redact(text, secrets)
+        return _redact(without(text, secrets).decode("latin-1")).encode("latin-1")
+    return _redact(without(text, secrets))
 
 
-def _redact(text: str, secrets: Sequence[str]) -> str:
-    for secret in sorted(secrets, key=len, reverse=True):
-        for form in {secret, json.dumps(secret, ensure_ascii=False)[1:-1]}:
-            if len(form) >= 6 and form not in MARK:
-                text = text.replace(form, MARK)
+def without(text: AnyStr, secrets: Sequence[str]) -> AnyStr:
+    """The text without the exact secrets, also as JSON, a URL or HTML writes them. Shapes are not looked for."""
+    forms = {form for secret in secrets for form in _forms(secret)} if secrets else ()
+    for form in sorted(forms, key=len, reverse=True):  # one secret may begin with another
+        if isinstance(text, bytes):
+            text = text.replace(form.encode("utf-8", "replace"), MARK.encode())
+        else:
+            text = text.replace(form, MARK)
+    return text
+
+
+def _forms(secret: str) -> set[str]:
+    """How a secret may be written. Google's JSON writes a few harmless characters as \\u003d and the like."""
+    plain = json.dumps(secret, ensure_ascii=False)[1:-1]
+    careful = "".join(f"\\u{ord(c):04x}" if c in "=<>&'" else c for c in plain)
+    forms = {secret, plain, json.dumps(secret)[1:-1], careful, plain.replace("/", "\\/"), html.escape(secret)}
+    for address in (quote(secret), quote(secret, safe="")):
+        forms |= {address, _ESCAPE.sub(lambda found: found[0].lower(), address)}
+    return {form for form in forms if len(form) >= SHORTEST and form not in MARK}
+
+
+class Screen:
+    """Takes one exact secret out of bytes that pass, wherever they are cut. A piece that holds none of it passes whole.
+
+    `same_length`: what is put in its place is as long as the secret, for an answer whose length was announced.
+    """
+
+    __slots__ = ("_held", "_mark", "_passed", "_secret")
+
+    def __init__(self, secret: str, *, same_length: bool = False) -> None:
+        value = secret.encode("utf-8", "replace")
+        self._secret = value if len(value) >= SHORTEST else b""
+        self._mark = MARK.encode().ljust(len(value), b".")[: len(value)] if same_length else MARK.encode()
+        self._passed = b""
+        """The last bytes that went: the secret may have begun in them."""
+        self._held = b""
+
+    def __repr__(self) -> str:
+        return "Screen(…)"
+
+    def through(self, data: bytes) -> bytes:
+        secret, gone = self._secret, len(self._passed)
+        if not secret:
+            return data
+        text = self._passed + self._held + data
+        if secret in text:
+            if (at := text.find(secret)) < gone:
+                text = text[:gone] + self._mark[gone - at :] + text[at + len(secret) :]
+            text = text.replace(secret, self._mark)
+        end = self._begins(text)
+        cut = len(text) if end < 0 else max(end, gone)
+        self._passed, self._held = text[max(0, cut - GLIMPSE + 1) : cut], text[cut:]
+        return text[gone:cut]
+
+    def _begins(self, text: bytes) -> int:
+        """Where the text ends with a beginning of the secret, else -1."""
+        opening = self._secret[:GLIMPSE]
+        at = text.find(opening, max(0, len(text) - len(self._secret) + 1))
+        while at >= 0 and not self._secret.startswith(text[at:]):
+            at = text.find(opening, at + 1)
+        return at
+
+    def rest(self) -> bytes:
+        """At the end: what was held back and did not become the secret."""
+        held, self._held = self._held, b""
+        return held
+
+
+def _redact(text: str) -> str:
     lower = text.lower()
     for word, pattern, replacement in _RULES:
         if word in lower:

@@ -15,6 +15,8 @@ LONG = 16 * 1024
 OVERLAP = 64
 USAGE_MOST = 8 * 1024
 ERROR_MOST = 64 * 1024
+TRIES_MOST = 200
+"""How often what may be an error is parsed before its end: it may come byte by byte."""
 
 # A JSON string has no raw line feed and no bare quote, so that these can only match where they mean it.
 _FINISH = re.compile(rb'"(?:finishReason|blockReason)"\s*:\s*["\d]')
@@ -25,6 +27,7 @@ _BLANK_LINE = re.compile(rb"\r?\n\r?\n")
 _ERROR_HEAD = re.compile(rb'\s*(?:data:)?[\s,]*\[?\s*\{\s*"error"\s*:')
 _DATA = b"data:"
 _BETWEEN = b"[], \r\n\t"
+_AFTER_LAST = b" \r\n\t]"
 
 _QUIET = frozenset({"candidates", "choices", "promptFeedback", "usageMetadata", "usage", "error"})
 _LABELS = frozenset({"modelVersion", "responseId", "createTime", "serviceTier", "id", "object", "created", "model"})
@@ -35,7 +38,7 @@ class StreamReader:
     """`form`: sse or array (native), openai-sse. Feed it every chunk, then `close`."""
 
     __slots__ = (
-        "_array", "_cold", "_error", "_error_at", "_finish", "_marker", "_rest", "_suspect", "_usage",
+        "_array", "_cold", "_error", "_error_at", "_finish", "_marker", "_rest", "_suspect", "_tries", "_usage",
         "content_seen", "finished", "form",
     )  # fmt: skip
 
@@ -53,8 +56,9 @@ class StreamReader:
         self._usage: bytes | None = None
         self._cold = b""
         """What came and was not judged yet, until there is content."""
-        self._suspect: bytes | None = None
+        self._suspect: bytearray | None = None
         """From where an error seems to begin."""
+        self._tries = 0
         self._error: bytes | None = None
 
     def feed(self, chunk: bytes) -> None:
@@ -62,31 +66,38 @@ class StreamReader:
         incomplete = self._look_for_usage(text)
         if not self.finished and (b"eason" in text or b"[DONE]" in text):
             self.finished = self._finish.search(text) is not None
-        if self._error is None and (self._suspect is not None or b'"error"' in text):
+        if (self._error is None or self._array) and (self._suspect is not None or b'"error"' in text):
             self._look_for_error(text, chunk)
         if not self.content_seen:
             self._cold += chunk
-            self._look_for_content()
+            # Only these end an event or an element: to look at each byte of a long one would take for ever.
+            if (b"}" if self._array else b"\n") in chunk:
+                self._look_for_content()
+            if not self.content_seen and len(self._cold) > LONG:
+                waiting = self._cold.rstrip(b" \r\n\t")
+                self.content_seen = len(waiting) > LONG and not _ERROR_HEAD.match(waiting)
+            if self.content_seen:
+                self._cold = b""
         self._rest = text[incomplete:] if incomplete >= 0 else text[-OVERLAP:]
 
     def close(self) -> None:
         """The stream ended: what is incomplete will not become complete."""
         if not self.content_seen and not self._array and self._cold:
             self._judge(self._cold)
-        if self._error is None and self._suspect and not (self._array and self.content_seen):
-            self._error = self.error or self._suspect.strip()
+        if self._error is None and self._suspect:
+            self._error = self._parsed(self._suspect)
+            if self._error is None and not (self._array and self.content_seen):
+                self._error = bytes(self._suspect.strip())
 
     @property
     def error(self) -> bytes | None:
         """The first error's JSON as it came. In an array only a last element is one: then nothing follows it."""
-        if self._error is None and self._array and self._suspect is not None:
-            return self._last_element(self._suspect)
         return self._error
 
     @property
     def error_begun(self) -> bool:
         """What came last may be the beginning of an error, whose end has not come yet."""
-        return self._suspect is not None and self.error is None
+        return self._suspect is not None and self._error is None
 
     @property
     def prompt_tokens(self) -> int | None:
@@ -113,19 +124,29 @@ class StreamReader:
         if self._suspect is not None:
             self._suspect += chunk
         elif (found := self._error_at.search(text)) is not None:
-            self._suspect = text[found.end() :]
+            chunk = text[found.end() :]
+            self._suspect, self._tries = bytearray(chunk), 0
         else:
             return
-        if not self._array:
-            self._error = _first_value(self._suspect)
+        if b"}" in chunk:
+            self._tries += 1
+            self._error = self._parsed(self._suspect) if self._tries <= TRIES_MOST else None
+        elif chunk.strip(_AFTER_LAST):
+            self._error = None
         if len(self._suspect) > ERROR_MOST:  # too long for an error: an argument of that name
             self._suspect = None
+            if self._array:
+                self._error = None
+
+    def _parsed(self, suspect: bytearray) -> bytes | None:
+        text = bytes(suspect)
+        return self._last_element(text) if self._array else _first_value(text)
 
     def _last_element(self, suspect: bytes) -> bytes | None:
         place = 0
         while place >= 0:
             value = _first_value(suspect[place:])
-            if value is not None and not suspect[place + len(value) :].strip(b" \r\n\t]"):
+            if value is not None and not suspect[place + len(value) :].strip(_AFTER_LAST):
                 return value
             found = _ARRAY_ERROR.search(suspect, place)
             place = found.end() if found is not None else -1
@@ -141,11 +162,6 @@ class StreamReader:
             for event in events:
                 self._judge(event)
             self._cold = rest
-        waiting = self._cold.rstrip(b" \r\n\t")
-        if len(waiting) > LONG and not _ERROR_HEAD.match(waiting):
-            self.content_seen = True
-        if self.content_seen:
-            self._cold = b""
 
     def _read_elements(self) -> None:
         self._cold = self._cold.lstrip(_BETWEEN)
