@@ -145,6 +145,21 @@ def test_a_compressed_body_is_read_here_and_travels_as_it_came() -> None:
     assert upstream.sent[0].header("content-encoding") == "gzip"
 
 
+def test_a_body_of_millions_of_tiny_values_is_not_parsed_here() -> None:
+    bomb = b'{"contents":[' + b"[]," * 600_000 + b"[]]}"
+    upstream = FakeUpstream(lambda sent: whole(answer()))
+    assert one(upstream, body=gzip.compress(bomb), headers={"content-encoding": "gzip"}).status == 200
+    assert len(upstream.sent) == 1
+    assert one(upstream, path=CHAT, body=bomb).status == 413
+    assert len(upstream.sent) == 1
+
+
+def test_what_a_body_inflates_to_counts_against_the_memory_for_bodies() -> None:
+    text = json.dumps({"contents": [{"parts": [{"text": "a" * 50_000}]}]}).encode()
+    got = one(settings={"body_memory": 40_000}, body=gzip.compress(text), headers={"content-encoding": "gzip"})
+    assert (got.status, got.reason) == (503, "OVERLOADED_GATEWAY")
+
+
 def test_a_compression_that_is_not_known_is_415_only_where_the_body_must_be_read() -> None:
     upstream = FakeUpstream(lambda sent: whole(answer()))
     headers = {"content-encoding": "br"}

@@ -91,7 +91,7 @@ class Attempts:
             if answer.status >= 300:
                 return self._judged(model or "", key, secret, answer.status, headers, await answer.read())
             x.noted(Attempt(model or "", key.project, key.id, "ok", answer.status))
-            if x.call.kind == "list-models":
+            if x.call.kind == "list-models" and x.method == "GET":
                 body = wire.with_aliases(await answer.read(), x.call, self._aliases)
                 await pass_whole(x.reply, answer.status, headers, body, _nothing_to_settle, secret=secret)
             else:

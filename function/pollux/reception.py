@@ -36,6 +36,8 @@ log = logging.getLogger("pollux.request")
 READ_KINDS = frozenset({"generate", "embed", "predict", "count"})
 """Calls whose bodies are read, for the model or for their size. All others travel unseen."""
 SERVER_TIMEOUT_MARGIN = 10.0
+VALUES_MOST = 500_000
+"""Brackets and commas of a body that is read here: a few kilobytes can inflate to millions of tiny values."""
 
 
 class Reception:
@@ -106,8 +108,11 @@ class Reception:
             )
         body = await read_body(headers, receive, self._settings.max_body, self._memory)
         watch = Watch(receive)
+        held = len(body)
         try:
             x = self._read(scope["method"], call, headers, body, reply, record)
+            self._memory.hold(len(x.readable) - held)  # what it was inflated to
+            held = len(x.readable)
             await self._relay.run(x)
         except asyncio.CancelledError:
             if not watch.gone:
@@ -118,7 +123,7 @@ class Reception:
             record.status, record.ended = record.status or 499, "client-gone"
         finally:
             watch.stop()
-            self._memory.release(len(body))
+            self._memory.release(held)
 
     def _read(
         self,
@@ -171,6 +176,10 @@ class Reception:
             if error.status == 415 and call.api == "native":
                 return body, None
             raise
+        if sum(map(readable.count, (b"[", b"{", b","))) > VALUES_MOST:
+            if call.api == "openai":
+                raise RequestError("BODY_TOO_LARGE", f"the body has more than {VALUES_MOST} values: too many to read")
+            return readable, None
         try:
             parsed = json.loads(readable) if readable else None
         except (ValueError, RecursionError):

@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pollux import log as logs
@@ -86,7 +87,7 @@ async def _serve(settings: Settings, listener: socket.socket, *, demo: bool, sta
     from pollux.app import App, open_keyring
 
     keyring: Keyring = open_keyring(settings)
-    configured = settings.keys_file or settings.secrets
+    configured = settings.keys_file or settings.secrets or settings.upstream != Settings().upstream
     demo = demo or (not configured and not await keyring.keys())
     if demo:
         settings, keyring = _demo(settings, stack)
@@ -117,8 +118,6 @@ def _tokens(settings: Settings) -> tuple[Tokens, str | None]:
     """The tokens, and the client token if it was made just now."""
     client, admin, made = settings.token, settings.admin_token, None
     if not client or not admin:
-        from pathlib import Path
-
         local = load_or_make(Path(settings.data))
         for warning in local.warnings:
             print(f"WARNING: {warning}", file=sys.stderr)
@@ -147,6 +146,8 @@ async def _greet(app: "App", url: str, *, demo: bool, made: str | None) -> None:
         _say("\nA client token was made for this machine; it is shown only now, and kept in tokens.json")
         _say(f"in {app.settings.data}. These three lines configure an SDK:\n")
         _say(greeting(made, url) + "\n")
+    elif not app.settings.token:
+        _say(f"The client token is in {Path(app.settings.data) / 'tokens.json'}.")
 
 
 def _say(text: str) -> None:

@@ -113,7 +113,9 @@ def test_the_first_run_makes_tokens_and_shows_one_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [(), ("--demo",)])
 def test_the_demo_is_loud(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    environ = environment(data=str(tmp_path / "data"), token=TOKEN, upstream="http://127.0.0.1:9")
+    # An upstream that was named is not put aside silently: only --demo does that.
+    upstream = {"upstream": "http://127.0.0.1:9"} if arguments else {}
+    environ = environment(data=str(tmp_path / "data"), token=TOKEN, **upstream)
     with serving(tmp_path, environ, *arguments) as started:
         assert "SIMULATED" in started.said()
         answer = started.generate()
@@ -121,6 +123,14 @@ def test_the_demo_is_loud(tmp_path: Path, arguments: tuple[str, ...]) -> None:
         assert "simulated" in answer.headers["x-pollux-key"]
         assert started.signal() == 0
     assert not (tmp_path / "data" / "pollux.db").exists()
+
+
+def test_an_upstream_without_a_key_is_an_empty_pool_and_no_demo(tmp_path: Path) -> None:
+    environ = environment(data=str(tmp_path / "data"), token=TOKEN, upstream="http://127.0.0.1:9")
+    with serving(tmp_path, environ) as started:
+        assert "SIMULATED" not in started.said()
+        answer = started.generate()
+        assert (answer.status, answer.reason) == (503, "NO_USABLE_KEY")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,68 @@
+"""What a request asks of the pool, where it has been, and what it got."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pollux.keys import Key
+from pollux.quota import Refusal, Slot
+from pollux.roster import Quota
+from pollux.windows import Limits, Want
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a request needs of the pool, whichever model serves it."""
+
+    want: Want
+    deadline: float
+    patient: bool = True
+    """The client set no limit of its own: a big want may wait longer."""
+    sticky: int | None = None
+    prefer_key: str | None = None
+    only: str | None = None
+    """The one project that can serve it."""
+
+
+@dataclass(slots=True)
+class Tried:
+    """Where this request has been already, for one model."""
+
+    projects: set[str] = field(default_factory=set)
+    keys: set[str] = field(default_factory=set)
+    reread: set[str] = field(default_factory=set)
+    """Keys whose source was read again after a refusal."""
+    taught: dict[str, str] = field(default_factory=dict)
+    """Project -> key, where a refusal taught a limit of the minute that was not known."""
+    readmitted: set[str] = field(default_factory=set)
+
+    def readmit(self) -> bool:
+        """Nobody else is left: wait, once, for those whose limit is known by now. True if there are any."""
+        back = {project: key for project, key in self.taught.items() if project not in self.readmitted}
+        self.readmitted |= set(back)
+        self.projects -= set(back)
+        self.keys -= set(back.values())
+        return bool(back)
+
+
+@dataclass(slots=True, eq=False)
+class Reservation:
+    key: Key
+    model: str
+    quota: Quota
+    slot: Slot
+    want: Want
+    limits: Limits
+    sent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Full:
+    """No project has a slot for this model in time: what each of them said."""
+
+    model: str
+    refusals: Mapping[str, Refusal]
+
+    @property
+    def until(self) -> float:
+        return min((refusal.until for refusal in self.refusals.values()), default=math.inf)
