@@ -163,3 +163,26 @@ def test_every_guard_is_named_where_it_can_be_opened() -> None:
 def test_a_guard_that_is_not_one_is_an_error() -> None:
     with pytest.raises(SettingsError, match=r"POLLUX_ALLOW_PATHS=webhook: expected .*webhooks"):
         read(POLLUX_ALLOW_PATHS="webhook")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://[::1",
+        "http://host:99999999",
+        "http://host:0",
+        "http://",
+        "ftp://host",
+        "http://me:pw@host",
+        "http://a b",
+    ],
+)
+def test_an_upstream_that_is_no_address_is_named_in_one_line(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"^POLLUX_UPSTREAM=.*expected a URL"):
+        Settings.from_env({"POLLUX_UPSTREAM": url})
+
+
+@pytest.mark.parametrize("size", ["inf", "nan", "-5", "1e400", "many"])
+def test_a_size_that_is_none_is_named_in_one_line(size: str) -> None:
+    with pytest.raises(SettingsError, match=r"^POLLUX_MAX_BODY=.*expected a size"):
+        Settings.from_env({"POLLUX_MAX_BODY": size})

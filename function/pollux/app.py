@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pollux import admin
 from pollux.auth import Tokens
-from pollux.catalog import Catalog, builtin_text
+from pollux.catalog import Catalog, CatalogError, builtin_text
 from pollux.inbound import Receive, Scope, Send, header
 from pollux.journal import Journal
 from pollux.keys import Keyring
@@ -32,7 +32,12 @@ def load_catalog(settings: Settings) -> Catalog:
             own = Path(settings.catalog).expanduser().read_text()
         except OSError as error:
             raise SettingsError(f"POLLUX_CATALOG={settings.catalog}: {error.strerror}") from None
-    return Catalog.parse(builtin_text(), own)
+        except UnicodeDecodeError:
+            raise SettingsError(f"POLLUX_CATALOG={settings.catalog}: not UTF-8 text") from None
+    try:
+        return Catalog.parse(builtin_text(), own)
+    except CatalogError as error:
+        raise SettingsError(f"POLLUX_CATALOG={settings.catalog}: {error}") from None
 
 
 def open_keyring(settings: Settings) -> Keyring:

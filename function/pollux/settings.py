@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 PREFIX = "POLLUX_"
 GUARDS = ("auth_tokens", "permissions", "transferOwnership", "webhooks", "files:register", "batch", "$rpc")
@@ -77,7 +78,12 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 
 
 def _url(text: str) -> str:
-    if not text.startswith(("http://", "https://")) or not text.split("://", 1)[1].strip("/"):
+    try:
+        parts = urlsplit(text)
+        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not parts.query
+    except ValueError:  # an address in brackets that does not end, a port that is none
+        sound = False
+    if not sound or parts.username is not None or any(c.isspace() for c in text):
         raise ValueError("expected a URL such as https://generativelanguage.googleapis.com")
     return text.rstrip("/")
 
