@@ -86,3 +86,13 @@ def test_the_last_thousand_are_found_and_memory_does_not_grow() -> None:
     assert [journal.find(record.id) for record in records[:5]] == [None] * 5
     assert all(journal.find(record.id) is record for record in records[5:])
     assert journal.requests == KEPT + 5
+
+
+def test_strangers_do_not_push_requests_out_of_the_recent_ones() -> None:
+    journal = Journal()
+    known, stranger = Record(status=200), Record(status=401, reason="NO_TOKEN")
+    journal.close(known)
+    journal.close(stranger)
+    assert journal.find(known.id) is known
+    assert journal.find(stranger.id) is None
+    assert journal.totals()["statuses"] == {"200": 1, "401": 1}

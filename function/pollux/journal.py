@@ -98,6 +98,8 @@ class Journal:
             self.causes[attempt.cause] += 1
         if record.ended:
             self.endings[record.ended] += 1
+        if record.reason == "NO_TOKEN":  # strangers push nobody's requests out of the recent ones
+            return
         self._recent[record.id] = record
         if len(self._recent) > KEPT:
             self._recent.popitem(last=False)
