@@ -20,7 +20,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m bench
 
 requirements: $(VENV)/.dev
-	$(BIN)/uv pip compile --quiet --universal --no-header --no-annotate --upgrade pyproject.toml -o function/requirements.txt
+	$(BIN)/uv pip compile --quiet --universal --no-header --no-annotate --upgrade --extra cloud pyproject.toml -o function/requirements.txt
 
 clean:
 	rm -rf $(VENV) build function/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -35,5 +35,5 @@ $(VENV)/.run: $(BIN)/python pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run pyproject.toml
-	$(BIN)/python -m pip install --quiet --group dev
+	$(BIN)/python -m pip install --quiet --editable '.[cloud]' --group dev
 	@touch $@
