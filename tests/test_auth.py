@@ -1,7 +1,9 @@
 """auth: who is let in, which credentials are removed, and the tokens of the first local run."""
 
+import asyncio
 import concurrent.futures
 import json
+import logging
 import multiprocessing
 import os
 import stat
@@ -10,7 +12,8 @@ from urllib.parse import quote
 
 import pytest
 
-from pollux.auth import TokenError, Tokens, greeting, load_or_make
+from pollux.auth import JoinedTokens, TokenError, Tokens, TokenSource, greeting, load_or_make
+from pollux.keys import KeySourceError
 
 ALICE, BOB, ADMIN = "test-token-of-alice", "test-token-of-bob", "test-token-of-admin"
 TOKENS = Tokens([f"alice={ALICE}", BOB], ADMIN, query_token=True)
@@ -82,6 +85,86 @@ def test_the_admin_is_known_by_bearer_alone(headers: list[tuple[bytes, bytes]], 
 def test_without_an_admin_token_nobody_is_the_admin() -> None:
     for admin in (None, ""):
         assert not Tokens([ALICE], admin, query_token=True).admin([(b"authorization", b"Bearer ")])
+
+
+def bearer(token: str) -> list[tuple[bytes, bytes]]:
+    return [(b"authorization", f"Bearer {token}".encode())]
+
+
+def test_several_admin_tokens_are_valid_at_once() -> None:
+    tokens = Tokens([ALICE], ["admin-token-old", "admin-token-new"], query_token=False)
+    assert [tokens.admin(bearer(t)) for t in ("admin-token-old", "admin-token-new", "admin-token-other")] == [
+        True,
+        True,
+        False,
+    ]
+    assert (tokens.for_clients, tokens.for_admin) == (1, 2)
+    with pytest.raises(TokenError, match="POLLUX_ADMIN_TOKEN"):
+        Tokens([ALICE], ["admin-token-old", ALICE], query_token=False)
+
+
+# --- where tokens come from ------------------------------------------------------------------------------------------
+
+
+class Source:
+    """Tokens that a test changes."""
+
+    def __init__(self, found: Tokens | Exception) -> None:
+        self.found = found
+
+    async def tokens(self) -> Tokens:
+        if isinstance(self.found, Exception):
+            raise self.found
+        return self.found
+
+
+def asked(source: TokenSource) -> Tokens:
+    return asyncio.run(source.tokens())
+
+
+def test_fixed_tokens_are_their_own_source() -> None:
+    assert asked(TOKENS) is TOKENS
+    assert TOKENS.complete
+
+
+def test_the_tokens_of_the_settings_and_of_another_source_both_count() -> None:
+    source = Source(Tokens([f"bob={BOB}"], "admin-token-far", query_token=False))
+    joined = JoinedTokens(Tokens([f"alice={ALICE}"], ADMIN, query_token=True), source)
+    tokens = asked(joined)
+    assert [tokens.check([(b"x-api-key", t.encode())]) for t in (ALICE, BOB, "neither")] == ["alice", "bob", None]
+    assert tokens.check([], f"key={BOB}") == "bob", "the settings say whether the query counts"
+    assert tokens.admin(bearer(ADMIN))
+    assert tokens.admin(bearer("admin-token-far"))
+    assert asked(joined) is tokens, "made anew only when the source changes"
+    source.found = Tokens([f"carol={BOB}x"], None, query_token=False)
+    assert asked(joined).check([(b"x-api-key", BOB.encode())]) is None
+
+
+@pytest.mark.parametrize("trouble", [KeySourceError("denied"), TokenError("empty")])
+def test_while_the_other_source_fails_the_tokens_of_the_settings_are_still_good(
+    trouble: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = Source(trouble)
+    joined = JoinedTokens(Tokens([ALICE], ADMIN, query_token=False), source)
+    with caplog.at_level(logging.ERROR):
+        tokens = asked(joined)
+        assert asked(joined) is tokens
+    assert tokens.check([(b"x-api-key", ALICE.encode())]) == "client-1"
+    assert not tokens.complete
+    assert len(caplog.records) == 1, "said once, not with every request"
+    source.found = Tokens([BOB], None, query_token=False)
+    assert asked(joined).complete
+
+
+def test_a_clients_token_never_has_the_admins_rights(caplog: pytest.LogCaptureFixture) -> None:
+    joined = JoinedTokens(Tokens([ALICE], None, query_token=False), Source(Tokens([BOB], ALICE, query_token=False)))
+    tokens = asked(joined)
+    assert tokens.check([(b"x-api-key", ALICE.encode())])
+    assert not tokens.admin(bearer(ALICE))
+    assert "only a client's rights" in caplog.text
+
+
+# --- bad ones --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

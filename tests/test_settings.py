@@ -122,6 +122,16 @@ def test_a_token_in_the_query_is_off_in_the_cloud(monkeypatch: pytest.MonkeyPatc
     assert not Settings().query_token
 
 
+def test_how_many_instances_there_are_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("K_SERVICE", raising=False)
+    assert Settings().max_instances == 1
+    monkeypatch.setenv("K_SERVICE", "pollux")
+    assert Settings().max_instances == 10
+    assert Settings.from_env({"POLLUX_MAX_INSTANCES": "3"}).max_instances == 3
+    with pytest.raises(SettingsError, match="POLLUX_MAX_INSTANCES=0: expected a whole number, 1 or more"):
+        Settings.from_env({"POLLUX_MAX_INSTANCES": "0"})
+
+
 @pytest.mark.parametrize(("limit", "memory"), [("536870912", 2**28), ("max", 2**29), (None, 2**29), ("9" * 18, 2**29)])
 def test_bodies_get_half_of_the_containers_memory(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str | None, memory: int

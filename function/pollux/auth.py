@@ -4,6 +4,7 @@ Gemini keys are not here but in `keys`; the 401 itself is `wire`'s.
 """
 
 import json
+import logging
 import os
 import re
 import secrets
@@ -12,10 +13,13 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from hmac import compare_digest
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import unquote_plus
 
-from pollux.keys import private
+from pollux.keys import KeySourceError, private
 from pollux.keys.entries import TOKEN_PREFIX
+
+log = logging.getLogger("pollux.auth")
 
 SHORTEST = 4
 CREDENTIALS = ("key", "access_token", "oauth_token")
@@ -31,25 +35,60 @@ class TokenError(ValueError):
     """A token that cannot be used: names the setting or the file, never the token."""
 
 
+class TokenSource(Protocol):
+    """Where tokens come from. Asked with every request: it is cheap."""
+
+    async def tokens(self) -> "Tokens":
+        """The tokens as they stand now. Raises TokenError or KeySourceError if they cannot be read at all."""
+
+
 class Tokens:
-    """The tokens let in. `client` has entries TOKEN or name=TOKEN; one without a name is client-1, client-2, …"""
+    """The tokens let in. `client` has entries TOKEN or name=TOKEN; one without a name is client-1, client-2, …
 
-    __slots__ = ("_admin", "_clients", "_query_token")
+    Several may be valid at once, for the admin too, so that each can be changed without a pause.
+    """
 
-    def __init__(self, client: Iterable[str], admin: str | None, *, query_token: bool) -> None:
+    __slots__ = ("_admins", "_clients", "_query_token", "complete")
+
+    def __init__(self, client: Iterable[str], admin: str | Iterable[str] | None, *, query_token: bool) -> None:
         clients: dict[bytes, str] = {}
         for place, written in enumerate(client, 1):
             named = _NAMED.fullmatch(written)
             name, token = named.groups() if named else (f"client-{place}", written)
             clients.setdefault(_checked(token, f"POLLUX_TOKEN, entry {place}"), name)
+        admins = (admin,) if isinstance(admin, str) else admin or ()
         self._clients = tuple(clients.items())
-        self._admin = _checked(admin, "POLLUX_ADMIN_TOKEN") if admin else None
-        if self._admin in clients:
+        self._admins = tuple(dict.fromkeys(_checked(token, "POLLUX_ADMIN_TOKEN") for token in admins if token))
+        if not clients.keys().isdisjoint(self._admins):
             raise TokenError("POLLUX_ADMIN_TOKEN: a client token is the same; clients would have the admin's rights")
         self._query_token = query_token
+        self.complete = True
+        """False: there may be others, which cannot be read at the moment."""
 
     def __repr__(self) -> str:
-        return f"Tokens({len(self._clients)} for clients, {'one' if self._admin else 'none'} for the admin)"
+        return f"Tokens({len(self._clients)} for clients, {len(self._admins)} for the admin)"
+
+    @property
+    def for_clients(self) -> int:
+        return len(self._clients)
+
+    @property
+    def for_admin(self) -> int:
+        return len(self._admins)
+
+    async def tokens(self) -> "Tokens":
+        """Fixed tokens are their own source."""
+        return self
+
+    def joined(self, more: "Tokens | None") -> "Tokens":
+        """These and others; None: the others cannot be read. Who is a client here and the admin there is a client."""
+        both = object.__new__(Tokens)
+        both._query_token, both.complete = self._query_token, more is not None
+        clients = dict(more._clients if more else ()) | dict(self._clients)
+        admins = dict.fromkeys((*self._admins, *(more._admins if more else ())))
+        both._clients = tuple(clients.items())
+        both._admins = tuple(token for token in admins if token not in clients)
+        return both
 
     def check(self, headers: RawHeaders, query: bytes | str = b"") -> str | None:
         """The client's name if any credential presented is a valid token. Header names are lower case, as in ASGI."""
@@ -68,11 +107,13 @@ class Tokens:
         return found
 
     def admin(self, headers: RawHeaders) -> bool:
-        """Whether the admin token is presented, as Bearer."""
+        """Whether an admin token is presented, as Bearer."""
         found = False
         for name, value in headers:
-            if name == b"authorization" and (token := _bearer(value)) and self._admin is not None:
-                found |= compare_digest(sha256(token).digest(), self._admin)
+            if name == b"authorization" and (token := _bearer(value)):
+                digest = sha256(token).digest()
+                for known in self._admins:
+                    found |= compare_digest(digest, known)
         return found
 
     def _client(self, presented: bytes) -> str | None:
@@ -83,6 +124,28 @@ class Tokens:
             if compare_digest(digest, known):
                 found = name
         return found
+
+
+class JoinedTokens:
+    """The tokens of the settings, and those of another source beside them. Without it the settings' are still good."""
+
+    def __init__(self, own: Tokens, source: TokenSource) -> None:
+        self._own, self._source = own, source
+        self._last: tuple[Tokens | None, Tokens] | None = None
+
+    async def tokens(self) -> Tokens:
+        found: Tokens | None = None
+        try:
+            found = await self._source.tokens()
+        except (TokenError, KeySourceError) as error:
+            if self._last is None or self._last[0] is not None:
+                log.error("only the tokens of the settings are known: %s", error)
+        if self._last is None or self._last[0] is not found:
+            joined = self._own.joined(found)
+            if found is not None and joined.for_admin < len({*self._own._admins, *found._admins}):
+                log.error("a token is both a client's and the admin's: it has only a client's rights")
+            self._last = (found, joined)
+        return self._last[1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,6 +102,11 @@ def data_folder() -> Path:
     return (Path(base) if base else Path.home() / ".local" / "share") / "pollux"
 
 
+def in_cloud() -> bool:
+    """Whether this is an instance on Cloud Run, which sets that name."""
+    return "K_SERVICE" in os.environ
+
+
 def _container_memory() -> int:
     for place in CONTAINER_LIMITS:
         try:
@@ -135,7 +140,7 @@ class Settings:
         str,
         "The one file that keys come from (keys.json, key.txt or .env). Unset: every local source.",
     )
-    secrets: str = _setting("", str, "Google Cloud project whose Secret Manager holds the keys.")
+    secrets: str = _setting("", str, "Google Cloud project whose Secret Manager holds the keys and the tokens.")
     store: str = _setting(
         "",
         lambda t: _store(t) if t else "",
@@ -182,7 +187,7 @@ class Settings:
         f"Guarded paths to let through: {', '.join(GUARDS)}.",
     )
     query_token: bool = _setting(
-        lambda: "K_SERVICE" not in os.environ,
+        lambda: not in_cloud(),
         _switch,
         "Accept a client token as ?key=.",
         shown="on locally, off in the cloud",
@@ -193,6 +198,12 @@ class Settings:
         lambda: _container_memory() // 2, _size, "Memory for request bodies under way.", shown="half of the container's"
     )
     max_concurrent: int = _setting(1000, _count, "Requests under way at once, waiting ones included.")
+    max_instances: int = _setting(
+        lambda: 10 if in_cloud() else 1,
+        _count,
+        "How many instances may run at most; the safe share when the store does not answer is the limit divided by it.",
+        shown="1 locally, 10 in the cloud",
+    )
     store_down: str = _setting(
         "safe",
         _one_of("safe", "closed"),
