@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pollux.store import StoreError, open_store
+from pollux.store.firestore import FirestoreStore
 from pollux.store.memory import MemoryStore
 from pollux.store.sqlite import SqliteStore
 
@@ -27,6 +28,21 @@ def test_a_url_names_a_file(url: str, path: str, tmp_path: Path, monkeypatch: py
     assert str(store.path) == path.format(cwd=tmp_path, home=tmp_path / "home")
 
 
+@pytest.mark.parametrize(
+    ("url", "project", "database"),
+    [
+        ("firestore://project", "project", "(default)"),
+        ("firestore://project/(default)", "project", "(default)"),
+        ("firestore://project/other-one", "project", "other-one"),
+        ("firestore://example.com:old-project", "example.com:old-project", "(default)"),
+    ],
+)
+def test_a_url_names_a_database(url: str, project: str, database: str) -> None:
+    store = open_store(url)
+    assert isinstance(store, FirestoreStore)
+    assert (store.project, store.database) == (project, database)
+
+
 def test_a_url_for_memory() -> None:
     assert isinstance(open_store("memory://"), MemoryStore)
 
@@ -42,7 +58,11 @@ def test_a_url_for_memory() -> None:
         ("memory://x", "is not known"),
         ("postgres://host/db", "is not known"),
         ("", "is not known"),
-        ("firestore://project", "comes with the cloud deployment; not available in this version"),
+        ("firestore://", "'' is no project id; use firestore://PROJECT"),
+        ("firestore://My_Project", "'My_Project' is no project id"),
+        ("firestore://project/", "'' is no database id"),
+        ("firestore://project/data base", "'data base' is no database id"),
+        ("firestore://project/(default)/x", "is no database id"),
     ],
 )
 def test_a_url_that_names_no_store(url: str, says: str) -> None:

@@ -1,9 +1,11 @@
 """The stores that must keep the contract. A new one adds a line to BACKENDS; the suite does the rest."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from pollux.store import Store, open_store
@@ -16,11 +18,22 @@ class Backend:
     """The URL of an empty store; the folder is fresh, and the same within one test."""
     shared: bool = True
     """Several processes may use it at once, and it outlives them."""
+    emulated: bool = False
+    """It needs the Firestore emulator."""
+
+
+RUN = os.urandom(8)
+
+
+def project(folder: Path) -> str:
+    """One that no other test has, in this run or another: an emulator has room for any number of projects."""
+    return f"pollux-{sha256(RUN + bytes(folder)).hexdigest()[:16]}"
 
 
 BACKENDS = [
     Backend("memory", lambda folder: "memory://", shared=False),
     Backend("sqlite", lambda folder: f"sqlite:///{folder / 'store.db'}"),
+    Backend("firestore", lambda folder: f"firestore://{project(folder)}", emulated=True),
 ]
 SHARED = [backend for backend in BACKENDS if backend.shared]
 

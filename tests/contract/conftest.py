@@ -4,16 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.backends import BACKENDS, SHARED
+from tests.contract.backends import BACKENDS, SHARED, Backend
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    address: str = request.param.url(tmp_path)
-    return address
+def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    return empty(request.param, request, tmp_path, monkeypatch)
 
 
 @pytest.fixture(params=SHARED, ids=lambda backend: backend.name)
-def shared_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    address: str = request.param.url(tmp_path)
-    return address
+def shared_url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    return empty(request.param, request, tmp_path, monkeypatch)
+
+
+def empty(backend: Backend, request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    if backend.emulated:
+        monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", request.getfixturevalue("firestore_emulator"))
+    return backend.url(folder)

@@ -188,7 +188,7 @@ NAMES += [
     "a\U0010ffff",
     "a\U0010ffffz",
     "a\ud7ff",
-    "b" * 1000,
+    "b" * 500,
     " ",
     "a b",
     "a\nb",
@@ -199,7 +199,7 @@ NAMES += [
 
 
 @pytest.mark.parametrize(
-    "prefix", ["", "a", "a%", "a_", "a'", "a[", "ä", "🦒", "b" * 999, "a\U0010ffff", "a\ud7ff", "zz", "%", "_"]
+    "prefix", ["", "a", "a%", "a_", "a'", "a[", "ä", "🦒", "b" * 499, "a\U0010ffff", "a\ud7ff", "zz", "%", "_"]
 )
 def test_scan_takes_a_prefix_literally(url: str, prefix: str) -> None:
     async def scene(store: Store) -> None:

@@ -11,7 +11,9 @@ from typing import Any, Protocol
 
 Document = dict[str, Any]
 """What JSON can hold: str, 64-bit int, finite float, bool, None, lists of them, dicts of them by str. It comes back
-equal, types too; a store keeps a copy, never the caller's object. NaN is a ValueError, an odd object a TypeError."""
+equal, types too; a store keeps a copy, never the caller's object. NaN is a ValueError, an odd object a TypeError, and
+more than 1,000,000 bytes of JSON text in ASCII are a ValueError where they do not fit. A document may hold `expires`,
+seconds since 1970: after that a store may delete it, at some time or never."""
 
 Version = str
 """Opaque. Two versions are equal only if the document was not changed in between, also across delete and re-create."""
@@ -48,7 +50,7 @@ class Store(Protocol):
 
     A store belongs to one event loop. Between open and close every verb works; outside of them it is a StoreError.
     A commit that meets no contention may finish without ever suspending its task. A name is any non-empty str of up to
-    1,000 bytes in UTF-8, without NUL; no character in it is special.
+    500 bytes in UTF-8, without NUL; no character in it is special.
     """
 
     async def open(self) -> None:
@@ -98,5 +100,19 @@ def open_store(url: str, clock: Callable[[], float] = time.time) -> Store:
         except RuntimeError as error:  # what expanduser says of an unknown ~user
             raise StoreError(f"store {url}: {error}; write the path in full") from None
     if scheme == "firestore":
-        raise StoreError(f"store {url}: Firestore comes with the cloud deployment; not available in this version")
-    raise StoreError(f"store {url!r} is not known: use sqlite:///PATH (four slashes if absolute) or memory://")
+        return _firestore(url, rest, clock)
+    raise StoreError(
+        f"store {url!r} is not known: use sqlite:///PATH (four slashes if absolute), firestore://PROJECT[/DATABASE] or "
+        "memory://"
+    )
+
+
+def _firestore(url: str, rest: str, clock: Callable[[], float]) -> Store:
+    try:
+        from pollux.store.firestore import FirestoreStore
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("google", "grpc"):
+            raise
+        raise StoreError(f"store {url} needs Google's libraries: pip install 'pollux[cloud]'") from error
+    project, slash, database = rest.partition("/")
+    return FirestoreStore(project, database if slash else "(default)", clock)

@@ -1,0 +1,199 @@
+"""Finds, starts and ends the Firestore emulator: `python -m tools.emulator` runs it until Ctrl-C.
+
+In this order: FIRESTORE_EMULATOR_HOST, which is used as it is; the Google Cloud CLI's; the Firebase CLI's. Only on
+127.0.0.1, in memory, with everything gone when it ends. It never outlives the process that started it.
+"""
+
+import contextlib
+import ctypes
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import IO
+
+from tools.emulator_files import EmulatorError, command
+
+READY_WITHIN = 60.0
+STOP_WITHIN = 5.0
+VARIABLE = "FIRESTORE_EMULATOR_HOST"
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG, Linux only
+
+
+class Emulator:
+    """An emulator of our own. On Linux it is killed when the thread that started it ends, however that comes."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.port = port or _free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log: IO[bytes] | None = None
+
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        if self._process is not None:
+            raise EmulatorError("the emulator runs already")
+        arguments = [*command(), "--host=127.0.0.1", f"--port={self.port}"]
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill
+        self._process = subprocess.Popen(  # noqa: S603
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_die_with(os.getpid()) if sys.platform == "linux" else None,
+        )
+        try:
+            self._wait()
+        except BaseException:
+            self.kill()
+            raise
+
+    def _wait(self) -> None:
+        assert self._process is not None
+        end = time.monotonic() + READY_WITHIN
+        while not answers(self.host):
+            if self._process.poll() is not None:
+                raise EmulatorError(f"the Firestore emulator ended with {self._process.returncode}:\n{self.log()}")
+            if time.monotonic() > end:
+                raise EmulatorError(f"the Firestore emulator was not ready in {READY_WITHIN:g} s:\n{self.log()}")
+            time.sleep(0.05)
+
+    def log(self) -> str:
+        """What it printed, as far as the last 4,000 bytes."""
+        if self._log is None:
+            return ""
+        self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 4000))
+        return self._log.read().decode(errors="replace")
+
+    def stop(self) -> None:
+        """An orderly end; a hard one if it takes too long."""
+        if self._process is not None:
+            self._signal(signal.SIGTERM)
+            self._signal(signal.SIGCONT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_WITHIN)
+            self.kill()
+
+    def kill(self) -> None:
+        """As a machine that dies. All documents are gone."""
+        if self._process is not None:
+            self._signal(signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def restart(self) -> None:
+        """Anew on the same port, empty."""
+        self.kill()
+        self.start()
+
+    def pause(self) -> None:
+        """Connections stay, nothing answers, until `resume`. Documents are kept."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def wipe(self, project: str, database: str = "(default)") -> None:
+        wipe(self.host, project, database)
+
+    def _signal(self, number: int) -> None:
+        if self._process is None:
+            raise EmulatorError("the emulator does not run")
+        with contextlib.suppress(ProcessLookupError):  # its own session, so its group has its number
+            os.killpg(self._process.pid, number)
+
+
+@contextlib.contextmanager
+def started(port: int = 0) -> Iterator[Emulator]:
+    """One of our own, for tests that stop it, even if FIRESTORE_EMULATOR_HOST names another."""
+    emulator = Emulator(port)
+    emulator.start()
+    try:
+        yield emulator
+    finally:
+        emulator.stop()
+
+
+@contextlib.contextmanager
+def available() -> Iterator[str]:
+    """The address of an emulator: the one that the environment names, or one of our own."""
+    named = os.environ.get(VARIABLE)
+    if not named:
+        with started() as emulator:
+            yield emulator.host
+    elif answers(named):
+        yield named
+    else:
+        raise EmulatorError(f"{VARIABLE} names {named}, but no emulator answers there; start it, or unset the variable")
+
+
+def wipe(host: str, project: str, database: str = "(default)") -> None:
+    """Delete all documents of a database, as the emulator alone allows it."""
+    path = f"/emulator/v1/projects/{project}/databases/{database}/documents"
+    status = _ask(host, "DELETE", path)
+    if status != http.HTTPStatus.OK:
+        raise EmulatorError(f"the emulator at {host} answered {status} when it was to be wiped")
+
+
+def answers(host: str) -> bool:
+    try:
+        return _ask(host, "GET", "/") == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+def _ask(host: str, method: str, path: str) -> int:
+    with contextlib.closing(http.client.HTTPConnection(host, timeout=5)) as connection:
+        connection.request(method, path, headers={"Authorization": "Bearer owner"})
+        return connection.getresponse().status
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _die_with(parent: int) -> Callable[[], None]:
+    """To be run in the child between fork and exec."""
+    libc = ctypes.CDLL(None)
+
+    def bind() -> None:
+        libc.prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before we asked
+            os._exit(1)
+
+    return bind
+
+
+def main() -> int:
+    try:
+        with available() as host:
+            print(f"export {VARIABLE}={host}", flush=True)
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.signal(signal.SIGTERM, signal.default_int_handler)
+                signal.pause()
+    except EmulatorError as error:
+        print(f"emulator: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
