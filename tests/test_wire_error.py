@@ -102,9 +102,11 @@ OPENAI_ERRORS: dict[int, type[openai.APIStatusError]] = {
     400: openai.BadRequestError,
     401: openai.AuthenticationError,
     403: openai.PermissionDeniedError,
+    408: openai.APIStatusError,
     413: openai.APIStatusError,
     415: openai.APIStatusError,
     429: openai.RateLimitError,
+    431: openai.APIStatusError,
 }
 
 

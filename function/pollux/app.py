@@ -1,21 +1,23 @@
 """The ASGI app: routes, start and stop. It wires the parts together; what they do is theirs."""
 
+import asyncio
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pollux import admin
-from pollux.auth import Tokens
+from pollux.auth import JoinedTokens, LocalTokens, TokenError, Tokens, TokenSource, load_or_make
 from pollux.catalog import Catalog, CatalogError, builtin_text
-from pollux.inbound import Receive, Scope, Send, header
+from pollux.inbound import HEAD_MOST, Receive, Scope, Send, head_size, header
 from pollux.journal import Journal
 from pollux.keys import Keyring
 from pollux.pool import Pool
 from pollux.reception import Reception
 from pollux.relay import Relay
 from pollux.roster import Roster
-from pollux.settings import Settings, SettingsError
+from pollux.settings import Settings, SettingsError, in_cloud
 from pollux.store import Store, open_store
 from pollux.upstream import HttpUpstream, Upstream
 
@@ -51,13 +53,53 @@ def open_keyring(settings: Settings) -> Keyring:
     return LocalKeyring(keys_file, data=Path(settings.data), folder=Path.cwd(), environ=os.environ)
 
 
+async def open_tokens(settings: Settings) -> tuple[TokenSource, LocalTokens | None]:
+    """The tokens of the settings and, beside them, those of Secret Manager; where neither has one, this machine's own.
+
+    On Cloud Run there are none of the latter: a token that nobody chose would be known to nobody, or to everybody.
+    """
+    own = Tokens(settings.token, settings.admin_token, query_token=settings.query_token)
+    source: TokenSource = own
+    if settings.secrets:
+        from pollux.keys.secret_manager import SecretManagerTokens
+
+        far = SecretManagerTokens(settings.secrets, query_token=settings.query_token)
+        source = JoinedTokens(own, far) if own.for_clients or own.for_admin else far
+    try:
+        return await _with_local(settings, source)
+    except BaseException:
+        await close(source)
+        raise
+
+
+async def _with_local(settings: Settings, source: TokenSource) -> tuple[TokenSource, LocalTokens | None]:
+    known = await source.tokens()
+    if in_cloud() and known.complete and not known.for_clients and not known.for_admin:
+        there = f"as a secret pollux-token-NAME of {settings.secrets} " if settings.secrets else ""
+        raise TokenError(f"no token is there: add one {there}(pollux tokens add), or set POLLUX_TOKEN")
+    if in_cloud() or not known.complete or (known.for_clients and known.for_admin):
+        return source, None
+    local = load_or_make(Path(settings.data))
+    clients = () if known.for_clients else (local.client,)
+    admins = () if known.for_admin else (local.admin,)
+    beside = Tokens(clients, admins, query_token=settings.query_token)
+    return JoinedTokens(beside, source), local if clients else replace(local, client="", made=False)
+
+
+async def close(*parts: object) -> None:
+    """What has nothing open has no `close`."""
+    for part in parts:
+        if (ends := getattr(part, "close", None)) is not None:
+            await ends()
+
+
 class App:
     """One gateway. `start` before the first request, `stop` after the last."""
 
     def __init__(
         self,
         settings: Settings,
-        tokens: Tokens,
+        tokens: TokenSource,
         *,
         store: Store | None = None,
         keyring: Keyring | None = None,
@@ -76,13 +118,26 @@ class App:
         self.reception = Reception(settings, tokens, Relay(self.pool, self.upstream), self.journal)
 
     async def start(self) -> None:
-        await self.store.open()
-        await self.roster.ready()
+        """All that is far is asked at once. What fails leaves nothing open."""
+        asked = (self.store.open(), self.keyring.keys(), self.tokens.tokens())
+        try:
+            for failure in await asyncio.gather(*asked, return_exceptions=True):
+                if isinstance(failure, BaseException):
+                    raise failure
+            await self.roster.ready()
+        except BaseException:
+            await self.close()
+            raise
 
     async def stop(self) -> None:
-        await self.roster.close()
-        await self.upstream.close()
-        await self.store.close()
+        """Commit what still rides, and give back what was taken ahead."""
+        try:
+            await self.roster.close()
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        await close(self.upstream, self.store, self.keyring, self.tokens)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         match scope["type"]:
@@ -112,9 +167,9 @@ class App:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
         cors = self._cors(scope)
-        if path == "/health" and scope["method"] in ("GET", "HEAD"):
-            await _plain(send, 200, b'{"status":"ok"}\n', [(b"content-type", b"application/json"), *cors])
-        elif path.startswith("/admin/") or path == "/admin":
+        if is_health(scope):
+            await health(send, cors)
+        elif (path.startswith("/admin/") or path == "/admin") and head_size(scope) <= HEAD_MOST:
             await admin.serve(self, scope, send)
         elif scope["method"] == "OPTIONS":
             await _plain(send, 204, b"", [(b"allow", CORS_METHODS), *self._preflight(scope, cors)])
@@ -145,6 +200,14 @@ class App:
             (b"access-control-allow-headers", wanted.encode("latin-1")),
             (b"access-control-max-age", b"600"),
         ]
+
+
+def is_health(scope: Scope) -> bool:
+    return scope["path"] == "/health" and scope["method"] in ("GET", "HEAD")
+
+
+async def health(send: Send, extra: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    await _plain(send, 200, b'{"status":"ok"}\n', [(b"content-type", b"application/json"), *extra])
 
 
 async def _plain(send: Send, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]]) -> None:

@@ -83,7 +83,7 @@ class Tokens:
     def joined(self, more: "Tokens | None") -> "Tokens":
         """These and others; None: the others cannot be read. Who is a client here and the admin there is a client."""
         both = object.__new__(Tokens)
-        both._query_token, both.complete = self._query_token, more is not None
+        both._query_token, both.complete = self._query_token, more is not None and more.complete
         clients = dict(more._clients if more else ()) | dict(self._clients)
         admins = dict.fromkeys((*self._admins, *(more._admins if more else ())))
         both._clients = tuple(clients.items())
@@ -146,6 +146,10 @@ class JoinedTokens:
                 log.error("a token is both a client's and the admin's: it has only a client's rights")
             self._last = (found, joined)
         return self._last[1]
+
+    async def close(self) -> None:
+        if (ends := getattr(self._source, "close", None)) is not None:
+            await ends()
 
 
 @dataclass(frozen=True, slots=True)

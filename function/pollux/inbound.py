@@ -11,6 +11,9 @@ Send = Callable[[Message], Awaitable[None]]
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
 WATCH_AFTER = 0.25
+STALLED_AFTER = 60.0
+"""A body of which nothing comes for so many seconds will not be complete any more."""
+HEAD_MOST = 1 << 16
 
 
 class RequestError(Exception):
@@ -54,8 +57,15 @@ def header(headers: RawHeaders, name: bytes) -> str | None:
     return None
 
 
+def head_size(scope: Scope) -> int:
+    """The bytes of a request's line and headers, nearly."""
+    size = len(scope.get("raw_path") or scope["path"]) + len(scope.get("query_string", b""))
+    return size + sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+
+
 async def read_body(headers: RawHeaders, receive: Receive, limit: int, memory: BodyMemory) -> bytes:
-    """The whole body. Too large a one is refused by its Content-Length, or as soon as it has grown too large.
+    """The whole body. Too large a one is refused by its Content-Length, or as soon as it has grown too large; one that
+    stops coming, after a minute.
 
     What is held is released by the caller: it holds exactly len(body) when this returns, nothing when it raises.
     """
@@ -68,7 +78,8 @@ async def read_body(headers: RawHeaders, receive: Receive, limit: int, memory: B
     chunks: list[bytes] = []
     try:
         while True:
-            message = await receive()
+            async with asyncio.timeout(STALLED_AFTER):
+                message = await receive()
             if message["type"] == "http.disconnect":
                 raise ClientGoneError
             if chunk := message.get("body", b""):
@@ -81,11 +92,21 @@ async def read_body(headers: RawHeaders, receive: Receive, limit: int, memory: B
                     held = size
             if not message.get("more_body", False):
                 break
+    except TimeoutError:
+        memory.release(held)
+        raise RequestError("BODY_STALLED", f"{size} bytes of the body came, then none for a minute") from None
     except BaseException:
         memory.release(held)
         raise
     memory.release(held - size)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def uncancel() -> None:
+    """The current task goes on: it was cancelled to be told something, and was told."""
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()
 
 
 def _too_large(limit: int) -> RequestError:

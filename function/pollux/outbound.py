@@ -1,11 +1,12 @@
 """What goes back to a client: Google's bytes as they come, or an error of our own in the shape of the API called."""
 
+import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from pollux import wire
-from pollux.inbound import Send
+from pollux.inbound import Scope, Send, uncancel
 from pollux.journal import Record
 from pollux.redaction import MARK, SHORTEST, Screen, redact
 from pollux.stream import StreamReader
@@ -39,6 +40,10 @@ class Reply:
         self._head = head
         self._extra = list(extra)
         self.begun = False
+        self.ending = False
+        """All that came is passed on; the end waits for the settlement only."""
+        self.cut = False
+        """The gateway stops: what is not passed on yet is not waited for any more."""
 
     async def begin(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
         self.begun = True
@@ -77,15 +82,34 @@ class Reply:
             record.api, kind.http, kind.status, message, retry_after=retry_after, reason=reason, request_id=record.id
         )
         headers = [(b"content-type", b"application/json; charset=utf-8")]
+        if kind.http in (408, 431):  # nobody wants to read the rest of it
+            headers.append((b"connection", b"close"))
         if retry_after is not None:
             headers.append((b"retry-after", b"%d" % max(1, -int(-retry_after // 1))))
         await self.whole(kind.http, headers, body)
+
+
+async def refuse(
+    scope: Scope, send: Send, reason: str, message: str, *, retry_after: float | None = None, close: bool = False
+) -> None:
+    """An error of our own where there is no gateway yet, or none any more, to take the request in."""
+    record = Record()
+    bearer = any(name == b"authorization" for name, _ in scope["headers"])
+    path = scope.get("raw_path") or scope["path"].encode()
+    try:
+        record.api = wire.read_target(scope["method"], path, bearer=bearer).api
+    except wire.WireError:
+        record.api = "native"
+    extra = [(b"connection", b"close")] if close else []
+    reply = Reply(send, record, head=scope["method"] == "HEAD", extra=extra)
+    await reply.error(reason, message, retry_after=retry_after)
 
 
 async def pass_whole(
     reply: Reply, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes, settle: Settle, *, secret: str
 ) -> None:
     """A plain answer that was read whole. Its last bytes wait for the settlement."""
+    reply.ending = True
     await settle(prompt_tokens(body))
     await reply.whole(status, headers, covered(body, secret))
 
@@ -134,6 +158,7 @@ async def pass_on(
             data = await answer.chunk()
     except UpstreamError as error:
         raise BrokenAnswerError(redact(str(error), [secret])) from None
+    reply.ending = True
     await settle(prompt_tokens(tail))
     await reply.end(screen.through(data) + screen.rest())
 
@@ -153,7 +178,7 @@ async def pass_stream(
     ended, data = "", first
     held: list[bytes] = []
     screen = Screen(secret)
-    broken: UpstreamError | None = None
+    broken = ""
     try:
         while data:
             held.append(data)
@@ -165,13 +190,17 @@ async def pass_stream(
                 reader.feed(data)
         reader.close()
     except UpstreamError as error:
-        broken = error
+        ended, broken = "broken", f"the stream from Gemini broke: {redact(str(error), [secret])}"
+    except asyncio.CancelledError:
+        if not reply.cut:
+            raise
+        uncancel()
+        ended, broken = "cut", "the gateway stops, and this stream had not ended"
+    reply.ending = True
     last = redact(b"".join(held), [secret]) if held else b""
     await reply.chunk(screen.through(last) + screen.rest())
-    if broken is not None:
-        ended = "broken"
-        said = f"the stream from Gemini broke: {redact(str(broken), [secret])}"
-        await reply.chunk(wire.stream_error(reader.form, 503, "UNAVAILABLE", said))
+    if broken:
+        await reply.chunk(wire.stream_error(reader.form, 503, "UNAVAILABLE", broken))
     elif reader.error is not None:
         ended = "error"
         if reader.form.startswith("openai"):  # Google writes a bare list there, which OpenAI's SDKs do not see

@@ -9,9 +9,10 @@ from typing import Any
 
 from pollux import log as logs
 from pollux import wire
-from pollux.auth import Tokens
+from pollux.auth import TokenError, TokenSource
 from pollux.exchange import Exchange, conversation
 from pollux.inbound import (
+    HEAD_MOST,
     BodyMemory,
     ClientGoneError,
     Receive,
@@ -19,10 +20,13 @@ from pollux.inbound import (
     Scope,
     Send,
     Watch,
+    head_size,
     header,
     read_body,
+    uncancel,
 )
 from pollux.journal import Journal, Record
+from pollux.keys import KeySourceError
 from pollux.outbound import BrokenAnswerError, Reply
 from pollux.pool import StoppingError
 from pollux.relay import Relay
@@ -41,12 +45,20 @@ VALUES_MOST = 500_000
 
 
 class Reception:
-    def __init__(self, settings: Settings, tokens: Tokens, relay: Relay, journal: Journal) -> None:
+    def __init__(self, settings: Settings, tokens: TokenSource, relay: Relay, journal: Journal) -> None:
         self._settings = settings
         self._tokens = tokens
         self._relay = relay
         self._journal = journal
         self._memory = BodyMemory(settings.body_memory)
+        self._running: dict[asyncio.Task[None], Reply] = {}
+
+    def cut(self) -> None:
+        """The process must end now: unanswered requests get a 503, and streams end with an error event."""
+        for task, reply in self._running.items():
+            if not reply.ending:
+                reply.cut = True
+                task.cancel()
 
     async def serve(
         self, scope: Scope, receive: Receive, send: Send, extra: Sequence[tuple[bytes, bytes]] = ()
@@ -55,6 +67,9 @@ class Reception:
         reply = Reply(send, record, head=scope["method"] == "HEAD", extra=extra)
         journal = self._journal
         journal.under_way += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._running[task] = reply
         try:
             await self._serve(scope, receive, reply, record)
         except (RequestError, WireError) as error:
@@ -68,6 +83,11 @@ class Reception:
             await _tell(reply, RequestError("STOPPING", "the gateway stops before a slot is free", retry_after=1.0))
         except ClientGoneError:
             record.status, record.ended = 499, "client-gone"
+        except asyncio.CancelledError:
+            if not reply.cut:
+                raise
+            uncancel()
+            await _tell(reply, RequestError("STOPPING", "the gateway stops before the answer is there", retry_after=1))
         except BrokenAnswerError as error:
             record.ended = "broken"
             log.warning("request %s: the answer broke after it had begun: %s", record.id, error)
@@ -76,6 +96,7 @@ class Reception:
             log.exception("request %s failed by a fault in Pollux", record.id)
             await _tell(reply, RequestError("INTERNAL", "Pollux itself failed; its log has the reason"))
         finally:
+            del self._running[task]
             journal.under_way -= 1
             journal.close(record)
             logs.request_line(record.as_json())
@@ -84,17 +105,14 @@ class Reception:
         headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
         query: bytes = scope.get("query_string", b"")
         path = scope.get("raw_path") or scope["path"].encode()
+        if head_size(scope) > HEAD_MOST:
+            raise RequestError("HEAD_TOO_LARGE", f"the path and the headers are larger than {HEAD_MOST} bytes")
         bearer = header(headers, b"authorization") is not None and header(headers, b"x-goog-api-key") is None
         call = wire.read_target(scope["method"], path, query, bearer=bearer)
         record.api, record.what = call.api, call.verb or call.kind
-        client = self._tokens.check(headers, query)
-        if client is None:
-            raise RequestError(
-                "NO_TOKEN",
-                "this gateway needs a client token of its own, as x-goog-api-key or Authorization: Bearer; none "
-                "that it knows was sent",
-            )
-        record.client = client
+        if scope["method"] == "GET" and (header(headers, b"upgrade") or "").lower() == "websocket":
+            raise RequestError("NO_LIVE_API", "the Live API is not served here: call it at Google itself")
+        record.client = await self._client(headers, query)
         if call.kind == "guarded" and call.guard not in self._settings.allow_paths:
             raise RequestError(
                 "FORBIDDEN_PATH",
@@ -117,13 +135,29 @@ class Reception:
         except asyncio.CancelledError:
             if not watch.gone:
                 raise
-            task = asyncio.current_task()
-            if task is not None:
-                task.uncancel()
+            uncancel()
             record.status, record.ended = record.status or 499, "client-gone"
         finally:
             watch.stop()
             self._memory.release(held)
+
+    async def _client(self, headers: Sequence[tuple[bytes, bytes]], query: bytes) -> str:
+        unreadable = RequestError("TOKENS_UNREADABLE", "the client tokens cannot be read at the moment", retry_after=5)
+        try:
+            tokens = await self._tokens.tokens()
+        except (TokenError, KeySourceError) as error:
+            log.error("no client can be known: %s", error)
+            raise unreadable from None
+        client = tokens.check(headers, query)
+        if client is not None:
+            return client
+        if not tokens.complete:
+            raise unreadable
+        raise RequestError(
+            "NO_TOKEN",
+            "this gateway needs a client token of its own, as x-goog-api-key or Authorization: Bearer; none "
+            "that it knows was sent",
+        )
 
     def _read(
         self,

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pollux import log as logs
-from pollux.auth import TokenError, Tokens, greeting, load_or_make
+from pollux.auth import LocalTokens, TokenError, greeting
 from pollux.catalog import CatalogError
 from pollux.keys import Key, Keyring, KeySourceError, Secret
-from pollux.settings import Settings, SettingsError
+from pollux.settings import Settings, SettingsError, in_cloud
 from pollux.store import StoreError, open_store
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 DEMO_KEYS = 4
 FINISH_WITHIN = 30
+CUT_AFTER = 28.0
 WAIT_AT_THE_END = 5.0
 """Who has its slot within so many seconds is still served when the process stops."""
 BACKLOG = 2048
@@ -52,7 +53,7 @@ def serve(settings: Settings, host: str, port: int, *, demo: bool) -> int:
         with contextlib.ExitStack() as stack:
             listener = stack.enter_context(_listen(host, port))
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-                return runner.run(_serve(settings, listener, demo=demo, stack=stack))
+                return runner.run(_serve(settings, listener, simulated=demo, stack=stack))
     except (SettingsError, TokenError, CatalogError, KeySourceError, StoreError) as error:
         print(f"pollux serve: {error}", file=sys.stderr)
         return 2
@@ -83,28 +84,31 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def _serve(settings: Settings, listener: socket.socket, *, demo: bool, stack: contextlib.ExitStack) -> int:
-    from pollux.app import App, open_keyring
+async def _serve(settings: Settings, listener: socket.socket, *, simulated: bool, stack: contextlib.ExitStack) -> int:
+    from pollux.app import App, open_keyring, open_tokens
 
     keyring: Keyring = open_keyring(settings)
     configured = settings.keys_file or settings.secrets or settings.upstream != Settings().upstream
-    demo = demo or (not configured and not await keyring.keys())
-    if demo:
-        settings, keyring = _demo(settings, stack)
-    tokens, made = _tokens(settings)
+    simulated = simulated or (not configured and not in_cloud() and not await keyring.keys())
+    if simulated:
+        settings, keyring = demo(settings, stack)
+    tokens, local = await open_tokens(settings)
+    _warn(settings, local)
+    made = local.client if local is not None and local.made else None
     app = App(settings, tokens, keyring=keyring)
     await app.start()
     try:
         host, port = listener.getsockname()[:2]
         shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104
-        await _greet(app, f"http://{shown}:{port}", demo=demo, made=made)
+        await _greet(app, f"http://{shown}:{port}", simulated=simulated, made=made, kept=bool(local and local.client))
         await _Gateway(app).serve(listener)
     finally:
         await app.stop()
     return 0
 
 
-def _demo(settings: Settings, stack: contextlib.ExitStack) -> tuple[Settings, Keyring]:
+def demo(settings: Settings, stack: contextlib.ExitStack) -> tuple[Settings, Keyring]:
+    """Settings and keys for a simulated Gemini, which runs until the stack ends."""
     from pollux.simulator import DEFAULTS, Simulator, demo_keys, running
 
     made = demo_keys(DEMO_KEYS)
@@ -114,26 +118,17 @@ def _demo(settings: Settings, stack: contextlib.ExitStack) -> tuple[Settings, Ke
     return replace(settings, upstream=url, store="memory://"), FixedKeyring(keys)
 
 
-def _tokens(settings: Settings) -> tuple[Tokens, str | None]:
-    """The tokens, and the client token if it was made just now."""
-    client, admin, made = settings.token, settings.admin_token, None
-    if not client or not admin:
-        local = load_or_make(Path(settings.data))
-        for warning in local.warnings:
-            print(f"WARNING: {warning}", file=sys.stderr)
-        if not client:
-            client, made = (local.client,), local.client if local.made else None
-        admin = admin or local.admin
-    tokens = Tokens(client, admin, query_token=settings.query_token)
-    for token in client:
+def _warn(settings: Settings, local: LocalTokens | None) -> None:
+    for warning in () if local is None else local.warnings:
+        _say(f"WARNING: {warning}")
+    for token in settings.token:
         if len(token) < WEAK_TOKEN:
-            print(f"WARNING: a client token has fewer than {WEAK_TOKEN} characters: it can be guessed", file=sys.stderr)
-    return tokens, made
+            _say(f"WARNING: a client token has fewer than {WEAK_TOKEN} characters: it can be guessed")
 
 
-async def _greet(app: "App", url: str, *, demo: bool, made: str | None) -> None:
+async def _greet(app: "App", url: str, *, simulated: bool, made: str | None, kept: bool) -> None:
     keys = await app.keyring.keys()
-    if demo:
+    if simulated:
         _say("*" * 78)
         _say("  SIMULATED GEMINI: no key is configured, so answers are made up by a simulator.")
         _say("  For the real one: `pollux keys add`, or GEMINI_API_KEY in .env; then start again.")
@@ -146,7 +141,7 @@ async def _greet(app: "App", url: str, *, demo: bool, made: str | None) -> None:
         _say("\nA client token was made for this machine; it is shown only now, and kept in tokens.json")
         _say(f"in {app.settings.data}. These three lines configure an SDK:\n")
         _say(greeting(made, url) + "\n")
-    elif not app.settings.token:
+    elif kept:
         _say(f"The client token is in {Path(app.settings.data) / 'tokens.json'}.")
 
 
@@ -175,6 +170,7 @@ class _Gateway:
 
             def _end(self, number: int) -> None:
                 app.pool.end(WAIT_AT_THE_END)
+                asyncio.get_running_loop().call_later(CUT_AFTER, app.reception.cut)
                 self.handle_exit(number, None)
 
         self._server = Server(

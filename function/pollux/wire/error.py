@@ -41,6 +41,12 @@ ERRORS: Mapping[str, Problem] = {
         "The path would hand out or bypass what the gateway guards.",
         "If that is wanted, name it in `POLLUX_ALLOW_PATHS`; the message says which name.",
     ),
+    "BODY_STALLED": Problem(
+        408,
+        "DEADLINE_EXCEEDED",
+        "The body stopped coming for a minute before it was complete.",
+        "Send it again; look at the network between the client and the gateway.",
+    ),
     "BODY_TOO_LARGE": Problem(
         413,
         "INVALID_ARGUMENT",
@@ -65,11 +71,23 @@ ERRORS: Mapping[str, Problem] = {
         "The model's limit is 0 in every project, or none of them has access to it.",
         "Choose another model, or add a project on a tier that has it.",
     ),
+    "HEAD_TOO_LARGE": Problem(
+        431,
+        "INVALID_ARGUMENT",
+        "The path and the headers together are larger than 64 KiB.",
+        "Send fewer or shorter headers; what is large belongs into the body.",
+    ),
     "INTERNAL": Problem(
         500,
         "INTERNAL",
         "A fault in Pollux itself.",
         "Read the gateway's log, and report it with the request's id.",
+    ),
+    "NO_LIVE_API": Problem(
+        501,
+        "UNIMPLEMENTED",
+        "A WebSocket was asked for: the Live API is not served.",
+        "Call the Live API at Google itself.",
     ),
     "UPSTREAM_UNREACHABLE": Problem(
         502,
@@ -101,10 +119,16 @@ ERRORS: Mapping[str, Problem] = {
         "`POLLUX_MAX_CONCURRENT` requests are under way, or their bodies fill `POLLUX_BODY_MEMORY`.",
         "Try again after `Retry-After`, or raise the setting that the message names.",
     ),
+    "NOT_STARTED": Problem(
+        503,
+        "UNAVAILABLE",
+        "The gateway could not start: a setting, the keys, the tokens or the store; its log has the reason.",
+        "Mend what the log names. Every request starts it again, at most once a second.",
+    ),
     "STOPPING": Problem(
         503,
         "UNAVAILABLE",
-        "The gateway was told to stop, and the slot that the request waits for lies later.",
+        "The gateway was told to stop, and the request came, or would have been answered, too late.",
         "Try again after `Retry-After`: another instance, or the gateway once it runs again, will serve it.",
     ),
     "STORE_DOWN": Problem(
@@ -112,6 +136,12 @@ ERRORS: Mapping[str, Problem] = {
         "UNAVAILABLE",
         "The store that counts quotas does not answer; nothing was sent.",
         "Try again after `Retry-After`; the gateway's log says what is wrong with the store.",
+    ),
+    "TOKENS_UNREADABLE": Problem(
+        503,
+        "UNAVAILABLE",
+        "The client tokens cannot be read, so nobody knows whether this one is valid.",
+        "Try again after `Retry-After`; the gateway's log says why.",
     ),
     "UPSTREAM_TIMEOUT": Problem(
         504,

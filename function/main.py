@@ -1,0 +1,16 @@
+"""The entry point: `functions-framework --target gateway --source function/main.py --asgi`."""
+
+from typing import Any
+
+import functions_framework.aio
+from starlette.requests import Request
+
+from pollux.entry import Entry
+
+entry = Entry()
+
+
+@functions_framework.aio.http
+async def gateway(request: Request) -> Any:
+    """What is no text and no dictionary is called as an ASGI app, with the whole request, unread."""
+    return entry

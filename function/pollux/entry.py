@@ -1,0 +1,197 @@
+"""The gateway under the Functions Framework, which has no lifespan: the first request starts it, SIGTERM ends it.
+
+`pollux serve` needs none of this. Nothing here is bound to a loop before a request comes: gunicorn forks after the
+import.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from pollux import log as logs
+from pollux.app import App, close, health, is_health, open_keyring, open_tokens
+from pollux.auth import TokenError
+from pollux.catalog import CatalogError
+from pollux.inbound import Message, Receive, Scope, Send
+from pollux.keys import KeySourceError
+from pollux.outbound import BrokenAnswerError, refuse
+from pollux.settings import Settings, SettingsError, in_cloud
+from pollux.store import StoreError
+
+log = logging.getLogger("pollux")
+
+AGAIN_AFTER = 1.0
+"""After a start that failed, requests within so many seconds are refused without another try."""
+WAIT_AT_THE_END = 2.0
+"""Who has its slot within so many seconds after SIGTERM is still served."""
+CUT_AFTER = 7.0
+LAST_WORDS = 0.4
+GONE_AFTER = 7.9
+"""Cloud Run sends SIGKILL ten seconds after SIGTERM."""
+
+Build = Callable[[contextlib.ExitStack], Awaitable[App]]
+
+
+class NotStartedError(Exception):
+    """There is no gateway: why, is in the log."""
+
+
+async def build(stack: contextlib.ExitStack) -> App:
+    """A gateway that has started, by the environment. What it needs beside itself ends with the stack."""
+    logs.configure(environ=os.environ)  # for what the settings have to say
+    settings = Settings.from_env(os.environ)
+    logs.configure(settings.log, settings.log_level)
+    keyring = open_keyring(settings)
+    try:
+        (tokens, local), keys = await asyncio.gather(open_tokens(settings), keyring.keys())
+        if local is not None and local.made:
+            log.warning("tokens were made for this machine: they are in tokens.json in %s", settings.data)
+        configured = settings.keys_file or settings.secrets or settings.upstream != Settings().upstream
+        if not (keys or configured or in_cloud()):
+            from pollux.serving import demo
+
+            log.warning("SIMULATED GEMINI: no key is configured, so answers are made up by a simulator")
+            settings, keyring = demo(settings, stack)
+        elif not keys:
+            log.warning("no key is configured: every request will be refused until one is")
+    except BaseException:
+        with contextlib.suppress(Exception):
+            await close(keyring)
+        raise
+    app = App(settings, tokens, keyring=keyring)
+    await app.start()
+    return app
+
+
+class Entry:
+    """An ASGI app that becomes the gateway with its first request."""
+
+    def __init__(self, build: Build = build, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._build = build
+        self._clock = clock
+        self._app: App | None = None
+        self._starting: asyncio.Task[App] | None = None
+        self._failed_at = float("-inf")
+        self._stack = contextlib.ExitStack()
+        self._listens = self._stopping = False
+        self._under_way = 0
+        self._idle = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._listens:
+            self._listens = True
+            self._take_signals()
+        if is_health(scope):  # that the process lives: also while the start fails, which no restart would mend
+            await health(send)
+            return
+        self._under_way += 1
+        self._idle.clear()
+        try:
+            await self._serve(scope, receive, self._closing(send))
+        except BrokenAnswerError:
+            pass  # returning early cuts the connection too, and the framework does not call it a crash
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self._idle.set()
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._stopping:
+            try:
+                app = self._app or await self._started()
+            except NotStartedError as error:
+                await refuse(scope, send, "NOT_STARTED", str(error), retry_after=AGAIN_AFTER)
+                return
+        if self._stopping:
+            await refuse(scope, send, "STOPPING", "the gateway stops", retry_after=1)
+            return
+        await app(scope, receive, send)
+
+    def _closing(self, send: Send) -> Send:
+        """Once the process stops, no connection is kept for another request."""
+
+        async def last(message: Message) -> None:
+            if self._stopping and message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        return last
+
+    # --- the start ---
+
+    async def _started(self) -> App:
+        """However many first requests come together, there is one start; a client that leaves does not end it."""
+        if self._starting is None:
+            if self._clock() - self._failed_at < AGAIN_AFTER:
+                raise NotStartedError("the gateway could not start; its log says why")
+            self._starting = asyncio.create_task(self._start())
+        return await asyncio.shield(self._starting)
+
+    async def _start(self) -> App:
+        try:
+            self._app = await self._build(self._stack)
+        except Exception as error:
+            known = isinstance(error, SettingsError | TokenError | CatalogError | KeySourceError | StoreError)
+            log.error("the gateway could not start: %s", error, exc_info=None if known else error)
+            self._stack.close()
+            self._failed_at = self._clock()
+            raise NotStartedError("the gateway could not start; its log says why") from None
+        finally:
+            self._starting = None
+        return self._app
+
+    # --- the end ---
+
+    def _take_signals(self) -> None:
+        """The server's own handlers would close at once, and then wait for open streams for ever."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            servers = signal.getsignal(number)
+            with contextlib.suppress(NotImplementedError):  # on Windows
+                loop.add_signal_handler(number, self._told, number, servers)
+
+    def _told(self, number: int, servers: Any) -> None:
+        if self._stopping:  # a second time: at once
+            servers(number, None)
+            return
+        self._stopping = True
+        self._ending = asyncio.create_task(self.end(lambda: servers(number, None)))
+
+    async def end(self, leave: Callable[[], None]) -> None:
+        """Finish what runs, cut what does not end, give back what was taken ahead; then the server may go."""
+        self._stopping = True
+        began = self._clock()
+        try:
+            if self._starting is not None:
+                await asyncio.wait({self._starting}, timeout=CUT_AFTER)
+            app = self._app
+            if app is None:
+                return
+            app.pool.end(WAIT_AT_THE_END)
+            if not await self._idle_within(began + CUT_AFTER - self._clock()):
+                app.reception.cut()
+                await self._idle_within(LAST_WORDS)
+            async with asyncio.timeout(max(LAST_WORDS, began + GONE_AFTER - self._clock())):
+                await app.stop()
+        except Exception as error:
+            log.error("not all was given back at the end: %s", error or type(error).__name__)
+        finally:
+            self._stack.close()
+            leave()
+
+    async def _idle_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(max(0.0, seconds)):
+                while self._under_way:
+                    await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
