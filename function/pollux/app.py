@@ -43,12 +43,12 @@ def load_catalog(settings: Settings) -> Catalog:
 
 
 def open_keyring(settings: Settings) -> Keyring:
+    if settings.secrets:
+        from pollux.keys.secret_manager import SecretManagerKeyring
+
+        return SecretManagerKeyring(settings.secrets)
     from pollux.keys.local import LocalKeyring
 
-    if settings.secrets:
-        raise SettingsError(
-            "POLLUX_SECRETS: keys in Secret Manager come with the cloud deployment; not available in this version"
-        )
     keys_file = Path(settings.keys_file).expanduser() if settings.keys_file else None
     return LocalKeyring(keys_file, data=Path(settings.data), folder=Path.cwd(), environ=os.environ)
 
