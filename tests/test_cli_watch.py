@@ -53,17 +53,21 @@ def test_status_is_a_table_of_keys_and_one_of_quotas() -> None:
     lines = squeezed(status_text(found))
     assert "strategy earliest, window sliding" in lines[0]
     assert lines[1] == "requests: 2 (2 x 200), 0 under way, 0 waiting"
+    assert " is ok; by this instance 2 commits (0 conflicts), " in lines[2]
+    assert ", 1.00 commits and " in lines[2]
     assert "KEY PROJECT TIER STATE UNTIL WHY" in lines
     assert "k1 p1 free healthy" in lines
     assert "k2 p2 - healthy" in lines
-    assert "PROJECT MODEL RPM TPM RPD NEXT SLOT WHY" in lines
-    assert f"p1 {FLASH} 2/5 4/250000 2/20 now" in lines
+    assert "PROJECT MODEL RPM TPM RPD NEXT SLOT COMMITS CONFLICTS GRANTS WHY" in lines
+    assert f"p1 {FLASH} 2/5 4/250000 2/20 now 2 0 0" in lines
 
 
 def test_status_says_until_when_and_why_something_rests() -> None:
     keys = Keys([Key("k1", "p1")])
     cooling = squeezed(status_text(seen(lambda _: "/admin/status", refuses("rpm"), keys=keys)))
-    assert f"p1 {FLASH} 1/5 5/? 1/? in 43 s resting after a refusal: the requests per minute are used up" in cooling
+    assert (
+        f"p1 {FLASH} 1/5 5/? 1/? in 43 s 2 0 0 resting after a refusal: the requests per minute are used up" in cooling
+    )
     aside = squeezed(status_text(seen(lambda _: "/admin/status", refuses("leaked-key"), keys=keys)))
     row = next(line for line in aside if line.startswith("k1 p1"))
     assert row.startswith("k1 p1 - aside ")
@@ -79,8 +83,11 @@ def test_status_of_a_gateway_that_was_never_used() -> None:
 def test_status_shows_suspicions_and_problems_first() -> None:
     found = seen(lambda _: "/admin/status")
     found["pool"] |= {"suspicion": "Google may limit this address", "problems": ["keys.json:3: not a key"]}
+    found["store"] |= {"state": "down", "why": "it does not answer", "since": found["now"]}
     lines = status_text(found).splitlines()
-    assert lines[2:4] == ["SUSPICION: Google may limit this address", "PROBLEM: keys.json:3: not a key"]
+    assert lines[3].startswith("STORE TROUBLE since ")
+    assert lines[3].endswith(": it does not answer")
+    assert lines[4:6] == ["SUSPICION: Google may limit this address", "PROBLEM: keys.json:3: not a key"]
 
 
 def test_explain_says_for_each_candidate_when_and_why() -> None:

@@ -3,6 +3,7 @@
 import json
 
 from pollux.journal import KEPT, Attempt, Journal, Record
+from pollux.storewatch import StoreUse
 
 COMPLETE = Record(
     id="0123456789abcdef",
@@ -16,6 +17,7 @@ COMPLETE = Record(
     attempts=[Attempt("model-a", "p1", "k1", "rpm", 429, "used up"), Attempt("model-b", "p2", "k2", "ok", 200)],
     sent=2,
     waited=1.2346,
+    store=StoreUse(commits=2, conflicts=1, seconds=0.0125),
     first_byte=0.0123456,
     estimated=100,
     tokens=97,
@@ -40,6 +42,9 @@ def test_a_record_tells_where_a_request_went_and_why() -> None:
             {"model": "model-b", "project": "p2", "key": "k2", "cause": "ok", "status": "200"},
         ],
         "waited_ms": 1235,
+        "store_ms": 12.5,
+        "commits": 2,
+        "conflicts": 1,
         "first_byte_ms": 12.3,
         "total_ms": 2500.0,
         "tokens_estimated": 100,

@@ -82,11 +82,11 @@ def test_every_fit_ends_after_few_passes(monkeypatch: pytest.MonkeyPatch) -> Non
     passes = 0
     real = windows._past_full_windows
 
-    def counted(slots: list[int], amounts: tuple[int, ...], number: int, room: int) -> int:
+    def counted(slots: list[int], amounts: tuple[int, ...], number: int, room: int, span: int) -> int:
         nonlocal passes
         passes += 1
         assert passes < 200
-        return real(slots, amounts, number, room)
+        return real(slots, amounts, number, room, span)
 
     monkeypatch.setattr(windows, "_past_full_windows", counted)
     slots = {NOW + i * WINDOW: Want(5, 0) if i % 2 else Want(0, 100) for i in range(60)}

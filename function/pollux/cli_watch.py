@@ -96,6 +96,10 @@ def status_text(found: Mapping[str, Any]) -> str:
         f"window {found['window']}",
         f"requests: {pool['requests']} ({statuses}), {pool['under_way']} under way, {pool['waiting']} waiting",
     ]
+    lines.append(_store(found["store"], pool["requests"]))
+    if found["store"]["state"] != "ok":
+        since = datetime.fromtimestamp(found["store"]["since"]).strftime("%H:%M:%S")
+        lines.append(f"STORE TROUBLE since {since}: {found['store']['why']}")
     if pool["suspicion"]:
         lines.append(f"SUSPICION: {pool['suspicion']}")
     lines += [f"PROBLEM: {problem}" for problem in pool["problems"]]
@@ -110,13 +114,32 @@ def status_text(found: Mapping[str, Any]) -> str:
             quota["model"],
             *(_share(quota, name) for name in ("rpm", "tpm", "rpd")),
             _until(quota["cooldown_until"], now) or _until(quota["next_slot"], now) or "now",
+            quota["commits"],
+            quota["conflicts"],
+            quota["grants"],
             quota["cooldown_why"] or "",
         )
         for quota in found["quotas"]
     ]
     if quotas:
-        lines += ["", *table(("PROJECT", "MODEL", "RPM", "TPM", "RPD", "NEXT SLOT", "WHY"), quotas)]
+        lines += [
+            "",
+            *table(
+                ("PROJECT", "MODEL", "RPM", "TPM", "RPD", "NEXT SLOT", "COMMITS", "CONFLICTS", "GRANTS", "WHY"), quotas
+            ),
+        ]
     return "\n".join(lines)
+
+
+def _store(store: Mapping[str, Any], requests: int) -> str:
+    """What all instances share, and what this one asked of it."""
+    each = max(1, requests)
+    per = f", {store['commits'] / each:.2f} commits and {store['reads'] / each:.2f} reads a request"
+    took = f"; a commit takes {store['commit_ms']['median']:g} ms" if store["commit_ms"] else ""
+    return (
+        f"store: {store['url']} is {store['state']}; by this instance {store['commits']} commits "
+        f"({store['conflicts']} conflicts), {store['reads']} reads{per if requests else ''}{took}"
+    )
 
 
 def _share(quota: Mapping[str, Any], name: str) -> str:

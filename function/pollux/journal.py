@@ -6,6 +6,8 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
+from pollux.storewatch import StoreUse
+
 KEPT = 1000
 
 
@@ -49,6 +51,7 @@ class Record:
     sent: int = 0
     """How often something went upstream for it."""
     waited: float = 0.0
+    store: StoreUse = field(default_factory=StoreUse)
     first_byte: float | None = None
     estimated: int = 0
     tokens: int | None = None
@@ -70,6 +73,9 @@ class Record:
             "project": self.project,
             "attempts": [attempt.as_json() for attempt in self.attempts],
             "waited_ms": round(self.waited * 1000),
+            "store_ms": round(self.store.seconds * 1000, 1),
+            "commits": self.store.commits,
+            "conflicts": self.store.conflicts,
             "first_byte_ms": None if self.first_byte is None else round(self.first_byte * 1000, 1),
             "total_ms": round(self.total * 1000, 1),
             "tokens_estimated": self.estimated,

@@ -6,11 +6,13 @@ by functions that can be run again after a conflict.
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from pollux.store import ConflictError, Document, Store, StoreUnavailableError, Version
+from pollux.store import ConflictError, Document, StoreError, StoreUnavailableError, Version
+from pollux.storewatch import Counters, Watch
 
 log = logging.getLogger("pollux.store")
 T = TypeVar("T")
@@ -21,16 +23,9 @@ Change = Callable[[T, float], tuple[T, R]]
 _Entry = tuple[Change[T, Any], "asyncio.Future[Any]", Callable[[Any], Change[T, Any] | None] | None]
 
 MOST_CONFLICTS = 50
+MOST_RIDING = 5000
+"""While the store is gone no more changes than that are kept for it."""
 WRITER_FOR = 60.0
-
-
-@dataclass(slots=True)
-class Counters:
-    """What the store was asked for, over all ledgers of a process."""
-
-    commits: int = 0
-    conflicts: int = 0
-    reads: int = 0
 
 
 @dataclass(slots=True)
@@ -41,17 +36,22 @@ class Codec(Generic[T]):
     pack: Callable[[T], Document]
     unpack: Callable[[Mapping[str, Any]], T]
     tidy: Callable[[T, float], T]
+    keeps: float | None = None
+    """Seconds after its last commit when a document may be forgotten; None: never."""
 
 
 class Ledger(Generic[T]):
-    def __init__(self, name: str, store: Store, codec: Codec[T], writer: str, counters: Counters) -> None:
+    def __init__(self, name: str, codec: Codec[T], writer: str, watch: Watch) -> None:
         self.name = name
+        self.counters = Counters()
+        self.mine = False
+        """The last commit that this instance knows of was its own."""
         self.value: T = codec.empty
         self.seen_at = float("-inf")
         self.committed_at = float("-inf")
-        self._store = store
+        self._store = watch.store
         self._codec = codec
-        self._counters = counters
+        self._watch = watch
         self._version: Version | None = None
         self._writer = writer
         self._sequence = 0
@@ -99,8 +99,19 @@ class Ledger(Generic[T]):
 
     def ride(self, change: Change[T, Any]) -> None:
         """Change the value with the next commit, whenever that is; it is seen here at once."""
-        self._riding.append(change)
+        if len(self._riding) < MOST_RIDING:
+            self._riding.append(change)
         self.value, _ = change(self.value, self._store.now())
+
+    async def note(self, change: Change[T, Any]) -> None:
+        """Change the value. If the store does not answer that is no reason to fail: then the change rides."""
+        if self._watch.down:
+            self.submit(change)
+            return
+        try:
+            await self.apply(change)
+        except StoreUnavailableError:
+            self.ride(change)
 
     def commit_soon(self, every: float) -> None:
         """Commit what rides, if the last commit is `every` seconds ago."""
@@ -111,6 +122,16 @@ class Ledger(Generic[T]):
     def busy(self) -> bool:
         """A commit is under way: what the store holds may be older than what is known here."""
         return self._task is not None
+
+    @property
+    def riding(self) -> int:
+        """How many changes wait for the next commit."""
+        return len(self._riding)
+
+    @property
+    def alone(self) -> bool:
+        """Nobody else wrote this document lately, as far as is known."""
+        return self._writers.keys() <= {self._writer}
 
     @property
     def tries(self) -> int:
@@ -156,12 +177,13 @@ class Ledger(Generic[T]):
             self._version = None
         else:
             document, version = found
-            self._writers = dict(document.get("writers", {}))
+            self._writers = self._recent(document.get("writers", {}), now)
             if version != self._version:  # of those whose answer was lost one was applied, or none can be any more
                 del self._riding[: self._unknown.get(int(self._mark()), 0)]
                 self._unknown.clear()
+                self.mine = False
             self._version = version
-            self.value = self._codec.unpack(document)
+            self.value = self._unpacked(document)
             for change in self._riding:
                 self.value, _ = change(self.value, now)
         self.seen_at = now
@@ -170,9 +192,16 @@ class Ledger(Generic[T]):
         """The last of this ledger's commits that the document holds."""
         return self._writers.get(self._writer, [0])[0]
 
+    def _unpacked(self, document: Document) -> T:
+        try:
+            return self._codec.unpack(document)
+        except Exception as error:  # somebody else's document, or a newer version's: an error, never a guess
+            said = str(error) if isinstance(error, ValueError) else f"it cannot be read ({type(error).__name__})"
+            raise StoreError(f"document {self.name!r} of the store: {said}; mend or delete it") from error
+
     async def _read(self) -> tuple[Document, Version] | None:
-        self._counters.reads += 1
-        return (await self._store.read([self.name])).get(self.name)
+        self.counters.reads += 1
+        return (await self._watch.read([self.name])).get(self.name)
 
     async def _reread(self) -> None:
         asked = self._sequence
@@ -206,7 +235,7 @@ class Ledger(Generic[T]):
                 self._start()
 
     def _fail(self, waiting: "list[_Entry[T]]", error: Exception) -> None:
-        if self._riding:
+        if self._riding and not isinstance(error, StoreUnavailableError):  # of that `Watch` tells, once
             log.warning("what rides with the next commit of %s has to wait: %s", self.name, error)
         for _, future, _ in waiting:
             if not future.done():
@@ -225,12 +254,12 @@ class Ledger(Generic[T]):
             value = self._codec.tidy(value, now)
             document = self._codec.pack(value)
             document["writers"] = writers = self._signed(now)
+            if self._codec.keeps is not None:
+                document["expires"] = math.ceil(now + self._codec.keeps)
             self._unknown[self._sequence] = riding
-            self._counters.commits += 1
             try:
-                version = await self._store.commit(self.name, document, self._version)
+                version = await self._watch.commit(self.name, document, self._version, self.counters)
             except ConflictError:
-                self._counters.conflicts += 1
                 if not await self._was_applied():
                     continue
             except StoreUnavailableError:
@@ -242,6 +271,7 @@ class Ledger(Generic[T]):
                 for rider in self._riding:
                     value, _ = rider(value, now)
                 self.value, self._version, self._writers, self.seen_at = value, version, writers, now
+                self.mine = True
             self.committed_at = now
             return results
         raise StoreUnavailableError(f"document {self.name!r} changed {MOST_CONFLICTS} times while one commit was tried")
@@ -254,5 +284,8 @@ class Ledger(Generic[T]):
 
     def _signed(self, now: float) -> dict[str, list[float]]:
         self._sequence += 1
-        kept = {name: mark for name, mark in self._writers.items() if now - mark[1] < WRITER_FOR}
-        return kept | {self._writer: [self._sequence, now]}
+        return self._recent(self._writers, now) | {self._writer: [self._sequence, now]}
+
+    def _recent(self, writers: Mapping[str, list[float]], now: float) -> dict[str, list[float]]:
+        """Those of the last minute, and oneself, however long ago: an answer may have been lost as long."""
+        return {name: mark for name, mark in writers.items() if now - mark[1] < WRITER_FOR or name == self._writer}

@@ -20,6 +20,8 @@ __all__ = ["configure", "guard", "request_line"]
 LONG_LINE = 16 * 1024
 _COLOURS = {"DEBUG": "\x1b[2m", "WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[1;31m"}
 _PLAIN = "\x1b[0m"
+TELL_STORE_MS = 10
+"""Waiting for the store that long is worth a word in a line for people; JSON lines always have it."""
 _KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "fields", "color_message"}
 _requests = logging.getLogger("pollux.request")
 _outlet: Outlet | None = None
@@ -193,6 +195,8 @@ def _line(fields: Mapping[str, Any]) -> str:
         parts.append(f"first {first:.0f}")
     if waited := get("waited_ms"):
         parts.append(f"waited {waited:.0f}")
+    if (store := get("store_ms") or 0) >= TELL_STORE_MS:
+        parts.append(f"store {store:.0f}")
     if (tokens := get("tokens")) is not None:
         parts.append(f"{tokens} tokens")
     elif estimated := get("tokens_estimated"):

@@ -1,10 +1,12 @@
 """What an answer of Google's means for the pool: which quota cools and what it learned, which key is set aside."""
 
+from contextlib import suppress
 from functools import partial
 
 from pollux import health, quota
 from pollux.pool import Pool, Reservation
 from pollux.quota import State
+from pollux.store import StoreUnavailableError
 from pollux.verdict import Verdict
 from pollux.windows import MINUTE_LIMITS
 
@@ -31,10 +33,10 @@ class Outcomes:
         self._pauses = 0
         self._denied.clear()
         if slot.probe or reservation.quota.ledger.value.cooldown is not None:
-            await reservation.quota.ledger.apply(lambda state, now: (quota.succeed(state, now, slot), None))
+            await reservation.quota.ledger.note(lambda state, now: (quota.succeed(state, now, slot), None))
         key, project = reservation.key.id, reservation.quota.project
         if key in health_.value.keys or project in health_.value.projects:
-            await health_.apply(partial(_healthy, key=key, project=project, since=slot.start))
+            await health_.note(partial(_healthy, key=key, project=project, since=slot.start))
 
     async def failed(self, reservation: Reservation, verdict: Verdict) -> None:
         """Let what is to blame rest, as long as the verdict says. A probe that it does not settle is released."""
@@ -68,21 +70,22 @@ class Outcomes:
         def change(value: health.Health, now: float) -> tuple[health.Health, None]:
             return health.set_aside(value, now, kind, name, verdict.cause, seconds, ceiling), None
 
-        await self._pool.roster.health.apply(change)
+        await self._pool.roster.health.note(change)
 
     async def _cool(self, reservation: Reservation, verdict: Verdict) -> None:
         roster, owned = self._pool.roster, reservation.quota
         if verdict.bucket is not None and verdict.bucket != owned.bucket:
             if verdict.bucket.partition("/")[0] in BESIDE:
                 return
-            await roster.health.apply(
+            await roster.health.note(
                 lambda value, _: (health.learn_bucket(value, reservation.model, verdict.bucket or ""), None)
             )
             owned = roster.quota(owned.project, verdict.bucket)
-            await owned.ledger.refresh(0)
+            with suppress(StoreUnavailableError):
+                await owned.ledger.refresh(0)
         project = roster.projects.get(owned.project)
         tier = project.tier if project else None
-        await owned.ledger.apply(partial(self._cooled, reservation=reservation, verdict=verdict, tier=tier))
+        await owned.ledger.note(partial(self._cooled, reservation=reservation, verdict=verdict, tier=tier))
         self._suspect(reservation, verdict)
 
     def _cooled(

@@ -8,10 +8,9 @@ from pollux.quota import Cooldown, State
 from pollux.windows import Slots, Want
 
 SCHEMA = 1
-WRITER_FOR = 60.0
 
 
-class SchemaError(Exception):
+class SchemaError(ValueError):
     """A document was written by a version that this one does not understand."""
 
 
@@ -22,11 +21,9 @@ def pack(state: State) -> dict[str, Any]:
         document["tier"] = state.tier
     if state.cooldown:
         document["cooldown"] = list(state.cooldown)
-    if state.writers:
-        document["writers"] = _lists(state.writers)
     if state.zone != "pacific":
         document["zone"] = state.zone
-    for name in ("probe_until", "sliding_until", "spent_at", "utc_probe_at"):
+    for name in ("probe_until", "sliding_until", "spent_at", "utc_probe_at", "granted"):
         if value := getattr(state, name):
             document[name] = value
     return document
@@ -49,7 +46,7 @@ def unpack(document: Mapping[str, Any]) -> State:
         zone=document.get("zone", "pacific"),
         spent_at=document.get("spent_at", 0.0),
         utc_probe_at=document.get("utc_probe_at", 0.0),
-        writers={name: (sequence, when) for name, (sequence, when) in document.get("writers", {}).items()},
+        granted=document.get("granted", 0),
     )
 
 

@@ -1,7 +1,7 @@
 """Chooses a project and key for a request, reserves a slot there and waits for it.
 
-Who can serve is known by `roster`, the arithmetic is in `quota`, the commits are made by `ledger`, and what an answer
-of Google's means for the pool is in `outcome`.
+Who can serve is known by `roster`, the arithmetic is in `quota`, `desk` books, `ledger` commits, and what an answer of
+Google's means for the pool is in `outcome`.
 """
 
 import asyncio
@@ -9,26 +9,29 @@ import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from pollux import quota
+from pollux.desk import Desk, returned
 from pollux.keys import Key
-from pollux.ledger import Change
 from pollux.quota import Refusal, Slot, State
 from pollux.reservation import Ask, Full, Reservation, Tried
 from pollux.roster import Project, Quota, Roster
+from pollux.safe import STORE_DOWN
 from pollux.settings import Settings
+from pollux.store import StoreUnavailableError
 from pollux.windows import SLOT, Limits, Want
 
 __all__ = ["Ask", "Full", "Pool", "Reservation", "StoppingError", "Tried"]
 
-WAKE_AGE = 5.0
+WAKE_AGE, ALONE_AGE = 5.0, 60.0
+"""Whoever wakes reads a state again that is older than this: the second where nobody else writes."""
 PATIENCE = 65.0
 """A want above a quarter of the token limit may be booked this much later: among small ones it would starve."""
 PROBE_AGE = 0.5
 """Whoever waits for another's probe looks about every second how it went."""
-UNLIMITED_COMMIT = 1.0
 SHORTEST_SLEEP = 0.05
 STICKY_MOST = 10_000
 
@@ -43,6 +46,7 @@ class Pool:
     ) -> None:
         self.settings = settings
         self.roster = roster
+        self._desk = Desk(settings, roster)
         self.pause_until = 0.0
         """Until then nobody is asked: all of Google seems to refuse this address."""
         self.ends_at = math.inf
@@ -63,10 +67,16 @@ class Pool:
             began = self.now()
             found = await self._book(model, ask, tried, ahead)
             ahead = self.now() - began  # a store this slow: what is taken for now would come too late again
+            tried.store.seconds += ahead
+            self.roster.watch.waits.append(ahead)
             if isinstance(found, Reservation):
                 if await self._wait_for(found):
                     return found
                 continue
+            if any(refusal.why == STORE_DOWN for refusal in found.refusals.values()):
+                if await self._desk.store_is_back():
+                    continue
+                raise StoreUnavailableError(self.roster.watch.why)
             probed = {name: r.until for name, r in found.refusals.items() if r.why.startswith("probing")}
             until = min(probed.values(), default=math.inf)
             if until > ask.deadline:
@@ -83,16 +93,11 @@ class Pool:
             project, key, found = choice
             owned = self.roster.quota(project.name, self.roster.bucket(model))
             limits = self.roster.limits(project, model)
-            if limits or found.probe:
-                change = partial(self._reserve, project=project, model=model, ask=ask, ahead=ahead)
-                slot = await owned.ledger.perform(change, partial(_undo, want=ask.want))
-            else:  # nothing to enforce: counted in memory, committed now and then
-                slot = found
-                owned.ledger.ride(partial(_booked, slot=found, want=ask.want, limits=limits))
-                owned.ledger.commit_soon(UNLIMITED_COMMIT)
-            if isinstance(slot, Slot):
+            reserve = partial(self._reserve, project=project, model=model, ask=ask, ahead=ahead)
+            booked = await self._desk.book(owned, ask.want, limits, found, _deadline(ask, limits), reserve, tried.store)
+            if not isinstance(booked, Refusal):
                 owned.used_at = self.roster.key_used[key.id] = next(self._uses)
-                return Reservation(key, model, owned, slot, ask.want, limits)
+                return Reservation(key, model, owned, booked.slot, ask.want, limits, booked.grant)
 
     def _reserve(
         self, state: State, now: float, project: Project, model: str, ask: Ask, ahead: float
@@ -104,7 +109,7 @@ class Pool:
 
     async def _choose(self, model: str, ask: Ask, tried: Tried, ahead: float = 0.0) -> tuple[Project, Key, Slot] | Full:
         """By the last seen states; the commit decides. Who is preferred comes first, if there is room at once."""
-        roster, bucket, window = self.roster, self.roster.bucket(model), self.settings.window
+        roster, bucket = self.roster, self.roster.bucket(model)
         now = max(self.now(), self.pause_until)
         able, refusals = roster.candidates(model, tried.projects, tried.keys, now, ask.prefer_key)
         if ask.only is not None:
@@ -122,26 +127,29 @@ class Pool:
         turns = self._turns(bucket) if self.settings.strategy == "round_robin" else None
         for project, key in able:
             owned, limits = roster.quota(project.name, bucket), roster.limits(project, model)
-            found = quota.find(owned.ledger.value, now, ask.want, limits, _deadline(ask, limits), window)
+            found = self._desk.look(owned, ask.want, limits, now, _deadline(ask, limits))
             if isinstance(found, Refusal):
                 refusals[project.name] = found
                 continue
             if found.number <= current and (key.id == ask.prefer_key or project.name == preferred):
                 return project, key, found
             turn = () if turns is None else (turns.get(project.name, 0),)  # keys may have changed meanwhile
-            rank = (found.number, *(turn or self._rank(owned, limits, now)))
+            rank = (max(found.number, current), *(turn or self._rank(owned, limits, now, held=found.until > 0)))
             if best is None or rank < best[0]:
                 best = (rank, project, key, found)
         return Full(model, refusals) if best is None else best[1:]
 
-    def _rank(self, owned: Quota, limits: Limits, now: float) -> tuple[float, ...]:
+    def _rank(self, owned: Quota, limits: Limits, now: float, *, held: bool) -> tuple[float, ...]:
         match self.settings.strategy:
             case "least_recently_used":
                 return (owned.used_at,)
             case "most_available":
                 return (-quota.room(owned.ledger.value, now, limits), owned.used_at)
             case _:
-                return (-round(quota.room(owned.ledger.value, now, limits), 2), owned.used_at)
+                if held:  # costs nobody anything
+                    return (-math.inf, False, owned.used_at)
+                # Where this instance wrote last, others conflict least.
+                return (-round(quota.room(owned.ledger.value, now, limits), 2), not owned.ledger.mine, owned.used_at)
 
     def _turns(self, bucket: str) -> dict[str, int]:
         """Whose turn it is: the project after the one used last is 0."""
@@ -174,7 +182,7 @@ class Pool:
             self.waiting += 1
             try:
                 await self._sleep_until(slot.start)
-                await owned.ledger.refresh(WAKE_AGE)
+                await self._refresh(owned)
             except BaseException:
                 self.give_back(reservation)
                 raise
@@ -188,6 +196,12 @@ class Pool:
             self.give_back(reservation)
             return False
         return True
+
+    async def _refresh(self, owned: Quota) -> None:
+        """What others did meanwhile. The slot is booked: while the store does not answer it may still be used."""
+        if not self.roster.watch.down:
+            with suppress(StoreUnavailableError):
+                await owned.ledger.refresh(ALONE_AGE if owned.ledger.alone else WAKE_AGE)
 
     async def _sleep_until(self, moment: float) -> None:
         while (delay := moment - self.now()) > 0:
@@ -211,7 +225,11 @@ class Pool:
         """It will not be sent: its slot is free for others. Nobody waits for the commit."""
         if not reservation.sent:
             reservation.sent = True
-            reservation.quota.ledger.submit(_returned(reservation.slot, reservation.want))
+            grant, want = reservation.grant, reservation.want
+            if grant is not None and not grant.closed:
+                grant.add(Want(*(-amount for amount in want)))
+            else:
+                reservation.quota.ledger.submit(returned(reservation.slot, want))
 
     def release(self, reservation: Reservation) -> None:
         """However it ended: a probe that no answer settled holds back nobody else. Once; for others it does nothing."""
@@ -227,6 +245,10 @@ class Pool:
         if tokens is None or tokens == booked.tokens:
             return None
         reservation.want = booked._replace(tokens=tokens)
+        grant = reservation.grant
+        if grant is not None and not grant.closed:
+            grant.add(Want(0, tokens - booked.tokens))
+            return None
         change = partial(_settled, slot=reservation.slot, booked=booked, tokens=tokens)
         limit = reservation.limits.get("tpm") or reservation.limits.get("tpd")
         if limit and abs(tokens - booked.tokens) * 100 > limit:
@@ -251,21 +273,5 @@ def _deadline(ask: Ask, limits: Limits) -> float:
     return ask.deadline + PATIENCE if big else ask.deadline
 
 
-# Changes of a quota's state, as `ledger` takes them.
-
-
-def _booked(state: State, now: float, slot: Slot, want: Want, limits: Limits) -> tuple[State, None]:
-    return quota.book(state, now, slot, want, limits), None
-
-
 def _settled(state: State, _: float, slot: Slot, booked: Want, tokens: int) -> tuple[State, None]:
     return quota.settle(state, slot, booked, tokens), None
-
-
-def _returned(slot: Slot, want: Want) -> Change[State, None]:
-    return lambda state, _: (quota.give_back(state, slot, want), None)
-
-
-def _undo(found: Slot | Refusal, want: Want) -> Change[State, None] | None:
-    """The client left while its slot was being committed."""
-    return None if isinstance(found, Refusal) else _returned(found, want)

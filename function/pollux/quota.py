@@ -9,6 +9,7 @@ import math
 from typing import NamedTuple
 
 from pollux.windows import (
+    LONGEST,
     MINUTE_LIMITS,
     SLOT,
     WINDOW,
@@ -18,6 +19,7 @@ from pollux.windows import (
     all_spent,
     current,
     day_of,
+    fast,
     fit_minute,
     fit_sliding,
     spent,
@@ -47,6 +49,8 @@ class Slot(NamedTuple):
     number: int
     day: str
     probe: str = ""
+    until: float = 0.0
+    """Until when it may be sent, if it is a grant's."""
 
     @property
     def start(self) -> float:
@@ -55,7 +59,7 @@ class Slot(NamedTuple):
     @property
     def latest(self) -> float:
         """After this it must not be sent any more."""
-        return (self.number + 1) * SLOT + LATE
+        return self.until or (self.number + 1) * SLOT + LATE
 
 
 class Refusal(NamedTuple):
@@ -86,7 +90,8 @@ class State(NamedTuple):
     zone: str = "pacific"
     spent_at: float = 0.0
     utc_probe_at: float = 0.0
-    writers: dict[str, tuple[int, float]] = {}  # noqa: RUF012
+    granted: int = 0
+    """The slot of the newest grant. As long as it matters the window is the longer one, whatever the limits are now."""
 
 
 def effective(state: State, now: float, declared: Limits, tier: str | None) -> dict[str, int]:
@@ -125,8 +130,9 @@ def _place(
     """The earliest slot from `first` on. A refusal names the slot that there would be, and what moved it too far."""
     fit = fit_sliding if window == "sliding" else fit_minute
     number = first.number
+    span = LONGEST if fast(limits) or state.granted > number - LONGEST else WINDOW
     while True:
-        fitted, full = fit(state.slots, number, want, limits)
+        fitted, full = fit(state.slots, number, want, limits, span)
         placed, closed, day = _fit_day(state, fitted, want, limits, first.probe == "utc")
         if number * SLOT <= latest:
             why = closed or full or why
@@ -206,12 +212,12 @@ def reserve(
 
 def settle(state: State, slot: Slot, booked: Want, tokens: int) -> State:
     """Put the true tokens in the place of the estimate. When the slot is gone, only the day's total changes."""
-    return _amend(state, slot, Want(0, max(0, tokens) - booked.tokens, 0))
+    return amend(state, slot, Want(0, max(0, tokens) - booked.tokens, 0))
 
 
 def give_back(state: State, slot: Slot, booked: Want) -> State:
     """Return a reservation that was never sent, once. One that reached Google is not: failures count there too."""
-    return release(_amend(state, slot, Want(*(-amount for amount in booked))), slot)
+    return release(amend(state, slot, Want(*(-amount for amount in booked))), slot)
 
 
 def release(state: State, slot: Slot) -> State:
@@ -221,7 +227,8 @@ def release(state: State, slot: Slot) -> State:
     return state._replace(probe_until=0.0, utc_probe_at=0.0 if slot.probe == "utc" else state.utc_probe_at)
 
 
-def _amend(state: State, slot: Slot, change: Want) -> State:
+def amend(state: State, slot: Slot, change: Want) -> State:
+    """Correct what is booked in a slot. When it is gone, only the day's total changes."""
     slots, days = state.slots, state.days
     if taken := slots.get(slot.number):
         left = Want(*[max(0, a + b) for a, b in zip(taken, change, strict=True)])
@@ -276,8 +283,8 @@ def succeed(state: State, now: float, slot: Slot) -> State:
 
 
 def tidy(state: State, now: float) -> State:
-    """Drop what no window, day or writer needs any more."""
-    oldest = math.floor(now / SLOT) - WINDOW - CLOCKS
+    """Drop what no window and no day needs any more."""
+    oldest = math.floor(now / SLOT) - LONGEST - CLOCKS
     days = current(state.days, now)
     if days is state.days and min(state.slots, default=oldest) >= oldest:
         return state

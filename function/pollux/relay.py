@@ -53,7 +53,7 @@ class Relay:
         ask = await self._sized(x, chain[0], ask)
         x.record.estimated = ask.want.tokens
         failures: list[Failure | Full] = []
-        tried = {model: Tried() for model in chain}
+        tried = {model: Tried(store=x.record.store) for model in chain}
         for deadline in self._passes(x, len(chain)):
             for model in chain:
                 asked = replace(ask, deadline=deadline, patient=ask.patient and deadline == x.deadline)

@@ -4,9 +4,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pollux.grants import Grant
 from pollux.keys import Key
 from pollux.quota import Refusal, Slot
 from pollux.roster import Quota
+from pollux.storewatch import StoreUse
 from pollux.windows import Limits, Want
 
 
@@ -35,6 +37,8 @@ class Tried:
     taught: dict[str, str] = field(default_factory=dict)
     """Project -> key, where a refusal taught a limit of the minute that was not known."""
     readmitted: set[str] = field(default_factory=set)
+    store: StoreUse = field(default_factory=StoreUse)
+    """What the store was asked for on its way; of all models together, where the same one is given."""
 
     def readmit(self) -> bool:
         """Nobody else is left: wait, once, for those whose limit is known by now. True if there are any."""
@@ -53,6 +57,7 @@ class Reservation:
     slot: Slot
     want: Want
     limits: Limits
+    grant: Grant | None = None
     sent: bool = False
 
 

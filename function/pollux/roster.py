@@ -3,25 +3,35 @@
 Which of them serves a request is chosen in `pool`.
 """
 
+import asyncio
+import logging
 import math
 import secrets
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from urllib.parse import quote, unquote
 
 from pollux import health, packing, quota
 from pollux.catalog import Catalog
+from pollux.grants import Purse
 from pollux.health import Health
 from pollux.keys import Key, Keyring
-from pollux.ledger import Codec, Counters, Ledger
+from pollux.ledger import Codec, Ledger
 from pollux.quota import Refusal, State
-from pollux.store import Store
-from pollux.windows import Limits
+from pollux.safe import SafeShare
+from pollux.store import Store, StoreUnavailableError
+from pollux.storewatch import Watch
+from pollux.windows import NOTHING, Limits
+
+log = logging.getLogger("pollux.store")
 
 HEALTH_AGE = 30.0
+CLOSE_WITHIN = 4.0
 QUOTA = "quota:"
-QUOTA_CODEC = Codec(State(), packing.pack, packing.unpack, quota.tidy)
+KEPT_FOR = 8 * 86400.0
+"""A quota that nobody used for so long holds nothing any more, limits learned included."""
+QUOTA_CODEC = Codec(State(), packing.pack, packing.unpack, quota.tidy, KEPT_FOR)
 HEALTH_CODEC = Codec(Health(), health.pack, health.unpack, health.tidy)
 
 
@@ -36,6 +46,14 @@ class Quota:
     """A running number, not a time: what was used last."""
     served: int = 0
     refused: int = 0
+    purse: Purse = field(default_factory=Purse)
+    safe: SafeShare = field(default_factory=SafeShare)
+
+    def retire(self) -> None:
+        """What is left of a grant goes back with the next commit."""
+        grant, self.purse.grant = self.purse.grant, None
+        if grant is not None and not grant.closed and (rest := grant.close()) != NOTHING:
+            self.ledger.ride(lambda state, _: (quota.amend(state, grant.slot, rest), None))
 
 
 @dataclass(slots=True)
@@ -55,12 +73,12 @@ class Roster:
         self.store = store
         self.keyring = keyring
         self.catalog = catalog
-        self.counters = Counters()
+        self.watch = Watch(store)
         self.projects: dict[str, Project] = {}
         self.quotas: dict[tuple[str, str], Quota] = {}
         self.key_used: dict[str, int] = {}
         self._writer = secrets.token_hex(4)
-        self.health: Ledger[Health] = Ledger("health", store, HEALTH_CODEC, self._writer, self.counters)
+        self.health: Ledger[Health] = Ledger("health", HEALTH_CODEC, self._writer, self.watch)
         self._keys: tuple[Key, ...] | None = None
         self._generations: dict[str, int] = {}
         self._declared: dict[tuple[str, str], dict[str, int]] = {}
@@ -76,8 +94,16 @@ class Roster:
                 projects.setdefault(key.project, Project(key.project, [])).keys.append(key)
             self.projects = projects
             self._forgive(keys)
-        if self.store.now() - self.health.seen_at > HEALTH_AGE:
-            await self.health.refresh(HEALTH_AGE)
+        if self.store.now() - self.health.seen_at > HEALTH_AGE and not (self.watch.down and self._knows_health):
+            try:
+                await self.health.refresh(HEALTH_AGE)
+            except StoreUnavailableError:
+                if not self._knows_health:
+                    raise
+
+    @property
+    def _knows_health(self) -> bool:
+        return self.health.seen_at > -math.inf
 
     def _forgive(self, keys: Iterable[Key]) -> None:
         """A new value behind a known id: why the old one was set aside says nothing of it."""
@@ -147,7 +173,7 @@ class Roster:
         owned = self.quotas.get((project, bucket))
         if owned is None:
             name = f"{QUOTA}{quote(project, safe='')}:{quote(bucket, safe='')}"
-            ledger = Ledger(name, self.store, QUOTA_CODEC, self._writer, self.counters)
+            ledger = Ledger(name, QUOTA_CODEC, self._writer, self.watch)
             owned = self.quotas[project, bucket] = Quota(project, bucket, ledger)
         return owned
 
@@ -173,10 +199,12 @@ class Roster:
     async def read_unseen(self, quotas: Iterable[Quota]) -> None:
         """Read, in one round trip, what was never seen."""
         unseen = [owned.ledger for owned in quotas if owned.ledger.seen_at == -math.inf]
-        if unseen:
-            self.counters.reads += 1
+        if unseen and not self.watch.down:
             asked = [ledger.tries for ledger in unseen]
-            found = await self.store.read([ledger.name for ledger in unseen])
+            try:
+                found = await self.watch.read([ledger.name for ledger in unseen])
+            except StoreUnavailableError:  # others may be known; who has only these is told so when it chooses
+                return
             for ledger, tries in zip(unseen, asked, strict=True):
                 if ledger.seen_at == -math.inf:  # another request may have read it meanwhile
                     ledger.saw(found.get(ledger.name), tries)
@@ -190,10 +218,18 @@ class Roster:
             self.quota(project, bucket).ledger.saw(found, asked.get(name, 0))
 
     async def close(self) -> None:
-        """Commit what still rides."""
-        ledgers: list[Ledger[State] | Ledger[Health]] = [owned.ledger for owned in self.quotas.values()]
-        for ledger in (*ledgers, self.health):
-            await ledger.flush()
+        """Give back what is left of grants and commit what rides, all documents at once, and not for ever."""
+        ledgers: list[Ledger[State] | Ledger[Health]] = []
+        for owned in self.quotas.values():
+            owned.retire()
+            ledgers.append(owned.ledger)
+        flushes = {asyncio.ensure_future(ledger.flush()) for ledger in (*ledgers, self.health)}
+        _, late = await asyncio.wait(flushes, timeout=CLOSE_WITHIN)
+        for flush in late:
+            flush.cancel()
+        lost = sum(ledger.riding > 0 for ledger in (*ledgers, self.health))
+        if lost:
+            log.error("at the end %d documents could not be written: their last counts are lost", lost)
 
 
 def _forgiven(value: Health, _: float, key_id: str) -> tuple[Health, None]:

@@ -13,6 +13,11 @@ from zoneinfo import ZoneInfo
 SLOT = 0.5
 WINDOW = 123
 """Slots in a window: 61.5 s lie inside a fixed minute, a sliding one and a bucket, with room for late sending."""
+FAST = 60
+"""Above so many requests a minute an instance takes several at once (`grants`)."""
+GRANT_SLOTS = 6
+"""For how long it may spend them; the window of such a quota is that much longer."""
+LONGEST = WINDOW + GRANT_SLOTS
 
 Limits = Mapping[str, int]
 """rpm, tpm, ipm, rpd, tpd -> the limit; 0 is "not available", an absent one is not known and not enforced."""
@@ -96,19 +101,25 @@ def current(days: dict[str, tuple[int, int]], now: float) -> dict[str, tuple[int
     return {day: used for day, used in days.items() if day >= today}
 
 
-def fit_sliding(slots: Mapping[int, Want], number: int, want: Want, limits: Limits) -> tuple[int, str]:
+def fast(limits: Limits) -> bool:
+    return limits.get("rpm", 0) > FAST
+
+
+def fit_sliding(
+    slots: Mapping[int, Want], number: int, want: Want, limits: Limits, span: int = WINDOW
+) -> tuple[int, str]:
     """The first slot from `number` on where the want fits in every window, and what moved it. No want above a limit."""
     bounds = [(i, limits[name] - want[i], name) for i, name in enumerate(MINUTE_LIMITS) if want[i] and name in limits]
     held = summed(slots).held
     if all(held[i] <= room for i, room, _ in bounds):
         return number, ""
-    near = sorted(slot for slot in slots if slot > number - WINDOW)
+    near = sorted(slot for slot in slots if slot > number - span)
     columns = list(zip(*[slots[slot] for slot in near], strict=True))
     reason = ""
     while near:
         before = number
         for i, room, name in bounds:
-            moved = _past_full_windows(near, columns[i], number, room)
+            moved = _past_full_windows(near, columns[i], number, room, span)
             if moved > number:
                 number, reason = moved, name
         if number == before:
@@ -116,11 +127,11 @@ def fit_sliding(slots: Mapping[int, Want], number: int, want: Want, limits: Limi
     return number, reason
 
 
-def _past_full_windows(slots: list[int], amounts: tuple[int, ...], number: int, room: int) -> int:
+def _past_full_windows(slots: list[int], amounts: tuple[int, ...], number: int, room: int, span: int) -> int:
     """The first slot from `number` on that no window of more than `room` shares.
 
     For each entry j, i is the last one from which the sum up to j is above room. If both lie in one window, every slot
-    that shares a window with them is closed: j - WINDOW + 1 to i + WINDOW - 1. Both ends only grow: one pass.
+    that shares a window with them is closed: j - span + 1 to i + span - 1. Both ends only grow: one pass.
     """
     held = i = 0
     for slot, amount in zip(slots, amounts, strict=True):
@@ -129,12 +140,12 @@ def _past_full_windows(slots: list[int], amounts: tuple[int, ...], number: int, 
             held -= amounts[i]
             i += 1
         first = slots[i]
-        if held > room and slot - first < WINDOW and slot - WINDOW < number < first + WINDOW:
-            number = first + WINDOW
+        if held > room and slot - first < span and slot - span < number < first + span:
+            number = first + span
     return number
 
 
-def fit_minute(slots: Mapping[int, Want], number: int, want: Want, limits: Limits) -> tuple[int, str]:
+def fit_minute(slots: Mapping[int, Want], number: int, want: Want, limits: Limits, _: int = WINDOW) -> tuple[int, str]:
     """The same by the minutes of the wall clock."""
     reason = ""
     while True:
@@ -150,3 +161,8 @@ def fit_minute(slots: Mapping[int, Want], number: int, want: Want, limits: Limit
         if not full:
             return number, reason
         number, reason = (minute + 1) * _MINUTE, full
+
+
+def minute_ends(number: int) -> float:
+    """When the last slot of this one's minute ends that may be used."""
+    return (number // _MINUTE * _MINUTE + _MINUTE_LAST + 1) * SLOT

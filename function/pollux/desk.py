@@ -1,0 +1,167 @@
+"""Books a want in the quota that was chosen for it: from a grant, by a commit, or from this instance's safe share while
+the store does not answer. Which quota that is, is `pool`'s to say.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import NamedTuple
+
+from pollux import grants, quota
+from pollux.grants import Grant, Pace
+from pollux.ledger import Change
+from pollux.quota import Refusal, Slot, State
+from pollux.roster import Quota, Roster
+from pollux.safe import READ_WITHIN, STORE_DOWN
+from pollux.settings import Settings
+from pollux.store import StoreUnavailableError
+from pollux.storewatch import StoreUse
+from pollux.windows import Limits, Want, fast
+
+UNLIMITED_COMMIT = 1.0
+PROBE_WITHIN = 1.0
+"""How long a request waits for word that the store is back, before it is refused."""
+
+
+class Booked(NamedTuple):
+    slot: Slot
+    grant: Grant | None = None
+
+
+Reserve = Callable[[State, float], tuple[State, Slot | Refusal]]
+
+
+class Desk:
+    def __init__(self, settings: Settings, roster: Roster) -> None:
+        self._settings = settings
+        self._roster = roster
+        self._watch = roster.watch
+        self._paces: dict[str, Pace] = {}
+        self._watch.recovered.append(self._recovered)
+
+    def look(self, owned: Quota, want: Want, limits: Limits, now: float, deadline: float) -> Slot | Refusal:
+        """Where the want would go, as far as is known here; a commit decides."""
+        state = owned.ledger.value
+        grant = owned.purse.held(state, want, now) if owned.purse.grant else None
+        if grant is not None:
+            return grant.slot
+        if self._watch.trouble and limits:
+            found = self._safely(owned, want, limits, now, deadline)
+            if isinstance(found, Slot) or self._watch.down:
+                return found
+        return quota.find(state, now, want, limits, deadline, self._settings.window)
+
+    async def book(
+        self, owned: Quota, want: Want, limits: Limits, found: Slot, deadline: float, reserve: Reserve, use: StoreUse
+    ) -> Booked | Refusal:
+        """`found` is what `look` said; `reserve` decides by the state that is really there."""
+        now, ledger = self._roster.store.now(), owned.ledger
+        if not limits and not found.probe:  # nothing to enforce: counted in memory, committed now and then
+            ledger.ride(partial(_booked, slot=found, want=want, limits=limits))
+            ledger.commit_soon(UNLIMITED_COMMIT)
+            return Booked(found)
+        if booked := await self._from_grant(owned, want, limits, now):
+            return booked
+        if self._watch.trouble and isinstance(slot := self._spend(owned, want, limits, now, deadline), Slot):
+            return Booked(slot)
+        if self._watch.down:
+            return Refusal(now, STORE_DOWN)
+        before = ledger.counters.commits, ledger.counters.conflicts
+        try:
+            slot = await ledger.perform(reserve, partial(_undo, want=want))
+        except StoreUnavailableError:
+            slot = self._spend(owned, want, limits, self._roster.store.now(), deadline)
+        finally:
+            use.commits += ledger.counters.commits - before[0]
+            use.conflicts += ledger.counters.conflicts - before[1]
+        return Booked(slot) if isinstance(slot, Slot) else slot
+
+    async def _from_grant(self, owned: Quota, want: Want, limits: Limits, now: float) -> Booked | None:
+        """Out of the grant that is held, or that is on its way. If there is none, one is asked for with the commit that
+        this request needs anyway."""
+        if not fast(limits):
+            return None
+        purse = owned.purse
+        self._paces[owned.bucket] = self._paces.get(owned.bucket, Pace()).after(now, want)
+        if purse.coming is not None:
+            await asyncio.wait({purse.coming})
+        now = self._roster.store.now()
+        grant = purse.held(owned.ledger.value, want, now)
+        if grant is not None:
+            grant.add(want)
+            return Booked(grant.slot, grant)
+        if purse.coming is None and (purse.grant is None or purse.grant.is_over(now)) and not self._watch.down:
+            self._ask(owned, limits)
+        return None
+
+    def _ask(self, owned: Quota, limits: Limits) -> None:
+        """As much as is used in a grant's life, at the pace of late; other strategies spread that over all projects."""
+        share = 1.0 if self._settings.strategy == "earliest" else 1 / max(1, len(self._roster.projects))
+        wanted = self._paces[owned.bucket].for_a_grant(share)
+        if wanted.requests < grants.LEAST:
+            return
+        owned.retire()
+        take = partial(grants.take, wanted=wanted, limits=limits, window=self._settings.window)
+        owned.purse.coming = coming = owned.ledger.apply(take)
+        coming.add_done_callback(partial(_arrived, owned))
+
+    def _safely(self, owned: Quota, want: Want, limits: Limits, now: float, deadline: float) -> Slot | Refusal:
+        if self._settings.store_down == "closed" or now - owned.ledger.seen_at > READ_WITHIN:
+            return Refusal(now + PROBE_WITHIN, STORE_DOWN)
+        return owned.safe.find(
+            owned.ledger.value,
+            now,
+            want,
+            limits,
+            deadline,
+            self._settings.window,
+            instances=self._settings.max_instances,
+            episode=self._watch.episode,
+        )
+
+    def _spend(self, owned: Quota, want: Want, limits: Limits, now: float, deadline: float) -> Slot | Refusal:
+        """From the safe share. It is booked with a commit that nobody waits for, which also tries the store."""
+        slot = self._safely(owned, want, limits, now, deadline)
+        if isinstance(slot, Slot):
+            owned.safe.spend(self._watch.episode, slot, want)
+            owned.ledger.submit(partial(_booked, slot=slot, want=want, limits=limits))
+        return slot
+
+    async def store_is_back(self) -> bool:
+        """Try a commit that changes nothing, one for all who wait, and not for long."""
+        health = self._roster.health
+        if not health.riding:
+            health.ride(lambda value, _: (value, None))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PROBE_WITHIN):
+                await health.flush()
+        return not self._watch.down
+
+    def _recovered(self) -> None:
+        """What was spent meanwhile is booked now."""
+        for owned in self._roster.quotas.values():
+            owned.ledger.commit_soon(0)
+
+
+def _arrived(owned: Quota, coming: "asyncio.Future[Grant | None]") -> None:
+    owned.purse.coming = None
+    if not coming.cancelled() and coming.exception() is None and (grant := coming.result()) is not None:
+        owned.purse.grant = grant
+        owned.purse.taken += 1
+
+
+# Changes of a quota's state, as `ledger` takes them.
+
+
+def _booked(state: State, now: float, slot: Slot, want: Want, limits: Limits) -> tuple[State, None]:
+    return quota.book(state, now, slot, want, limits), None
+
+
+def returned(slot: Slot, want: Want) -> Change[State, None]:
+    return lambda state, _: (quota.give_back(state, slot, want), None)
+
+
+def _undo(found: Slot | Refusal, want: Want) -> Change[State, None] | None:
+    """The client left while its slot was being committed."""
+    return None if isinstance(found, Refusal) else returned(found, want)

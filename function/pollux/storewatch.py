@@ -1,0 +1,157 @@
+"""How the store does: what it was asked for, how long that took, and whether it can be relied upon just now."""
+
+import asyncio
+import logging
+import statistics
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pollux.store import ConflictError, Document, Store, StoreUnavailableError, Version
+
+log = logging.getLogger("pollux.store")
+
+SLOW = 1.0
+SLOW_IN_A_ROW = 3
+IDLE = 10.0
+"""The first answer after so long a rest is not judged: the process may have been frozen, the connection gone."""
+KEPT = 1000
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the store was asked for."""
+
+    commits: int = 0
+    conflicts: int = 0
+    reads: int = 0
+
+
+@dataclass(slots=True)
+class StoreUse(Counters):
+    """What one request asked of it, and how long it waited for that."""
+
+    seconds: float = 0.0
+
+
+class Watch:
+    """The store as all documents of a process use it: counted, timed and judged.
+
+    Trouble is "down" from a call that was not answered until one that is (of a commit: until a commit is), and "slow"
+    after three slow commits in a row.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.counters = Counters()
+        self.seconds = 0.0
+        self.trouble = ""
+        self.why = ""
+        self.since = 0.0
+        self.episode = 0
+        """Grows with every trouble that begins."""
+        self.recovered: list[Callable[[], None]] = []
+        self.waits: deque[float] = deque(maxlen=KEPT)
+        """How long requests waited for the store."""
+        self._commits: deque[float] = deque(maxlen=KEPT)
+        self._slow = 0
+        self._commits_fail = False
+        self._answered_at = float("-inf")
+
+    @property
+    def down(self) -> bool:
+        return self.trouble == "down"
+
+    async def read(self, names: Sequence[str]) -> Mapping[str, tuple[Document, Version]]:
+        clock = asyncio.get_running_loop().time
+        self.counters.reads += len(names)
+        began = clock()
+        try:
+            found = await self.store.read(names)
+        except StoreUnavailableError as error:
+            self._failed(clock() - began, error, commit=False)
+            raise
+        self._answered(clock() - began, commit=False)
+        return found
+
+    async def commit(self, name: str, document: Document, version: Version | None, counters: Counters) -> Version:
+        """`counters` of the document count with those of the process."""
+        clock = asyncio.get_running_loop().time
+        for counted in (counters, self.counters):
+            counted.commits += 1
+        began = clock()
+        try:
+            written = await self.store.commit(name, document, version)
+        except ConflictError:
+            for counted in (counters, self.counters):
+                counted.conflicts += 1
+            self._answered(clock() - began, commit=True)
+            raise
+        except StoreUnavailableError as error:
+            self._failed(clock() - began, error, commit=True)
+            raise
+        self._answered(clock() - began, commit=True)
+        return written
+
+    def _answered(self, seconds: float, *, commit: bool) -> None:
+        now = asyncio.get_running_loop().time()
+        rested = now - seconds - self._answered_at > IDLE
+        self._answered_at = now
+        self.seconds += seconds
+        if commit:
+            self._commits_fail = False
+            self._commits.append(seconds)
+            if not rested:
+                self._slow = self._slow + 1 if seconds > SLOW else 0
+        if self._slow >= SLOW_IN_A_ROW:
+            self._enter("slow", f"{self._slow} commits in a row took longer than {SLOW:g} s")
+        elif not self._commits_fail and (self.down or not self._slow):
+            self._leave()
+
+    def _failed(self, seconds: float, error: Exception, *, commit: bool) -> None:
+        self.seconds += seconds
+        self._commits_fail |= commit
+        self._slow = 0
+        self._enter("down", str(error))
+
+    def _enter(self, trouble: str, why: str) -> None:
+        self.why = why
+        if self.trouble == trouble:
+            return
+        if not self.trouble:
+            self.since = self.store.now()
+            self.episode += 1
+        self.trouble = trouble
+        log.error("the store is %s: %s", trouble, why)
+
+    def _leave(self) -> None:
+        if not self.trouble:
+            return
+        log.warning("the store answers again, after %.0f s", self.store.now() - self.since)
+        self.trouble = self.why = ""
+        for tell in self.recovered:
+            tell()
+
+    def as_json(self) -> dict[str, Any]:
+        counters = self.counters
+        return {
+            "state": self.trouble or "ok",
+            "why": self.why or None,
+            "since": self.since if self.trouble else None,
+            "commits": counters.commits,
+            "conflicts": counters.conflicts,
+            "reads": counters.reads,
+            "seconds": round(self.seconds, 3),
+            "commit_ms": _spread(self._commits),
+            "waited_ms": _spread(self.waits),
+        }
+
+
+def _spread(times: deque[float]) -> dict[str, float] | None:
+    """Of the last thousand."""
+    if not times:
+        return None
+    ordered = sorted(times)
+    middle, last = statistics.median(ordered), ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]
+    return {"median": round(middle * 1000, 2), "p99": round(last * 1000, 2)}
