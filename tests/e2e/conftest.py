@@ -1,12 +1,24 @@
 """What most of these tests share: one gateway a module, without limits, whose simulator each test finds at peace."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 
 from pollux.simulator import Simulator
-from tests.e2e.processes import FOREIGN, LAST, Gateway, gateway, simulated
+from tests.e2e.processes import (
+    ADMIN,
+    FOREIGN,
+    LAST,
+    TOKEN,
+    Gateway,
+    environment,
+    functions,
+    gateway,
+    simulated,
+    write_keys,
+)
 
 
 @dataclass(slots=True)
@@ -20,8 +32,6 @@ class Pair:
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The SDKs read it in this process."""
-    import os
-
     for name in tuple(os.environ):
         if name.upper().startswith(FOREIGN) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
@@ -32,6 +42,18 @@ def shared_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     limits = {LAST: {"rpm": 1}}
     with simulated() as (simulator, url), gateway(tmp_path_factory.mktemp("gateway"), url, limits=limits) as started:
         yield Pair(started, simulator)
+
+
+@pytest.fixture(scope="package")
+def functions_pairs(tmp_path_factory: pytest.TempPathFactory, firestore_emulator: str) -> Iterator[list[Pair]]:
+    """Two processes under the Functions Framework, on one Firestore emulator and one simulator."""
+    folder = tmp_path_factory.mktemp("functions")
+    settings = {"store": f"firestore://pollux-{os.getpid()}", "token": TOKEN, "admin_token": ADMIN}
+    settings["keys_file"] = str(write_keys(folder, [1, 2, 3, 4], {LAST: {"rpm": 1}}))
+    with simulated() as (simulator, url):
+        environ = environment(**settings, upstream=url) | {"FIRESTORE_EMULATOR_HOST": firestore_emulator}
+        with functions(folder / "one", environ) as one, functions(folder / "two", environ) as two:
+            yield [Pair(one, simulator), Pair(two, simulator)]
 
 
 @pytest.fixture

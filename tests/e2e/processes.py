@@ -90,6 +90,7 @@ class Gateway:
     url: str
     token: str = TOKEN
     admin: str = ADMIN
+    grouped: bool = False
 
     def call(self, method: str, target: str, body: bytes | None = None, **headers: str) -> Answered:
         """With the client token. `x_pollux_key="a"` is the header x-pollux-key."""
@@ -125,6 +126,9 @@ class Gateway:
         return self.process.wait(timeout)
 
     def kill(self) -> None:
+        if self.grouped:  # the server's own children too
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait(10)
@@ -176,10 +180,29 @@ def serving(folder: Path, environ: Mapping[str, str], *arguments: str) -> Iterat
         found.kill()
 
 
-def _address(started: Gateway) -> str:
+@contextlib.contextmanager
+def functions(folder: Path, environ: Mapping[str, str]) -> Iterator[Gateway]:
+    """A gateway under the Functions Framework, as it is deployed: gunicorn, and uvicorn in its one worker."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "functions_framework", "--target", "gateway"]
+    command += ["--source", str(FUNCTION / "main.py"), "--asgi"]
+    own = {"HOST": "127.0.0.1", "PORT": "0", "GUNICORN_LOG_LEVEL": "info"}
+    with (folder / "stderr").open("wb") as stderr:
+        process = subprocess.Popen(
+            command, cwd=folder, env=dict(environ) | own, stdout=stderr, stderr=stderr, start_new_session=True
+        )
+    found = Gateway(process, folder, "", grouped=True)
+    try:
+        found.url = _address(found, r"Listening at: (\S+)")
+        yield found
+    finally:
+        found.kill()
+
+
+def _address(started: Gateway, pattern: str = r"listens on (\S+),") -> str:
     until = time.monotonic() + 20
     while time.monotonic() < until:
-        if listens := re.search(r"listens on (\S+),", started.said()):
+        if listens := re.search(pattern, started.said()):
             return listens[1]
         if started.process.poll() is not None:
             break
