@@ -3,13 +3,21 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check bench requirements clean
+.PHONY: run emulator test test-store check bench requirements clean
 
 run: $(VENV)/.run
 	@$(BIN)/pollux serve $(ARGS)
 
+# The whole cloud shape: state in the Firestore emulator, keys from the local file, a simulated Gemini.
+emulator: $(VENV)/.dev
+	@$(BIN)/python -m tools.cloud_shape $(ARGS)
+
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+# What needs the Firestore emulator, and the other stores beside it.
+test-store: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/contract tests/test_store*.py tests/test_clock.py
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check

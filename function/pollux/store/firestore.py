@@ -9,7 +9,8 @@ import itertools
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import google.auth
@@ -33,12 +34,13 @@ CHANNEL = (
     ("grpc.keepalive_timeout_ms", 5_000),
     # By default up to two minutes pass before a connection is tried again.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # how long one attempt may take
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 
 _PROJECT = re.compile(r"(?:[a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]")
 _DATABASE = re.compile(r"\(default\)|[a-z][a-z0-9-]{2,61}[a-z0-9]")
+_UNDER_WAY = (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING)
 _SERVICE = "/google.firestore.v1.Firestore/"
 
 
@@ -81,10 +83,11 @@ class FirestoreStore:
     async def open(self) -> None:
         if self._calls is not None:
             return
-        self._channel = await self._connected()
+        self._channel = await self._new_channel()
         self._calls = _Calls(self._channel)
         self._nonces = (f"{os.urandom(6).hex()}-{count}" for count in itertools.count())
         try:
+            await self._connected(self._channel)
             await self.read(["open"])
         except StoreError as error:
             await self.close()
@@ -93,7 +96,7 @@ class FirestoreStore:
             await self.close()
             raise
 
-    async def _connected(self) -> Any:
+    async def _new_channel(self) -> Any:
         if self._emulator:
             return grpc.aio.insecure_channel(self._emulator, options=CHANNEL)
         transport = FirestoreGrpcAsyncIOTransport
@@ -102,6 +105,14 @@ class FirestoreStore:
         except GoogleAuthError as error:
             raise StoreError(f"{self._name}: {CREDENTIALS}") from error
         return transport.create_channel(transport.DEFAULT_HOST, credentials=credentials, options=CHANNEL)
+
+    async def _connected(self, channel: Any) -> None:
+        """Until it is known whether there is a connection: its making is not to count as part of the first exchange,
+        which would tell little of the store's time. If there is none, the first request says why."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._timeout):
+                while (state := channel.get_state(try_to_connect=True)) in _UNDER_WAY:
+                    await channel.wait_for_state_change(state)
 
     async def close(self) -> None:
         channel, self._channel, self._calls = self._channel, None, None
@@ -116,8 +127,8 @@ class FirestoreStore:
         if not wanted:
             return {}
         request = calls.BatchGetDocuments(database=self._root, documents=list(wanted))
-        answers = self._answers(calls.batch_get, request)
-        found = {answer.found.name: answer.found async for answer in answers if answer.HasField("found")}
+        answers = await self._answers(calls.batch_get, request)
+        found = {answer.found.name: answer.found for answer in answers if answer.HasField("found")}
         return {name: self._opened(name, found[path]) for path, name in wanted.items() if path in found}
 
     async def commit(self, name: str, document: Document, version: Version | None) -> Version:
@@ -159,7 +170,7 @@ class FirestoreStore:
             query.end_at.values.add(reference_value=self._folder + end)
             query.end_at.before = True
         found = {}
-        async for answer in self._answers(calls.run_query, request):
+        for answer in await self._answers(calls.run_query, request):
             if answer.HasField("document"):
                 name = documents.unescaped(answer.document.name.removeprefix(self._folder))
                 if name.startswith(prefix):
@@ -205,16 +216,17 @@ class FirestoreStore:
                     return write.name
         return writes[0].name
 
-    async def _answers(self, call: Callable[..., Any], request: Any) -> AsyncIterator[Any]:
-        sent = self._clock()
+    async def _answers(self, call: Callable[..., Any], request: Any) -> list[Any]:
+        sent, answers = self._clock(), []
         try:
             stream = call(request, metadata=self._metadata, timeout=self._timeout)
             while (answer := await self._await(stream.read())) is not grpc.aio.EOF:
                 if answer.HasField("read_time"):
                     self._learn(sent, answer.read_time)
-                yield answer
+                answers.append(answer)
         except grpc.RpcError as error:
             raise self._trouble(error) from error
+        return answers
 
     async def _await(self, answer: Any) -> Any:
         """gRPC cancels what is under way when its channel closes, and with it whoever waits: that is an error to them,
