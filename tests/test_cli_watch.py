@@ -66,7 +66,7 @@ def test_status_says_until_when_and_why_something_rests() -> None:
     keys = Keys([Key("k1", "p1")])
     cooling = squeezed(status_text(seen(lambda _: "/admin/status", refuses("rpm"), keys=keys)))
     assert (
-        f"p1 {FLASH} 1/5 5/? 1/? in 43 s 2 0 0 resting after a refusal: the requests per minute are used up" in cooling
+        f"p1 {FLASH} 1/5 5/? 1/? XX
     )
     aside = squeezed(status_text(seen(lambda _: "/admin/status", refuses("leaked-key"), keys=keys)))
     row = next(line for line in aside if line.startswith("k1 p1"))

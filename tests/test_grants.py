@@ -12,7 +12,7 @@ from pollux.quota import Cooldown, Slot, State
 from pollux.windows import LONGEST, SLOT, WINDOW, Limits, Slots, Want, day_of
 
 NOON = 1_800_043_200.0
-FAST: Limits = {"rpm": 1000, "tpm": 1_000_000}
+FAST = {"rpm": 1000, "tpm": 1_000_000}
 PLENTY = Want(10**6, 10**9)
 
 

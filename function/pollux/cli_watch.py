@@ -16,6 +16,7 @@ from urllib.parse import quote, urlencode
 from pollux.settings import Settings
 
 WATCH_EVERY = 2.0
+QUOTA_HEAD = ("PROJECT", "MODEL", "RPM", "TPM", "RPD", "NEXT SLOT", "COMMITS", "CONFLICTS", "GRANTS", "WHY")
 
 
 class AskError(Exception):

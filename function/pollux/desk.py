@@ -47,7 +47,7 @@ class Desk:
         if grant is not None:
             return grant.slot
         if self._watch.trouble and limits:
-            found = self._safely(owned, want, limits, now, deadline)
+            found = self._safely(owned, want, limits, now, deadline if self._watch.down else now)
             if isinstance(found, Slot) or self._watch.down:
                 return found
         return quota.find(state, now, want, limits, deadline, self._settings.window)
@@ -63,10 +63,12 @@ class Desk:
             return Booked(found)
         if booked := await self._from_grant(owned, want, limits, now):
             return booked
-        if self._watch.trouble and isinstance(slot := self._spend(owned, want, limits, now, deadline), Slot):
-            return Booked(slot)
-        if self._watch.down:
-            return Refusal(now, STORE_DOWN)
+        if self._watch.trouble:  # a slow store is waited for, but only where nothing can be had without it
+            slot = self._spend(owned, want, limits, now, deadline if self._watch.down else now)
+            if isinstance(slot, Slot):
+                return Booked(slot)
+            if self._watch.down:
+                return slot
         before = ledger.counters.commits, ledger.counters.conflicts
         try:
             slot = await ledger.perform(reserve, partial(_undo, want=want))
