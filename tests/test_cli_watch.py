@@ -65,9 +65,8 @@ def test_status_is_a_table_of_keys_and_one_of_quotas() -> None:
 def test_status_says_until_when_and_why_something_rests() -> None:
     keys = Keys([Key("k1", "p1")])
     cooling = squeezed(status_text(seen(lambda _: "/admin/status", refuses("rpm"), keys=keys)))
-    assert (
-        f"p1 {FLASH} 1/5 5/? 1/? XX
-    )
+    why = "resting after a refusal: the requests per minute are used up"
+    assert f"p1 {FLASH} 1/5 5/? 1/? in 43 s 1 0 0 {why}" in cooling
     aside = squeezed(status_text(seen(lambda _: "/admin/status", refuses("leaked-key"), keys=keys)))
     row = next(line for line in aside if line.startswith("k1 p1"))
     assert row.startswith("k1 p1 - aside ")
