@@ -53,7 +53,7 @@ def test_status_is_a_table_of_keys_and_one_of_quotas() -> None:
     lines = squeezed(status_text(found))
     assert "strategy earliest, window sliding" in lines[0]
     assert lines[1] == "requests: 2 (2 x 200), 0 under way, 0 waiting"
-    assert " is ok; by this instance 2 commits (0 conflicts), " in lines[2]
+    assert " is ok, instances: 1; by this one 2 commits (0 conflicts), " in lines[2]
     assert ", 1.00 commits and " in lines[2]
     assert "KEY PROJECT TIER STATE UNTIL WHY" in lines
     assert "k1 p1 free healthy" in lines

@@ -3,13 +3,17 @@
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote
 
 from pollux import __version__, quota, reasons
+from pollux.auth import TokenError, Tokens
 from pollux.inbound import Scope, Send
+from pollux.keys import KeySourceError
 from pollux.quota import Refusal
 from pollux.roster import Project, Quota, Roster
+from pollux.store import StoreUnavailableError
 from pollux.windows import MINUTE_LIMITS, Limits, Want, day_of
 
 if TYPE_CHECKING:
@@ -28,7 +32,13 @@ async def serve(app: "App", scope: Scope, send: Send) -> None:
 
 
 async def _answer(app: "App", scope: Scope) -> tuple[int, dict[str, Any]]:
-    if not app.tokens.admin(scope["headers"]):
+    try:
+        tokens: Tokens | None = await app.tokens.tokens()
+    except (TokenError, KeySourceError):
+        tokens = None
+    if tokens is None or not tokens.admin(scope["headers"]):
+        if tokens is None or not tokens.complete:
+            return 503, _error(503, "UNAVAILABLE", "the admin tokens cannot be read at the moment; the log says why")
         return 401, _error(401, "UNAUTHENTICATED", "the admin token is needed, as Authorization: Bearer")
     if scope["method"] not in ("GET", "HEAD"):
         return 405, _error(405, "INVALID_ARGUMENT", "only GET is known here")
@@ -37,10 +47,10 @@ async def _answer(app: "App", scope: Scope) -> tuple[int, dict[str, Any]]:
         return 200, await status(app)
     if path == "/admin/explain":
         asked = parse_qs(scope.get("query_string", b"").decode("latin-1"))
-        model, tokens = asked.get("model", [""])[0], asked.get("tokens", ["0"])[0]
-        if not model or not tokens.isascii() or not tokens.isdigit():
+        model, size = asked.get("model", [""])[0], asked.get("tokens", ["0"])[0]
+        if not model or not (size.isascii() and size.isdigit() and len(size) <= 12):
             return 400, _error(400, "INVALID_ARGUMENT", "expected ?model=NAME and, if wished, &tokens=N")
-        return 200, await explain(app, model, int(tokens))
+        return 200, await explain(app, model, int(size))
     if path.startswith("/admin/requests/"):
         record = app.journal.find(unquote(path.removeprefix("/admin/requests/")))
         if record is not None:
@@ -56,10 +66,10 @@ def _error(code: int, status_: str, message: str) -> dict[str, Any]:
 async def status(app: "App") -> dict[str, Any]:
     """Keys, projects and quotas as the store and this instance know them."""
     roster = app.roster
-    await roster.load_all()
+    with suppress(StoreUnavailableError):  # of that the status tells, and what is known here
+        await roster.load_all()
     now = app.pool.now()
     quotas = [_quota(roster, owned, now) for _, owned in sorted(roster.quotas.items())]
-    counters = roster.counters
     return {
         "version": __version__,
         "now": round(now, 3),
@@ -77,7 +87,7 @@ async def status(app: "App") -> dict[str, Any]:
             "problems": [str(problem) for problem in getattr(app.keyring, "problems", ())],
             **app.journal.totals(),
         },
-        "store": {"commits": counters.commits, "conflicts": counters.conflicts, "reads": counters.reads},
+        "store": {"url": app.settings.store_url, "instances": roster.instances(), **roster.watch.as_json()},
     }
 
 
@@ -138,7 +148,17 @@ def _quota(roster: Roster, owned: Quota, now: float) -> dict[str, Any] | None:
         "day_ends": ends,
         "served": owned.served,
         "refused_upstream": owned.refused,
+        "commits": owned.ledger.counters.commits,
+        "conflicts": owned.ledger.counters.conflicts,
+        "grants": owned.purse.taken,
+        "granted": _granted(owned, now),
     }
+
+
+def _granted(owned: Quota, now: float) -> int:
+    """What this instance may still send without asking the store."""
+    grant = owned.purse.grant
+    return 0 if grant is None or grant.is_over(now) else grant.booked.requests - grant.used.requests
 
 
 async def explain(app: "App", model: str, tokens: int) -> dict[str, Any]:

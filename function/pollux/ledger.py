@@ -129,8 +129,12 @@ class Ledger(Generic[T]):
         return len(self._riding)
 
     @property
+    def writers(self) -> frozenset[str]:
+        """Who wrote this document within a minute before it was last seen."""
+        return frozenset(self._writers)
+
+    @property
     def alone(self) -> bool:
-        """Nobody else wrote this document lately, as far as is known."""
         return self._writers.keys() <= {self._writer}
 
     @property

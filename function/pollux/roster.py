@@ -213,9 +213,14 @@ class Roster:
         """Know every quota that the store holds, also those that only other processes used."""
         await self.ready()
         asked = {owned.ledger.name: owned.ledger.tries for owned in self.quotas.values()}
-        for name, found in (await self.store.scan(QUOTA)).items():
+        for name, found in (await self.watch.scan(QUOTA)).items():
             project, bucket = map(unquote, name.removeprefix(QUOTA).split(":"))
             self.quota(project, bucket).ledger.saw(found, asked.get(name, 0))
+
+    def instances(self) -> int:
+        """How many wrote lately, as far as this one knows; itself included."""
+        others = {self._writer}
+        return len(others.union(*(owned.ledger.writers for owned in self.quotas.values())))
 
     async def close(self) -> None:
         """Give back what is left of grants and commit what rides, all documents at once, and not for ever."""

@@ -75,6 +75,16 @@ class Watch:
         self._answered(clock() - began, commit=False)
         return found
 
+    async def scan(self, prefix: str) -> Mapping[str, tuple[Document, Version]]:
+        """For an operator, and so not among what requests cost."""
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        try:
+            return await self.store.scan(prefix)
+        except StoreUnavailableError as error:
+            self._failed(clock() - began, error, commit=False)
+            raise
+
     async def commit(self, name: str, document: Document, version: Version | None, counters: Counters) -> Version:
         """`counters` of the document count with those of the process."""
         clock = asyncio.get_running_loop().time
