@@ -38,15 +38,17 @@ def pin(core: int) -> None:
 
 
 @contextlib.contextmanager
-def process(command: Sequence[str], environment: Mapping[str, str], url: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A server of ours on the first core, up when this is entered and gone when it is left."""
+def process(
+    command: Sequence[str], environment: Mapping[str, str], url: str, core: int | None = 0
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A server of ours on one core (None: any), up when this is entered and gone when it is left."""
     said = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the child
     child = subprocess.Popen(
         [sys.executable, *command],
         env={**os.environ, **environment},
         stdout=subprocess.DEVNULL,
         stderr=said,
-        preexec_fn=lambda: pin(0),
+        preexec_fn=None if core is None else lambda: pin(core),
     )
     try:
         if not _is_up(url, child):
@@ -60,6 +62,7 @@ def process(command: Sequence[str], environment: Mapping[str, str], url: str) ->
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
+        said.close()
 
 
 def _is_up(url: str, child: "subprocess.Popen[bytes]") -> bool:

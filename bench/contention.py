@@ -1,0 +1,203 @@
+"""Many gateways on one store: no limit broken, little asked of the store, nobody kept waiting by it. In real time.
+
+python -m bench.contention [--minutes 10] [--only slow,fast,choice] [--store sqlite] [--write]
+
+slow: 1, 2 and 4 gateways side by side, each group with 8 projects of 15 requests a minute of its own, at 1.5 times
+that. fast: 2 gateways with grants, 4 projects of 1,000 a minute, 50 requests/s; before and after it the same on SQLite.
+choice: conditional commits or transactions (bench/choice.py).
+"""
+
+import argparse
+import platform
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+
+from bench import choice, cost
+from bench.fleet import Case, Seen, fast, measure, slow
+from bench.overhead import show
+from bench.virtual import table
+from tools.emulator import VARIABLE, available
+from tools.emulator_files import EmulatorError
+
+FIRST_WINDOW = 61.5
+FAST_SECONDS = 90.0
+INSTANCES = (1, 2, 4)
+Row = tuple[str, str, str]
+
+
+# --- figures -----------------------------------------------------------------------------------------------------
+
+
+def spread(seen: Seen, name: str) -> tuple[float, float] | None:
+    """(median, 99 %) in ms, of the gateway that does worst; None if they do not tell."""
+    told = [after[name] for _, after in seen.store if after.get(name)]
+    return max(((t["median"], t["p99"]) for t in told), key=lambda pair: pair[1], default=None)
+
+
+def slow_rows(case: Case, seen: Seen) -> list[Row]:
+    alone, limit = case.instances == 1, case.limits["rpm"]
+    calls = seen.counted()
+    served = sum(status == 200 for _, status in calls)
+    refused = sum(status == 429 for _, status in calls)
+    nominal = case.per_second * (seen.ended - seen.began)
+    name = f"{case.name}: "
+    rows = [
+        (name + "most calls of a project in any 60 s", str(seen.peak()), f"at most {limit}"),
+        (name + "served of the nominal capacity", f"{served / nominal:.3f}", "at least 0.95"),
+        (name + "refused upstream", f"{refused / max(1, len(calls)):.4f}", "at most 0.002"),
+        (name + "commits a request", f"{seen.per_call('commits'):.3f}", f"at most {1.1 if alone else 2.2}"),
+        (name + "reads a request", f"{seen.per_call('reads'):.3f}", f"at most {0.05 if alone else 1.3}"),
+        (name + "conflicts a request", f"{seen.per_call('conflicts'):.3f}", ""),
+    ]
+    return (
+        rows
+        + [(name + what, value, asked) for what, value, asked in _store_rows(case, seen)]
+        + [
+            (
+                name + "answers neither 200 nor 429",
+                str(sum(s not in (200, 429) for s, _, _ in seen.answers)),
+                "at most 0",
+            ),
+        ]
+    )
+
+
+def _store_rows(case: Case, seen: Seen) -> list[Row]:
+    commit, waited = spread(seen, "commit_ms"), spread(seen, "waited_ms")
+    rows = [("CPU of the gateways a request, ms", f"{1000 * seen.cpu / max(1, len(seen.answers)):.2f}", "")]
+    if commit:
+        rows.append(("a commit, median ms", f"{commit[0]:.2f}", ""))
+    if commit and waited:
+        rows += [
+            ("wait for the store, median ms", f"{waited[0]:.2f}", ""),
+            ("wait for the store, 99 % ms", f"{waited[1]:.2f}", ""),
+            ("the same in median commits", f"{waited[1] / commit[0]:.2f}", "at most 5"),
+        ]
+    return rows
+
+
+def fast_rows(case: Case, seen: Seen, plain: Sequence[Seen]) -> list[Row]:
+    calls, limit = seen.counted(), case.limits["rpm"]
+    refused = sum(status == 429 for found in seen.calls.values() for _, status in found)
+    ours, theirs = _median(seen), statistics.median(_median(other) for other in plain)
+    name = "fast-2: "
+    rows = [
+        (name + "requests/s", f"{len(calls) / (seen.ended - seen.began):.1f}", ""),
+        (name + "most calls of a project in any 60 s", str(seen.peak()), f"at most {limit}"),
+        (name + "refused upstream", str(refused), "at most 0"),
+        (name + "commits a request", f"{seen.per_call('commits'):.3f}", "at most 0.1"),
+        (name + "reads a request", f"{seen.per_call('reads'):.3f}", ""),
+        (name + "conflicts a request", f"{seen.per_call('conflicts'):.3f}", ""),
+        (name + "median of an answer, ms", f"{ours:.2f}", ""),
+        (name + "the same on SQLite, ms", f"{theirs:.2f}", ""),
+        (name + "added by the store, median ms", f"{ours - theirs:.2f}", "at most 2"),
+        (name + "99 % of answers, ms", f"{_percentile(seen, 99):.2f}", ""),
+        (name + "the same on SQLite, ms", f"{statistics.median(_percentile(p, 99) for p in plain):.2f}", ""),
+        (name + "commits a request on SQLite", f"{plain[0].per_call('commits'):.3f}", ""),
+    ]
+    rows += [(name + what, value, "") for what, value, _ in _store_rows(case, seen)]
+    failed = sum(status != 200 for status, _, _ in seen.answers)
+    return [*rows, (name + "answers that were not 200", str(failed), "at most 0")]
+
+
+def _median(seen: Seen) -> float:
+    return statistics.median(seconds for _, seconds, _ in seen.answers) * 1000
+
+
+def _percentile(seen: Seen, part: int) -> float:
+    ordered = sorted(seconds for _, seconds, _ in seen.answers)
+    return ordered[min(len(ordered) - 1, len(ordered) * part // 100)] * 1000
+
+
+def missed(rows: Sequence[Row]) -> list[Row]:
+    """Those that are not what is asked for."""
+    return [row for row in rows if not _good(row)]
+
+
+def _good(row: Row) -> bool:
+    _, value, asked = row
+    words = asked.split()
+    if not words:
+        return True
+    found, bound = float(value), float(words[-1])
+    return found >= bound if "least" in words else found <= bound
+
+
+# --- the bench ---------------------------------------------------------------------------------------------------
+
+
+def slow_cases(minutes: float, kind: str, folder: Path, environment: Mapping[str, str]) -> list[tuple[Case, Seen]]:
+    cases = [slow(count, kind) for count in INSTANCES]
+    return list(zip(cases, measure(cases, minutes * 60, folder, environment, FIRST_WINDOW), strict=True))
+
+
+def fast_case(seconds: float, kind: str, folder: Path, environment: Mapping[str, str]) -> tuple[Case, Seen, list[Seen]]:
+    """SQLite before and after, so that a machine that grows slower does not count as the store's doing."""
+    case, plain = fast(kind), fast("sqlite")
+    (folder / "before").mkdir()
+    (folder / "after").mkdir()
+    before = measure([plain], seconds / 3, folder / "before", {}, 10.0)
+    seen = measure([case], seconds, folder, environment, FIRST_WINDOW)
+    after = measure([plain], seconds / 3, folder / "after", {}, 10.0)
+    return case, seen[0], before + after
+
+
+def _measured(case: Case, seen: Seen, what: str) -> cost.Measured:
+    where = f"{date.today()}, {platform.system()}, Firestore emulator, {len(seen.counted()):,} requests"
+    return cost.Measured(what, seen.per_call("commits"), seen.per_call("reads"), where)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10.0, help="of the slow cases, after the first window")
+    parser.add_argument("--fast-seconds", type=float, default=FAST_SECONDS)
+    parser.add_argument("--only", default="slow,fast,choice")
+    parser.add_argument(
+        "--store", choices=("firestore", "sqlite"), default="firestore", help="sqlite: to try the bench"
+    )
+    parser.add_argument("--write", action="store_true", help="put commits and reads into bench/measured.toml")
+    chosen = parser.parse_args()
+    try:
+        with available() as host, tempfile.TemporaryDirectory() as folder:
+            bad = _run(chosen, Path(folder), {VARIABLE: host})
+    except EmulatorError as error:
+        raise SystemExit(f"the benchmark needs the Firestore emulator: {error}") from None
+    for row in bad:
+        print("NOT REACHED: " + ", ".join(row))
+    sys.exit(1 if bad else 0)
+
+
+def _run(chosen: argparse.Namespace, folder: Path, environment: Mapping[str, str]) -> list[Row]:
+    wanted, rows, found = chosen.only.split(","), [], {}
+    described = cost.measured()
+    if "slow" in wanted:
+        print(f"Slow projects, overload, {chosen.minutes:g} minutes after the first window:", flush=True)
+        for case, seen in slow_cases(chosen.minutes, chosen.store, folder, environment):
+            rows += (made := slow_rows(case, seen))
+            show(made)
+            found[case.name] = (case, seen)
+    if "fast" in wanted:
+        print(f"Fast projects, {chosen.fast_seconds:g} s after the first window:", flush=True)
+        case, seen, plain = fast_case(chosen.fast_seconds, chosen.store, folder, environment)
+        rows += (made := fast_rows(case, seen, plain))
+        show(made)
+        found["fast-2"] = (case, seen)
+    bad = missed(rows)
+    if "choice" in wanted:
+        print("Transactions or conditional commits:", flush=True)
+        store = f"sqlite:///{folder / 'choice.db'}" if chosen.store == "sqlite" else ""
+        made_of, wrong = choice.measure(8.0, environment, store)
+        print(table(choice.HEAD, made_of))
+        bad += [("choice", text, "") for text in wrong]
+    if chosen.write:
+        cost.write_measured({n: _measured(*pair, described[n].what) for n, pair in found.items() if n in described})
+        print("bench/measured.toml is written; now: python -m bench.cost")
+    return bad
+
+
+if __name__ == "__main__":
+    main()
