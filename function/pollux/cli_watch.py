@@ -138,8 +138,8 @@ def _store(store: Mapping[str, Any], requests: int) -> str:
     per = f", {store['commits'] / each:.2f} commits and {store['reads'] / each:.2f} reads a request"
     took = f"; a commit takes {store['commit_ms']['median']:g} ms" if store["commit_ms"] else ""
     return (
-        f"store: {store['url']} is {store['state']}, instances: {store['instances']}; by this one {store['commits']} commits "
-        f"({store['conflicts']} conflicts), {store['reads']} reads{per if requests else ''}{took}"
+        f"store: {store['url']} is {store['state']}, instances: {store['instances']}; "
+        f"by this one {store['commits']} commits ({store['conflicts']} conflicts), {store['reads']} reads{per if requests else ''}{took}"
     )
 
 
