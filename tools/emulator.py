@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO
 
 from tools.emulator_files import EmulatorError as EmulatorError
@@ -32,8 +33,12 @@ if os.getppid() == int(sys.argv[1]):  # else it died before we asked
 which gRPC's threads do not like."""
 
 
+_starter = ThreadPoolExecutor(1, "emulator")
+"""What Linux calls the parent is the thread that started a process: this one lives as long as we do."""
+
+
 class Emulator:
-    """An emulator of our own. On Linux it is killed when the thread that started it ends, however that comes."""
+    """An emulator of our own, which on Linux is killed when this process ends, however that comes."""
 
     def __init__(self, port: int = 0) -> None:
         self.port = port or _free_port()
@@ -56,13 +61,14 @@ class Emulator:
         if sys.platform == "linux":
             arguments = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *arguments]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill
-        self._process = subprocess.Popen(  # noqa: S603
+        self._process = _starter.submit(
+            subprocess.Popen,
             arguments,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-        )
+        ).result()
         try:
             self._wait()
         except BaseException:

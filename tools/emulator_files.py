@@ -10,6 +10,22 @@ from pathlib import Path
 
 MAIN = "com.google.cloud.datastore.emulator.firestore.CloudFirestore"
 IN_SDK = Path("platform/cloud-firestore-emulator/cloud-firestore-emulator.jar")
+SDKS: tuple[str, ...] = (
+    "~/google-cloud-sdk",
+    "/usr/lib/google-cloud-sdk",
+    "/usr/share/google-cloud-sdk",
+    "/opt/google-cloud-sdk",
+    "/usr/local/share/google-cloud-sdk",
+    "/opt/homebrew/share/google-cloud-sdk",
+    "/snap/google-cloud-cli/current",
+)
+JVMS: tuple[tuple[str, str], ...] = (
+    ("/usr/lib/jvm", "*/bin/java"),
+    ("/Library/Java/JavaVirtualMachines", "*/Contents/Home/bin/java"),
+    ("/opt/homebrew/opt", "openjdk*/bin/java"),
+    ("/usr/local/opt", "openjdk*/bin/java"),
+    ("~/.sdkman/candidates/java", "*/bin/java"),
+)
 NEWEST_NEED = 21
 """The Java that a jar needs which does not tell."""
 INSTALL = """install one of:
@@ -72,18 +88,7 @@ def _sdk_roots() -> Iterator[Path]:
         yield Path(root)
     if gcloud := shutil.which("gcloud"):
         yield Path(gcloud).resolve().parent.parent
-    yield from (
-        Path(path).expanduser()
-        for path in (
-            "~/google-cloud-sdk",
-            "/usr/lib/google-cloud-sdk",
-            "/usr/share/google-cloud-sdk",
-            "/opt/google-cloud-sdk",
-            "/usr/local/share/google-cloud-sdk",
-            "/opt/homebrew/share/google-cloud-sdk",
-            "/snap/google-cloud-cli/current",
-        )
-    )
+    yield from (Path(path).expanduser() for path in SDKS)
 
 
 def _javas() -> Iterator[Path]:
@@ -91,14 +96,8 @@ def _javas() -> Iterator[Path]:
         yield Path(home) / "bin/java"
     if java := shutil.which("java"):
         yield Path(java)
-    for folder, pattern in (
-        ("/usr/lib/jvm", "*/bin/java"),
-        ("/Library/Java/JavaVirtualMachines", "*/Contents/Home/bin/java"),
-        ("/opt/homebrew/opt", "openjdk*/bin/java"),
-        ("/usr/local/opt", "openjdk*/bin/java"),
-        (str(Path.home() / ".sdkman/candidates/java"), "*/bin/java"),
-    ):
-        yield from sorted(Path(folder).glob(pattern))
+    for folder, pattern in JVMS:
+        yield from sorted(Path(folder).expanduser().glob(pattern))
 
 
 def java_version(java: Path) -> int | None:

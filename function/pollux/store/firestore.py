@@ -23,7 +23,7 @@ from pollux.store import ConflictError, Document, StoreError, StoreUnavailableEr
 from pollux.store import firestore_documents as documents
 from pollux.store.clock import StoreClock
 from pollux.store.documents import check, encode
-from pollux.store.firestore_errors import CREDENTIALS, is_conflict, trouble
+from pollux.store.firestore_errors import CREDENTIALS, Place, is_conflict, trouble
 
 TIMEOUT = 5.0
 CHANNEL = (
@@ -240,7 +240,7 @@ class FirestoreStore:
             raise StoreUnavailableError(f"{self._name} was closed while a request was under way") from None
 
     def _trouble(self, error: Any) -> StoreError:
-        return trouble(self._name, self.project, self.database, self._emulator, error)
+        return trouble(Place(self._name, self.project, self.database, self._emulator, self._timeout), error)
 
     def _learn(self, sent: float, moment: Any) -> None:
         self.time.learn(sent, self._clock(), moment.seconds + moment.nanos / 1e9)

@@ -1,7 +1,7 @@
 """What gRPC's status codes mean for a user of the store. Messages name the store and the remedy, never a document."""
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from grpc import StatusCode  # type: ignore[import-untyped]
 
@@ -16,7 +16,6 @@ Nothing of it was written, and what was read is probably old: for whoever commit
 
 _UNAVAILABLE = {
     StatusCode.UNAVAILABLE: "cannot be reached",
-    StatusCode.DEADLINE_EXCEEDED: "did not answer in time",
     StatusCode.INTERNAL: "had an internal error",
     StatusCode.RESOURCE_EXHAUSTED: "is over its quota; see its usage in the Google Cloud console",
     StatusCode.UNKNOWN: "failed for a reason that it did not name",
@@ -30,14 +29,26 @@ def is_conflict(error: Any) -> bool:
     return error.code() in CONFLICTS and not _no_database(error)
 
 
-def trouble(store: str, project: str, database: str, emulator: str | None, error: Any) -> StoreError:
+class Place(NamedTuple):
+    """Where a store is, and how long it is waited for."""
+
+    store: str
+    project: str
+    database: str
+    emulator: str | None
+    timeout: float
+
+
+def trouble(place: Place, error: Any) -> StoreError:
     """The StoreError for a failed call, in one line."""
-    code = error.code()
+    code, (store, project, database, emulator, timeout) = error.code(), place
     if emulator and code is StatusCode.UNAVAILABLE:
         return StoreUnavailableError(
             f"{store}: no emulator answers at {emulator} (FIRESTORE_EMULATOR_HOST); start it with `make emulator`, or "
             "unset the variable to use Firestore itself"
         )
+    if code is StatusCode.DEADLINE_EXCEEDED:
+        return StoreUnavailableError(f"{store} did not answer within {timeout:g} s")
     if code in _UNAVAILABLE:
         return StoreUnavailableError(f"{store} {_UNAVAILABLE[code]}{_said(error)}")
     if code is StatusCode.PERMISSION_DENIED and "has not been used" in (error.details() or ""):

@@ -1,0 +1,211 @@
+"""tools.emulator: which one is taken, what is said if there is none, and that none is ever left behind."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from pollux.store.firestore import FirestoreStore
+from tools import emulator_files
+from tools.emulator import VARIABLE, Emulator, EmulatorError, answers, available, started
+from tools.emulator_files import IN_SDK, MAIN, command, java_needed, java_version
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A machine with neither emulator nor Java; its home."""
+    for name in (
+        "JAVA_HOME",
+        "CLOUDSDK_ROOT_DIR",
+        "FIRESTORE_EMULATOR_BINARY_PATH",
+        "FIREBASE_EMULATORS_PATH",
+        VARIABLE,
+    ):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(emulator_files, "SDKS", ())
+    monkeypatch.setattr(emulator_files, "JVMS", ())
+    return tmp_path
+
+
+def program(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def java(path: Path, version: str) -> Path:
+    return program(path / "bin/java", f"echo 'openjdk version \"{version}\" 2030-01-01' >&2")
+
+
+def jar(path: Path, needs: int = 11) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(MAIN.replace(".", "/") + ".class", b"\xca\xfe\xba\xbe\0\0" + (needs + 44).to_bytes(2, "big"))
+    return path
+
+
+def test_without_any_it_says_what_to_install_in_both_ways(bare: Path) -> None:
+    with pytest.raises(EmulatorError) as error:
+        Emulator().start()
+    assert "gcloud components install cloud-firestore-emulator" in str(error.value)
+    assert "firebase setup:emulators:firestore" in str(error.value)
+    assert VARIABLE in str(error.value)
+
+
+def test_the_cloud_cli_comes_before_firebase(bare: Path) -> None:
+    java(bare, "21.0.1")
+    old, new = (jar(bare / f".cache/firebase/emulators/cloud-firestore-emulator-v1.{n}.jar") for n in ("9.1", "21.0"))
+    assert command()[-2:] == ["-jar", str(new)]
+    assert old.exists()
+    program(bare / "sdk/bin/gcloud", "")
+    (bare / "bin/gcloud").symlink_to(bare / "sdk/bin/gcloud")
+    ours = jar(bare / "sdk" / IN_SDK)
+    assert command()[-3:] == ["-cp", str(ours), MAIN]
+
+
+def test_firebase_is_asked_to_download_its_own(bare: Path) -> None:
+    java(bare, "21.0.1")
+    target = bare / ".cache/firebase/emulators/cloud-firestore-emulator-v1.jar"
+    source = jar(bare / "source.jar")
+    program(bare / "bin/firebase", f'[ "$1" = setup:emulators:firestore ] && /bin/mkdir -p {target.parent} && '
+            f"/bin/cp {source} {target}")  # fmt: skip
+    assert command()[-2:] == ["-jar", str(target)]
+
+
+def test_the_first_java_that_is_new_enough_is_taken(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jar(bare / ".cache/firebase/emulators/cloud-firestore-emulator-v1.jar", needs=21)
+    java(bare, "17.0.15")
+    monkeypatch.setenv("JAVA_HOME", str(java(bare / "home", "1.8.0_402").parents[1]))
+    with pytest.raises(EmulatorError, match=r"needs a Java of 21 or newer; found .*home/bin/java \(8\), .*\(17\)"):
+        command()
+    monkeypatch.setattr(emulator_files, "JVMS", ((str(bare), "jvm/*/bin/java"),))
+    usable = java(bare / "jvm/temurin", "25")
+    assert command()[0] == str(usable)
+
+
+def test_what_a_jar_and_a_java_say_of_themselves(tmp_path: Path) -> None:
+    assert java_needed(jar(tmp_path / "a.jar", needs=17)) == 17
+    assert java_needed(tmp_path / "absent.jar") == emulator_files.NEWEST_NEED
+    assert java_version(java(tmp_path, "1.8.0_402")) == 8
+    assert java_version(program(tmp_path / "no-java", "exit 1")) is None
+    assert java_version(tmp_path / "absent") is None
+
+
+def test_one_that_does_not_start_shows_what_it_printed(bare: Path) -> None:
+    jar(bare / ".cache/firebase/emulators/cloud-firestore-emulator-v1.jar")
+    program(bare / "bin/java", 'case "$*" in *-version*) echo \'version "21"\';; *) echo it is broken; exit 3;; esac')
+    with pytest.raises(EmulatorError, match=r"ended with 3:\nit is broken"):
+        Emulator().start()
+
+
+def test_a_named_one_is_used_as_it_is(firestore_emulator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, firestore_emulator)
+    with available() as host:
+        assert host == firestore_emulator
+    assert answers(firestore_emulator)
+
+
+def test_a_named_one_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "127.0.0.1:1")
+    with pytest.raises(EmulatorError, match=r"names 127\.0\.0\.1:1, but no emulator answers"), available():
+        pass
+
+
+async def _write(host: str) -> None:
+    store = FirestoreStore("demo-emulator", emulator=host)
+    await store.open()
+    await store.commit("a", {}, None)
+    await store.close()
+
+
+async def _count(host: str) -> int:
+    store = FirestoreStore("demo-emulator", emulator=host)
+    await store.open()
+    found = await store.scan("")
+    await store.close()
+    return len(found)
+
+
+def test_it_is_paused_wiped_killed_and_comes_back_on_the_same_port() -> None:
+    with started() as emulator:
+        host = emulator.host
+        asyncio.run(_write(host))
+        emulator.pause()
+        emulator.resume()
+        assert asyncio.run(_count(host)) == 1
+        emulator.wipe("demo-emulator")
+        assert asyncio.run(_count(host)) == 0
+        asyncio.run(_write(host))
+        with pytest.raises(EmulatorError, match="runs already"):
+            emulator.start()
+        emulator.kill()
+        assert not answers(host)
+        with pytest.raises(EmulatorError, match="does not run"):
+            emulator.pause()
+        emulator.restart()
+        assert emulator.host == host
+        assert asyncio.run(_count(host)) == 0
+        pid = emulator.pid
+        emulator.pause()  # a paused one ends as well
+    assert pid is not None
+    assert not alive(pid)
+    emulator.stop()  # again is harmless
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text() if Path("/proc").exists() else True
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_it_ends_with_the_process_that_started_it(number: signal.Signals) -> None:
+    if number is signal.SIGKILL and sys.platform != "linux":
+        return  # elsewhere nothing can be promised of a process that was killed
+    script = (
+        "import threading, time\n"
+        "from tools.emulator import started\n"
+        "with started() as emulator:\n"
+        "    print(emulator.pid, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    environ = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert alive(pid)
+        parent.send_signal(number)
+        parent.wait(20)
+    end = time.monotonic() + 10
+    while alive(pid) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not alive(pid)
+
+
+def test_the_command_prints_the_variable_and_ends_with_ctrl_c() -> None:
+    environ = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    with subprocess.Popen(
+        [sys.executable, "-m", "tools.emulator"], cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        name, _, host = process.stdout.readline().strip().partition("=")
+        assert name == f"export {VARIABLE}"
+        assert answers(host)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    assert not answers(host)
