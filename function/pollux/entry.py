@@ -47,6 +47,8 @@ async def build(stack: contextlib.ExitStack) -> App:
     logs.configure(environ=os.environ)  # for what the settings have to say
     settings = Settings.from_env(os.environ)
     logs.configure(settings.log, settings.log_level)
+    logging.getLogger("uvicorn.access").disabled = True  # whole addresses, ?key= too; requests have a line of ours
+    logging.getLogger("uvicorn.error").addFilter(_no_surprise)
     keyring = open_keyring(settings)
     try:
         (tokens, local), keys = await asyncio.gather(open_tokens(settings), keyring.keys())
@@ -67,6 +69,10 @@ async def build(stack: contextlib.ExitStack) -> App:
     app = App(settings, tokens, keyring=keyring)
     await app.start()
     return app
+
+
+def _no_surprise(record: logging.LogRecord) -> bool:
+    return record.msg != "ASGI callable returned without completing response."  # said before, with the reason
 
 
 class Entry:

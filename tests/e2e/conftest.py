@@ -20,6 +20,9 @@ from tests.e2e.processes import (
     write_keys,
 )
 
+COUNTED = "gemini-2.5-flash"
+"""Limited, but not so that a test would meet the limit; no other test asks for it."""
+
 
 @dataclass(slots=True)
 class Pair:
@@ -49,7 +52,7 @@ def functions_pairs(tmp_path_factory: pytest.TempPathFactory, firestore_emulator
     """Two processes under the Functions Framework, on one Firestore emulator and one simulator."""
     folder = tmp_path_factory.mktemp("functions")
     settings = {"store": f"firestore://pollux-{os.getpid()}", "token": TOKEN, "admin_token": ADMIN}
-    settings["keys_file"] = str(write_keys(folder, [1, 2, 3, 4], {LAST: {"rpm": 1}}))
+    settings["keys_file"] = str(write_keys(folder, [1, 2, 3, 4], {LAST: {"rpm": 1}, COUNTED: {"rpm": 50}}))
     with simulated() as (simulator, url):
         environ = environment(**settings, upstream=url) | {"FIRESTORE_EMULATOR_HOST": firestore_emulator}
         with functions(folder / "one", environ) as one, functions(folder / "two", environ) as two:

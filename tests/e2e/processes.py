@@ -186,7 +186,7 @@ def functions(folder: Path, environ: Mapping[str, str]) -> Iterator[Gateway]:
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "functions_framework", "--target", "gateway"]
     command += ["--source", str(FUNCTION / "main.py"), "--asgi"]
-    own = {"HOST": "127.0.0.1", "PORT": "0", "GUNICORN_LOG_LEVEL": "info"}
+    own = {"HOST": "127.0.0.1", "PORT": "0", "GUNICORN_LOG_LEVEL": "info", "HOME": str(folder)}
     with (folder / "stderr").open("wb") as stderr:
         process = subprocess.Popen(
             command, cwd=folder, env=dict(environ) | own, stdout=stderr, stderr=stderr, start_new_session=True
