@@ -259,7 +259,7 @@ def test_a_store_that_fails_does_not_fail_the_list(shell: Shell) -> None:
     def fail() -> Mapping[str, Any]:
         raise OSError("the database is locked")
 
-    namespace = argparse.Namespace(keys_command="list", json=False)
+    namespace = argparse.Namespace(keys_command="list", json=False, secrets=None)
     assert cli_keys.run(namespace, shell.settings, read_health=fail) == 0
     out, err = shell.capture.readouterr()
     assert out.rstrip().endswith("unknown")
@@ -360,6 +360,39 @@ def gemini() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def test_rotate_takes_a_new_value_only_after_it_answered(shell: Shell) -> None:
+    shell("add", "alice", "--tier", "free", stdin=D)
+    with gemini() as (url, asked):
+        shell.settings = Settings(data=str(shell.home / "data"), upstream=url)
+        code, out, _ = shell("rotate", "alice", stdin=B)
+        assert code == 1
+        assert out.startswith("kept the old value of alice: the new one is invalid: invalid-key")
+        assert shell("rotate", "alice", stdin="test-key-down")[0] == 1
+        assert shell.keys[0]["api_key"] == D
+        assert shell("rotate", "alice", stdin=A)[:2] == (0, f"rotated alice ({MASKED}) in {shell.path}\n")
+        assert (shell.keys[0]["api_key"], shell.keys[0]["tier"]) == (A, "free")
+        assert shell("rotate", "alice", stdin=C)[0] == 0  # without quota, but it is a key
+        assert shell("rotate", "alice", "--no-check", stdin=B)[0] == 0
+        assert (shell.keys[0]["api_key"], len(asked)) == (B, 4)
+
+
+@pytest.mark.parametrize(
+    ("words", "stdin", "why"),
+    [
+        (["rotate", "alice"], A, "this key is there already, as 'alice'"),
+        (["rotate", "alice"], "", "the value is empty"),
+        (["rotate", "nobody"], B, "there is no such key"),
+        (["rotate", "alice", B], "", "history"),
+    ],
+)
+def test_rotate_refuses_what_makes_no_sense(shell: Shell, words: list[str], stdin: str, why: str) -> None:
+    shell("add", "alice", stdin=A)
+    code, out, err = shell(*words, stdin=stdin)
+    assert (code, out) == (2, "")
+    assert why in err
+    assert shell.keys[0]["api_key"] == A
 
 
 def test_check_asks_for_each_key_and_says_what_it_is_worth(shell: Shell) -> None:

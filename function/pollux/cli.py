@@ -1,4 +1,4 @@
-"""The command line: which commands there are. What they do is in `serving`, `cli_keys`, `cli_watch` and `simulator`."""
+"""The command line: which commands there are. What they do is in `serving`, `cli_keys`, `cli_tokens`, …"""
 
 import argparse
 import os
@@ -45,6 +45,12 @@ def _parser(wanted: str) -> argparse.ArgumentParser:
         cli_keys.add_parser(commands)
     else:
         commands.add_parser("keys", help="add, list, change and check the Gemini API keys of this machine")
+    if wanted == "tokens":
+        from pollux import cli_tokens
+
+        cli_tokens.add_parser(commands)
+    else:
+        commands.add_parser("tokens", help="make, list and revoke the tokens that clients call with")
     _add_watchers(commands)
     simulate = commands.add_parser("simulate", help="run a simulated Gemini API that enforces quotas")
     if wanted == "simulate":
@@ -102,6 +108,10 @@ def _run(namespace: argparse.Namespace) -> int:
 
             settings = load_settings()
             return cli_keys.run(namespace, settings, read_health=serving.health_reader(settings))
+        case "tokens":
+            from pollux import cli_tokens
+
+            return cli_tokens.run(namespace, load_settings())
         case "serve":
             from pollux import serving
 

@@ -1,4 +1,4 @@
-"""`pollux keys …`: how the commands are spelt. What they do is in `keys.commands`."""
+"""`pollux keys …`: how the commands are spelt. What they do is in `keys.commands` and `keys.cloud_commands`."""
 
 import argparse
 import sys
@@ -19,6 +19,10 @@ def run(namespace: argparse.Namespace, settings: Settings, *, read_health: ReadH
     """0: done. 1: a key is not healthy. 2: it cannot be done; why is on stderr. `read_health` gives the store's
     health document; without it, or if it raises OSError or LookupError, health is shown as not known."""
     try:
+        if project := chosen_project(namespace, settings):
+            from pollux.keys import cloud_commands
+
+            return cloud_commands.run(namespace, project, settings, read_health)
         return COMMANDS[namespace.keys_command](namespace, Place(settings, read_health))
     except KeySourceError as error:
         print(f"pollux keys: {error}", file=sys.stderr)
@@ -31,7 +35,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "keys",
         help="add, list, change and check the Gemini API keys of this machine",
         description="The Gemini API keys of this machine. Changes go to POLLUX_KEYS_FILE if that is a keys.json, else "
-        "to keys.json in the data folder; a running gateway takes them within two seconds. Values are never shown.",
+        "to keys.json in the data folder; a running gateway takes them within two seconds. With --secrets PROJECT or "
+        "POLLUX_SECRETS, those in the Secret Manager of a Google Cloud project, which gateways take within a minute. "
+        "Values are never shown.",
     )
     commands = parser.add_subparsers(dest="keys_command", metavar="COMMAND", required=True, parser_class=_Parser)
 
@@ -57,6 +63,17 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--value", action="store_true", help="ask for a new value, hidden, or read it from standard input"
     )
 
+    rotate = commands.add_parser(
+        "rotate",
+        help="give a key a new value, after it answered",
+        description="Give a key a new value, read hidden or from standard input. It is checked first, with a free "
+        "call; if it does not answer, the old value stays and the exit code is 1. In Secret Manager it becomes a new "
+        "version, and the old ones are disabled after it answered.",
+    )
+    rotate.add_argument("id", metavar="ID")
+    rotate.add_argument("--no-check", dest="check", action="store_false", help="do not ask Google about the new value")
+    rotate.add_argument("--model", default=probe.MODEL, help="the model to ask about (default: %(default)s)")
+
     remove = commands.add_parser("remove", help="remove a key")
     remove.add_argument("id", metavar="ID")
     remove.add_argument("--yes", action="store_true", help="do not ask")
@@ -81,7 +98,23 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     check.add_argument("ids", nargs="*", metavar="ID", help="only these keys (default: all that are enabled)")
     check.add_argument("--model", default=probe.MODEL, help="the model to ask about (default: %(default)s)")
+    for command in commands.choices.values():
+        add_secrets(command)
     return parser
+
+
+def add_secrets(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--secrets",
+        type=_text(project_fault),
+        metavar="PROJECT",
+        help="the Google Cloud project whose Secret Manager holds them (default: POLLUX_SECRETS)",
+    )
+
+
+def chosen_project(namespace: argparse.Namespace, settings: Settings) -> str:
+    """Whose Secret Manager is meant; "" is this machine."""
+    return namespace.secrets or settings.secrets
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,23 +1,23 @@
-"""What the commands `pollux keys …` do. No value is ever printed; results go to stdout, everything else to stderr."""
+"""What `pollux keys …` does with this machine's keys. No value is printed; results go to stdout, the rest to stderr."""
 
 import argparse
 import asyncio
-import getpass
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pollux.keys import KeySourceError, Secret
-from pollux.keys.entries import Entry, KeyFileError, Problem, clean, value_fault
+from pollux.keys import KeySourceError
+from pollux.keys.entries import Entry, KeyFileError, Problem
 from pollux.keys.files import Variable, decode, parse, parse_env, recognise
 from pollux.keys.importing import plan
 from pollux.keys.keyfile import KeyFile
 from pollux.keys.local import LocalKeyring, free_id
-from pollux.keys.probe import probe
+from pollux.keys.probe import REFUSED, probe
+from pollux.keys.terminal import ask_value, confirmed, keys_table, listed, row, table, tell
 from pollux.settings import Settings
 
 ReadHealth = Callable[[], Mapping[str, Any]]
@@ -41,7 +41,7 @@ class Place:
     def file(self) -> KeyFile:
         """The file that is written. A list of lines or variables is left to its owner."""
         path = self.named or Path(self.settings.data) / "keys.json"
-        if self.named and recognise(_text(path) if path.exists() else "", str(path)) != "json":
+        if self.named and recognise(text_of(path) if path.exists() else "", str(path)) != "json":
             raise KeySourceError(
                 f"POLLUX_KEYS_FILE={path} is not a keys.json, the only kind that is written here: edit it yourself, or "
                 f"unset POLLUX_KEYS_FILE and run: pollux keys import {path}"
@@ -65,32 +65,42 @@ def add(namespace: argparse.Namespace, place: Place) -> int:
     key_id = namespace.id or free_id("key-1", {*entries, *file.ids()})
     if key_id in entries:
         raise KeySourceError(f"the id {key_id!r} is taken, by {entries[key_id].place}")
-    secret = _ask(entries.values())
-    file.add(key_id, secret, **_details(namespace))
+    secret = ask_value(entries.values())
+    file.add(key_id, secret, **details_of(namespace))
     print(f"added {key_id} ({secret.masked}) to {file.path}")
     return 0
 
 
 def edit(namespace: argparse.Namespace, place: Place) -> int:
-    details = _details(namespace)
+    details = details_of(namespace)
     if not details and not namespace.value:
         raise KeySourceError("nothing to change; name --project, --tier, --limit or --value")
     file = place.own(namespace.id)
     others = (entry for key_id, entry in place.entries().items() if key_id != namespace.id)
-    file.edit(namespace.id, secret=_ask(others) if namespace.value else None, **details)
+    file.edit(namespace.id, secret=ask_value(others) if namespace.value else None, **details)
     print(f"changed {namespace.id} in {file.path}")
+    return 0
+
+
+def rotate(namespace: argparse.Namespace, place: Place) -> int:
+    """Unlike `edit --value`, a new value that does not answer changes nothing."""
+    file = place.own(namespace.id)
+    secret = ask_value(place.entries().values(), "New value of the key (not shown): ")
+    if namespace.check:
+        asked = asyncio.run(probe({namespace.id: secret}, upstream=place.settings.upstream, model=namespace.model))
+        found = asked[namespace.id]
+        if found.state in REFUSED:
+            print(f"kept the old value of {namespace.id}: the new one is {found.state}: {found.reason}")
+            return 1
+    file.edit(namespace.id, secret=secret)
+    print(f"rotated {namespace.id} ({secret.masked}) in {file.path}")
     return 0
 
 
 def remove(namespace: argparse.Namespace, place: Place) -> int:
     file = place.own(namespace.id)
-    if not namespace.yes:
-        if not sys.stdin.isatty():
-            raise KeySourceError("not removed: nobody to ask; say --yes")
-        print(f"Remove {namespace.id} from {file.path}? [y/N] ", end="", flush=True)
-        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            print("kept")
-            return 0
+    if not confirmed(f"Remove {namespace.id} from {file.path}?", yes=namespace.yes, undone="removed"):
+        return 0
     file.remove(namespace.id)
     print(f"removed {namespace.id} from {file.path}")
     return 0
@@ -110,9 +120,9 @@ def disable(namespace: argparse.Namespace, place: Place) -> int:
 
 def import_(namespace: argparse.Namespace, place: Place) -> int:
     path, file = Path(namespace.file), place.file()
-    variables = _variables()
-    found = parse(_text(path), str(path), variables)
-    owned = parse(_text(file.path), str(file.path), variables).entries if file.path.exists() else ()
+    variables = variables_here()
+    found = parse(text_of(path), str(path), variables)
+    owned = parse(text_of(file.path), str(file.path), variables).entries if file.path.exists() else ()
     known = {key_id: entry.secret for key_id, entry in place.entries().items()}
     result = plan(found.entries, {entry.secret: entry.id for entry in owned}, known)
     if result.added and not namespace.dry_run:
@@ -123,7 +133,7 @@ def import_(namespace: argparse.Namespace, place: Place) -> int:
         print(f"{done} {key_id} ({entry.secret.masked}) of {entry.place}{renamed}")
     for entry, key_id in result.skipped:
         print(f"skipped {entry.place}: there already, as {key_id}")
-    _tell(found.problems, "not a key: ")
+    tell(found.problems, "not a key: ")
     print(
         f"{len(result.added)} added{' (dry run)' if namespace.dry_run else ''}, {len(result.skipped)} there already, "
         f"{len(found.problems)} not a key; file {file.path}"
@@ -133,21 +143,17 @@ def import_(namespace: argparse.Namespace, place: Place) -> int:
 
 def list_(namespace: argparse.Namespace, place: Place) -> int:
     keyring = place.keyring()
-    health = _health(place.read_health)
-    rows = [_row(key_id, entry, health) for key_id, entry in keyring.entries().items()]
+    health = health_of(place.read_health)
+    rows = [row(replace(entry, id=key_id), health) for key_id, entry in keyring.entries().items()]
     if namespace.json:
-        problems = [{"file": p.file, "line": p.line, "reason": p.reason} for p in keyring.problems]
-        notices = [{"file": n.file, "line": n.line, "reason": n.reason} for n in keyring.notices]
-        print(json.dumps({"keys": rows, "problems": problems, "notices": notices}, indent=2))
+        told = {"problems": listed(keyring.problems), "notices": listed(keyring.notices)}
+        print(json.dumps({"keys": rows, **told}, indent=2))
         return 0
-    _table(
-        ("ID", "PROJECT", "TIER", "VALUE", "SOURCE", "HEALTH"),
-        [(r["id"], r["project"], r["tier"] or "-", r["masked"], r["source"], _in_words(r)) for r in rows],
-    )
+    keys_table(rows)
     if not rows:
         print("no keys; add one with: pollux keys add", file=sys.stderr)
-    _tell(keyring.problems, "not used: ")
-    _tell(keyring.notices, "note: ")
+    tell(keyring.problems, "not used: ")
+    tell(keyring.notices, "note: ")
     return 0
 
 
@@ -159,7 +165,7 @@ def check(namespace: argparse.Namespace, place: Place) -> int:
     if not asked:
         raise KeySourceError("no keys to check; add one with: pollux keys add")
     findings = asyncio.run(probe(asked, upstream=place.settings.upstream, model=namespace.model))
-    _table(
+    table(
         ("ID", "VALUE", "STATE", "REASON"),
         [(key_id, asked[key_id].masked, found.state, found.reason) for key_id, found in findings.items()],
     )
@@ -170,6 +176,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace, Place], int]] = {
     "add": add,
     "list": list_,
     "edit": edit,
+    "rotate": rotate,
     "remove": remove,
     "enable": enable,
     "disable": disable,
@@ -178,22 +185,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace, Place], int]] = {
 }
 
 
-def _ask(others: Iterable[Entry]) -> Secret:
-    """The value, from a hidden prompt or the first line of standard input; not one that is in use already."""
-    try:
-        text = getpass.getpass("Value of the key (not shown): ") if sys.stdin.isatty() else sys.stdin.readline()
-    except (EOFError, UnicodeDecodeError):
-        text = ""
-    if fault := value_fault(clean(text)):
-        raise KeySourceError(f"not a key: {fault}")
-    secret = Secret(clean(text))
-    for entry in others:
-        if entry.secret == secret:
-            raise KeySourceError(f"this key is there already, as {entry.id!r} of {entry.place}")
-    return secret
-
-
-def _details(namespace: argparse.Namespace) -> dict[str, Any]:
+def details_of(namespace: argparse.Namespace) -> dict[str, Any]:
     """What was named on the command line; `none` becomes None, which removes."""
     details: dict[str, Any] = {
         name: None if written == "none" else written
@@ -205,7 +197,7 @@ def _details(namespace: argparse.Namespace) -> dict[str, Any]:
     return details
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
     try:
         return decode(path.read_bytes(), str(path))
     except OSError as error:
@@ -213,49 +205,15 @@ def _text(path: Path) -> str:
     raise KeyFileError(Problem(str(path), 0, reason))
 
 
-def _variables() -> dict[str, Variable]:
+def variables_here() -> dict[str, Variable]:
     env_file = Path.cwd() / ".env"
-    below = parse_env(_text(env_file), ".env") if env_file.is_file() else {}
+    below = parse_env(text_of(env_file), ".env") if env_file.is_file() else {}
     return below | {name: Variable(name, value) for name, value in os.environ.items() if value}
 
 
-def _health(read_health: ReadHealth | None) -> Mapping[str, Any] | None:
+def health_of(read_health: ReadHealth | None) -> Mapping[str, Any] | None:
     try:
         return read_health() if read_health else None
     except (OSError, LookupError) as error:
         print(f"pollux keys: health is not known: {error}", file=sys.stderr)
         return None
-
-
-def _row(key_id: str, entry: Entry, health: Mapping[str, Any] | None) -> dict[str, Any]:
-    key = entry.key(key_id)
-    state: dict[str, Any] = {"state": "unknown" if health is None else "healthy"}
-    for kind, name in (("keys", key.id), ("projects", key.project)):
-        aside = (health or {}).get(kind, {}).get(name)
-        if aside and aside["until"] > time.time():
-            state = {"state": "aside", "reason": aside["reason"], "since": aside["since"], "until": aside["until"]}
-            break
-    shown = {"id": key.id, "project": key.project, "tier": key.tier, "masked": entry.secret.masked}
-    return shown | {"source": entry.place, "enabled": key.enabled, "health": state}
-
-
-def _in_words(row: Mapping[str, Any]) -> str:
-    health = row["health"]
-    words = str(health["state"])
-    if words == "aside":
-        until = time.strftime("%Y-%m-%d %H:%M", time.localtime(health["until"]))
-        words = f"aside until {until}: {health['reason']}"
-    return words if row["enabled"] else f"disabled ({words})" if words == "unknown" else f"disabled, {words}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    if not rows:
-        return
-    widths = [max(len(line[column]) for line in (head, *rows)) for column in range(len(head))]
-    for line in (head, *rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-def _tell(problems: Iterable[Problem], what: str) -> None:
-    for problem in problems:
-        print(f"{what}{problem}", file=sys.stderr)

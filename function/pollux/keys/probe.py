@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 MODEL = "gemini-3.1-flash-lite"
 TIMEOUT_S = 15.0
 AT_ONCE = 8
+REFUSED = ("invalid", "unreachable", "unclear")
+"""The findings after which a new value does not take the old one's place."""
 _BODY = b'{"contents":[{"parts":[{"text":"ping"}]}]}'
 _LARGEST = 65536
 

@@ -175,7 +175,7 @@ class SecretsApi:
         _keep_quiet()
         options = [("grpc.use_local_subchannel_pool", 1)]  # or a new channel would share the dead connection of the old
         if self._emulator:
-            channel = grpc.aio.insecure_channel(self._emulator, options=options)
+            channel = grpc.aio.insecure_channel(self._emulator, options=[*options, ("grpc.enable_http_proxy", 0)])
             return Client(transport=Transport(channel=channel))
         if self._credentials is None:
             try:  # may ask the metadata server, and waits for it

@@ -1,0 +1,112 @@
+"""What `pollux keys` and `pollux tokens` ask and show. Values are read hidden, and never shown."""
+
+import getpass
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pollux.keys import KeySourceError, Secret
+from pollux.keys.entries import Entry, Problem, clean, value_fault
+
+WIDTH = 30
+
+
+def ask_value(others: Iterable[Entry], prompt: str = "Value of the key (not shown): ") -> Secret:
+    """The value, from a hidden prompt or the first line of standard input; not one that is in use already."""
+    try:
+        text = getpass.getpass(prompt) if sys.stdin.isatty() else sys.stdin.readline()
+    except (EOFError, UnicodeDecodeError):
+        text = ""
+    if fault := value_fault(clean(text)):
+        raise KeySourceError(f"not a key: {fault}")
+    secret = Secret(clean(text))
+    for entry in others:
+        if entry.secret == secret:
+            raise KeySourceError(f"this key is there already, as {entry.id!r} of {entry.place}")
+    return secret
+
+
+def confirmed(question: str, *, yes: bool, undone: str) -> bool:
+    """Whether the user says so. `undone` is what did not happen when there is nobody to ask."""
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise KeySourceError(f"not {undone}: nobody to ask; say --yes")
+    print(f"{question} [y/N] ", end="", flush=True)
+    if sys.stdin.readline().strip().lower() in ("y", "yes"):
+        return True
+    print("kept")
+    return False
+
+
+class Progress:
+    """A bar on standard error, if that is a terminal: `with Progress(20, "adding") as progress: … progress.step()`."""
+
+    def __init__(self, total: int, what: str) -> None:
+        self._total, self._what, self._done = total, what, 0
+        self.shown = total > 1 and sys.stderr.isatty()
+
+    def __enter__(self) -> "Progress":
+        self._draw()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def step(self) -> None:
+        self._done += 1
+        self._draw()
+
+    def _draw(self) -> None:
+        if self.shown:
+            full = WIDTH * self._done // self._total
+            bar = "#" * full + "." * (WIDTH - full)
+            print(f"\r{self._what} [{bar}] {self._done}/{self._total}", end="", file=sys.stderr, flush=True)
+
+
+def row(entry: Entry, health: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A key as `keys list --json` shows it."""
+    key = entry.key(entry.id)
+    state: dict[str, Any] = {"state": "unknown" if health is None else "healthy"}
+    for kind, name in (("keys", key.id), ("projects", key.project)):
+        aside = (health or {}).get(kind, {}).get(name)
+        if aside and aside["until"] > time.time():
+            state = {"state": "aside", "reason": aside["reason"], "since": aside["since"], "until": aside["until"]}
+            break
+    shown = {"id": key.id, "project": key.project, "tier": key.tier, "masked": entry.secret.masked}
+    return shown | {"source": entry.place, "enabled": key.enabled, "health": state}
+
+
+def keys_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    table(
+        ("ID", "PROJECT", "TIER", "VALUE", "SOURCE", "HEALTH"),
+        [(r["id"], r["project"], r["tier"] or "-", r["masked"], r["source"], _in_words(r)) for r in rows],
+    )
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    if not rows:
+        return
+    widths = [max(len(line[column]) for line in (head, *rows)) for column in range(len(head))]
+    for line in (head, *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def tell(problems: Iterable[Problem], what: str) -> None:
+    for problem in problems:
+        print(f"{what}{problem}", file=sys.stderr)
+
+
+def listed(problems: Iterable[Problem]) -> list[dict[str, Any]]:
+    return [{"file": problem.file, "line": problem.line, "reason": problem.reason} for problem in problems]
+
+
+def _in_words(row: Mapping[str, Any]) -> str:
+    health = row["health"]
+    words = str(health["state"])
+    if words == "aside":
+        until = time.strftime("%Y-%m-%d %H:%M", time.localtime(health["until"]))
+        words = f"aside until {until}: {health['reason']}"
+    return words if row["enabled"] else f"disabled ({words})" if words == "unknown" else f"disabled, {words}"
