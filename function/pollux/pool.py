@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from pollux import quota
+from pollux import quota, ranking
 from pollux.desk import Desk, returned
 from pollux.keys import Key
 from pollux.quota import Refusal, Slot, State
@@ -22,12 +22,13 @@ from pollux.roster import Project, Quota, Roster
 from pollux.safe import STORE_DOWN
 from pollux.settings import Settings
 from pollux.store import StoreUnavailableError
-from pollux.windows import SLOT, Limits, Want
+from pollux.windows import Limits, Want
 
 __all__ = ["Ask", "Full", "Pool", "Reservation", "StoppingError", "Tried"]
 
-WAKE_AGE, ALONE_AGE = 5.0, 60.0
-"""Whoever wakes reads a state again that is older than this: the second where nobody else writes."""
+OLD, OLD_ALONE = 5.0, 60.0
+"""Whoever waits for a slot, or wakes for it, reads a state again that is older than this; the second is for documents
+that nobody else writes."""
 PATIENCE = 65.0
 """A want above a quarter of the token limit may be booked this much later: among small ones it would starve."""
 PROBE_AGE = 0.5
@@ -86,12 +87,17 @@ class Pool:
             await asyncio.gather(*(self.roster.quota(name, bucket).ledger.refresh(PROBE_AGE) for name in probed))
 
     async def _book(self, model: str, ask: Ask, tried: Tried, ahead: float) -> Reservation | Full:
+        looked: set[str] = set()
         while True:
             choice = await self._choose(model, ask, tried, ahead)
             if isinstance(choice, Full):
                 return choice
             project, key, found = choice
             owned = self.roster.quota(project.name, self.roster.bucket(model))
+            if found.start > self.now() and project.name not in looked and self._is_old(owned):
+                looked.add(project.name)  # a read costs less than a commit that is refused, and a read
+                await self._refresh(owned)
+                continue
             limits = self.roster.limits(project, model)
             reserve = partial(self._reserve, project=project, model=model, ask=ask, ahead=ahead)
             booked = await self._desk.book(owned, ask.want, limits, found, _deadline(ask, limits), reserve, tried.store)
@@ -122,41 +128,22 @@ class Pool:
             able.sort(key=lambda pair: (pair[1].id != ask.prefer_key, pair[0].name != preferred))
         await roster.read_unseen(roster.quota(project.name, bucket) for project, _ in able)
         now = max(self.now() + ahead, self.pause_until)
-        best: tuple[tuple[float, ...], Project, Key, Slot] | None = None
-        current = math.floor(now / SLOT)
-        turns = self._turns(bucket) if self.settings.strategy == "round_robin" else None
+        options: list[ranking.Option] = []
+        strategy = self.settings.strategy
+        turns = ranking.turns(roster, bucket) if strategy == "round_robin" else {}
         for project, key in able:
             owned, limits = roster.quota(project.name, bucket), roster.limits(project, model)
             found = self._desk.look(owned, ask.want, limits, now, _deadline(ask, limits))
             if isinstance(found, Refusal):
                 refusals[project.name] = found
-                continue
-            if found.number <= current and (key.id == ask.prefer_key or project.name == preferred):
+            elif found.start <= now and (key.id == ask.prefer_key or project.name == preferred):
                 return project, key, found
-            turn = () if turns is None else (turns.get(project.name, 0),)  # keys may have changed meanwhile
-            rank = (max(found.number, current), *(turn or self._rank(owned, limits, now, held=found.until > 0)))
-            if best is None or rank < best[0]:
-                best = (rank, project, key, found)
-        return Full(model, refusals) if best is None else best[1:]
-
-    def _rank(self, owned: Quota, limits: Limits, now: float, *, held: bool) -> tuple[float, ...]:
-        match self.settings.strategy:
-            case "least_recently_used":
-                return (owned.used_at,)
-            case "most_available":
-                return (-quota.room(owned.ledger.value, now, limits), owned.used_at)
-            case _:
-                if held:  # costs nobody anything
-                    return (-math.inf, False, owned.used_at)
-                # Where this instance wrote last, others conflict least.
-                return (-round(quota.room(owned.ledger.value, now, limits), 2), not owned.ledger.mine, owned.used_at)
-
-    def _turns(self, bucket: str) -> dict[str, int]:
-        """Whose turn it is: the project after the one used last is 0."""
-        names = list(self.roster.projects)
-        used = [self.roster.quota(name, bucket).used_at for name in names]
-        after = used.index(max(used)) + 1 if any(used) else 0
-        return {name: (place - after) % len(names) for place, name in enumerate(names)}
+            else:
+                options.append(ranking.ranked(strategy, project, key, owned, found, limits, now, turns))
+        if not options:
+            return Full(model, refusals)
+        best = ranking.best(options, strategy, now)
+        return best.project, best.key, best.slot
 
     async def look(self, model: str, ask: Ask) -> Full | None:
         """What every project says now, without reserving anything; None if one has a slot."""
@@ -197,11 +184,15 @@ class Pool:
             return False
         return True
 
+    def _is_old(self, owned: Quota) -> bool:
+        """What is known of it, where others write."""
+        return not owned.ledger.alone and self.now() - owned.ledger.seen_at > OLD
+
     async def _refresh(self, owned: Quota) -> None:
         """What others did meanwhile. The slot is booked: while the store does not answer it may still be used."""
         if not self.roster.watch.down:
             with suppress(StoreUnavailableError):
-                await owned.ledger.refresh(ALONE_AGE if owned.ledger.alone else WAKE_AGE)
+                await owned.ledger.refresh(OLD_ALONE if owned.ledger.alone else OLD)
 
     async def _sleep_until(self, moment: float) -> None:
         while (delay := moment - self.now()) > 0:
