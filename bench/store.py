@@ -1,18 +1,22 @@
 """What a commit costs: `python bench/store.py [--commits N]`. Inline in the event loop, as the gateway does it.
 
-Prints commits/s and microseconds a commit, JSON included, for the memory and the SQLite store.
+Prints commits/s and microseconds a commit, JSON included, for the memory and the SQLite store; with `--firestore` also
+for Firestore's emulator, one commit after the other and 50 documents at a time, and what a commit costs this process.
 """
 
 import argparse
 import asyncio
+import os
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "function"))
 
 from pollux.store import Store, open_store
+from tools.emulator import VARIABLE, available
 
 DOCUMENTS = 50
 
@@ -47,21 +51,58 @@ async def measure(store: Store, commits: int, size: int) -> list[float]:
     return taken
 
 
+async def measure_at_once(store: Store, commits: int, size: int) -> list[float]:
+    """The same with one commit under way for each document."""
+    await store.open()
+    taken: list[float] = []
+
+    async def one(name: str) -> None:
+        body, version = document(size), None
+        for turn in range(commits // DOCUMENTS):
+            body["schema"] = turn
+            start = time.perf_counter()
+            version = await store.commit(name, body, version)
+            taken.append(time.perf_counter() - start)
+
+    await asyncio.gather(*(one(f"at-once/project-{number}/gemini") for number in range(DOCUMENTS)))
+    await store.close()
+    return taken
+
+
+def firestore(commits: int, size: int) -> None:
+    with available() as host:
+        os.environ[VARIABLE] = host
+        for how, run in ("one by one", measure), ("at once", measure_at_once):
+            for turn in "to warm up", "":
+                store = open_store(f"firestore://demo-bench-{os.getpid()}{'-' + turn[:2] if turn else ''}")
+                start, cpu = time.perf_counter(), time.process_time()
+                taken = sorted(asyncio.run(run(store, commits, size)))
+                cpu, start = time.process_time() - cpu, time.perf_counter() - start
+            show(f"firestore, {how}", taken, start)
+            print(f"{'':<24}{cpu / len(taken) * 1e6:.0f} microseconds of this process's CPU a commit")
+
+
+def show(name: str, taken: list[float], seconds: float) -> None:
+    figures = [taken[int(len(taken) * part)] * 1e6 for part in (0.5, 0.99, 0.999)]
+    shown = "".join(f"{figure:>8.1f}" for figure in (sum(taken) / len(taken) * 1e6, *figures))
+    print(f"{name:<24}{len(taken) / seconds:>10.0f}{shown}{taken[-1] * 1e6:>9.0f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--commits", type=int, default=20_000)
     parser.add_argument("--size", type=int, default=2048, help="bytes of a document")
     parser.add_argument("--folder", help="where the database is made; default: the temporary folder")
+    parser.add_argument("--firestore", action="store_true", help="the emulator too, with a tenth of the commits")
     arguments = parser.parse_args()
     print(f"{arguments.commits} commits of {arguments.size} bytes, {DOCUMENTS} documents; microseconds")
-    print(f"{'store':<8}{'commits/s':>10}{'mean':>8}{'p50':>8}{'p99':>8}{'p99.9':>8}{'max':>9}")
+    print(f"{'store':<24}{'commits/s':>10}{'mean':>8}{'p50':>8}{'p99':>8}{'p99.9':>8}{'max':>9}")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         for name, url in ("memory", "memory://"), ("sqlite", f"sqlite:///{Path(folder).absolute() / 'bench.db'}"):
             taken = sorted(asyncio.run(measure(open_store(url), arguments.commits, arguments.size)))
-            total, count = sum(taken), len(taken)
-            figures = [taken[int(count * part)] * 1e6 for part in (0.5, 0.99, 0.999)]
-            shown = "".join(f"{figure:>8.1f}" for figure in (total / count * 1e6, *figures))
-            print(f"{name:<8}{count / total:>10.0f}{shown}{taken[-1] * 1e6:>9.0f}")
+            show(name, taken, sum(taken))
+    if arguments.firestore:
+        firestore(arguments.commits // 10, arguments.size)
 
 
 if __name__ == "__main__":

@@ -17,18 +17,15 @@ from tools.emulator import VARIABLE, Emulator, EmulatorError, answers, available
 from tools.emulator_files import IN_SDK, MAIN, command, java_needed, java_version
 
 ROOT = Path(__file__).parents[1]
+SAY_WHERE = ("JAVA_HOME", "CLOUDSDK_ROOT_DIR", "FIRESTORE_EMULATOR_BINARY_PATH", "FIREBASE_EMULATORS_PATH")
+ENDS = [signal.SIGINT] + [signal.SIGTERM, signal.SIGKILL] * (sys.platform == "linux")
+"""Elsewhere nothing can be promised of a process that is killed."""
 
 
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A machine with neither emulator nor Java; its home."""
-    for name in (
-        "JAVA_HOME",
-        "CLOUDSDK_ROOT_DIR",
-        "FIRESTORE_EMULATOR_BINARY_PATH",
-        "FIREBASE_EMULATORS_PATH",
-        VARIABLE,
-    ):
+    for name in (*SAY_WHERE, VARIABLE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
@@ -171,10 +168,8 @@ def alive(pid: int) -> bool:
     return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text() if Path("/proc").exists() else True
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", ENDS)
 def test_it_ends_with_the_process_that_started_it(number: signal.Signals) -> None:
-    if number is signal.SIGKILL and sys.platform != "linux":
-        return  # elsewhere nothing can be promised of a process that was killed
     script = (
         "import threading, time\n"
         "from tools.emulator import started\n"
