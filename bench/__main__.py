@@ -1,10 +1,13 @@
-"""`make bench`: every benchmark in turn, each with what is asked of it. About ten minutes."""
+"""`make bench`: every benchmark in turn, each with what is asked of it. About twenty minutes; the last one needs the
+Firestore emulator.
+"""
 
 import asyncio
+import sys
 import tempfile
 from pathlib import Path
 
-from bench import overhead, overload, scheduling
+from bench import contention, overhead, overload, scheduling
 
 MINUTES = 3.0
 
@@ -18,6 +21,8 @@ def main() -> None:
     print(f"Overload in real time, {MINUTES:g} minutes (bench/overload.py; --minutes 10 for the long one):")
     with tempfile.TemporaryDirectory() as folder:
         overhead.show(asyncio.run(overload.measure(MINUTES, "sliding", 1.5, Path(folder), "sliding")))
+    print("Many gateways on one Firestore (bench/contention.py; ten minutes for the long one):")
+    sys.exit(bool(contention.bench(MINUTES, contention.FAST_SECONDS)))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bench import choice, cost
 from bench.fleet import Case, Seen, fast, measure, slow
-from bench.overhead import show
+from bench.overhead import show, unpin
 from bench.virtual import table
 from tools.emulator import VARIABLE, available
 from tools.emulator_files import EmulatorError
@@ -146,9 +146,53 @@ def fast_case(seconds: float, kind: str, folder: Path, environment: Mapping[str,
     return case, seen[0], before + after
 
 
-def _measured(case: Case, seen: Seen, what: str) -> cost.Measured:
+def _measured(seen: Seen, what: str) -> cost.Measured:
     where = f"{date.today()}, {platform.system()}, Firestore emulator, {len(seen.counted()):,} requests"
     return cost.Measured(what, seen.per_call("commits"), seen.per_call("reads"), where)
+
+
+def bench(
+    minutes: float, fast_seconds: float, only: str = "slow,fast,choice", kind: str = "firestore", write: bool = False
+) -> list[Row]:
+    """Prints tables; gives what is not as it is asked for."""
+    unpin()
+    try:
+        with available() as host, tempfile.TemporaryDirectory() as name:
+            folder, environment, wanted = Path(name), {VARIABLE: host}, only.split(",")
+            found, bad = _gateways(minutes, fast_seconds, wanted, kind, folder, environment)
+            if "choice" in wanted:
+                print("Each request by a transaction, or conditional commits in groups (bench/choice.py):", flush=True)
+                rows, wrong = choice.measure(8.0, environment, f"sqlite:///{folder}/c.db" if kind == "sqlite" else "")
+                print(table(choice.HEAD, rows))
+                bad += [("choice", text, "") for text in wrong]
+    except EmulatorError as error:
+        raise SystemExit(f"the benchmark needs the Firestore emulator: {error}") from None
+    if write:
+        cases = cost.measured()
+        cost.write_measured({n: _measured(seen, cases[n].what) for n, seen in found.items() if n in cases})
+        print("bench/measured.toml is written; now: python -m bench.cost")
+    for row in bad:
+        print("NOT REACHED: " + ", ".join(part for part in row if part))
+    return bad
+
+
+def _gateways(
+    minutes: float, fast_seconds: float, wanted: Sequence[str], kind: str, folder: Path, environment: Mapping[str, str]
+) -> tuple[dict[str, Seen], list[Row]]:
+    found, bad = {}, []
+    if "slow" in wanted:
+        print(f"Slow projects, overload, {minutes:g} minutes after the first window:", flush=True)
+        for case, seen in slow_cases(minutes, kind, folder, environment):
+            show(rows := slow_rows(case, seen))
+            found[case.name] = seen
+            bad += missed(rows)
+    if "fast" in wanted:
+        print(f"Fast projects, {fast_seconds:g} s after the first window:", flush=True)
+        case, seen, plain = fast_case(fast_seconds, kind, folder, environment)
+        show(rows := fast_rows(case, seen, plain))
+        found["fast-2"] = seen
+        bad += missed(rows)
+    return found, bad
 
 
 def main() -> None:
@@ -156,47 +200,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="of the slow cases, after the first window")
     parser.add_argument("--fast-seconds", type=float, default=FAST_SECONDS)
     parser.add_argument("--only", default="slow,fast,choice")
-    parser.add_argument(
-        "--store", choices=("firestore", "sqlite"), default="firestore", help="sqlite: to try the bench"
-    )
+    parser.add_argument("--store", choices=("firestore", "sqlite"), default="firestore", help="sqlite: to try it")
     parser.add_argument("--write", action="store_true", help="put commits and reads into bench/measured.toml")
     chosen = parser.parse_args()
-    try:
-        with available() as host, tempfile.TemporaryDirectory() as folder:
-            bad = _run(chosen, Path(folder), {VARIABLE: host})
-    except EmulatorError as error:
-        raise SystemExit(f"the benchmark needs the Firestore emulator: {error}") from None
-    for row in bad:
-        print("NOT REACHED: " + ", ".join(row))
-    sys.exit(1 if bad else 0)
-
-
-def _run(chosen: argparse.Namespace, folder: Path, environment: Mapping[str, str]) -> list[Row]:
-    wanted, rows, found = chosen.only.split(","), [], {}
-    described = cost.measured()
-    if "slow" in wanted:
-        print(f"Slow projects, overload, {chosen.minutes:g} minutes after the first window:", flush=True)
-        for case, seen in slow_cases(chosen.minutes, chosen.store, folder, environment):
-            rows += (made := slow_rows(case, seen))
-            show(made)
-            found[case.name] = (case, seen)
-    if "fast" in wanted:
-        print(f"Fast projects, {chosen.fast_seconds:g} s after the first window:", flush=True)
-        case, seen, plain = fast_case(chosen.fast_seconds, chosen.store, folder, environment)
-        rows += (made := fast_rows(case, seen, plain))
-        show(made)
-        found["fast-2"] = (case, seen)
-    bad = missed(rows)
-    if "choice" in wanted:
-        print("Transactions or conditional commits:", flush=True)
-        store = f"sqlite:///{folder / 'choice.db'}" if chosen.store == "sqlite" else ""
-        made_of, wrong = choice.measure(8.0, environment, store)
-        print(table(choice.HEAD, made_of))
-        bad += [("choice", text, "") for text in wrong]
-    if chosen.write:
-        cost.write_measured({n: _measured(*pair, described[n].what) for n, pair in found.items() if n in described})
-        print("bench/measured.toml is written; now: python -m bench.cost")
-    return bad
+    sys.exit(bool(bench(chosen.minutes, chosen.fast_seconds, chosen.only, chosen.store, chosen.write)))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,11 @@ def pin(core: int) -> None:
         os.sched_setaffinity(0, {core})
 
 
+def unpin() -> None:
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+
+
 @contextlib.contextmanager
 def process(
     command: Sequence[str], environment: Mapping[str, str], url: str, core: int | None = 0

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import choice, contention, cost, fleet
-from bench.choice import LOADS, Load, Told
+from bench import admission, choice, contention, cost, fleet
+from bench.admission import Told, Way
+from bench.choice import LOADS
 from bench.fleet import Seen, peak
 from pollux.quota import Slot, State
 
@@ -75,7 +76,7 @@ def test_what_is_written_are_the_cases_of_the_cost_page() -> None:
 def test_admitting_books_and_never_refuses() -> None:
     state, told = State(), []
     for moment in range(200):
-        state, slot = choice.admit(state, 1_800_000_000.0 + moment / 10)
+        state, slot = admission.admit(state, 1_800_000_000.0 + moment / 10)
         told.append(slot)
     assert all(isinstance(slot, Slot) for slot in told)
     assert sum(requests for requests, _ in state.days.values()) == 200
@@ -86,10 +87,11 @@ def test_driving_counts_what_failed_and_what_came_too_late() -> None:
         if number:
             raise ValueError("no")
 
-    told = asyncio.run(choice.drive(one, Load("", 2), 0.05, 0.0, 1))
+    told = asyncio.run(admission.drive(Way(one, lambda: 7), 2, 0.05, 0.0, 3, 1))
     assert told.admitted == len(told.seconds) > 0
     assert told.failed > 0
     assert told.why == "ValueError: no"
+    assert told.tried == 0
     assert Told(**json.loads(json.dumps({"admitted": 3}))).admitted == 3
 
 
@@ -97,6 +99,7 @@ def test_conditional_commits_of_two_processes_lose_nothing(tmp_path: Path) -> No
     url = f"sqlite:///{tmp_path / 'choice.db'}"
     told, off = choice.run("commits", url, LOADS[2], 2, 0.3, {})
     assert told.admitted > 50
+    assert told.tried > 0
     assert (off, told.failed) == (0, 0)
 
 
