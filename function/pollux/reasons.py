@@ -29,6 +29,7 @@ WORDS = {
     "model-access": "the project has no access to this model",
     "key-source": "the key's value cannot be read",
     "location": "Google does not serve the project in this country",
+    "store-down": "the store does not answer, and the share that is safe without it is used up",
     "paused": "all projects were refused at once, so that the whole pool rests",
 }
 SPENT = frozenset({"rpd", "tpd"})
