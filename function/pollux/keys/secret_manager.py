@@ -16,7 +16,7 @@ __all__ = ["SecretManagerKeyring", "SecretManagerTokens"]
 
 RESTS_S = {"denied": 60.0, "missing": 30.0, "disabled": 30.0, "refused": 30.0}
 RESTS_ELSE_S = 5.0
-REREAD_EVERY_S = 5.0
+REREAD_EVERY_S = 1.0
 CHANGED_LATELY_S = 60.0
 AT_ONCE = 8
 
@@ -37,7 +37,7 @@ class _Known:
         self.rests_until = 0.0
         self.refused = False
         """Google refused the value: then a newer one is looked for with each refresh, until there is one."""
-        self.fetched_at = 0.0
+        self.reread_at = float("-inf")
         self.changed_at = float("-inf")
 
 
@@ -92,8 +92,9 @@ class SecretManagerKeyring:
         if abs(now - known.changed_at) < CHANGED_LATELY_S:
             return True
         known.refused = True
-        if known.fetching is None and abs(now - known.fetched_at) < REREAD_EVERY_S:
+        if known.fetching is None and abs(now - known.reread_at) < REREAD_EVERY_S:
             return False
+        known.reread_at = now
         return await self._fetched(key_id, known)
 
     async def close(self) -> None:
@@ -155,7 +156,6 @@ class SecretManagerKeyring:
             return False
         finally:
             known.fetching = None
-            known.fetched_at = self._clock()
         if before is None or before.secret == known.held.secret:
             return False
         known.refused = False

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from google.cloud.secretmanager_v1 import SecretManagerServiceAsyncClient
 
 EMULATOR = "SECRET_MANAGER_EMULATOR_HOST"
-READ_S, WRITE_S = 5.0, 20.0
+READ_S, WRITE_S = 3.0, 20.0
 AGAIN_AFTER_S = 0.25
 HOST = "secretmanager.googleapis.com:443"
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
