@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
+from google.auth.credentials import AnonymousCredentials
 
 from pollux.keys import Key, Keyring, KeySourceError, Secret
 from pollux.keys.secret_manager import SecretManagerKeyring
@@ -418,6 +419,7 @@ def test_a_value_that_cannot_be_read_costs_only_its_key(
         with pytest.raises(SecretError) as caught:
             await ring.value("a")
         assert caught.value.kind == kind
+        assert caught.value.passing == (kind in ("unavailable", "exhausted", "credentials"))
         assert words in str(caught.value)
         assert [str(problem) for problem in ring.problems] == [str(caught.value)]
         assert (await ring.value("b")).reveal() == B
@@ -458,6 +460,41 @@ def test_an_unknown_project_and_a_missing_server_say_so(google: SecretManager) -
             await ring.keys()
 
     run(google, nobody)
+
+
+def test_outside_of_tests_it_speaks_tls_with_the_credentials_of_this_place(
+    google: SecretManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def default(scopes: list[str]) -> tuple[AnonymousCredentials, None]:
+        asked.append(scopes)
+        return AnonymousCredentials(), None  # type: ignore[no-untyped-call]
+
+    monkeypatch.setattr("google.auth.default", default)
+    monkeypatch.setattr("pollux.keys.secrets_api.HOST", google.host)
+
+    async def test() -> None:
+        api = SecretsApi(PROJECT, environ={}, read_s=2.0)
+        with pytest.raises(SecretError, match="did not answer"):  # the server of the tests has no certificate
+            await api.secrets("pollux-key-")
+        await api.close()
+
+    asyncio.run(test())
+    assert asked == [["https://www.googleapis.com/auth/cloud-platform"]]  # once, however many connections
+    assert not google.calls
+
+
+def test_an_error_of_grpc_itself_is_told_without_what_was_asked(google: SecretManager) -> None:
+    async def test(ring: Ring) -> None:
+        await ring._api.close()
+        client = await ring._api._connected()
+        await client.transport.close()  # type: ignore[no-untyped-call]
+        with pytest.raises(SecretError, match=r"Secret Manager did not answer \(\w+\); try again") as caught:
+            await ring._api.add_version("pollux-key-a", Secret(A))
+        assert A not in str(caught.value)
+
+    run(google, test)
 
 
 # --- refused by Google -----------------------------------------------------------------------------------------------

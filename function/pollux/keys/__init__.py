@@ -58,6 +58,9 @@ class Key:
 class KeySourceError(Exception):
     """A key source cannot be used: file, line and reason, never a value."""
 
+    passing = False
+    """True: nothing is wrong with the key; its source did not answer this process just now."""
+
 
 class Keyring(Protocol):
     """Where keys come from. The pool asks `keys` often (it is cheap) and `value` on first use."""

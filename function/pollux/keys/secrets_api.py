@@ -42,6 +42,7 @@ class SecretError(KeySourceError):
     def __init__(self, kind: str, subject: str, reason: str) -> None:
         super().__init__(f"{subject}: {reason}")
         self.kind, self.subject, self.reason = kind, subject, reason
+        self.passing = kind in ("unavailable", "exhausted", "credentials")
 
 
 class SecretsApi:
@@ -69,10 +70,9 @@ class SecretsApi:
 
     async def versions(self, name: str) -> list[Version]:
         """Those that are enabled, the newest first."""
-        found = await self._read(
-            name, "list_secret_versions", {"parent": self._path(name), "filter": "state:ENABLED", "page_size": 100}
-        )
-        return sorted(map(_version, found), reverse=True)
+        asked = {"parent": self._path(name), "filter": "state:ENABLED"}
+        found = await self._read(name, "list_secret_versions", asked)
+        return sorted((_version(version) for version in found if version.state.name == "ENABLED"), reverse=True)
 
     async def access(self, name: str, number: int) -> Secret:
         answer = await self._read(name, "access_secret_version", {"name": self._path(name, number)})
@@ -151,6 +151,8 @@ class SecretsApi:
             failure = self._failure(name, method, error)
         except GoogleAuthError:
             failure = self._no_credentials()
+        except Exception as error:  # of gRPC itself, such as a channel that was closed meanwhile
+            failure = SecretError("unavailable", self._subject(name), _NO_ANSWER.format(type(error).__name__))
         raise failure  # outside of the handlers: what was asked may hold a value, and a chain would show its frames
 
     async def _connected(self) -> "SecretManagerServiceAsyncClient":
