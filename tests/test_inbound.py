@@ -6,7 +6,17 @@ from collections.abc import Sequence
 import pytest
 
 from bench.virtual import run
-from pollux.inbound import BodyMemory, ClientGoneError, Message, Receive, RequestError, Watch, header, read_body
+from pollux.inbound import (
+    STALLED_AFTER,
+    BodyMemory,
+    ClientGoneError,
+    Message,
+    Receive,
+    RequestError,
+    Watch,
+    header,
+    read_body,
+)
 
 GONE: Message = {"type": "http.disconnect"}
 
@@ -61,6 +71,25 @@ def test_a_client_that_leaves_in_the_middle_frees_what_was_held() -> None:
     memory = BodyMemory(1000)
     with pytest.raises(ClientGoneError):
         read([*body(b"x" * 50, ends=False), GONE], length="90", memory=memory)
+    assert memory.held == 0
+
+
+def test_a_body_that_stalls_is_given_up_after_a_minute_and_frees_what_was_held() -> None:
+    memory = BodyMemory(1000)
+
+    async def scene() -> float:
+        first = body(b"x" * 50, ends=False)
+
+        async def receive() -> Message:
+            await asyncio.sleep(STALLED_AFTER - 1 if first else 10_000)
+            return first.pop()
+
+        with pytest.raises(RequestError, match="50 bytes") as caught:
+            await read_body([(b"content-length", b"90")], receive, 100, memory)
+        assert caught.value.reason == "BODY_STALLED"
+        return asyncio.get_running_loop().time()
+
+    assert run(scene()) == pytest.approx(2 * STALLED_AFTER - 1, abs=0.1)
     assert memory.held == 0
 
 

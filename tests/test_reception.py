@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from pollux.auth import Tokens
+from pollux.keys import KeySourceError
 from pollux.store import StoreUnavailableError, Version
 from pollux.store.memory import MemoryStore
 from tests.gateway import (
+    ADMIN,
     CHAT,
     COUNT,
     FLASH,
@@ -26,6 +29,7 @@ from tests.gateway import (
     event,
     gateway,
     now,
+    part,
     play,
     projects,
     streams,
@@ -87,6 +91,120 @@ def test_without_a_token_the_answer_is_401_in_the_shape_of_the_api(path: str, op
 def test_the_token_is_asked_for_before_anything_else() -> None:
     assert one(token=None, path="/v1beta/webhooks").status == 401
     assert one(token=None, headers={"content-length": str(2**40)}).status == 401
+
+
+class Source:
+    """Tokens that cannot be read, or not all of them."""
+
+    def __init__(self, known: Tokens | None) -> None:
+        self.known = known
+
+    async def tokens(self) -> Tokens:
+        if self.known is None:
+            raise KeySourceError("secret pollux-token-a: denied")
+        return self.known
+
+
+def test_while_tokens_cannot_be_read_nobody_is_told_that_his_is_wrong(caplog: pytest.LogCaptureFixture) -> None:
+    async def scene() -> None:
+        async with gateway(FakeUpstream([whole(answer())])) as app:
+            app.reception._tokens = app.tokens = Source(None)
+            got = await call(app)
+            assert (got.status, got.reason, got.headers["retry-after"]) == (503, "TOKENS_UNREADABLE", "5")
+            assert "denied" not in got.body.decode(), "the operator's business, in the log"
+            admin = {"authorization": f"Bearer {ADMIN}"}
+            assert (await call(app, "GET", "/admin/status", admin)).status == 503
+            own = Tokens([f"tester={TOKEN}"], None, query_token=False)
+            app.reception._tokens = app.tokens = Source(own.joined(None))
+            assert (await call(app, token="another-token")).reason == "TOKENS_UNREADABLE"
+            assert (await call(app, "GET", "/admin/status", admin)).status == 503
+            assert (await call(app)).status == 200
+
+    play(scene)
+    assert "denied" in caplog.text
+
+
+def test_a_change_of_tokens_counts_with_the_next_request() -> None:
+    async def scene() -> None:
+        async with gateway(FakeUpstream(lambda _: whole(answer()))) as app:
+            source = Source(Tokens([TOKEN], None, query_token=False))
+            app.reception._tokens = source
+            assert (await call(app)).status == 200
+            source.known = Tokens(["a-new-token"], None, query_token=False)
+            assert [(await call(app, token=token)).status for token in (TOKEN, "a-new-token")] == [401, 200]
+
+    play(scene)
+
+
+# --- heads and upgrades ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("path", "openai"), [(GENERATE, False), (CHAT, True)])
+def test_a_head_that_is_too_large_is_refused_before_its_token_is_looked_at(path: str, openai: bool) -> None:
+    upstream = FakeUpstream([])
+    got = one(upstream, path=path, headers={f"x-{n}": "a" * 1000 for n in range(66)}, token=None)
+    assert (got.status, got.headers["connection"], upstream.sent) == (431, "close", [])
+    assert got.json["error"]["code"] == ("HEAD_TOO_LARGE" if openai else 431)
+    assert one(upstream, path=f"{path}?x={'a' * 70_000}").status == 431
+
+
+def test_a_large_head_within_the_limit_passes() -> None:
+    assert one(headers={f"x-{n}": "a" * 1000 for n in range(60)}).status == 200
+
+
+def test_a_websocket_is_told_so_and_not_forwarded() -> None:
+    upstream = FakeUpstream([])
+    got = one(upstream, method="GET", path="/ws/x", headers={"upgrade": "websocket", "connection": "upgrade"})
+    assert (got.status, got.reason, upstream.sent) == (501, "NO_LIVE_API", [])
+
+
+# --- cut short -------------------------------------------------------------------------------------------------------
+
+
+def test_cut_ends_each_request_in_its_own_way() -> None:
+    async def scene() -> None:
+        says = {
+            GENERATE: whole(answer(), after=1000.0),
+            STREAM: streams(event(part("a")), 1000.0),
+            STREAM.replace("sse", "proto"): streams(b"opaque", 1000.0),
+        }
+        upstream = FakeUpstream(lambda sent: says[sent.target])
+        async with gateway(upstream, projects(4)) as app:
+
+            async def stalls(scope: Any, _: Any, send: Any) -> None:
+                async def receive() -> Any:
+                    await asyncio.Event().wait()
+
+                await app(scope, receive, send)
+
+            running = [asyncio.create_task(call(app, path=path)) for path in says]
+            running.append(asyncio.create_task(call(stalls)))
+            await asyncio.sleep(1)
+            app.reception.cut()
+            app.reception.cut()
+            plain, stream, opaque, stalled = await asyncio.gather(*running)
+            assert [(got.status, got.reason) for got in (plain, stalled)] == [(503, "STOPPING")] * 2
+            assert plain.headers["retry-after"] == "1"
+            assert b'{"error"' in stream.chunks[-1]
+            assert stream.complete
+            assert opaque.broken, "it has no way to say so"
+            assert app.journal.endings == {"cut": 2}
+            assert all(each.closed for each in upstream.answers)
+            assert app.journal.under_way == 0
+
+    play(scene)
+
+
+def test_whoever_is_cancelled_for_another_reason_is_not_answered() -> None:
+    async def scene() -> None:
+        async with gateway(FakeUpstream(lambda _: whole(answer(), after=1000.0))) as app:
+            running = asyncio.create_task(call(app))
+            await asyncio.sleep(1)
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+
+    play(scene)
 
 
 # --- what is closed --------------------------------------------------------------------------------------------------
@@ -302,7 +420,7 @@ class Down(MemoryStore):
 def test_a_store_that_fails_is_a_503_and_nothing_is_sent(path: str, caplog: pytest.LogCaptureFixture) -> None:
     async def scene() -> None:
         upstream = FakeUpstream([])
-        async with gateway(upstream, projects(2, rpm=5), store=Down(now)) as app:
+        async with gateway(upstream, projects(2, rpm=5), store=Down(now), store_down="closed") as app:
             got = await call(app, path=path, body=HELLO if path != CHAT else {"model": FLASH, "messages": []})
         assert (got.status, got.headers["retry-after"], upstream.sent) == (503, "2", [])
         assert got.json["error"]["details"][0]["reason"] == "STORE_DOWN"

@@ -16,6 +16,7 @@ from pollux.verdict.error_body import read as read_error
 WHOLE_MOST = 1 << 20
 """An answer up to this size is read whole before it starts to leave: a connection that breaks can still be retried."""
 TAIL = 1 << 14
+PATH_READ = 256
 _TOKENS = re.compile(rb'(?<!\\)"(?:promptTokenCount|prompt_tokens|total_input_tokens)"\s*:\s*(\d{1,15})')
 
 Settle = Callable[[int | None], Awaitable[None]]
@@ -89,17 +90,21 @@ class Reply:
         await self.whole(kind.http, headers, body)
 
 
+def api_of(scope: Scope) -> str:
+    """In whose shape an error is told, before anything else of the request is looked at."""
+    bearer = any(name == b"authorization" for name, _ in scope["headers"])
+    path = scope.get("raw_path") or scope["path"].encode()
+    try:
+        return wire.read_target(scope["method"], path[:PATH_READ], bearer=bearer).api
+    except wire.WireError:
+        return "native"
+
+
 async def refuse(
     scope: Scope, send: Send, reason: str, message: str, *, retry_after: float | None = None, close: bool = False
 ) -> None:
     """An error of our own where there is no gateway yet, or none any more, to take the request in."""
-    record = Record()
-    bearer = any(name == b"authorization" for name, _ in scope["headers"])
-    path = scope.get("raw_path") or scope["path"].encode()
-    try:
-        record.api = wire.read_target(scope["method"], path, bearer=bearer).api
-    except wire.WireError:
-        record.api = "native"
+    record = Record(api=api_of(scope))
     extra = [(b"connection", b"close")] if close else []
     reply = Reply(send, record, head=scope["method"] == "HEAD", extra=extra)
     await reply.error(reason, message, retry_after=retry_after)

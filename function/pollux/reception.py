@@ -27,7 +27,7 @@ from pollux.inbound import (
 )
 from pollux.journal import Journal, Record
 from pollux.keys import KeySourceError
-from pollux.outbound import BrokenAnswerError, Reply
+from pollux.outbound import BrokenAnswerError, Reply, api_of
 from pollux.pool import StoppingError
 from pollux.relay import Relay
 from pollux.settings import Settings
@@ -87,6 +87,7 @@ class Reception:
             if not reply.cut:
                 raise
             uncancel()
+            record.ended = "cut" if reply.begun else ""
             await _tell(reply, RequestError("STOPPING", "the gateway stops before the answer is there", retry_after=1))
         except BrokenAnswerError as error:
             record.ended = "broken"
@@ -106,6 +107,7 @@ class Reception:
         query: bytes = scope.get("query_string", b"")
         path = scope.get("raw_path") or scope["path"].encode()
         if head_size(scope) > HEAD_MOST:
+            record.api = api_of(scope)
             raise RequestError("HEAD_TOO_LARGE", f"the path and the headers are larger than {HEAD_MOST} bytes")
         bearer = header(headers, b"authorization") is not None and header(headers, b"x-goog-api-key") is None
         call = wire.read_target(scope["method"], path, query, bearer=bearer)

@@ -155,6 +155,8 @@ class _Gateway:
     def __init__(self, app: "App") -> None:
         import uvicorn
 
+        from pollux.front import Protocol
+
         class Server(uvicorn.Server):
             @contextlib.contextmanager
             def capture_signals(self) -> Iterator[None]:
@@ -182,7 +184,7 @@ class _Gateway:
                 proxy_headers=False,
                 lifespan="off",
                 ws="none",
-                http="httptools",
+                http=Protocol,
                 timeout_graceful_shutdown=FINISH_WITHIN,
                 backlog=BACKLOG,
             )
