@@ -32,10 +32,13 @@ Row = tuple[str, str, str]
 # --- figures -----------------------------------------------------------------------------------------------------
 
 
-def spread(seen: Seen, name: str) -> tuple[float, float] | None:
-    """(median, 99 %) in ms, of the gateway that does worst; None if they do not tell."""
-    told = [after[name] for _, after in seen.store if after.get(name)]
-    return max(((t["median"], t["p99"]) for t in told), key=lambda pair: pair[1], default=None)
+def commit_ms(seen: Seen) -> float | None:
+    """The median, of the gateway with the slowest; None if they do not tell."""
+    return max((after["commit_ms"]["median"] for _, after in seen.store if after.get("commit_ms")), default=None)
+
+
+def at(ordered: Sequence[float], part: int) -> float:
+    return ordered[min(len(ordered) - 1, len(ordered) * part // 100)]
 
 
 def slow_rows(case: Case, seen: Seen) -> list[Row]:
@@ -67,16 +70,14 @@ def slow_rows(case: Case, seen: Seen) -> list[Row]:
 
 
 def _store_rows(case: Case, seen: Seen) -> list[Row]:
-    commit, waited = spread(seen, "commit_ms"), spread(seen, "waited_ms")
+    commit, waits = commit_ms(seen), seen.waits()
     rows = [("CPU of the gateways a request, ms", f"{1000 * seen.cpu / max(1, len(seen.answers)):.2f}", "")]
     if commit:
-        rows.append(("a commit, median ms", f"{commit[0]:.2f}", ""))
-    if commit and waited:
-        rows += [
-            ("wait for the store, median ms", f"{waited[0]:.2f}", ""),
-            ("wait for the store, 99 % ms", f"{waited[1]:.2f}", ""),
-            ("the same in median commits", f"{waited[1] / commit[0]:.2f}", "at most 5"),
-        ]
+        rows.append(("a commit, median ms", f"{commit:.2f}", ""))
+    if waits:
+        rows += [(f"wait for the store, {n} ms", f"{at(waits, p):.2f}", "") for n, p in (("median", 50), ("99 %", 99))]
+    if commit and waits:
+        rows.append(("the same in median commits", f"{at(waits, 99) / commit:.2f}", "at most 5"))
     return rows
 
 
@@ -109,8 +110,7 @@ def _median(seen: Seen) -> float:
 
 
 def _percentile(seen: Seen, part: int) -> float:
-    ordered = sorted(seconds for _, seconds, _ in seen.answers)
-    return ordered[min(len(ordered) - 1, len(ordered) * part // 100)] * 1000
+    return at(sorted(seconds for _, seconds, _ in seen.answers), part) * 1000
 
 
 def missed(rows: Sequence[Row]) -> list[Row]:

@@ -67,6 +67,8 @@ class Seen:
     ended: float = 0.0
     store: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
     """What each gateway says of its store, at the beginning and at the end."""
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    """The log lines of the requests that came in that time."""
     cpu: float = 0.0
     """Seconds, of all gateways."""
 
@@ -78,6 +80,10 @@ class Seen:
 
     def per_call(self, name: str) -> float:
         return self.asked(name) / max(1, len(self.counted()))
+
+    def waits(self) -> list[float]:
+        """Milliseconds that each request that was served waited for the store, in order."""
+        return sorted(line["store_ms"] for line in self.requests if line["status"] == 200 and "store_ms" in line)
 
     def peak(self) -> int:
         """The most calls of one project in any 60 s, refused ones included; since the very beginning."""
@@ -99,7 +105,7 @@ def peak(times: Sequence[float], window: float = 60.0) -> int:
 
 @contextlib.contextmanager
 def gateways(case: Case, upstream: str, folder: Path, environment: Mapping[str, str]) -> Iterator[dict[str, int]]:
-    """url -> process id of each."""
+    """url -> process id of each. Their logs lie in the folder."""
     entries = [
         {"id": f"key-{i}", "api_key": f"simulated-key-{i}", "limits": {"*": case.limits}}
         for i in range(1, case.projects + 1)
@@ -114,6 +120,7 @@ def gateways(case: Case, upstream: str, folder: Path, environment: Mapping[str, 
         "POLLUX_DATA": str(folder),
         "POLLUX_TOKEN": TOKEN,
         "POLLUX_ADMIN_TOKEN": ADMIN,
+        "POLLUX_LOG": "json",
     }
     with contextlib.ExitStack() as stack:
         found = {}
@@ -121,7 +128,8 @@ def gateways(case: Case, upstream: str, folder: Path, environment: Mapping[str, 
             port = free_port()
             url = f"http://127.0.0.1:{port}"
             command = ["-m", "pollux.cli", "serve", "--port", str(port)]
-            found[url] = stack.enter_context(process(command, settings, url, core=None)).pid
+            log = folder / f"{case.name}-{port}.log"
+            found[url] = stack.enter_context(process(command, settings, url, core=None, log=log)).pid
         yield found
 
 
@@ -184,7 +192,17 @@ def measure(
         async def together() -> list[Seen]:
             return await asyncio.gather(*(_drive(case, seconds, warm, url, instances) for case, url, instances in up))
 
-        return asyncio.run(together())
+        found = asyncio.run(together())
+    for case, seen in zip(cases, found, strict=True):
+        seen.requests = [r for r in _requests(folder, case) if seen.began <= r["at"] < seen.ended]
+    return found
+
+
+def _requests(folder: Path, case: Case) -> Iterator[dict[str, Any]]:
+    for log in folder.glob(f"{case.name}-*.log"):
+        for line in log.read_text().splitlines():
+            with contextlib.suppress(ValueError, KeyError):
+                yield json.loads(line)["request"]
 
 
 async def _drive(case: Case, seconds: float, warm: float, upstream: str, instances: Mapping[str, int]) -> Seen:

@@ -44,10 +44,14 @@ def unpin() -> None:
 
 @contextlib.contextmanager
 def process(
-    command: Sequence[str], environment: Mapping[str, str], url: str, core: int | None = 0
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    url: str,
+    core: int | None = 0,
+    log: Path | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A server of ours on one core (None: any), up when this is entered and gone when it is left."""
-    said = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the child
+    said = log.open("w+b") if log else tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the child
     child = subprocess.Popen(
         [sys.executable, *command],
         env={**os.environ, **environment},
