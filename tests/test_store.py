@@ -1,5 +1,6 @@
 """Which store a URL names."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,15 @@ def test_a_url_names_a_database(url: str, project: str, database: str) -> None:
     store = open_store(url)
     assert isinstance(store, FirestoreStore)
     assert (store.project, store.database) == (project, database)
+
+
+def test_grpc_is_told_to_be_silent_unless_somebody_wants_to_hear_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRPC_VERBOSITY", "debug")
+    open_store("firestore://project")
+    assert os.environ["GRPC_VERBOSITY"] == "debug"
+    monkeypatch.delenv("GRPC_VERBOSITY")
+    open_store("firestore://project")
+    assert os.environ["GRPC_VERBOSITY"] == "ERROR"
 
 
 def test_a_url_for_memory() -> None:

@@ -3,6 +3,7 @@
 Every backend passes the same suite (tests/contract). What a document means is not known here.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -108,6 +109,7 @@ def open_store(url: str, clock: Callable[[], float] = time.time) -> Store:
 
 
 def _firestore(url: str, rest: str, clock: Callable[[], float]) -> Store:
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # else gRPC writes lines of its own on stderr; read at its import
     try:
         from pollux.store.firestore import FirestoreStore
     except ModuleNotFoundError as error:
