@@ -16,14 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.gemini import KEPT
 from bench.load import BODY, request
 from bench.overhead import PATH, TOKEN, free_port, process
 
 ADMIN = "bench-admin-token"
 SLOW = {"rpm": 15, "tpm": 250_000, "rpd": 100_000}
 FAST = {"rpm": 1000, "tpm": 4_000_000, "rpd": 1_000_000}
-KEPT = 10_000
-"""As many calls the simulator remembers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +136,8 @@ def gateways(case: Case, upstream: str, folder: Path, environment: Mapping[str, 
 def simulator(case: Case) -> Iterator[str]:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    flags = ["--port", str(port), "--keys", str(case.projects), "--enforce", "sliding"]
-    flags += [part for name, limit in case.limits.items() for part in (f"--{name}", str(limit))]
-    with process(["-m", "pollux.cli", "simulate", *flags], {}, url, core=None):
+    command = ["-m", "bench.gemini", str(port), str(case.projects), json.dumps(dict(case.limits))]
+    with process(command, {}, url, core=None):
         yield url
 
 
@@ -235,7 +233,7 @@ async def _drive(case: Case, seconds: float, warm: float, upstream: str, instanc
     seen.store = list(zip(before, after, strict=True))
     log = await _get(upstream, "/simulator/log")
     if len(log) >= KEPT:
-        raise SystemExit(f"the simulator remembers {KEPT} calls only: choose fewer minutes")
+        raise SystemExit(f"the simulator remembers {KEPT} calls: choose fewer minutes")
     for call in log:
         if call["project"]:
             seen.calls.setdefault(call["project"], []).append((call["at"], call["status"]))

@@ -116,5 +116,6 @@ def test_gateways_under_load_are_measured(tmp_path: Path) -> None:
     assert {status for status, _, _ in found.answers} == {200}
     assert len(found.calls) == 2
     assert found.asked("commits") > 0
-    assert found.cpu >= 0
-    assert abs(len(found.waits()) - len(found.answers)) <= 2  # one may come in one time and the other
+    assert abs(len(found.counted()) - len(found.answers)) <= 2
+    # A call may begin in the measured time and come to the simulator after it.
+    assert abs(len(found.waits()) - len(found.answers)) <= 2

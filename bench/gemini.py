@@ -1,0 +1,19 @@
+"""The simulated Gemini of `pollux simulate`, but it remembers every call: python -m bench.gemini PORT KEYS LIMITS"""
+
+import asyncio
+import json
+import sys
+
+from pollux.simulator import Simulator, demo_keys, serve
+
+KEPT = 200_000
+
+
+def main() -> None:
+    port, keys, limits = int(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
+    simulated = Simulator(demo_keys(keys), limits, "sliding", keep=KEPT, keep_bodies=False)
+    asyncio.run(serve(simulated, port=port))
+
+
+if __name__ == "__main__":
+    main()
