@@ -272,6 +272,27 @@ def test_a_key_that_cannot_be_read_is_set_aside_for_a_minute_and_nothing_is_sent
     play(scene)
 
 
+class Silent(Unreadable):
+    async def value(self, key_id: str) -> Secret:
+        if key_id == "k2":
+            return await super(Restless, self).value(key_id)
+        error = KeySourceError("secret pollux-key-k1: no answer")
+        error.passing = True
+        raise error
+
+
+def test_a_key_whose_source_does_not_answer_just_now_is_passed_over_and_not_set_aside_for_all() -> None:
+    async def scene() -> None:
+        upstream = FakeUpstream([whole(answer())])
+        async with gateway(upstream, Silent([Key("k1", "p1"), Key("k2", "p2")])) as app:
+            got = await call(app, headers={"x-pollux-key": "k1"})
+            assert not app.roster.health.value.keys
+        assert (got.status, got.headers["x-pollux-key"]) == (200, "k2")
+        assert upstream.keys == ["k2"]
+
+    play(scene)
+
+
 def test_without_a_usable_key_the_error_says_which_and_what_to_do() -> None:
     got = play(lambda: ask(FakeUpstream(lambda sent: refuses("leaked-key")), projects(2), 2))
     assert (got.status, got.reason) == (503, "NO_USABLE_KEY")

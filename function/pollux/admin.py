@@ -84,7 +84,7 @@ async def status(app: "App") -> dict[str, Any]:
             "waiting": app.pool.waiting,
             "paused_until": app.pool.pause_until if app.pool.pause_until > now else None,
             "suspicion": _suspicion(app, now),
-            "problems": [str(problem) for problem in getattr(app.keyring, "problems", ())],
+            "problems": [str(p) for part in (app.keyring, app.tokens) for p in getattr(part, "problems", ())],
             **app.journal.totals(),
         },
         "store": {"url": app.settings.store_url, "instances": roster.instances(), **roster.watch.as_json()},

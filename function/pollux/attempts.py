@@ -104,6 +104,8 @@ class Attempts:
 
     async def key_changed(self, key: Key, verdict: Verdict, tried: Tried) -> bool:
         """After a refusal of the key: read its source once more, and only once. Unchanged, it is set aside."""
+        if verdict.cause == UNREADABLE and not verdict.cooldown_s:
+            return False
         if key.id not in tried.reread and verdict.cause != UNREADABLE:
             tried.reread.add(key.id)
             if await self._keyring.reread(key.id):
@@ -142,7 +144,9 @@ class Attempts:
         try:
             value = await self._keyring.value(key.id)
         except KeySourceError as error:
-            verdict = Verdict(UNREADABLE, "key", "next-key", UNREADABLE_KEY_RESTS, message=str(error))
+            # What may pass by itself is this instance's trouble: others may hold the value, and go on with the key.
+            rests = 0.0 if error.passing else UNREADABLE_KEY_RESTS
+            verdict = Verdict(UNREADABLE, "key", "next-key", rests, message=str(error))
             return Failure(verdict, model or "", key, 0, (), b"", RequestError("NO_USABLE_KEY", str(error)))
         if value not in self._guarded:
             self._guarded.add(value)

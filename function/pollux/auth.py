@@ -147,6 +147,10 @@ class JoinedTokens:
             self._last = (found, joined)
         return self._last[1]
 
+    @property
+    def problems(self) -> tuple[object, ...]:
+        return tuple(getattr(self._source, "problems", ()))
+
     async def close(self) -> None:
         if (ends := getattr(self._source, "close", None)) is not None:
             await ends()
