@@ -174,7 +174,7 @@ def serving(folder: Path, environ: Mapping[str, str], *arguments: str) -> Iterat
         process = subprocess.Popen(command, cwd=folder, env=dict(environ), stdout=stderr, stderr=stderr)
     found = Gateway(process, folder, "")
     try:
-        found.url = _address(found)
+        found.url = address_of(found)
         yield found
     finally:
         found.kill()
@@ -193,13 +193,13 @@ def functions(folder: Path, environ: Mapping[str, str]) -> Iterator[Gateway]:
         )
     found = Gateway(process, folder, "", grouped=True)
     try:
-        found.url = _address(found, r"Listening at: (\S+)")
+        found.url = address_of(found, r"Listening at: (\S+)")
         yield found
     finally:
         found.kill()
 
 
-def _address(started: Gateway, pattern: str = r"listens on (\S+),") -> str:
+def address_of(started: Gateway, pattern: str = r"listens on (\S+),") -> str:
     until = time.monotonic() + 20
     while time.monotonic() < until:
         if listens := re.search(pattern, started.said()):
