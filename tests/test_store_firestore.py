@@ -34,7 +34,7 @@ async def fields(store: FirestoreStore, name: str) -> Any:
     """What lies in Firestore itself."""
     calls: Any = store._calls
     request = calls.BatchGetDocuments(database=store._root, documents=[store._path(name)])
-    answers = await store._answers(calls.batch_get, request)
+    answers = await store._answers(calls.batch_get, request, store._metadata)
     return answers[0].found.fields
 
 
@@ -242,7 +242,7 @@ def test_a_store_that_answers_nothing_is_unavailable_in_time_and_goes_on_after(b
                 began = time.monotonic()
                 with pytest.raises(StoreUnavailableError, match=r"did not answer within 0\.3 s"):
                     await use()
-                assert time.monotonic() - began < 1
+                assert time.monotonic() - began < 3
             with pytest.raises(StoreError, match="did not answer"):
                 await short(breakable).open()
         finally:
@@ -297,7 +297,7 @@ def test_a_store_that_died_and_came_back_empty_is_used_again_soon(breakable: Emu
                 break
             except StoreUnavailableError:
                 await asyncio.sleep(0.05)
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 10  # not minutes, as by default
         with pytest.raises(ConflictError):
             await store.commit("a", {"n": 2}, version)
         await store.commit("a", {"n": 2}, None)

@@ -10,7 +10,9 @@ from typing import Any
 import google.auth
 import grpc  # type: ignore[import-untyped]
 import pytest
+from google.api_core.exceptions import GoogleAPICallError
 from google.auth.exceptions import DefaultCredentialsError
+from google.cloud import firestore
 from google.cloud.firestore_v1 import types
 from grpc import StatusCode
 
@@ -19,6 +21,7 @@ from pollux.store.firestore import FirestoreStore
 
 SECRET = "what-a-document-holds"
 MARK = "1795000000.000000000"
+ROUTING = ("authorization", "google-cloud-resource-prefix", "x-goog-request-params")
 
 
 @dataclass
@@ -29,9 +32,11 @@ class Refuser:
     details: str = ""
     port: int = 0
     asked: list[str] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
 
     def service(self, call_details: Any) -> Any:
         name = call_details.method.rpartition("/")[2]
+        self.headers.append({key: value for key, value in call_details.invocation_metadata if key in ROUTING})
 
         async def refuse(context: Any) -> None:
             self.asked.append(name)
@@ -197,6 +202,30 @@ def test_a_store_that_cannot_be_opened_says_why_and_can_be_tried_again(code: Sta
             refuser.code = None
             await store.open()
             assert await store.read(["a"]) == {}
+
+    asyncio.run(play())
+
+
+def test_a_request_finds_its_database_as_those_of_googles_client_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play() -> None:
+        refuser = Refuser()
+        async with refusing(refuser) as store:
+            await store.open()
+            refuser.headers.clear()
+            refuser.code = StatusCode.UNIMPLEMENTED  # which Google's client does not try again
+            for use in (store.read(["a"]), store.commit("a", {}, None), store.scan("")):
+                with pytest.raises(StoreError):
+                    await use
+            ours, refuser.headers = refuser.headers, []
+            monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", f"127.0.0.1:{refuser.port}")
+            client = firestore.AsyncClient(project=store.project, database=store.database)
+            collection = client.collection("pollux")
+            for asked in (collection.document("a").get(), collection.document("a").set({}), collection.get()):
+                with pytest.raises(GoogleAPICallError):
+                    await asked
+            client.close()  # type: ignore[no-untyped-call]
+            assert ours == refuser.headers
+            assert all(set(headers) == set(ROUTING) for headers in ours)
 
     asyncio.run(play())
 
