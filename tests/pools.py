@@ -10,13 +10,15 @@ from typing import Any, TypeVar
 from bench.virtual import run
 from pollux.catalog import Catalog, builtin_text
 from pollux.keys import Key, Secret
-from pollux.ledger import Codec, Counters, Ledger
+from pollux.ledger import Codec, Ledger
 from pollux.outcome import Outcomes
 from pollux.pool import Ask, Full, Pool, Reservation, Tried
 from pollux.roster import Roster
 from pollux.settings import Settings
 from pollux.store import ConflictError, Document, StoreUnavailableError, Version, Write
+from pollux.store.clock import StoreClock
 from pollux.store.memory import MemoryStore
+from pollux.storewatch import Watch
 from pollux.windows import Want
 
 T = TypeVar("T")
@@ -41,23 +43,50 @@ class FaultyStore:
     """One instance's way to a store that others use too: slow, with a clock of its own, and with bad moments.
 
     `faults` holds what befalls the next commits: "" nothing, "down" nothing is written, "lost" and "conflict" are
-    written but say StoreUnavailableError and ConflictError, "late" says StoreUnavailableError and is written after it.
+    written but say StoreUnavailableError and ConflictError, "late" says StoreUnavailableError and is written after it,
+    "spurious" says ConflictError though nobody was faster.
     """
 
-    def __init__(self, inner: MemoryStore, delay: Callable[[], float] = lambda: 0.0, offset: float = 0.0) -> None:
+    def __init__(
+        self,
+        inner: MemoryStore,
+        delay: Callable[[], float] = lambda: 0.0,
+        offset: float = 0.0,
+        *,
+        back: Callable[[], float] | None = None,
+        drift: float = 0.0,
+        clock: StoreClock | None = None,
+    ) -> None:
         self.inner = inner
         self.delay = delay
+        self.back = back
+        """How long an answer takes, if not as long as the way there."""
         self.offset = offset
+        self.drift = drift
+        self.clock = clock
+        """Corrects the clock of this instance by what the store's answers say of their time."""
         self.faults: list[str] = []
         self.read_faults: list[str] = []
         self.commits = 0
         self.reads = 0
         self.under_way = 0
         self.most_under_way = 0
+        self.frozen_until = 0.0
+        """Until then (by the loop's clock) nothing of this instance runs."""
+        self.dead = False
+        """What this instance still waits for never comes; what is on its way to the store arrives."""
+        self.out_until = 0.0
+        """Until then no answer comes, whatever is asked."""
+        self._began = inner.now()
         self._late: set[asyncio.Task[None]] = set()
 
     def now(self) -> float:
-        return self.inner.now() + self.offset
+        local = self.local()
+        return local if self.clock is None else self.clock.now(local)
+
+    def local(self) -> float:
+        true = self.inner.now()
+        return true + self.offset + self.drift * (true - self._began)
 
     async def open(self) -> None:
         await self.inner.open()
@@ -68,58 +97,95 @@ class FaultyStore:
     async def read(self, names: Iterable[str]) -> Mapping[str, tuple[Document, Version]]:
         names = list(names)
         self.reads += 1
-        fault = self.read_faults.pop(0) if self.read_faults else ""
-        await self._transit()
+        fault = "down" if self._is_out() else self.read_faults.pop(0) if self.read_faults else ""
+        sent = await self._there()
         if fault:
+            await self._here()
             raise StoreUnavailableError("the store does not answer")
-        found = await self.inner.read(names)
-        await self._transit()
+        found, when = await self.inner.read(names), self.inner.now()
+        await self._here(sent, when)
         return found
 
     async def commit(self, name: str, document: Document, version: Version | None) -> Version:
         self.commits += 1
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
-        fault = self.faults.pop(0) if self.faults else ""
+        fault = "down" if self._is_out() else self.faults.pop(0) if self.faults else ""
         try:
-            await self._transit()
-            if fault == "down":
-                raise StoreUnavailableError("the store does not answer")
-            if fault == "late":
-                task = asyncio.get_running_loop().create_task(self._land(name, document, version))
-                self._late.add(task)
-                task.add_done_callback(self._late.discard)
-                raise StoreUnavailableError("the store does not answer")
-            written = await self.inner.commit(name, document, version)
-            await self._transit()
-            if fault == "lost":
-                raise StoreUnavailableError("the answer was lost")
-            if fault == "conflict":
+            sent = await self._there()
+            if fault in ("down", "late", "spurious"):
+                if fault == "late":
+                    self._land(name, document, version)
+                await self._here()
+                raise ConflictError(name) if fault == "spurious" else StoreUnavailableError("the store does not answer")
+            written: Version | None = None
+            with suppress(ConflictError):
+                written = await self.inner.commit(name, document, version)
+            when = self.inner.now()
+            if written is None or fault == "conflict":
+                await self._here()  # an error tells no time
                 raise ConflictError(name)
+            if fault == "lost":
+                await self._here()
+                raise StoreUnavailableError("the answer was lost")
+            await self._here(sent, when)
             return written
         finally:
             self.under_way -= 1
 
-    async def _land(self, name: str, document: Document, version: Version | None) -> None:
-        await asyncio.sleep(1)
-        with suppress(ConflictError):
-            await self.inner.commit(name, document, version)
+    def _land(self, name: str, document: Document, version: Version | None) -> None:
+        async def land() -> None:
+            await asyncio.sleep(1)
+            with suppress(ConflictError):
+                await self.inner.commit(name, document, version)
+
+        task = asyncio.get_running_loop().create_task(land())
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)
 
     async def commit_all(self, writes: Sequence[Write]) -> list[Version]:
         return await self.inner.commit_all(writes)
 
     async def scan(self, prefix: str) -> Mapping[str, tuple[Document, Version]]:
-        await self._transit()
+        await self._there()
         found = await self.inner.scan(prefix)
-        await self._transit()
+        await self._here()
         return found
 
     async def delete(self, name: str, version: Version) -> None:
         await self.inner.delete(name, version)
 
-    async def _transit(self) -> None:
+    def _is_out(self) -> bool:
+        return self.out_until > asyncio.get_running_loop().time()
+
+    async def _there(self) -> float:
+        """On its way; gives when it was sent, by the clock of this instance."""
+        if self.dead:
+            await self.awake()
+        sent = self.local()
         if (delay := self.delay()) > 0:
             await asyncio.sleep(delay)
+        return sent
+
+    async def _here(self, sent: float | None = None, when: float = 0.0) -> None:
+        """And back: with the store's time of `when`."""
+        if (delay := (self.back or self.delay)()) > 0:
+            await asyncio.sleep(delay)
+        await self.awake()
+        if self.clock is not None and sent is not None:
+            self.clock.learn(sent, self.local(), when)
+
+    async def sleep(self, delay: float) -> None:
+        """As this instance sleeps: it wakes no earlier than it thaws."""
+        await asyncio.sleep(delay)
+        await self.awake()
+
+    async def awake(self) -> None:
+        loop = asyncio.get_running_loop()
+        while (frozen := self.frozen_until - loop.time()) > 0:  # noqa: ASYNC110 (it may freeze again)
+            await asyncio.sleep(frozen)
+        if self.dead:
+            await loop.create_future()
 
 
 async def memory() -> MemoryStore:
@@ -166,7 +232,7 @@ class House:
         self.store = store
         self.keys = keys
         self.roster = Roster(store, keys, catalog())
-        self.pool = Pool(Settings(**settings), self.roster)
+        self.pool = Pool(Settings(**settings), self.roster, sleep=store.sleep)
         self.outcomes = Outcomes(self.pool)
         self.began = asyncio.get_running_loop().time()
 
@@ -217,7 +283,7 @@ COUNTS: Codec[dict[str, int]] = Codec({}, _packed, _unpacked, _untouched)
 
 
 def counts(store: FaultyStore, writer: str = "me") -> Ledger[dict[str, int]]:
-    return Ledger("counts", store, COUNTS, writer, Counters())
+    return Ledger("counts", COUNTS, writer, Watch(store))
 
 
 def add(name: str, amount: int = 1) -> Callable[[dict[str, int], float], tuple[dict[str, int], str]]:

@@ -1,0 +1,130 @@
+"""Many histories, over as many processes as there are cores, and what went wrong in which."""
+
+import logging
+import math
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from unittest.mock import patch
+
+from pollux.ledger import Ledger
+from pollux.quota import Slot
+from pollux.windows import GRANT_SLOTS, WINDOW
+from tests.histories import play
+from tests.history_checks import fullest, wrong
+from tests.history_plans import draw
+
+BLOCK = 500
+
+
+@dataclass(slots=True)
+class Tally:
+    histories: int = 0
+    sends: int = 0
+    commits: int = 0
+    full: int = 0
+    """Histories in which some minute held all that the limit allows: those in which one more would show."""
+    kinds: Counter[str] = field(default_factory=Counter)
+    troubles: Counter[str] = field(default_factory=Counter)
+    answers: Counter[str] = field(default_factory=Counter)
+    failures: dict[int, list[str]] = field(default_factory=dict)
+
+    def add(self, other: "Tally") -> None:
+        self.histories += other.histories
+        self.sends += other.sends
+        self.commits += other.commits
+        self.full += other.full
+        self.kinds += other.kinds
+        self.troubles += other.troubles
+        self.answers += other.answers
+        self.failures |= other.failures
+
+    @property
+    def exceeded(self) -> dict[int, list[str]]:
+        """Those in which too much was sent, not those that hung or lost count."""
+        return {seed: what for seed, what in self.failures.items() if any(": rpm " in w or ": tpm " in w for w in what)}
+
+    def complaint(self, most: int = 20) -> str:
+        """Each line ends with the command that plays it again."""
+        lines = [
+            f"{'; '.join(what)}: python -m bench.histories --seed {seed} --trace"
+            for seed, what in sorted(self.failures.items())[:most]
+        ]
+        return "\n".join([f"{len(self.failures)} of {self.histories} histories went wrong:", *lines])
+
+
+def one(seed: int, tally: Tally, *, corrected: bool = True) -> None:
+    plan = draw(seed)
+    plan.corrected = corrected
+    tally.histories += 1
+    tally.kinds[plan.kind] += 1
+    tally.troubles.update(plan.troubles)
+    try:
+        record = play(plan)
+    except Exception as error:  # one that hangs is as wrong as one that exceeds a limit
+        tally.failures[seed] = [f"{type(error).__name__}: {error}"]
+        return
+    tally.sends += len(record.sends)
+    tally.commits += record.commits
+    tally.full += fullest(plan, record) == 1
+    tally.answers.update(record.answers)
+    if found := wrong(plan, record):
+        tally.failures[seed] = found
+
+
+def block(first: int, count: int, mutation: str = "") -> Tally:
+    logging.disable(logging.CRITICAL)  # stores that fail are what this is about
+    tally = Tally()
+    with mutated(mutation):
+        for seed in range(first, first + count):
+            one(seed, tally, corrected=mutation != "clocks")
+    return tally
+
+
+def many(first: int, count: int, mutation: str = "", workers: int | None = None) -> Tally:
+    tally = Tally()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=context) as pool:
+        ends = first + count
+        blocks = [pool.submit(block, begin, min(BLOCK, ends - begin), mutation) for begin in range(first, ends, BLOCK)]
+        for done in as_completed(blocks):
+            tally.add(done.result())
+    return tally
+
+
+MUTATIONS = {
+    "window": "a window of 59 s",
+    "late": "what was committed too late is sent all the same",
+    "grants": "grants are spent for 3 s in a window that is no longer",
+    "clocks": "the store's time corrects no clock",
+    "conflicts": "whoever lost a race goes on as if it had won",
+}
+"""What the histories must notice."""
+
+
+@contextmanager
+def mutated(name: str) -> Iterator[None]:
+    """The real code with one of its rules broken."""
+    with ExitStack() as stack:
+        if name == "window" or name.startswith("window="):
+            slots = int(name.partition("=")[2] or 118)
+            for where in ("windows", "quota"):
+                stack.enter_context(patch(f"pollux.{where}.WINDOW", slots))
+                stack.enter_context(patch(f"pollux.{where}.LONGEST", slots + GRANT_SLOTS))
+        elif name == "late":
+            stack.enter_context(patch.object(Slot, "latest", property(lambda slot: math.inf)))
+        elif name == "grants":
+            for where in ("windows", "quota"):
+                stack.enter_context(patch(f"pollux.{where}.LONGEST", WINDOW))
+        elif name == "conflicts":
+            stack.enter_context(patch.object(Ledger, "_was_applied", _taken_for_granted))
+        yield
+
+
+async def _taken_for_granted(ledger: "Ledger[object]") -> bool:
+    ledger.saw(await ledger._read())
+    return True
