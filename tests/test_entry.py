@@ -16,8 +16,10 @@ from pollux.app import App
 from pollux.auth import TokenError, Tokens
 from pollux.entry import AGAIN_AFTER, CUT_AFTER, GONE_AFTER, WAIT_AT_THE_END, Entry, build
 from pollux.inbound import Message
+from pollux.keys import KeySourceError
 from pollux.packing import unpack
 from pollux.settings import Settings, SettingsError
+from pollux.store import StoreError
 from pollux.store.memory import MemoryStore
 from pollux.upstream import Upstream, UpstreamError
 from tests.gateway import (
@@ -324,6 +326,24 @@ def test_an_end_in_the_middle_of_the_start_waits_for_it() -> None:
     play(scene)
 
 
+def test_a_start_that_hangs_holds_back_no_end() -> None:
+    async def scene() -> None:
+        made = Made()
+        made.takes = 1000.0
+        gateway = entry(made)
+        first = asyncio.create_task(call(gateway))
+        await asyncio.sleep(1)
+        ending = Ending(gateway)
+        got = await first
+        assert (got.status, got.reason) == (503, "NOT_STARTED")
+        await ending.task
+        assert ending.took is not None
+        assert ending.took <= GONE_AFTER
+        assert (made.apps, made.ended) == ([], 1)
+
+    play(scene)
+
+
 def test_an_end_before_any_request_is_the_servers_own() -> None:
     async def scene() -> None:
         made = Made()
@@ -345,7 +365,7 @@ def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     for name in tuple(os.environ):
         if name.upper().startswith(("POLLUX_", "GEMINI_", "GOOGLE_", "K_SERVICE")):
             monkeypatch.delenv(name)
-    monkeypatch.setattr("pollux.log.configure", lambda *_, **__: None)
+    monkeypatch.setattr(module, "_configure_logs", lambda *_: None)
     monkeypatch.setenv("POLLUX_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("POLLUX_STORE", "memory://")
     monkeypatch.chdir(tmp_path)
@@ -376,6 +396,47 @@ def test_on_ones_own_machine_it_is_what_serve_is(place: Path, caplog: pytest.Log
     made = json.loads((place / "data/tokens.json").read_text())
     assert made["client"] not in caplog.text
     assert "tokens.json" in caplog.text
+
+
+@pytest.mark.parametrize("trouble", ["keys", "tokens", "store", "setting"])
+def test_a_start_that_fails_leaves_nothing_open(place: Path, monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
+    opened: list[str] = []
+    closed: list[str] = []
+
+    class Far:
+        def __init__(self, name: str) -> None:
+            self.name = name
+            opened.append(name)
+
+        async def keys(self) -> Any:
+            return self._answer(())
+
+        async def tokens(self) -> Any:
+            await asyncio.sleep(0.01)
+            return self._answer(Tokens([TOKEN], None, query_token=False))
+
+        def _answer(self, found: Any) -> Any:
+            if trouble == self.name:
+                raise KeySourceError("denied")
+            return found
+
+        async def close(self) -> None:
+            closed.append(self.name)
+
+    monkeypatch.setenv("POLLUX_SECRETS", "a-project")
+    monkeypatch.setattr(module, "open_keyring", lambda settings: Far("keys"))
+    monkeypatch.setattr("pollux.keys.secret_manager.SecretManagerTokens", lambda *_, **__: Far("tokens"))
+    monkeypatch.setenv("POLLUX_ADMIN_TOKEN", ADMIN)
+    if trouble == "store":
+        monkeypatch.setenv("POLLUX_STORE", "firestore://NO PROJECT")
+    if trouble == "tokens":
+        monkeypatch.delenv("POLLUX_ADMIN_TOKEN")
+    if trouble == "setting":
+        monkeypatch.setenv("POLLUX_MAX_WAIT", "soon")
+    with pytest.raises((KeySourceError, StoreError, SettingsError)):
+        built()
+    assert sorted(opened) == sorted(closed)
+    assert bool(opened) == (trouble != "setting")
 
 
 def test_in_the_cloud_there_is_no_token_that_nobody_chose(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

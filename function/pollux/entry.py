@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from typing import Any
 
 from pollux import log as logs
@@ -44,31 +45,51 @@ class NotStartedError(Exception):
 
 async def build(stack: contextlib.ExitStack) -> App:
     """A gateway that has started, by the environment. What it needs beside itself ends with the stack."""
-    logs.configure(environ=os.environ)  # for what the settings have to say
-    settings = Settings.from_env(os.environ)
-    logs.configure(settings.log, settings.log_level)
-    logging.getLogger("uvicorn.access").disabled = True  # whole addresses, ?key= too; requests have a line of ours
-    logging.getLogger("uvicorn.error").addFilter(_no_surprise)
-    keyring = open_keyring(settings)
     try:
-        (tokens, local), keys = await asyncio.gather(open_tokens(settings), keyring.keys())
-        if local is not None and local.made:
-            log.warning("tokens were made for this machine: they are in tokens.json in %s", settings.data)
-        configured = settings.keys_file or settings.secrets or settings.upstream != Settings().upstream
-        if not (keys or configured or in_cloud()):
-            from pollux.serving import demo
-
-            log.warning("SIMULATED GEMINI: no key is configured, so answers are made up by a simulator")
-            settings, keyring = demo(settings, stack)
-        elif not keys:
-            log.warning("no key is configured: every request will be refused until one is")
+        settings = Settings.from_env(os.environ)
+    except SettingsError:
+        _configure_logs("auto", "info")
+        raise
+    _configure_logs(settings.log, settings.log_level)
+    opened: list[object] = []
+    try:
+        app = await _open(settings, stack, opened)
     except BaseException:
         with contextlib.suppress(Exception):
-            await close(keyring)
+            await close(*opened)
         raise
-    app = App(settings, tokens, keyring=keyring)
     await app.start()
     return app
+
+
+async def _open(settings: Settings, stack: contextlib.ExitStack, opened: list[object]) -> App:
+    keyring = open_keyring(settings)
+    opened.append(keyring)
+    asking = asyncio.create_task(open_tokens(settings))  # both are far: at once
+    try:
+        keys = await keyring.keys()
+    finally:
+        tokens, local = await asking
+        opened.append(tokens)
+    if local is not None and local.made:
+        log.warning("tokens were made for this machine: they are in tokens.json in %s", settings.data)
+    configured = settings.keys_file or settings.secrets or settings.upstream != Settings().upstream
+    if not (keys or configured or in_cloud()):
+        from pollux.serving import demo
+
+        log.warning("SIMULATED GEMINI: no key is configured, so answers are made up by a simulator")
+        settings, keyring = demo(settings, stack)
+    elif not keys:
+        log.warning("no key is configured: every request will be refused until one is")
+    return App(settings, tokens, keyring=keyring)
+
+
+@lru_cache(maxsize=1)
+def _configure_logs(kind: str, level: str) -> None:
+    """Once, not with every try to start: what an outlet still has to write is lost with it."""
+    logs.configure(kind, level)
+    logging.getLogger("uvicorn.access").disabled = True  # whole addresses, ?key= too; requests have a line of ours
+    logging.getLogger("uvicorn.error").addFilter(_no_surprise)
 
 
 def _no_surprise(record: logging.LogRecord) -> bool:
@@ -115,7 +136,7 @@ class Entry:
                 await refuse(scope, send, "NOT_STARTED", str(error), retry_after=AGAIN_AFTER)
                 return
         if self._stopping:
-            await refuse(scope, send, "STOPPING", "the gateway stops", retry_after=1)
+            await refuse(scope, send, "STOPPING", "the gateway stops", retry_after=1.0)
             return
         await app(scope, receive, send)
 
@@ -142,6 +163,8 @@ class Entry:
     async def _start(self) -> App:
         try:
             self._app = await self._build(self._stack)
+        except asyncio.CancelledError:
+            raise NotStartedError("the gateway was told to stop before it had started") from None
         except Exception as error:
             known = isinstance(error, SettingsError | TokenError | CatalogError | KeySourceError | StoreError)
             log.error("the gateway could not start: %s", error, exc_info=None if known else error)
@@ -178,6 +201,9 @@ class Entry:
         try:
             if self._starting is not None:
                 await asyncio.wait({self._starting}, timeout=CUT_AFTER)
+            if self._starting is not None:
+                self._starting.cancel()
+                await self._idle_within(LAST_WORDS)
             app = self._app
             if app is None:
                 return

@@ -100,13 +100,9 @@ def api_of(scope: Scope) -> str:
         return "native"
 
 
-async def refuse(
-    scope: Scope, send: Send, reason: str, message: str, *, retry_after: float | None = None, close: bool = False
-) -> None:
+async def refuse(scope: Scope, send: Send, reason: str, message: str, *, retry_after: float) -> None:
     """An error of our own where there is no gateway yet, or none any more, to take the request in."""
-    record = Record(api=api_of(scope))
-    extra = [(b"connection", b"close")] if close else []
-    reply = Reply(send, record, head=scope["method"] == "HEAD", extra=extra)
+    reply = Reply(send, Record(api=api_of(scope)), head=scope["method"] == "HEAD")
     await reply.error(reason, message, retry_after=retry_after)
 
 
