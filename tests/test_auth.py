@@ -156,6 +156,23 @@ def test_while_the_other_source_fails_the_tokens_of_the_settings_are_still_good(
     assert asked(joined).complete
 
 
+def test_the_problems_of_the_other_source_are_told_and_it_is_closed() -> None:
+    class Far(Source):
+        problems = ("secret pollux-token-a: denied",)
+        closed = False
+
+        async def close(self) -> None:
+            self.closed = True
+
+    far = Far(Tokens([BOB], None, query_token=False))
+    joined = JoinedTokens(Tokens([ALICE], None, query_token=False), JoinedTokens(TOKENS, far))
+    assert joined.problems == far.problems
+    asyncio.run(joined.close())
+    assert far.closed
+    assert JoinedTokens(TOKENS, TOKENS).problems == ()
+    asyncio.run(JoinedTokens(TOKENS, TOKENS).close())
+
+
 def test_a_clients_token_never_has_the_admins_rights(caplog: pytest.LogCaptureFixture) -> None:
     joined = JoinedTokens(Tokens([ALICE], None, query_token=False), Source(Tokens([BOB], ALICE, query_token=False)))
     tokens = asked(joined)

@@ -14,10 +14,11 @@ import pytest
 from pollux import entry as module
 from pollux.app import App
 from pollux.auth import TokenError, Tokens
-from pollux.entry import AGAIN_AFTER, CUT_AFTER, GONE_AFTER, WAIT_AT_THE_END, Entry, build
+from pollux.entry import AGAIN_AFTER, GONE_AFTER, Entry, build
 from pollux.inbound import Message
 from pollux.keys import KeySourceError
 from pollux.packing import unpack
+from pollux.reception import IN_CLOUD
 from pollux.settings import Settings, SettingsError
 from pollux.store import StoreError
 from pollux.store.memory import MemoryStore
@@ -250,7 +251,7 @@ def test_who_waits_for_a_later_slot_is_told_at_once_and_gives_it_back() -> None:
         await ending.task
         assert (got.status, got.reason) == (503, "STOPPING")
         assert ending.took is not None
-        assert ending.took < WAIT_AT_THE_END
+        assert ending.took < IN_CLOUD.wait
         (state,) = made.kept.values()
         assert [requests for requests, _ in state.days.values()] == [1]
 
@@ -278,7 +279,7 @@ def test_what_still_runs_after_seven_seconds_is_cut_with_an_error(path: str, las
         assert last in got.chunks[-1]
         assert b"the gateway stops" in got.chunks[-1]
         assert got.complete
-        assert now() - ending.began == pytest.approx(CUT_AFTER, abs=0.1)
+        assert now() - ending.began == pytest.approx(IN_CLOUD.cut, abs=0.1)
         if unanswered is not None:
             refused = await unanswered
             assert (refused.status, refused.reason) == (503, "STOPPING")

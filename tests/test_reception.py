@@ -195,6 +195,27 @@ def test_cut_ends_each_request_in_its_own_way() -> None:
     play(scene)
 
 
+def test_what_waits_only_for_its_settlement_is_not_cut() -> None:
+    class Slow(MemoryStore):
+        async def commit(self, name: str, document: dict[str, Any], version: Version | None) -> Version:
+            await asyncio.sleep(0.09)
+            return await super().commit(name, document, version)
+
+    async def scene() -> None:
+        upstream = FakeUpstream([streams(event(answer(900)))])
+        async with gateway(upstream, projects(1, tpm=1000), store=Slow(now)) as app:
+            running = asyncio.create_task(call(app, path=STREAM))
+            while not any(reply.ending for reply in app.reception._running.values()):
+                await asyncio.sleep(0.001)
+            app.reception.cut()
+            got = await running
+            assert got.complete
+            assert b"error" not in got.body
+            assert not app.journal.endings
+
+    play(scene)
+
+
 def test_whoever_is_cancelled_for_another_reason_is_not_answered() -> None:
     async def scene() -> None:
         async with gateway(FakeUpstream(lambda _: whole(answer(), after=1000.0))) as app:

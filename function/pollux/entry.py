@@ -22,6 +22,7 @@ from pollux.catalog import CatalogError
 from pollux.inbound import Message, Receive, Scope, Send
 from pollux.keys import KeySourceError
 from pollux.outbound import BrokenAnswerError, refuse
+from pollux.reception import IN_CLOUD
 from pollux.settings import Settings, SettingsError, in_cloud
 from pollux.store import StoreError
 
@@ -29,12 +30,8 @@ log = logging.getLogger("pollux")
 
 AGAIN_AFTER = 1.0
 """After a start that failed, requests within so many seconds are refused without another try."""
-WAIT_AT_THE_END = 2.0
-"""Who has its slot within so many seconds after SIGTERM is still served."""
-CUT_AFTER = 7.0
 LAST_WORDS = 0.4
 GONE_AFTER = 7.9
-"""Cloud Run sends SIGKILL ten seconds after SIGTERM."""
 
 Build = Callable[[contextlib.ExitStack], Awaitable[App]]
 
@@ -200,15 +197,15 @@ class Entry:
         began = self._clock()
         try:
             if self._starting is not None:
-                await asyncio.wait({self._starting}, timeout=CUT_AFTER)
+                await asyncio.wait({self._starting}, timeout=IN_CLOUD.cut)
             if self._starting is not None:
                 self._starting.cancel()
                 await self._idle_within(LAST_WORDS)
             app = self._app
             if app is None:
                 return
-            app.pool.end(WAIT_AT_THE_END)
-            if not await self._idle_within(began + CUT_AFTER - self._clock()):
+            app.pool.end(IN_CLOUD.wait)
+            if not await self._idle_within(began + IN_CLOUD.cut - self._clock()):
                 app.reception.cut()
                 await self._idle_within(LAST_WORDS)
             async with asyncio.timeout(max(LAST_WORDS, began + GONE_AFTER - self._clock())):

@@ -5,7 +5,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pollux import log as logs
 from pollux import wire
@@ -31,7 +31,7 @@ from pollux.outbound import BrokenAnswerError, Reply, api_of
 from pollux.pool import StoppingError
 from pollux.relay import Relay
 from pollux.settings import Settings
-from pollux.store import StoreError
+from pollux.store import StoreError, StoreUnavailableError
 from pollux.wire import Call
 from pollux.wire.error import WireError
 
@@ -42,6 +42,21 @@ READ_KINDS = frozenset({"generate", "embed", "predict", "count"})
 SERVER_TIMEOUT_MARGIN = 10.0
 VALUES_MOST = 500_000
 """Brackets and commas of a body that is read here: a few kilobytes can inflate to millions of tiny values."""
+
+
+class Patience(NamedTuple):
+    """After SIGTERM, in seconds: who has its slot within `wait` is still served, what runs after `cut` is told so, and
+    after `finish` nothing is waited for any more.
+    """
+
+    wait: float
+    cut: float
+    finish: int
+
+
+AT_HOME = Patience(5.0, 28.0, 30)
+IN_CLOUD = Patience(2.0, 7.0, 8)
+"""Cloud Run sends SIGKILL after ten."""
 
 
 class Reception:
@@ -75,7 +90,8 @@ class Reception:
         except (RequestError, WireError) as error:
             await _tell(reply, error)
         except StoreError as error:
-            log.error("the store failed: %s", error)
+            if not isinstance(error, StoreUnavailableError):  # of that the store's watch tells, once
+                log.error("the store failed: %s", error)
             await _tell(
                 reply, RequestError("STORE_DOWN", "the store that counts quotas does not answer", retry_after=2.0)
             )

@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from pollux.app import App
 
 DEMO_KEYS = 4
-FINISH_WITHIN = 30
-CUT_AFTER = 28.0
-WAIT_AT_THE_END = 5.0
-"""Who has its slot within so many seconds is still served when the process stops."""
 BACKLOG = 2048
 WEAK_TOKEN = 16
 
@@ -156,6 +152,9 @@ class _Gateway:
         import uvicorn
 
         from pollux.front import Protocol
+        from pollux.reception import AT_HOME, IN_CLOUD
+
+        patience = IN_CLOUD if in_cloud() else AT_HOME
 
         class Server(uvicorn.Server):
             @contextlib.contextmanager
@@ -171,8 +170,8 @@ class _Gateway:
                         loop.remove_signal_handler(number)
 
             def _end(self, number: int) -> None:
-                app.pool.end(WAIT_AT_THE_END)
-                asyncio.get_running_loop().call_later(CUT_AFTER, app.reception.cut)
+                app.pool.end(patience.wait)
+                asyncio.get_running_loop().call_later(patience.cut, app.reception.cut)
                 self.handle_exit(number, None)
 
         self._server = Server(
@@ -185,7 +184,7 @@ class _Gateway:
                 lifespan="off",
                 ws="none",
                 http=Protocol,
-                timeout_graceful_shutdown=FINISH_WITHIN,
+                timeout_graceful_shutdown=patience.finish,
                 backlog=BACKLOG,
             )
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pollux import serving
+from pollux.reception import AT_HOME, IN_CLOUD, Patience
 from pollux.simulator import Fault
 from tests.e2e.processes import (
     ADMIN,
@@ -26,7 +26,11 @@ from tests.e2e.processes import (
 )
 from tests.e2e.test_leaving import CHAT, asking, generating
 
-SOON = "import pollux.serving as s, pollux.cli; s.CUT_AFTER = 1.0; pollux.cli.main(['serve', '--port', '0'])"
+SOON = (
+    "import pollux.reception as r, pollux.cli\n"
+    "r.AT_HOME = r.AT_HOME._replace(cut=1.0)\n"
+    "pollux.cli.main(['serve', '--port', '0'])"
+)
 """Half a minute is too long for a test."""
 
 
@@ -72,5 +76,8 @@ def test_what_does_not_end_is_cut_in_words(tmp_path: Path, target: str, body: by
         assert "Traceback" not in gateway.said()
 
 
-def test_the_cut_comes_before_the_servers_own() -> None:
-    assert serving.WAIT_AT_THE_END < serving.CUT_AFTER < serving.FINISH_WITHIN
+@pytest.mark.parametrize(("patience", "killed_after"), [(AT_HOME, 31), (IN_CLOUD, 10)])
+def test_the_cut_comes_before_the_servers_own_and_that_before_the_platforms(
+    patience: Patience, killed_after: float
+) -> None:
+    assert patience.wait < patience.cut < patience.finish < killed_after
