@@ -205,7 +205,7 @@ def test_what_waits_only_for_its_settlement_is_not_cut() -> None:
         upstream = FakeUpstream([streams(event(answer(900)))])
         async with gateway(upstream, projects(1, tpm=1000), store=Slow(now)) as app:
             running = asyncio.create_task(call(app, path=STREAM))
-            while not any(reply.ending for reply in app.reception._running.values()):
+            while not any(reply.ending for reply in app.reception._running.values()):  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
             app.reception.cut()
             got = await running

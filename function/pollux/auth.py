@@ -151,10 +151,6 @@ class JoinedTokens:
     def problems(self) -> tuple[object, ...]:
         return tuple(getattr(self._source, "problems", ()))
 
-    @property
-    def problems(self) -> tuple[object, ...]:
-        return tuple(getattr(self._source, "problems", ()))
-
     async def close(self) -> None:
         if (ends := getattr(self._source, "close", None)) is not None:
             await ends()
