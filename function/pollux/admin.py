@@ -13,7 +13,7 @@ from pollux.inbound import Scope, Send
 from pollux.keys import KeySourceError
 from pollux.quota import Refusal
 from pollux.roster import Project, Quota, Roster
-from pollux.store import StoreUnavailableError
+from pollux.store import StoreError, StoreUnavailableError
 from pollux.windows import MINUTE_LIMITS, Limits, Want, day_of
 
 if TYPE_CHECKING:
@@ -66,8 +66,13 @@ def _error(code: int, status_: str, message: str) -> dict[str, Any]:
 async def status(app: "App") -> dict[str, Any]:
     """Keys, projects and quotas as the store and this instance know them."""
     roster = app.roster
-    with suppress(StoreUnavailableError):  # of that the status tells, and what is known here
+    problems = [str(p) for part in (app.keyring, app.tokens) for p in getattr(part, "problems", ())]
+    try:
         await roster.load_all()
+    except StoreUnavailableError:
+        pass  # of that the status tells below, and what is known here
+    except StoreError as error:
+        problems.append(str(error))
     now = app.pool.now()
     quotas = [_quota(roster, owned, now) for _, owned in sorted(roster.quotas.items())]
     return {
@@ -84,7 +89,7 @@ async def status(app: "App") -> dict[str, Any]:
             "waiting": app.pool.waiting,
             "paused_until": app.pool.pause_until if app.pool.pause_until > now else None,
             "suspicion": _suspicion(app, now),
-            "problems": [str(p) for part in (app.keyring, app.tokens) for p in getattr(part, "problems", ())],
+            "problems": problems,
             **app.journal.totals(),
         },
         "store": {"url": app.settings.store_url, "instances": roster.instances(), **roster.watch.as_json()},
@@ -164,7 +169,8 @@ def _granted(owned: Quota, now: float) -> int:
 async def explain(app: "App", model: str, tokens: int) -> dict[str, Any]:
     """For every model of the chain and every project: the earliest slot, and what holds it back."""
     roster = app.roster
-    await roster.load_all()
+    with suppress(StoreError):  # then by what is known here
+        await roster.load_all()
     chain = roster.catalog.chain(model, app.settings.mode)
     now = max(app.pool.now(), app.pool.pause_until)
     candidates = []

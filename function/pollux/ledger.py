@@ -181,13 +181,14 @@ class Ledger(Generic[T]):
             self._version = None
         else:
             document, version = found
+            value = self._unpacked(document)  # before anything is taken over: what cannot be read is never written over
             self._writers = self._recent(document.get("writers", {}), now)
             if version != self._version:  # of those whose answer was lost one was applied, or none can be any more
                 del self._riding[: self._unknown.get(int(self._mark()), 0)]
                 self._unknown.clear()
                 self.mine = False
             self._version = version
-            self.value = self._unpacked(document)
+            self.value = value
             for change in self._riding:
                 self.value, _ = change(self.value, now)
         self.seen_at = now
