@@ -1,5 +1,5 @@
-"""What the tests of a store in trouble share: whole gateways on one store, in virtual time, and load whose every request
-can be told. Their simulator refuses nobody and remembers what it was sent."""
+"""What the tests of a store in trouble share: whole gateways on one store, in virtual time, and load of which every
+request can be told. Their simulator refuses nobody and remembers what it was sent."""
 
 import asyncio
 import contextlib
