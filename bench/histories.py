@@ -11,7 +11,7 @@ from dataclasses import fields
 from tests.histories import play
 from tests.history_checks import wrong
 from tests.history_plans import draw
-from tests.history_runs import MUTATIONS, Tally, many, mutated
+from tests.history_runs import MUTATIONS, Tally, many, mutated, watched
 
 
 def trace(seed: int, mutation: str) -> int:
@@ -22,7 +22,7 @@ def trace(seed: int, mutation: str) -> int:
             print(f"{each.name:>10}: {getattr(plan, each.name)}")
     for request in plan.requests:
         print(f"{request.at:10.3f}  asked: {request}")
-    with mutated(mutation):
+    with mutated(mutation), watched():
         record = play(plan, lambda when, text: print(f"{when:10.3f}  {text}"))
     print(f"answers: {record.answers}; in the store: {record.stored}")
     found = wrong(plan, record)

@@ -4,6 +4,7 @@ import logging
 import math
 import multiprocessing
 import os
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -11,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from unittest.mock import patch
 
+from bench.virtual import HangError
 from pollux.ledger import Ledger
 from pollux.quota import Slot
 from pollux.windows import GRANT_SLOTS, WINDOW
@@ -19,6 +21,8 @@ from tests.history_checks import fullest, wrong
 from tests.history_plans import draw
 
 BLOCK = 500
+SPINS = 3.0
+"""No history takes a twentieth of that."""
 
 
 @dataclass(slots=True)
@@ -64,7 +68,8 @@ def one(seed: int, tally: Tally, *, corrected: bool = True) -> None:
     tally.kinds[plan.kind] += 1
     tally.troubles.update(plan.troubles)
     try:
-        record = play(plan)
+        with watched():
+            record = play(plan)
     except Exception as error:  # one that hangs is as wrong as one that exceeds a limit
         tally.failures[seed] = [f"{type(error).__name__}: {error}"]
         return
@@ -74,6 +79,26 @@ def one(seed: int, tally: Tally, *, corrected: bool = True) -> None:
     tally.answers.update(record.answers)
     if found := wrong(plan, record):
         tally.failures[seed] = found
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """A request that turns in circles without ever pausing, so that no other one gets its turn, is a HangError too."""
+
+    def spins(*_: object) -> None:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.05, 0.05)  # the others who do so sooner
+        raise HangError(f"a request turned in circles for {SPINS:g} s of computing, and nothing else could run")
+
+    if not hasattr(signal, "setitimer"):  # not on every system
+        yield
+        return
+    before = signal.signal(signal.SIGVTALRM, spins)
+    signal.setitimer(signal.ITIMER_VIRTUAL, SPINS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def block(first: int, count: int, mutation: str = "") -> Tally:
