@@ -81,8 +81,8 @@ class Plan:
 
     @property
     def exact(self) -> bool:
-        """Nothing got lost on the way: the store must know of every call, and of no other. Who is frozen while it should
-        write its last counts has no time for that."""
+        """Nothing got lost on the way: the store must know of every call, and of no other. An instance that is frozen
+        while it should write its last counts has no time for that."""
         return not self.troubles & {"faults", "read_faults", "crash", "wipe", "outage", "freeze"}
 
 
