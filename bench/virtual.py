@@ -50,18 +50,19 @@ class _Nothing:
 class PureLoop(asyncio.BaseEventLoop):
     """Timers and tasks, nothing else: no sockets, threads, signals. Costs half of VirtualLoop to make, less to turn.
 
-    Instead of waiting or turning for ever it raises HangError: with nothing left to happen, or after MOST_TURNS.
+    Instead of waiting or turning for ever it raises HangError: with nothing left to happen, or after too many turns.
     """
 
     _ready: deque[asyncio.Handle]
     _scheduled: list[asyncio.TimerHandle]
     _timer_cancelled_count: int
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MOST_TURNS) -> None:
         super().__init__()
         self._selector = _Nothing()
         self._now = 0.0
         self._turns = 0
+        self._most = most
 
     def time(self) -> float:
         return self._now
@@ -69,8 +70,8 @@ class PureLoop(asyncio.BaseEventLoop):
     def _run_once(self) -> None:
         ready, scheduled = self._ready, self._scheduled
         self._turns += 1
-        if self._turns > MOST_TURNS:
-            raise HangError(f"after {MOST_TURNS:,} turns of the loop somebody still waits; it is {self._now:g} s now")
+        if self._turns > self._most:
+            raise HangError(f"after {self._most:,} turns of the loop somebody still waits; it is {self._now:g} s now")
         while not ready:
             if not scheduled:
                 raise HangError("nothing is left that could happen, and somebody still waits")
@@ -98,9 +99,9 @@ def run(main: Coroutine[Any, Any, T]) -> T:
         return runner.run(main)
 
 
-def run_pure(main: Coroutine[Any, Any, T]) -> T:
+def run_pure(main: Coroutine[Any, Any, T], most: int = MOST_TURNS) -> T:
     """The same for what needs timers alone. Whatever still runs at its end is cancelled."""
-    with asyncio.Runner(loop_factory=PureLoop) as runner:
+    with asyncio.Runner(loop_factory=lambda: PureLoop(most)) as runner:
         return runner.run(main)
 
 

@@ -6,7 +6,9 @@ import asyncio
 import math
 import random
 from collections import Counter
+from collections.abc import Coroutine
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 
@@ -176,11 +178,15 @@ async def _overload(
     return use
 
 
+def _run(scene: Coroutine[Any, Any, Use]) -> Use:
+    return run_pure(scene, most=1_000_000)
+
+
 @pytest.mark.parametrize(("instances", "delay"), [(1, 0.0), (2, 0.05), (4, 0.05), (4, 0.3), (4, 0.999)])
 def test_in_steady_overload_nearly_all_is_used(instances: int, delay: float) -> None:
     shares = []
     for seed in range(3):
-        use = run_pure(_overload(random.Random(seed), instances=instances, projects=2, rpm=15, delay=delay, minutes=6))
+        use = _run(_overload(random.Random(seed), instances=instances, projects=2, rpm=15, delay=delay, minutes=6))
         assert use.within(15, 10**9)
         shares.append(use.share(6, of=2 * 15))
     assert sum(shares) / len(shares) >= 0.95
@@ -188,17 +194,13 @@ def test_in_steady_overload_nearly_all_is_used(instances: int, delay: float) -> 
 
 @pytest.mark.parametrize(("instances", "delay"), [(1, 0.0), (2, 0.05), (4, 0.05), (4, 0.3)])
 def test_in_steady_overload_most_is_used_with_grants_too(instances: int, delay: float) -> None:
-    use = run_pure(
-        _overload(random.Random(instances), instances=instances, projects=2, rpm=150, delay=delay, minutes=3)
-    )
+    use = _run(_overload(random.Random(instances), instances=instances, projects=2, rpm=150, delay=delay, minutes=3))
     assert use.within(150, 10**9)
     assert use.share(3, of=2 * 150) >= 0.9
 
 
 def test_what_is_left_by_those_who_go_is_used_by_others() -> None:
-    use = run_pure(
-        _overload(random.Random(5), instances=2, rpm=15, delay=0.05, minutes=6, load=2, leavers=0.5, wait=30)
-    )
+    use = _run(_overload(random.Random(5), instances=2, rpm=15, delay=0.05, minutes=6, load=2, leavers=0.5, wait=30))
     assert use.within(15, 10**9)
     assert use.share(6, of=15) >= 0.9
 
@@ -206,7 +208,7 @@ def test_what_is_left_by_those_who_go_is_used_by_others() -> None:
 def test_settlements_of_several_instances_free_tokens_and_lose_none() -> None:
     """More is served than by the estimates alone."""
     settled, plain = (
-        run_pure(
+        _run(
             _overload(
                 random.Random(6), instances=3, rpm=40, tpm=40_000, delay=0.2, minutes=5, load=2, big=True, settle=settle
             )
