@@ -128,6 +128,15 @@ def complaints(gateway: Gateway) -> list[str]:
     return [entry["message"] for entry in entries if entry["severity"] != "INFO" and "request" not in entry]
 
 
+def one_outage(gateway: Gateway, begins: str) -> None:
+    """Its log tells of the beginning and the end. On a busy machine what comes back may stumble; never a line for each
+    request."""
+    lines = complaints(gateway)
+    assert 2 <= len(lines) <= 6, lines
+    assert lines[0].startswith(begins), lines
+    assert lines[-1].startswith("the store answers again, after "), lines
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """Gateways that share a store and a simulator."""
