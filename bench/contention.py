@@ -26,6 +26,7 @@ from tools.emulator_files import EmulatorError
 FIRST_WINDOW = 61.5
 FAST_SECONDS = 90.0
 INSTANCES = (1, 2, 4)
+PAGES = (cost.ROOT / "docs/performance.md", cost.ROOT / "docs/state.md")
 Row = tuple[str, str, str]
 
 
@@ -94,10 +95,10 @@ def fast_rows(case: Case, seen: Seen, plain: Sequence[Seen]) -> list[Row]:
         (name + "reads a request", f"{seen.per_call('reads'):.3f}", ""),
         (name + "conflicts a request", f"{seen.per_call('conflicts'):.3f}", ""),
         (name + "median of an answer, ms", f"{ours:.2f}", ""),
-        (name + "the same on SQLite, ms", f"{theirs:.2f}", ""),
+        (name + "median on SQLite, ms", f"{theirs:.2f}", ""),
         (name + "added by the store, median ms", f"{ours - theirs:.2f}", "at most 2"),
         (name + "99 % of answers, ms", f"{_percentile(seen, 99):.2f}", ""),
-        (name + "the same on SQLite, ms", f"{statistics.median(_percentile(p, 99) for p in plain):.2f}", ""),
+        (name + "99 % on SQLite, ms", f"{statistics.median(_percentile(p, 99) for p in plain):.2f}", ""),
         (name + "commits a request on SQLite", f"{plain[0].per_call('commits'):.3f}", ""),
     ]
     rows += [(name + what, value, "") for what, value, _ in _store_rows(case, seen)]
@@ -159,18 +160,18 @@ def bench(
     try:
         with available() as host, tempfile.TemporaryDirectory() as name:
             folder, environment, wanted = Path(name), {VARIABLE: host}, only.split(",")
-            found, bad = _gateways(minutes, fast_seconds, wanted, kind, folder, environment)
+            found, rows = _gateways(minutes, fast_seconds, wanted, kind, folder, environment)
+            bad, made = missed(rows), {"contention": pivot(rows)} if rows else {}
             if "choice" in wanted:
                 print("Each request by a transaction, or conditional commits in groups (bench/choice.py):", flush=True)
-                rows, wrong = choice.measure(8.0, environment, f"sqlite:///{folder}/c.db" if kind == "sqlite" else "")
-                print(table(choice.HEAD, rows))
+                lines, wrong = choice.measure(8.0, environment, f"sqlite:///{folder}/c.db" if kind == "sqlite" else "")
+                made["choice"] = table(choice.HEAD, lines)
+                print(made["choice"])
                 bad += [("choice", text, "") for text in wrong]
     except EmulatorError as error:
         raise SystemExit(f"the benchmark needs the Firestore emulator: {error}") from None
     if write:
-        cases = cost.measured()
-        cost.write_measured({n: _measured(seen, cases[n].what) for n, seen in found.items() if n in cases})
-        print("bench/measured.toml is written; now: python -m bench.cost")
+        _write(found, made)
     for row in bad:
         print("NOT REACHED: " + ", ".join(part for part in row if part))
     return bad
@@ -179,20 +180,42 @@ def bench(
 def _gateways(
     minutes: float, fast_seconds: float, wanted: Sequence[str], kind: str, folder: Path, environment: Mapping[str, str]
 ) -> tuple[dict[str, Seen], list[Row]]:
-    found, bad = {}, []
+    found, rows = {}, []
     if "slow" in wanted:
         print(f"Slow projects, overload, {minutes:g} minutes after the first window:", flush=True)
         for case, seen in slow_cases(minutes, kind, folder, environment):
-            show(rows := slow_rows(case, seen))
+            show(lines := slow_rows(case, seen))
             found[case.name] = seen
-            bad += missed(rows)
+            rows += lines
     if "fast" in wanted:
         print(f"Fast projects, {fast_seconds:g} s after the first window:", flush=True)
         case, seen, plain = fast_case(fast_seconds, kind, folder, environment)
-        show(rows := fast_rows(case, seen, plain))
+        show(lines := fast_rows(case, seen, plain))
         found["fast-2"] = seen
-        bad += missed(rows)
-    return found, bad
+        rows += lines
+    return found, rows
+
+
+def pivot(rows: Sequence[Row]) -> str:
+    """A line for each figure, a column for each case; after a value what is asked of it."""
+    cases: list[str] = []
+    values: dict[str, dict[str, str]] = {}
+    for name, value, asked in rows:
+        case, _, what = name.partition(": ")
+        cases += [] if case in cases else [case]
+        shown = asked.replace("at least", "≥").replace("at most", "≤")
+        values.setdefault(what, {})[case] = f"{value} ({shown})" if asked else value
+    return table(("figure", *cases), [(what, *(found.get(c, "") for c in cases)) for what, found in values.items()])
+
+
+def _write(found: Mapping[str, Seen], made: Mapping[str, str]) -> None:
+    """Figures go where they are read: bench/measured.toml, and the pages that have a place for them."""
+    cases = cost.measured()
+    cost.write_measured({n: _measured(seen, cases[n].what) for n, seen in found.items() if n in cases})
+    for page in PAGES:
+        text = page.read_text()
+        page.write_text(cost.fill(text, {n: part for n, part in made.items() if f"<!-- {n} -->" in text}))
+    cost.main([])
 
 
 def main() -> None:
@@ -201,7 +224,7 @@ def main() -> None:
     parser.add_argument("--fast-seconds", type=float, default=FAST_SECONDS)
     parser.add_argument("--only", default="slow,fast,choice")
     parser.add_argument("--store", choices=("firestore", "sqlite"), default="firestore", help="sqlite: to try it")
-    parser.add_argument("--write", action="store_true", help="put commits and reads into bench/measured.toml")
+    parser.add_argument("--write", action="store_true", help="put the figures into bench/measured.toml and docs/")
     chosen = parser.parse_args()
     sys.exit(bool(bench(chosen.minutes, chosen.fast_seconds, chosen.only, chosen.store, chosen.write)))
 

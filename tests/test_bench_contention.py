@@ -75,6 +75,24 @@ def test_fast_projects_are_compared_with_sqlite() -> None:
     }
 
 
+def test_figures_of_several_cases_stand_side_by_side() -> None:
+    rows = [("a: x y", "1", "at most 2"), ("a: z", "5", ""), ("b: x y", "3", "at least 2")]
+    assert contention.pivot(rows).splitlines() == [
+        "| figure | a | b |",
+        "| --- | --- | --- |",
+        "| x y | 1 (≤ 2) | 3 (≥ 2) |",
+        "| z | 5 |  |",
+    ]
+
+
+def test_no_two_figures_of_a_case_have_one_name() -> None:
+    for rows in (
+        contention.slow_rows(fleet.slow(1, "sqlite"), seen()),
+        contention.fast_rows(fleet.fast("sqlite"), seen(), [seen()]),
+    ):
+        assert len({name for name, _, _ in rows}) == len(rows)
+
+
 def test_what_is_written_are_the_cases_of_the_cost_page() -> None:
     names = {case.name for case in (fleet.slow(count, "firestore") for count in contention.INSTANCES)}
     assert set(cost.measured()) - names == {"fast-2"}
