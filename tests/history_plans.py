@@ -205,5 +205,5 @@ def _request(rng: random.Random, plan: Plan, at: float, chunk: int, wait: float)
     if "leavers" in plan.troubles and rng.random() < 0.3:
         request = replace(request, leaves=rng.expovariate(rng.choice([0.2, 3])))
     if "refusals" in plan.troubles and rng.random() < 0.1:
-        request = replace(request, refusal=rng.choice(REFUSED if plan.projects == 1 else REFUSED[2:]))
+        request = replace(request, refusal=rng.choice(REFUSED))
     return request

@@ -84,6 +84,9 @@ class FaultyStore:
         local = self.local()
         return local if self.clock is None else self.clock.now(local)
 
+    def error(self) -> float:
+        return 0.0 if self.clock is None else self.clock.error
+
     def local(self) -> float:
         true = self.inner.now()
         return true + self.offset + self.drift * (true - self._began)

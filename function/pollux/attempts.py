@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -56,6 +57,16 @@ class Attempts:
         self._keyring = pool.roster.keyring
         self._aliases = pool.roster.catalog.aliases
         self._guarded: set[Secret] = set()
+
+    async def in_time(self, reservation: Reservation) -> bool:
+        """Whether the slot is still good when the key's value is at hand, which may have to be fetched first."""
+        with suppress(KeySourceError):  # of that the attempt itself tells
+            await self._keyring.value(reservation.key.id)
+        if not self.pool.is_late(reservation):
+            return True
+        self.pool.give_back(reservation)
+        self.pool.release(reservation)
+        return False
 
     async def reserved(self, x: Exchange, reservation: Reservation) -> Failure | None:
         """A call with a slot of its own. None: the client has its answer."""

@@ -46,11 +46,12 @@ class Desk:
         grant = owned.purse.held(state, want, now) if owned.purse.grant else None
         if grant is not None:
             return grant.slot
-        if self._watch.trouble and limits:
-            found = self._safely(owned, want, limits, now, deadline if self._watch.down else now)
-            if isinstance(found, Slot) or self._watch.down:
-                return found
-        return quota.find(state, now, want, limits, deadline, self._settings.window)
+        found = quota.find(state, now, want, limits, deadline, self._settings.window)
+        if self._watch.trouble and (limits or not isinstance(found, Slot) or found.probe):  # as `book` will see it
+            safe = self._safely(owned, want, limits, now, deadline if self._watch.down else now)
+            if isinstance(safe, Slot) or self._watch.down:
+                return safe
+        return found
 
     async def book(
         self, owned: Quota, want: Want, limits: Limits, found: Slot, deadline: float, reserve: Reserve, use: StoreUse

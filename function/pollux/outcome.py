@@ -86,7 +86,8 @@ class Outcomes:
         project = roster.projects.get(owned.project)
         tier = project.tier if project else None
         await owned.ledger.note(partial(self._cooled, reservation=reservation, verdict=verdict, tier=tier))
-        self._suspect(reservation, verdict)
+        if not reservation.slot.probe:  # it asked whether there is room, knowing that there may be none
+            self._suspect(reservation, verdict)
 
     def _cooled(
         self, state: State, now: float, reservation: Reservation, verdict: Verdict, tier: str | None

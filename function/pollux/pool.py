@@ -22,7 +22,7 @@ from pollux.roster import Project, Quota, Roster
 from pollux.safe import STORE_DOWN
 from pollux.settings import Settings
 from pollux.store import StoreUnavailableError
-from pollux.windows import Limits, Want
+from pollux.windows import SLOT, Limits, Want
 
 __all__ = ["Ask", "Full", "Pool", "Reservation", "StoppingError", "Tried"]
 
@@ -34,6 +34,11 @@ PATIENCE = 65.0
 PROBE_AGE = 0.5
 """Whoever waits for another's probe looks about every second how it went."""
 SHORTEST_SLEEP = 0.05
+CLOCKS_OFF = 0.2
+"""The window covers clocks that are off by so much: 61.5 s less a second for sending in, less twice that, less 0.1 s on
+the way, is 60 s."""
+MARGIN_MOST = 0.4
+"""More would leave no time to send in."""
 STICKY_MOST = 10_000
 
 
@@ -88,6 +93,7 @@ class Pool:
 
     async def _book(self, model: str, ask: Ask, tried: Tried, ahead: float) -> Reservation | Full:
         looked: set[str] = set()
+        without_store: set[str] = set()
         while True:
             choice = await self._choose(model, ask, tried, ahead)
             if isinstance(choice, Full):
@@ -101,7 +107,12 @@ class Pool:
             limits = self.roster.limits(project, model)
             reserve = partial(self._reserve, project=project, model=model, ask=ask, ahead=ahead)
             booked = await self._desk.book(owned, ask.want, limits, found, _deadline(ask, limits), reserve, tried.store)
-            if not isinstance(booked, Refusal):
+            if isinstance(booked, Refusal):
+                if booked.why == STORE_DOWN:
+                    if project.name in without_store:  # nothing changes by asking again
+                        return Full(model, {project.name: booked})
+                    without_store.add(project.name)
+            else:
                 owned.used_at = self.roster.key_used[key.id] = next(self._uses)
                 return Reservation(key, model, owned, booked.slot, ask.want, limits, booked.grant)
 
@@ -110,13 +121,17 @@ class Pool:
     ) -> tuple[State, Slot | Refusal]:
         """With the limits of this very state: another instance may have learned a smaller one."""
         limits = self.roster.limits_by(state, project, model)
-        start = max(now + ahead, self.pause_until)
+        start = self._earliest(now + ahead)
         return quota.reserve(state, start, ask.want, limits, _deadline(ask, limits), self.settings.window)
+
+    def _earliest(self, now: float) -> float:
+        """Now, or the first slot after a pause."""
+        return now if now >= self.pause_until else math.ceil(self.pause_until / SLOT) * SLOT
 
     async def _choose(self, model: str, ask: Ask, tried: Tried, ahead: float = 0.0) -> tuple[Project, Key, Slot] | Full:
         """By the last seen states; the commit decides. Who is preferred comes first, if there is room at once."""
         roster, bucket = self.roster, self.roster.bucket(model)
-        now = max(self.now(), self.pause_until)
+        now = self._earliest(self.now())
         able, refusals = roster.candidates(model, tried.projects, tried.keys, now, ask.prefer_key)
         if ask.only is not None:
             able = [(project, key) for project, key in able if project.name == ask.only]
@@ -127,7 +142,7 @@ class Pool:
         if ask.prefer_key is not None or preferred is not None:
             able.sort(key=lambda pair: (pair[1].id != ask.prefer_key, pair[0].name != preferred))
         await roster.read_unseen(roster.quota(project.name, bucket) for project, _ in able)
-        now = max(self.now() + ahead, self.pause_until)
+        now = self._earliest(self.now() + ahead)
         options: list[ranking.Option] = []
         strategy = self.settings.strategy
         turns = ranking.turns(roster, bucket) if strategy == "round_robin" else {}
@@ -165,10 +180,11 @@ class Pool:
     async def _wait_for(self, reservation: Reservation) -> bool:
         """Sleep until the slot. False: it was given back: too late, or what it would use rests by now."""
         owned, slot = reservation.quota, reservation.slot
-        if slot.start > self.now():
+        start = slot.start + self._margin()
+        if start > self.now():
             self.waiting += 1
             try:
-                await self._sleep_until(slot.start)
+                await self._sleep_until(start)
                 await self._refresh(owned)
             except BaseException:
                 self.give_back(reservation)
@@ -179,10 +195,18 @@ class Pool:
         cooling = owned.ledger.value.cooldown
         rests = cooling is not None and cooling.until > now and not slot.probe
         rests = rests or self.roster.is_aside(owned.project, reservation.model, reservation.key.id, now)
-        if rests or now > slot.latest or now < self.pause_until:
+        if rests or now < self.pause_until or self.is_late(reservation):
             self.give_back(reservation)
             return False
         return True
+
+    def is_late(self, reservation: Reservation) -> bool:
+        """Sent now, it might lie in a window that has no room for it."""
+        return self.now() > reservation.slot.latest - self._margin()
+
+    def _margin(self) -> float:
+        """What is known of the time only roughly is left out at both ends of a slot's time."""
+        return min(MARGIN_MOST, max(0.0, self.roster.store.error() - CLOCKS_OFF))
 
     def _is_old(self, owned: Quota) -> bool:
         """What is known of it, where others write."""

@@ -85,6 +85,8 @@ class Relay:
                 failures.append(found)
                 x.noted(Attempt(model, "", "", "full", None, detail=_said(found)))
                 return False
+            if not await self._attempts.in_time(found):
+                continue
             failure = await self._attempts.reserved(x, found)
             if failure is None:
                 return True

@@ -63,6 +63,9 @@ class Store(Protocol):
     def now(self) -> float:
         """Seconds since 1970 by the clock that all users of this store share."""
 
+    def error(self) -> float:
+        """How many seconds `now` may be off at most, as far as is known."""
+
     async def read(self, names: Iterable[str]) -> Mapping[str, tuple[Document, Version]]:
         """One round trip for many; a name that does not exist is absent from the answer."""
 

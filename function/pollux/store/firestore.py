@@ -125,6 +125,9 @@ class FirestoreStore:
     def now(self) -> float:
         return self.time.now(self._clock())
 
+    def error(self) -> float:
+        return self.time.error
+
     async def read(self, names: Iterable[str]) -> Mapping[str, tuple[Document, Version]]:
         calls, wanted = self._open(), {self._path(name): name for name in names}
         if not wanted:

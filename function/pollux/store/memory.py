@@ -29,6 +29,9 @@ class MemoryStore:
     def now(self) -> float:
         return self._clock()
 
+    def error(self) -> float:
+        return 0.0
+
     async def read(self, names: Iterable[str]) -> Mapping[str, tuple[Document, Version]]:
         kept = self._open()
         return {name: self._copy(name, *kept[name]) for name in names if name in kept}

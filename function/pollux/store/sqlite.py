@@ -86,6 +86,9 @@ class SqliteStore:
     def now(self) -> float:
         return self._clock()
 
+    def error(self) -> float:
+        return 0.0
+
     async def read(self, names: Iterable[str]) -> Mapping[str, tuple[Document, Version]]:
         return await self._patiently(self._read, list(names))
 
