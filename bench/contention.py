@@ -33,9 +33,9 @@ Row = tuple[str, str, str]
 # --- figures -----------------------------------------------------------------------------------------------------
 
 
-def commit_ms(seen: Seen) -> float | None:
-    """The median, of the gateway with the slowest; None if they do not tell."""
-    return max((after["commit_ms"]["median"] for _, after in seen.store if after.get("commit_ms")), default=None)
+def commit_ms(seen: Seen, part: str = "median") -> float | None:
+    """Of the gateway with the slowest, over its last thousand; None if they do not tell."""
+    return max((after["commit_ms"][part] for _, after in seen.store if after.get("commit_ms")), default=None)
 
 
 def at(ordered: Sequence[float], part: int) -> float:
@@ -75,6 +75,7 @@ def _store_rows(case: Case, seen: Seen) -> list[Row]:
     rows = [("CPU of the gateways a request, ms", f"{1000 * seen.cpu / max(1, len(seen.answers)):.2f}", "")]
     if commit:
         rows.append(("a commit, median ms", f"{commit:.2f}", ""))
+        rows.append(("a commit, 99 % ms", f"{commit_ms(seen, 'p99'):.2f}", ""))
     if waits:
         rows += [(f"wait for the store, {n} ms", f"{at(waits, p):.2f}", "") for n, p in (("median", 50), ("99 %", 99))]
     if commit and waits:
