@@ -78,7 +78,13 @@ def _taught(plan: Plan, sends: list[Send], when: float) -> Iterator[str]:
 
 
 def _days(plan: Plan, sends: list[Send]) -> Iterator[str]:
-    """By the upstream's own calendar. The one call that tries whether a day begins at 00:00 UTC may be too many."""
+    """By the upstream's own calendar. The one call that tries whether a day begins at 00:00 UTC may be too many.
+
+    What an instance had booked when it crashed was never sent, so that the upstream may serve that call out of the old
+    day. Days are then counted by UTC until the first refusal, which is the next call: nothing can tell it before.
+    """
+    if "crash" in plan.troubles and any(send.probe == "utc" for send in sends):
+        return
     zone = UTC if plan.zone == "utc" else ZoneInfo("America/Los_Angeles")
     used: dict[tuple[str, str], int] = defaultdict(int)
     for send in sends:

@@ -353,6 +353,55 @@ def test_whoever_sleeps_towards_its_slot_keeps_it_though_the_store_is_gone() -> 
     play(scene())
 
 
+def test_a_probe_of_a_quota_without_limits_waits_for_the_store_and_not_in_circles() -> None:
+    async def scene() -> None:
+        h = await house(keys_of(1))
+        await h.send()
+        await h.quota().apply(lambda state, now: (quota.cool(state, now, "unknown-429", 5.0), None))
+        await asyncio.sleep(10)
+        _down(h)
+        await h.quota().note(lambda state, now: (quota.learn(state, now, {}, None), None))
+        await asyncio.sleep(70)
+        with pytest.raises(StoreUnavailableError):
+            await h.reserve(wait=0)
+        _back(h)
+        assert (await h.send()).slot.probe == "half-open"
+
+    play(scene())
+
+
+@pytest.mark.parametrize("rpm", [5, 1000])
+def test_after_a_pause_of_the_whole_pool_each_is_sent_once_it_ends_whatever_it_holds(rpm: int) -> None:
+    async def scene() -> None:
+        h = await house(keys_of(1, rpm=rpm))
+        await _steady(h, 5 if rpm > 5 else 0.01, 10 if rpm > 5 else 100)
+        h.pool.pause_until = h.pool.now() + 1.3
+        commits = h.store.commits
+        await asyncio.gather(*(h.send() for _ in range(3)))
+        assert h.pool.now() >= h.pool.pause_until
+        assert h.store.commits - commits <= 3
+
+    play(scene())
+
+
+@pytest.mark.parametrize(("error", "margin"), [(0.0, 0.0), (0.2, 0.0), (0.35, 0.15), (3.0, 0.4)])
+def test_what_is_not_known_of_the_time_is_left_out_at_both_ends_of_a_slot(error: float, margin: float) -> None:
+    async def scene() -> None:
+        h = await house(keys_of(1, rpm=1))
+        h.store.error = lambda: error  # type: ignore[method-assign]
+        first = await h.send()
+        assert h.pool.now() == pytest.approx(BEGAN + margin)
+        assert not h.pool.is_late(first)
+        await asyncio.sleep(first.slot.latest - margin - h.pool.now() - 0.01)
+        assert not h.pool.is_late(first)
+        await asyncio.sleep(0.02)
+        assert h.pool.is_late(first)
+        second = await h.send(wait=70)
+        assert h.pool.now() == pytest.approx(second.slot.start + margin)
+
+    play(scene())
+
+
 # --- reads -----------------------------------------------------------------------------------------------------------
 
 

@@ -293,6 +293,27 @@ def test_a_key_whose_source_does_not_answer_just_now_is_passed_over_and_not_set_
     play(scene)
 
 
+class Slow(Keys):
+    async def value(self, key_id: str) -> Secret:
+        if key_id not in self.reread_ids:
+            self.reread_ids.append(key_id)
+            await asyncio.sleep(3)
+        return await super().value(key_id)
+
+
+def test_a_slot_that_passed_while_the_secret_was_fetched_is_given_back_and_another_taken() -> None:
+    async def scene() -> None:
+        upstream = FakeUpstream([whole(answer())])
+        async with gateway(upstream, Slow([Key("k1", "p1", limits={"*": {"rpm": 5}})])) as app:
+            began = now()
+            got = await call(app)
+            state = app.roster.quota("p1", FLASH).ledger.value
+            assert [(slot * 0.5 >= began + 2.5, want.requests) for slot, want in state.slots.items()] == [(True, 1)]
+        assert got.status == 200
+
+    play(scene)
+
+
 def test_without_a_usable_key_the_error_says_which_and_what_to_do() -> None:
     got = play(lambda: ask(FakeUpstream(lambda sent: refuses("leaked-key")), projects(2), 2))
     assert (got.status, got.reason) == (503, "NO_USABLE_KEY")

@@ -139,7 +139,8 @@ def _store(store: Mapping[str, Any], requests: int) -> str:
     took = f"; a commit takes {store['commit_ms']['median']:g} ms" if store["commit_ms"] else ""
     return (
         f"store: {store['url']} is {store['state']}, instances: {store['instances']}; "
-        f"by this one {store['commits']} commits ({store['conflicts']} conflicts), {store['reads']} reads{per if requests else ''}{took}"
+        f"by this one {store['commits']} commits ({store['conflicts']} conflicts), "
+        f"{store['reads']} reads{per if requests else ''}{took}"
     )
 
 

@@ -54,16 +54,25 @@ class Desk:
         return found
 
     async def book(
-        self, owned: Quota, want: Want, limits: Limits, found: Slot, deadline: float, reserve: Reserve, use: StoreUse
+        self,
+        owned: Quota,
+        want: Want,
+        limits: Limits,
+        found: Slot,
+        at: float,
+        deadline: float,
+        reserve: Reserve,
+        use: StoreUse,
     ) -> Booked | Refusal:
-        """`found` is what `look` said; `reserve` decides by the state that is really there."""
-        now, ledger = self._roster.store.now(), owned.ledger
+        """`found` is what `look` said for the time `at`; `reserve` decides by the state that is really there."""
+        ledger = owned.ledger
         if not limits and not found.probe:  # nothing to enforce: counted in memory, committed now and then
             ledger.ride(partial(_booked, slot=found, want=want, limits=limits))
             ledger.commit_soon(UNLIMITED_COMMIT)
             return Booked(found)
-        if booked := await self._from_grant(owned, want, limits, now):
+        if booked := await self._from_grant(owned, want, limits):
             return booked
+        now = max(at, self._roster.store.now())
         if self._watch.trouble:  # a slow store is waited for, but only where nothing can be had without it
             slot = self._spend(owned, want, limits, now, deadline if self._watch.down else now)
             if isinstance(slot, Slot):
@@ -74,18 +83,18 @@ class Desk:
         try:
             slot = await ledger.perform(reserve, partial(_undo, want=want))
         except StoreUnavailableError:
-            slot = self._spend(owned, want, limits, self._roster.store.now(), deadline)
+            slot = self._spend(owned, want, limits, max(at, self._roster.store.now()), deadline)
         finally:
             use.commits += ledger.counters.commits - before[0]
             use.conflicts += ledger.counters.conflicts - before[1]
         return Booked(slot) if isinstance(slot, Slot) else slot
 
-    async def _from_grant(self, owned: Quota, want: Want, limits: Limits, now: float) -> Booked | None:
+    async def _from_grant(self, owned: Quota, want: Want, limits: Limits) -> Booked | None:
         """Out of the grant that is held, or that is on its way. If there is none, one is asked for with the commit that
         this request needs anyway."""
         if not fast(limits):
             return None
-        purse = owned.purse
+        purse, now = owned.purse, self._roster.store.now()
         self._paces[owned.bucket] = self._paces.get(owned.bucket, Pace()).after(now, want)
         if purse.coming is not None:
             await asyncio.wait({purse.coming})

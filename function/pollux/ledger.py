@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from pollux.store import ConflictError, Document, StoreError, StoreUnavailableError, Version
-from pollux.storewatch import Counters, Watch
+from pollux.storewatch import SLOW, Counters, Watch
 
 log = logging.getLogger("pollux.store")
 T = TypeVar("T")
@@ -222,9 +222,12 @@ class Ledger(Generic[T]):
                 # One that can be undone and is not awaited any more need not be done.
                 waiting = [entry for entry in self._waiting if entry[2] is None or not entry[1].cancelled()]
                 self._waiting, self._due = [], False
+                began = asyncio.get_running_loop().time()
                 try:
                     results = await self._commit([entry[0] for entry in waiting])
                 except Exception as error:  # whatever it is, those who wait must hear of it
+                    if asyncio.get_running_loop().time() - began > SLOW:  # who came meanwhile would wait as long again
+                        waiting, self._waiting = waiting + self._waiting, []
                     self._fail(waiting, error)
                     return
                 for (_, future, undo), result in zip(waiting, results, strict=True):
@@ -268,7 +271,7 @@ class Ledger(Generic[T]):
                 if not await self._was_applied():
                     continue
             except StoreUnavailableError:
-                if not await self._was_applied():
+                if not await self._was_applied(within=2 * SLOW):
                     raise
             else:
                 del self._riding[:riding]
@@ -281,9 +284,14 @@ class Ledger(Generic[T]):
             return results
         raise StoreUnavailableError(f"document {self.name!r} changed {MOST_CONFLICTS} times while one commit was tried")
 
-    async def _was_applied(self) -> bool:
-        """After a lost answer, finding one's own sequence number in the document means that the commit was applied."""
-        found = await self._read()
+    async def _was_applied(self, within: float | None = None) -> bool:
+        """After a lost answer, finding one's own sequence number in the document means that the commit was applied.
+        `within`: a store that was silent before is not waited for as long again."""
+        try:
+            async with asyncio.timeout(within):
+                found = await self._read()
+        except TimeoutError:
+            return False
         self.saw(found)
         return found is not None and self._mark() == self._sequence
 

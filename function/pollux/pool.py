@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from pollux import quota, ranking
 from pollux.desk import Desk, returned
@@ -46,6 +46,14 @@ class StoppingError(Exception):
     """The process stops before the slot that a request waits for."""
 
 
+class Choice(NamedTuple):
+    project: Project
+    key: Key
+    slot: Slot
+    at: float
+    """The time for which it was chosen: now, or later."""
+
+
 class Pool:
     def __init__(
         self, settings: Settings, roster: Roster, *, sleep: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep
@@ -78,6 +86,7 @@ class Pool:
             if isinstance(found, Reservation):
                 if await self._wait_for(found):
                     return found
+                await asyncio.sleep(0)  # whatever the reason is: nobody turns in circles while others wait for a turn
                 continue
             if any(refusal.why == STORE_DOWN for refusal in found.refusals.values()):
                 if await self._desk.store_is_back():
@@ -98,7 +107,7 @@ class Pool:
             choice = await self._choose(model, ask, tried, ahead)
             if isinstance(choice, Full):
                 return choice
-            project, key, found = choice
+            project, key, found, at = choice
             owned = self.roster.quota(project.name, self.roster.bucket(model))
             if found.start > self.now() and project.name not in looked and self._is_old(owned):
                 looked.add(project.name)  # a read costs less than a commit that is refused, and a read
@@ -106,7 +115,8 @@ class Pool:
                 continue
             limits = self.roster.limits(project, model)
             reserve = partial(self._reserve, project=project, model=model, ask=ask, ahead=ahead)
-            booked = await self._desk.book(owned, ask.want, limits, found, _deadline(ask, limits), reserve, tried.store)
+            deadline = _deadline(ask, limits)
+            booked = await self._desk.book(owned, ask.want, limits, found, at, deadline, reserve, tried.store)
             if isinstance(booked, Refusal):
                 if booked.why == STORE_DOWN:
                     if project.name in without_store:  # nothing changes by asking again
@@ -128,7 +138,7 @@ class Pool:
         """Now, or the first slot after a pause."""
         return now if now >= self.pause_until else math.ceil(self.pause_until / SLOT) * SLOT
 
-    async def _choose(self, model: str, ask: Ask, tried: Tried, ahead: float = 0.0) -> tuple[Project, Key, Slot] | Full:
+    async def _choose(self, model: str, ask: Ask, tried: Tried, ahead: float = 0.0) -> "Choice | Full":
         """By the last seen states; the commit decides. Who is preferred comes first, if there is room at once."""
         roster, bucket = self.roster, self.roster.bucket(model)
         now = self._earliest(self.now())
@@ -152,13 +162,13 @@ class Pool:
             if isinstance(found, Refusal):
                 refusals[project.name] = found
             elif found.start <= now and (key.id == ask.prefer_key or project.name == preferred):
-                return project, key, found
+                return Choice(project, key, found, now)
             else:
                 options.append(ranking.ranked(strategy, project, key, owned, found, limits, now, turns))
         if not options:
             return Full(model, refusals)
         best = ranking.best(options, strategy, now)
-        return best.project, best.key, best.slot
+        return Choice(best.project, best.key, best.slot, now)
 
     async def look(self, model: str, ask: Ask) -> Full | None:
         """What every project says now, without reserving anything; None if one has a slot."""
@@ -180,7 +190,7 @@ class Pool:
     async def _wait_for(self, reservation: Reservation) -> bool:
         """Sleep until the slot. False: it was given back: too late, or what it would use rests by now."""
         owned, slot = reservation.quota, reservation.slot
-        start = slot.start + self._margin()
+        start = max(slot.start + self._margin(), self.pause_until)
         if start > self.now():
             self.waiting += 1
             try:

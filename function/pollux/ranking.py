@@ -10,7 +10,7 @@ from pollux.quota import Slot
 from pollux.roster import Project, Quota, Roster
 from pollux.windows import SLOT, Limits
 
-LONGER = 1.1
+LONGER = 1.25
 """Whoever waits anyway waits so much longer where this instance wrote last: there others conflict least."""
 
 
