@@ -399,6 +399,18 @@ def test_on_ones_own_machine_it_is_what_serve_is(place: Path, caplog: pytest.Log
     assert "tokens.json" in caplog.text
 
 
+def test_the_simulated_gemini_takes_the_store_that_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLLUX_STORE", f"sqlite:///{place / 'own.db'}")
+    assert built()[0] == 4
+    assert (place / "own.db").exists()
+    monkeypatch.setenv("POLLUX_STORE", "firestore://NO PROJECT")
+    with pytest.raises(StoreError, match="NO PROJECT"):
+        built()
+    monkeypatch.delenv("POLLUX_STORE")
+    assert built()[0] == 4
+    assert not (place / "data/pollux.db").exists(), "what a simulator counts is not worth keeping"
+
+
 @pytest.mark.parametrize("trouble", ["keys", "tokens", "store", "setting"])
 def test_a_start_that_fails_leaves_nothing_open(place: Path, monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
     opened: list[str] = []

@@ -104,14 +104,14 @@ async def _serve(settings: Settings, listener: socket.socket, *, simulated: bool
 
 
 def demo(settings: Settings, stack: contextlib.ExitStack) -> tuple[Settings, Keyring]:
-    """Settings and keys for a simulated Gemini, which runs until the stack ends."""
+    """Settings and keys for a simulated Gemini, which runs until the stack ends. A store that is named stays."""
     from pollux.simulator import DEFAULTS, Simulator, demo_keys, running
 
     made = demo_keys(DEMO_KEYS)
     keys = [(Key(id_, project, limits={"*": DEFAULTS}), value) for id_, project, value in made]
     simulated = Simulator(made, DEFAULTS, keep=0)
     url = stack.enter_context(running(simulated))
-    return replace(settings, upstream=url, store="memory://"), FixedKeyring(keys)
+    return replace(settings, upstream=url, store=settings.store or "memory://"), FixedKeyring(keys)
 
 
 def _warn(settings: Settings, local: LocalTokens | None) -> None:

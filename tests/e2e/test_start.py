@@ -125,6 +125,27 @@ def test_the_demo_is_loud(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     assert not (tmp_path / "data" / "pollux.db").exists()
 
 
+@pytest.mark.parametrize("arguments", [(), ("--demo",)])
+def test_the_demo_counts_in_the_store_that_is_named(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    path = tmp_path / "own.db"
+    environ = environment(data=str(tmp_path / "data"), token=TOKEN, store=f"sqlite:///{path}")
+    with serving(tmp_path, environ, *arguments) as started:
+        assert started.generate().status == 200
+    assert path.exists()
+
+
+@pytest.mark.parametrize("arguments", [(), ("--demo",)])
+@pytest.mark.parametrize("store", ["firestore://NO PROJECT", "sqlite:////proc/nowhere/x.db"])
+def test_the_demo_does_not_start_with_a_store_that_is_none(
+    tmp_path: Path, store: str, arguments: tuple[str, ...]
+) -> None:
+    environ = environment(data=str(tmp_path / "data"), token=TOKEN, admin_token=ADMIN, store=store)
+    ended = pollux(tmp_path, environ, "serve", "--port", "0", *arguments)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("pollux serve: store ")
+    assert ended.stderr.count("\n") == 1, ended.stderr
+
+
 def test_an_upstream_without_a_key_is_an_empty_pool_and_no_demo(tmp_path: Path) -> None:
     environ = environment(data=str(tmp_path / "data"), token=TOKEN, upstream="http://127.0.0.1:9")
     with serving(tmp_path, environ) as started:
