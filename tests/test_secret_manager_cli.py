@@ -4,6 +4,8 @@ import argparse
 import getpass
 import io
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -339,6 +341,26 @@ def test_each_failure_is_one_line_that_says_what_to_do(shell: Shell, kind: str, 
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert err.startswith("pollux keys: ")
         assert words in err
+
+
+@pytest.mark.parametrize("command", [["keys", "list"], ["tokens", "list"], ["keys", "remove", "a", "--yes"]])
+@pytest.mark.parametrize("trouble", ["library", "credentials", "UNAVAILABLE"])
+def test_a_failure_is_told_once_by_the_real_command(shell: Shell, command: list[str], trouble: str) -> None:
+    """In a process of its own: Python prints a warning that nobody's logging takes on standard error, too."""
+    start = "import sys; from pollux.cli import main; "
+    environ = {"PATH": os.environ["PATH"], "SECRET_MANAGER_EMULATOR_HOST": shell.google.host, "HOME": str(shell.folder)}
+    if trouble == "library":
+        start += "sys.modules['google.cloud.secretmanager_v1'] = None; "
+    elif trouble == "credentials":
+        del environ["SECRET_MANAGER_EMULATOR_HOST"]
+        environ["GOOGLE_APPLICATION_CREDENTIALS"] = str(shell.folder / "none.json")
+    else:
+        for method in ("list_secrets", "get_secret"):
+            shell.google.fail(method, trouble)
+    words = [sys.executable, "-c", f"{start}sys.exit(main())", *command, "--secrets", PROJECT]
+    ended = subprocess.run(words, env=environ, cwd=shell.folder, capture_output=True, text=True, timeout=30)
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1), ended.stderr
+    assert ended.stderr.startswith(f"pollux {command[0]}: ")
 
 
 def test_a_secret_that_is_not_there_and_a_project_that_is_not_there_are_named(shell: Shell) -> None:

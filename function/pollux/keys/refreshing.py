@@ -57,7 +57,7 @@ class Refreshing:
         try:
             await self._fetch()
         except KeySourceError as error:
-            if self.error is None:
+            if self.error is None and self._fetched_at > -math.inf:  # else whoever asked is told
                 log.warning("%s", error)
             self.error = error
         except Exception as error:
