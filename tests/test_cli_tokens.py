@@ -72,6 +72,13 @@ def test_a_token_is_made_and_shown_once_with_the_lines_for_the_sdks(shell: Shell
     assert Tokens([f"web={token}"], None, query_token=False).check([(b"x-goog-api-key", token.encode())]) == "web"
 
 
+@pytest.mark.parametrize(("whose", "name"), [("web", WEB), ("--admin", ADMIN)])
+def test_the_token_alone_can_be_piped(shell: Shell, whose: str, name: str) -> None:
+    code, out, err = shell("add", whose, "--raw")
+    assert (code, out) == (0, f"{shell.google.values(name)[0]}\n")
+    assert "it is shown only now" in err
+
+
 def test_for_a_name_that_is_there_another_becomes_valid_beside_it(shell: Shell) -> None:
     shell.google.put(WEB, ONE)
     code, out, err = shell("add", "web")
@@ -211,6 +218,7 @@ def test_the_docs_name_each_command_and_option() -> None:
         *(f"pollux tokens {name}" for name in COMMANDS),
         "--admin",
         "--url",
+        "--raw",
         "--version",
         "--all",
         "--yes",

@@ -43,6 +43,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--url", default="https://GATEWAY", help="the gateway's address, for the lines to paste (default: %(default)s)"
     )
 
+    add.add_argument("--raw", action="store_true", help="print the token alone, to pipe it where it belongs")
+
     listing = commands.add_parser("list", help="show names, versions and when they were made; never a token")
     listing.add_argument("--json", action="store_true", help="as JSON, for scripts")
 

@@ -47,7 +47,8 @@ async def add(namespace: argparse.Namespace, tokens: Tokens) -> int:
                 await tokens.api.delete(name)
         raise
     print(f"made version {number} of secret {name} of {tokens.project}; it is shown only now:", file=sys.stderr)
-    print(f"export POLLUX_ADMIN_TOKEN={token}" if namespace.admin else greeting(token, namespace.url), flush=True)
+    lines = f"export POLLUX_ADMIN_TOKEN={token}" if namespace.admin else greeting(token, namespace.url)
+    print(token if namespace.raw else lines, flush=True)
     print("gateways take it within a minute", file=sys.stderr)
     beside = [] if made else [v.number for v in await tokens.api.versions(name) if v.number != number]
     if beside:
