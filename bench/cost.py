@@ -252,6 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if chosen.check:
         sys.exit(None if before == after else "docs/cost.md is not what bench/cost.py makes: python -m bench.cost")
     PAGE.write_text(after)
+    print(f"docs/cost.md: {'unchanged' if before == after else 'rewritten'}")
 
 
 if __name__ == "__main__":

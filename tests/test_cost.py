@@ -93,6 +93,18 @@ def test_a_measurement_replaces_its_own_case_and_keeps_the_rest(tmp_path: Path) 
     assert file.read_text().startswith(head)
 
 
+def test_it_says_whether_the_page_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, text = tmp_path / "cost.md", cost.PAGE.read_text()
+    page.write_text(text.replace("<!-- time -->", "<!-- time -->\nold"))
+    monkeypatch.setattr(cost, "PAGE", page)
+    for words in ("rewritten", "unchanged"):
+        cost.main([])
+        assert capsys.readouterr().out == f"docs/cost.md: {words}\n"
+    assert page.read_text() == text
+
+
 def test_a_page_without_a_place_for_a_table_is_an_error() -> None:
     with pytest.raises(ValueError, match="0 places for 'time'"):
         cost.fill("nothing", {"time": "x"})
