@@ -389,9 +389,12 @@ def built() -> tuple[int, str, int]:
 
 
 def test_on_ones_own_machine_it_is_what_serve_is(place: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         keys, upstream, tokens = built()
     assert (keys, tokens) == (4, 1)
+    (said,) = [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
+    where = place / "data/tokens.json"
+    assert said == f"ready: store memory://, 4 keys of 4 projects, tokens from {where}, upstream {upstream}"
     assert upstream.startswith("http://127.0.0.1")
     assert "SIMULATED" in caplog.text
     made = json.loads((place / "data/tokens.json").read_text())

@@ -22,6 +22,7 @@ from pollux.catalog import CatalogError
 from pollux.inbound import Message, Receive, Scope, Send
 from pollux.keys import KeySourceError
 from pollux.outbound import BrokenAnswerError, refuse
+from pollux.ready import ready
 from pollux.reception import IN_CLOUD
 from pollux.settings import Settings, SettingsError, in_cloud
 from pollux.store import StoreError
@@ -50,16 +51,18 @@ async def build(stack: contextlib.ExitStack) -> App:
     _configure_logs(settings.log, settings.log_level)
     opened: list[object] = []
     try:
-        app = await _open(settings, stack, opened)
+        app, said = await _open(settings, stack, opened)
     except BaseException:
         with contextlib.suppress(Exception):
             await close(*opened)
         raise
     await app.start()
+    log.info("%s", said)
     return app
 
 
-async def _open(settings: Settings, stack: contextlib.ExitStack, opened: list[object]) -> App:
+async def _open(settings: Settings, stack: contextlib.ExitStack, opened: list[object]) -> tuple[App, str]:
+    """The gateway, and what it is made of in one line."""
     keyring = open_keyring(settings)
     opened.append(keyring)
     asking = asyncio.create_task(open_tokens(settings))  # both are far: at once
@@ -76,9 +79,10 @@ async def _open(settings: Settings, stack: contextlib.ExitStack, opened: list[ob
 
         log.warning("SIMULATED GEMINI: no key is configured, so answers are made up by a simulator")
         settings, keyring = demo(settings, stack)
+        keys = await keyring.keys()
     elif not keys:
         log.warning("no key is configured: every request will be refused until one is")
-    return App(settings, tokens, keyring=keyring)
+    return App(settings, tokens, keyring=keyring), ready(settings, keys, local)
 
 
 @lru_cache(maxsize=1)

@@ -14,6 +14,7 @@ from pollux import log as logs
 from pollux.auth import LocalTokens, TokenError, greeting
 from pollux.catalog import CatalogError
 from pollux.keys import Key, Keyring, KeySourceError, Secret
+from pollux.ready import ready
 from pollux.settings import Settings, SettingsError, in_cloud
 from pollux.store import StoreError, open_store
 
@@ -90,13 +91,12 @@ async def _serve(settings: Settings, listener: socket.socket, *, simulated: bool
         settings, keyring = demo(settings, stack)
     tokens, local = await open_tokens(settings)
     _warn(settings, local)
-    made = local.client if local is not None and local.made else None
     app = App(settings, tokens, keyring=keyring)
     await app.start()
     try:
         host, port = listener.getsockname()[:2]
         shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104
-        await _greet(app, f"http://{shown}:{port}", simulated=simulated, made=made, kept=bool(local and local.client))
+        await _greet(app, f"http://{shown}:{port}", local, simulated=simulated)
         await _Gateway(app).serve(listener)
     finally:
         await app.stop()
@@ -122,7 +122,7 @@ def _warn(settings: Settings, local: LocalTokens | None) -> None:
             _say(f"WARNING: a client token has fewer than {WEAK_TOKEN} characters: it can be guessed")
 
 
-async def _greet(app: "App", url: str, *, simulated: bool, made: str | None, kept: bool) -> None:
+async def _greet(app: "App", url: str, local: LocalTokens | None, *, simulated: bool) -> None:
     keys = await app.keyring.keys()
     if simulated:
         _say("*" * 78)
@@ -133,11 +133,12 @@ async def _greet(app: "App", url: str, *, simulated: bool, made: str | None, kep
         _say(f"WARNING: {problem}")
     projects = len({key.project for key in keys})
     _say(f"Pollux listens on {url}, with {len(keys)} keys of {projects} projects. Ctrl-C stops it.")
-    if made:
+    _say(ready(app.settings, keys, local))
+    if local is not None and local.made and local.client:
         _say("\nA client token was made for this machine; it is shown only now, and kept in tokens.json")
         _say(f"in {app.settings.data}. These three lines configure an SDK:\n")
-        _say(greeting(made, url) + "\n")
-    elif kept:
+        _say(greeting(local.client, url) + "\n")
+    elif local is not None and local.client:
         _say(f"The client token is in {Path(app.settings.data) / 'tokens.json'}.")
 
 

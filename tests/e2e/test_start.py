@@ -131,6 +131,7 @@ def test_the_demo_counts_in_the_store_that_is_named(tmp_path: Path, arguments: t
     environ = environment(data=str(tmp_path / "data"), token=TOKEN, store=f"sqlite:///{path}")
     with serving(tmp_path, environ, *arguments) as started:
         assert started.generate().status == 200
+        assert f"ready: store sqlite:///{path}, 4 keys" in started.said()
     assert path.exists()
 
 

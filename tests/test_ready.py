@@ -1,0 +1,34 @@
+"""ready: what a gateway has started with, and nothing that is secret."""
+
+import pytest
+
+from pollux.auth import LocalTokens
+from pollux.keys import Key
+from pollux.ready import ready
+from pollux.settings import Settings
+
+CLIENT, ADMIN = "test-client-token-of-nobody", "test-admin-token-of-nobody"
+KEYS = (Key("alice", "team-a"), Key("anna", "team-a"), Key("bob", "team-b"))
+
+
+@pytest.fixture(autouse=True)
+def _no_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FIRESTORE_EMULATOR_HOST", raising=False)
+
+
+def test_on_ones_own_machine() -> None:
+    said = ready(Settings(data="/d"), KEYS, LocalTokens(CLIENT, ADMIN, made=True))
+    assert said == (
+        "ready: store sqlite:////d/pollux.db, 3 keys of 2 projects, tokens from /d/tokens.json, "
+        "upstream https://generativelanguage.googleapis.com"
+    )
+
+
+def test_in_the_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(store="firestore://shop", secrets="shop", token=(CLIENT,), admin_token=ADMIN)
+    said = ready(settings, KEYS[:1], None)
+    assert "store firestore://shop, 1 key of 1 project, tokens from the settings and Secret Manager of shop," in said
+    assert CLIENT not in said
+    assert ADMIN not in said
+    monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", "127.0.0.1:8080")
+    assert "firestore://shop (emulator 127.0.0.1:8080)," in ready(settings, KEYS, None)
