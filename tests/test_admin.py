@@ -132,6 +132,11 @@ def test_status_shows_what_only_the_store_knows() -> None:
             async with gateway(upstream, projects(1, rpm=5), store=Kept(first.store)) as second:
                 shown = (await see(second)).json
         assert [(q["project"], q["used"]["rpm"]) for q in shown["quotas"]] == [("p1", 1)]
+        assert shown["store"]["instances"] == 2
+        assert shown["pool"]["problems"] == [
+            "2 instances write, POLLUX_MAX_INSTANCES is 1: without the store they may send too much"
+        ]
+        assert shown["quotas"][0]["next_slot"] == shown["now"]
 
     play(scene)
 

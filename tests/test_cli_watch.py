@@ -99,6 +99,13 @@ def test_explain_says_for_each_candidate_when_and_why() -> None:
     assert any(line.endswith("k1 now free now rpm=1") for line in lines[3:])
 
 
+def test_explain_says_that_the_store_is_down() -> None:
+    found = seen(lambda _: f"/admin/explain?model={FLASH}")
+    assert "STORE TROUBLE" not in explain_text(found)
+    found["store"] = "down"
+    assert "STORE TROUBLE: it is down; `pollux status` says why" in explain_text(found)
+
+
 def test_a_request_is_told_attempt_by_attempt() -> None:
     keys = Keys([Key("k1", "p1"), Key("k2", "p2")])
 

@@ -122,12 +122,11 @@ def test_a_token_in_the_query_is_off_in_the_cloud(monkeypatch: pytest.MonkeyPatc
     assert not Settings().query_token
 
 
-def test_how_many_instances_there_are_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("K_SERVICE", raising=False)
-    assert Settings().max_instances == 1
-    monkeypatch.setenv("K_SERVICE", "pollux")
-    assert Settings().max_instances == 10
-    assert Settings.from_env({"POLLUX_MAX_INSTANCES": "3"}).max_instances == 3
+def test_how_many_instances_there_are_at_most() -> None:
+    assert Settings().most_instances == 1
+    shared = {"POLLUX_STORE": "firestore://a-project"}
+    assert Settings.from_env(shared).most_instances == 10
+    assert Settings.from_env(shared | {"POLLUX_MAX_INSTANCES": "3"}).most_instances == 3
     with pytest.raises(SettingsError, match="POLLUX_MAX_INSTANCES=0: expected a whole number, 1 or more"):
         Settings.from_env({"POLLUX_MAX_INSTANCES": "0"})
 

@@ -73,11 +73,15 @@ async def status(app: "App") -> dict[str, Any]:
         pass  # of that the status tells below, and what is known here
     except StoreError as error:
         problems.append(str(error))
-    now = app.pool.now()
+    if (instances := roster.instances()) > (most := app.settings.most_instances):
+        problems.append(
+            f"{instances} instances write, POLLUX_MAX_INSTANCES is {most}: without the store they may send too much"
+        )
+    now = round(app.pool.now(), 3)
     quotas = [_quota(roster, owned, now) for _, owned in sorted(roster.quotas.items())]
     return {
         "version": __version__,
-        "now": round(now, 3),
+        "now": now,
         "day_ends": day_of(now)[2],
         "strategy": app.settings.strategy,
         "window": app.settings.window,
@@ -92,7 +96,7 @@ async def status(app: "App") -> dict[str, Any]:
             "problems": problems,
             **app.journal.totals(),
         },
-        "store": {"url": app.settings.store_url, "instances": roster.instances(), **roster.watch.as_json()},
+        "store": {"url": app.settings.store_url, "instances": instances, **roster.watch.as_json()},
     }
 
 
@@ -181,13 +185,14 @@ async def explain(app: "App", model: str, tokens: int) -> dict[str, Any]:
             found: quota.Slot | Refusal
             limits: Limits = roster.limits(project, name)
             if project.name in keys:
-                state = roster.quota(project.name, roster.bucket(name)).ledger.value
-                found = quota.find(state, now, Want(1, tokens), limits, math.inf, app.settings.window)
-                held = quota.find(state, now, Want(1, tokens), limits, now, app.settings.window)
+                owned = roster.quota(project.name, roster.bucket(name))
+                found = app.pool.desk.look(owned, Want(1, tokens), limits, now, math.inf)
+                held = app.pool.desk.look(owned, Want(1, tokens), limits, now, now)
             else:
                 found = held = refusals.get(project.name, Refusal(math.inf, "disabled"))
             candidates.append(_outlook(name, project, keys.get(project.name), found, held, limits, now))
-    return {"model": model, "tokens": tokens, "chain": list(chain), "now": round(now, 3), "candidates": candidates}
+    head = {"model": model, "tokens": tokens, "chain": list(chain), "now": round(now, 3)}
+    return head | {"store": roster.watch.trouble or "ok", "candidates": candidates}
 
 
 def _outlook(

@@ -164,6 +164,8 @@ def explain_text(found: Mapping[str, Any]) -> str:
         limits = " ".join(f"{name}={value}" for name, value in candidate["limits"].items()) or "not known"
         rows.append((candidate["model"], candidate["project"], candidate["key"] or "-", when, candidate["why"], limits))
     head = f"{found['model']}, {found['tokens']} tokens; tried in this order: {' -> '.join(found['chain'])}"
+    if found["store"] != "ok":
+        head += f"\nSTORE TROUBLE: it is {found['store']}; `pollux status` says why"
     return "\n".join([head, "", *table(("MODEL", "PROJECT", "KEY", "EARLIEST", "WHY", "LIMITS"), rows)])
 
 

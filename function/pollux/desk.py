@@ -128,7 +128,7 @@ class Desk:
             limits,
             deadline,
             self._settings.window,
-            instances=self._settings.max_instances,
+            instances=self._settings.most_instances,
             episode=self._watch.episode,
         )
 

@@ -130,12 +130,12 @@ class Ledger(Generic[T]):
 
     @property
     def writers(self) -> frozenset[str]:
-        """Who wrote this document within a minute before it was last seen."""
-        return frozenset(self._writers)
+        """Who wrote this document within the last minute, as far as is known; oneself included."""
+        return frozenset((*self._recent(self._writers, self._store.now()), self._writer))
 
     @property
     def alone(self) -> bool:
-        return self._writers.keys() <= {self._writer}
+        return len(self._writers) < 2 or self.writers == {self._writer}
 
     @property
     def tries(self) -> int:

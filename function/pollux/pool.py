@@ -60,7 +60,7 @@ class Pool:
     ) -> None:
         self.settings = settings
         self.roster = roster
-        self._desk = Desk(settings, roster)
+        self.desk = Desk(settings, roster)
         self.pause_until = 0.0
         """Until then nobody is asked: all of Google seems to refuse this address."""
         self.ends_at = math.inf
@@ -89,7 +89,7 @@ class Pool:
                 await asyncio.sleep(0)  # whatever the reason is: nobody turns in circles while others wait for a turn
                 continue
             if any(refusal.why == STORE_DOWN for refusal in found.refusals.values()):
-                if await self._desk.store_is_back():
+                if await self.desk.store_is_back():
                     continue
                 raise StoreUnavailableError(self.roster.watch.why)
             probed = {name: r.until for name, r in found.refusals.items() if r.why.startswith("probing")}
@@ -116,7 +116,7 @@ class Pool:
             limits = self.roster.limits(project, model)
             reserve = partial(self._reserve, project=project, model=model, ask=ask, ahead=ahead)
             deadline = _deadline(ask, limits)
-            booked = await self._desk.book(owned, ask.want, limits, found, at, deadline, reserve, tried.store)
+            booked = await self.desk.book(owned, ask.want, limits, found, at, deadline, reserve, tried.store)
             if isinstance(booked, Refusal):
                 if booked.why == STORE_DOWN:
                     if project.name in without_store:  # nothing changes by asking again
@@ -158,7 +158,7 @@ class Pool:
         turns = ranking.turns(roster, bucket) if strategy == "round_robin" else {}
         for project, key in able:
             owned, limits = roster.quota(project.name, bucket), roster.limits(project, model)
-            found = self._desk.look(owned, ask.want, limits, now, _deadline(ask, limits))
+            found = self.desk.look(owned, ask.want, limits, now, _deadline(ask, limits))
             if isinstance(found, Refusal):
                 refusals[project.name] = found
             elif found.start <= now and (key.id == ask.prefer_key or project.name == preferred):

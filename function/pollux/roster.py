@@ -218,7 +218,7 @@ class Roster:
             self.quota(project, bucket).ledger.saw(found, asked.get(name, 0))
 
     def instances(self) -> int:
-        """How many wrote lately, as far as this one knows; itself included."""
+        """How many wrote within the last minute, as far as this one knows; itself included."""
         others = {self._writer}
         return len(others.union(*(owned.ledger.writers for owned in self.quotas.values())))
 

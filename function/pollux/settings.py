@@ -199,10 +199,10 @@ class Settings:
     )
     max_concurrent: int = _setting(1000, _count, "Requests under way at once, waiting ones included.")
     max_instances: int = _setting(
-        lambda: 10 if in_cloud() else 1,
+        0,
         _count,
         "How many instances may run at most; the safe share when the store does not answer is the limit divided by it.",
-        shown="1 locally, 10 in the cloud",
+        shown="10 with Firestore, else 1",
     )
     store_down: str = _setting(
         "safe",
@@ -218,6 +218,11 @@ class Settings:
     log_level: str = _setting(
         "info", _one_of("debug", "info", "warning", "error"), "Least level logged: debug, info, warning or error."
     )
+
+    @property
+    def most_instances(self) -> int:
+        """Only Firestore is shared by instances that nobody here can count."""
+        return self.max_instances or (10 if self.store.startswith("firestore://") else 1)
 
     @property
     def store_url(self) -> str:
