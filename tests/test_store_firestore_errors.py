@@ -230,6 +230,19 @@ def test_a_request_finds_its_database_as_those_of_googles_client_do(monkeypatch:
     asyncio.run(play())
 
 
+@pytest.mark.parametrize("host", ["localhost", "http://127.0.0.1:8080", "127.0.0.1:", "localhost:http"])
+def test_an_emulators_address_without_sense(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", host)
+    with pytest.raises(StoreError, match=f"FIRESTORE_EMULATOR_HOST={host} must be HOST:PORT"):
+        asyncio.run(open_store("firestore://demo-pollux").open())
+
+
+def test_an_emulator_that_is_away_says_how_to_start_it_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", "127.0.0.1:9")
+    with pytest.raises(StoreError, match=r"start it there with `python -m tools\.emulator --port 9`"):
+        asyncio.run(open_store("firestore://demo-pollux").open())
+
+
 def test_without_credentials_it_says_how_to_get_some(monkeypatch: pytest.MonkeyPatch) -> None:
     def none(**_: object) -> None:
         raise DefaultCredentialsError("nothing found")  # type: ignore[no-untyped-call]

@@ -23,6 +23,7 @@ _UNAVAILABLE = {
     StatusCode.ABORTED: "was too busy",
 }
 _QUOTED = 200
+_ADDRESS = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):[0-9]{1,5}")
 
 
 def is_conflict(error: Any) -> bool:
@@ -42,10 +43,13 @@ class Place(NamedTuple):
 def trouble(place: Place, error: Any) -> StoreError:
     """The StoreError for a failed call, in one line."""
     code, (store, project, database, emulator, timeout) = error.code(), place
+    if emulator and code is StatusCode.UNAVAILABLE and not _ADDRESS.fullmatch(emulator):
+        return StoreUnavailableError(f"{store}: FIRESTORE_EMULATOR_HOST={emulator} must be HOST:PORT")
     if emulator and code is StatusCode.UNAVAILABLE:
         return StoreUnavailableError(
-            f"{store}: no emulator answers at {emulator} (FIRESTORE_EMULATOR_HOST); start it with `make emulator`, or "
-            "unset the variable to use Firestore itself"
+            f"{store}: no emulator answers at {emulator} (FIRESTORE_EMULATOR_HOST); start it there with "
+            f"`python -m tools.emulator --port {emulator.rpartition(':')[2]}`, or unset the variable to use Firestore "
+            "itself"
         )
     if code is StatusCode.DEADLINE_EXCEEDED:
         return StoreUnavailableError(f"{store} did not answer within {timeout:g} s")
