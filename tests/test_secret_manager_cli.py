@@ -171,7 +171,7 @@ def test_remove_asks_and_warns_of_what_others_made(shell: Shell) -> None:
     shell.terminal("y\n")
     assert shell("remove", "a")[0] == 0
     assert shell.google.secrets == {}
-    assert "no such secret" in shell("remove", "a", "--yes")[2]
+    assert "no key 'a' in project pool" in shell("remove", "a", "--yes")[2]
 
 
 # --- rotate
@@ -364,11 +364,24 @@ def test_a_failure_is_told_once_by_the_real_command(shell: Shell, command: list[
 
 
 def test_a_secret_that_is_not_there_and_a_project_that_is_not_there_are_named(shell: Shell) -> None:
-    for words in (["edit", "x", "--tier", "free"], ["disable", "x"], ["rotate", "x"], ["remove", "x", "--yes"]):
-        code, _, err = shell(*words, stdin=B)
-        assert code == 2
-        assert "secret pollux-key-x: no such secret, or no such version, in project pool" in err
+    for words in (
+        ["edit", "x", "--tier", "free"],
+        ["enable", "x"],
+        ["disable", "x"],
+        ["rotate", "x"],
+        ["remove", "x", "--yes"],
+    ):
+        assert shell(*words, stdin=B) == (2, "", "pollux keys: no key 'x' in project pool\n")
     assert "(or there is no project nope)" in shell("list", project="nope")[2]
+
+
+@pytest.mark.parametrize(
+    "words", [["remove", A, "--yes"], ["rotate", A], ["disable", A], ["edit", A, "--tier", "free"]]
+)
+def test_a_value_in_the_place_of_an_id_is_neither_repeated_nor_sent(shell: Shell, words: list[str]) -> None:
+    error = "pollux keys: no such key in project pool; see: pollux keys list --secrets pool\n"
+    assert shell(*words, stdin=B) == (2, "", error)
+    assert shell.google.asked == []
 
 
 def test_without_credentials_it_says_how_to_get_some(shell: Shell) -> None:

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from pollux.keys import Key, KeySourceError, Secret
 from pollux.keys.commands import ReadHealth, details_of, health_of, text_of, variables_here
-from pollux.keys.entries import Entry, Problem
+from pollux.keys.entries import Entry, Problem, id_fault
 from pollux.keys.files import parse
 from pollux.keys.importing import plan
 from pollux.keys.local import free_id
 from pollux.keys.probe import REFUSED, Finding, probe
-from pollux.keys.records import KEY, OURS, changed
+from pollux.keys.records import KEY, changed, foreign
 from pollux.keys.secret_manager import SecretManagerKeyring
-from pollux.keys.secrets_api import SecretError, SecretInfo, SecretsApi
+from pollux.keys.secrets_api import SecretError, SecretInfo, SecretsApi, known_as
 from pollux.keys.terminal import Progress, ask_value, confirmed, keys_table, listed, row, table, tell
 from pollux.settings import Settings
 
@@ -81,8 +81,12 @@ class Cloud:
                 await self.api.delete(name)
             raise
 
+    async def info(self, key_id: str) -> SecretInfo:
+        with known_as(f"key {key_id!r}", self.project):
+            return await self.api.secret(KEY + key_id)
+
     async def describe(self, key_id: str, details: Mapping[str, object]) -> None:
-        info = await self.api.secret(KEY + key_id)
+        info = await self.info(key_id)
         await self.api.describe(info, *changed(info, details))
 
 
@@ -123,7 +127,8 @@ async def disable(namespace: argparse.Namespace, cloud: Cloud) -> int:
 async def rotate(namespace: argparse.Namespace, cloud: Cloud) -> int:
     """A new version; the old ones are disabled after it answered. One that does not is disabled itself."""
     key_id, name = namespace.id, KEY + namespace.id
-    old = await cloud.api.versions(name)
+    with known_as(f"key {key_id!r}", cloud.project):
+        old = await cloud.api.versions(name)
     secret = ask_value((await _others(cloud)).values(), "New value of the key (not shown): ")
     number = await cloud.api.add_version(name, secret)
     try:
@@ -137,7 +142,7 @@ async def rotate(namespace: argparse.Namespace, cloud: Cloud) -> int:
         return 1
     try:
         await cloud.describe(key_id, {"version": number})
-    except SecretError as error:
+    except KeySourceError as error:
         print(f"pollux keys: gateways were not told, and take it when the old is refused: {error}", file=sys.stderr)
     for version in old:
         await cloud.api.disable(name, version.number)
@@ -148,7 +153,7 @@ async def rotate(namespace: argparse.Namespace, cloud: Cloud) -> int:
 
 
 async def remove(namespace: argparse.Namespace, cloud: Cloud) -> int:
-    info = await cloud.api.secret(KEY + namespace.id)
+    info = await cloud.info(namespace.id)
     question = f"Remove {cloud.place(namespace.id)}, with all its versions?{foreign(info)}"
     if confirmed(question, yes=namespace.yes, undone="removed"):
         await cloud.api.delete(info.name)
@@ -263,6 +268,9 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace, Cloud], Awaitable[int]]] = 
 
 
 def run(namespace: argparse.Namespace, project: str, settings: Settings, read_health: ReadHealth | None) -> int:
+    if id_fault(getattr(namespace, "id", None) or "none"):  # not asked for, nor repeated: it may be a value
+        raise KeySourceError(f"no such key in project {project}; see: pollux keys list --secrets {project}")
+
     async def command() -> int:
         cloud = Cloud(project, settings, read_health)
         try:
@@ -271,12 +279,6 @@ def run(namespace: argparse.Namespace, project: str, settings: Settings, read_he
             await cloud.keyring.close()
 
     return asyncio.run(command())
-
-
-def foreign(info: SecretInfo) -> str:
-    """A warning for what something else made, and may make again."""
-    ours = OURS.items() <= dict(info.labels).items()
-    return "" if ours else " It was not made by pollux; if Terraform declares it, remove it there too."
 
 
 async def _others(cloud: Cloud) -> dict[str, Entry]:

@@ -89,3 +89,9 @@ def _limits(text: str | None) -> tuple[dict[str, Any], str | None]:
         return {}, f"the annotation {LIMITS} is not JSON"
     fault = limits_fault(limits)
     return ({}, f"the annotation {LIMITS}: {fault}") if fault else (limits, None)
+
+
+def foreign(info: SecretInfo) -> str:
+    """A warning for what something else made, and may make again."""
+    ours = OURS.items() <= dict(info.labels).items()
+    return "" if ours else " It was not made by pollux; if Terraform declares it, remove it there too."

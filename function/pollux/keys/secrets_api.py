@@ -2,7 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pollux.keys import KeySourceError, Secret
@@ -228,6 +229,17 @@ class SecretsApi:
         if status in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "CANCELLED", "UNKNOWN"):
             return SecretError("unavailable", subject, _NO_ANSWER.format(status))
         return SecretError("refused", subject, f"Secret Manager refused {method} ({status})")
+
+
+@contextmanager
+def known_as(what: str, project: str) -> Iterator[None]:
+    """Says of a secret that is not there what it would have been."""
+    try:
+        yield
+    except SecretError as error:
+        if error.kind != "missing":
+            raise
+        raise KeySourceError(f"no {what} in project {project}") from None
 
 
 _NO_ANSWER = "Secret Manager did not answer ({}); try again"

@@ -13,9 +13,8 @@ from typing import Any
 
 from pollux.auth import _new_token, greeting
 from pollux.keys import KeySourceError, Secret
-from pollux.keys.cloud_commands import foreign
-from pollux.keys.records import ADMIN_TOKEN, OURS, TOKEN, TOKEN_NAME, token_name
-from pollux.keys.secrets_api import SecretError, SecretsApi, Version
+from pollux.keys.records import ADMIN_TOKEN, OURS, TOKEN, TOKEN_NAME, foreign, token_name
+from pollux.keys.secrets_api import SecretError, SecretsApi, Version, known_as
 from pollux.keys.terminal import confirmed, table
 from pollux.settings import Settings
 
@@ -99,7 +98,8 @@ async def list_(namespace: argparse.Namespace, tokens: Tokens) -> int:
 async def revoke(namespace: argparse.Namespace, tokens: Tokens) -> int:
     """Destroys: a token that leaked must not come back. What `add` made goes with its last version."""
     name = tokens.secret_of(namespace)
-    info = await tokens.api.secret(name)
+    with known_as("admin token" if namespace.admin else f"token {namespace.name!r}", tokens.project):
+        info = await tokens.api.secret(name)
     valid = [version.number for version in await tokens.api.versions(name)]
     chosen = _chosen(namespace, name, valid)
     last = set(chosen) == set(valid)
