@@ -3,10 +3,13 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -192,11 +195,25 @@ def test_it_ends_with_the_process_that_started_it(number: signal.Signals) -> Non
     assert not alive(pid)
 
 
-def test_the_command_prints_the_variable_and_ends_with_ctrl_c() -> None:
-    environ = {name: value for name, value in os.environ.items() if name != VARIABLE}
+@contextmanager
+def command_of(*arguments: str, **environ: str) -> Iterator["subprocess.Popen[str]"]:
+    others = {name: value for name, value in os.environ.items() if name != VARIABLE}
     with subprocess.Popen(
-        [sys.executable, "-m", "tools.emulator"], cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "tools.emulator", *arguments],
+        cwd=ROOT,
+        env=others | environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_the_command_prints_the_variable_and_ends_with_ctrl_c() -> None:
+    with command_of() as process:
         assert process.stdout is not None
         name, _, host = process.stdout.readline().strip().partition("=")
         assert name == f"export {VARIABLE}"
@@ -204,3 +221,37 @@ def test_the_command_prints_the_variable_and_ends_with_ctrl_c() -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
     assert not answers(host)
+
+
+def test_the_command_starts_one_on_the_port_that_is_named_and_says_when_it_ends_by_itself() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with command_of("--port", str(port), **{VARIABLE: f"127.0.0.1:{port}"}) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"export {VARIABLE}=127.0.0.1:{port}\n"
+        children = Path(f"/proc/{process.pid}/task").glob("*/children")
+        if sys.platform == "linux":
+            (java,) = [int(pid) for found in children for pid in found.read_text().split()]
+            os.kill(java, signal.SIGKILL)
+            assert process.wait(20) == 2
+            assert process.stderr is not None
+            assert process.stderr.read().startswith("emulator: the Firestore emulator ended by itself with -9")
+
+
+def test_a_port_that_is_taken_is_told_before_java_starts(bare: Path) -> None:
+    jar(bare / ".cache/firebase/emulators/cloud-firestore-emulator-v1.jar")
+    program(bare / "bin/java", "echo started; exit 3")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(EmulatorError, match=rf"cannot listen on 127\.0\.0\.1:{port}: "):
+            Emulator(port).start()
+    with pytest.raises(EmulatorError, match="70000"):
+        Emulator(70000).start()
+
+
+def test_the_command_explains_itself() -> None:
+    with command_of("--help") as process:
+        said, _ = process.communicate(timeout=20)
+    assert "--port" in said
+    assert VARIABLE in said

@@ -4,6 +4,7 @@ In this order: FIRESTORE_EMULATOR_HOST, which is used as it is; the Google Cloud
 127.0.0.1, in memory, with everything gone when it ends. It never outlives the process that started it.
 """
 
+import argparse
 import contextlib
 import http.client
 import os
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO
 
@@ -57,6 +58,7 @@ class Emulator:
         """Returns when it answers."""
         if self._process is not None:
             raise EmulatorError("the emulator runs already")
+        _expect_free(self.port)
         arguments = [*command(), "--host=127.0.0.1", f"--port={self.port}"]
         if sys.platform == "linux":
             arguments = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *arguments]
@@ -91,6 +93,12 @@ class Emulator:
             return ""
         self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 4000))
         return self._log.read().decode(errors="replace")
+
+    def wait(self) -> None:
+        """Until it ends by itself, which is an EmulatorError with what it printed."""
+        if self._process is not None:
+            ended = self._process.wait()
+            raise EmulatorError(f"the Firestore emulator ended by itself with {ended}:\n{self.log()}")
 
     def stop(self) -> None:
         """An orderly end; a hard one if it takes too long."""
@@ -154,7 +162,10 @@ def available() -> Iterator[str]:
     elif answers(named):
         yield named
     else:
-        raise EmulatorError(f"{VARIABLE} names {named}, but no emulator answers there; start it, or unset the variable")
+        raise EmulatorError(
+            f"{VARIABLE} names {named}, but no emulator answers there; it must be HOST:PORT: start one with "
+            "`python -m tools.emulator --port PORT`, or unset the variable"
+        )
 
 
 def wipe(host: str, project: str, database: str = "(default)") -> None:
@@ -186,17 +197,44 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def main() -> int:
+def _expect_free(port: int) -> None:
+    """Before Java starts, which takes seconds to find it out; and an emulator that is there already would answer."""
     try:
-        with available() as host:
-            print(f"export {VARIABLE}={host}", flush=True)
-            with contextlib.suppress(KeyboardInterrupt):
-                signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+    except (OSError, OverflowError) as error:
+        raise EmulatorError(f"cannot listen on 127.0.0.1:{port}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.emulator",
+        description="Run the Firestore emulator until Ctrl-C, and print the variable that leads to it.",
+        epilog=f"Without --port, and with {VARIABLE} set, that one is used and none is started.",
+    )
+    parser.add_argument("--port", type=int, metavar="N", help="where to start one (default: a free port)")
+    arguments = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        if arguments.port is None and os.environ.get(VARIABLE):
+            with available() as host:
+                _tell(host)
                 signal.pause()
+                return 0
+        with started(arguments.port or 0) as emulator:
+            _tell(emulator.host)
+            emulator.wait()
     except EmulatorError as error:
         print(f"emulator: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        pass
     return 0
+
+
+def _tell(host: str) -> None:
+    print(f"export {VARIABLE}={host}", flush=True)
 
 
 if __name__ == "__main__":
