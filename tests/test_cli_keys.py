@@ -22,6 +22,7 @@ from pollux.keys.commands import COMMANDS
 from pollux.keys.document import FIELDS
 from pollux.keys.entries import LIMITS
 from pollux.settings import Settings
+from tests.test_standing import aside, resting
 
 A, B, C, D = ("AIza" + letter * 35 for letter in "abcd")
 MASKED = "AIza…aa"
@@ -219,7 +220,7 @@ def test_the_list_is_aligned_and_masked(shell: Shell) -> None:
         first.index("-", first.index("a-long-project") + 14),
         first.index("AIza…"),
     ]
-    assert second.split() == ["key-1", "key-1", "-", "AIza…bb", "key.txt:1", "unknown"]
+    assert second.split() == ["key-1", "key-1", "-", "AIza…bb", "key.txt:1", "not", "known"]
     assert err == "not used: key.txt:2: a key has no spaces\n"
 
 
@@ -230,7 +231,7 @@ def test_the_list_as_json(shell: Shell) -> None:
     shell.health = {}
     found = json.loads(shell("list", "--json")[1])
     key = {"id": "alice", "project": "alice", "tier": "free", "masked": MASKED, "source": f"{shell.path}:6"}
-    assert found["keys"] == [key | {"enabled": False, "health": {"state": "healthy"}}]
+    assert found["keys"] == [key | {"enabled": False, "health": {"state": "no trouble known"}}]
     assert found["problems"] == [{"file": "key.txt", "line": 1, "reason": "a key has no spaces"}]
     assert found["notices"][0]["reason"].startswith("the same key as 'alice'")
 
@@ -246,9 +247,9 @@ def test_health_comes_from_the_stores_document(shell: Shell) -> None:
     }
     lines = {line.split()[0]: line for line in shell("list")[1].splitlines()[1:]}
     assert re.search(r"aside until 2096-\d\d-\d\d \d\d:\d\d: leaked-key$", lines["alice"])
-    assert lines["bob"].endswith(" healthy")
+    assert lines["bob"].endswith(" no trouble known")
     assert lines["carol"].endswith(": prepay")
-    assert lines["dave"].endswith(" disabled, healthy")
+    assert lines["dave"].endswith(" disabled, no trouble known")
     found = json.loads(shell("list", "--json")[1])["keys"][0]["health"]
     assert found == {"state": "aside"} | aside
 
@@ -262,8 +263,18 @@ def test_a_store_that_fails_does_not_fail_the_list(shell: Shell) -> None:
     namespace = argparse.Namespace(keys_command="list", json=False, secrets=None)
     assert cli_keys.run(namespace, shell.settings, read_health=fail) == 0
     out, err = shell.capture.readouterr()
-    assert out.rstrip().endswith("unknown")
+    assert out.rstrip().endswith("not known")
     assert "the database is locked" in err
+
+
+@pytest.mark.parametrize("words", [["rotate", "alice", "--no-check"], ["edit", "alice", "--value"]])
+def test_a_new_value_ends_what_the_store_holds_against_the_old_one(shell: Shell, words: list[str]) -> None:
+    shell("add", "alice", stdin=A)
+    aside(shell.settings.store_url, "alice", "bob")
+    assert shell("edit", "alice", "--tier", "free")[0] == 0
+    assert resting(shell.settings.store_url) == ["alice", "bob"]
+    code, _, err = shell(*words, stdin=B)
+    assert (code, err, resting(shell.settings.store_url)) == (0, "", ["bob"])
 
 
 def test_without_keys_the_list_says_how_to_add_one(shell: Shell) -> None:

@@ -8,12 +8,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from pollux import cli_keys
+from pollux import cli, cli_keys
 from pollux.keys.cloud_commands import COMMANDS
 from pollux.keys.commands import COMMANDS as LOCAL_COMMANDS
 from pollux.keys.records import LIMITS, OURS, VERSION
@@ -21,6 +21,7 @@ from pollux.keys.records import PROJECT as PROJECT_NOTE
 from pollux.settings import Settings
 from pollux.simulator import Fault, Simulator, running
 from tests.secret_manager import PROJECT, SecretManager, serving
+from tests.test_standing import aside, resting
 
 A, B, C, D = ("AIza" + letter * 35 for letter in "abcd")
 MASKED = "AIza…aa"
@@ -189,6 +190,25 @@ def test_rotate_adds_a_version_and_disables_the_old_one_after_the_new_one_answer
     assert [call.key for call in shell.simulator.calls] == ["b"]
 
 
+def test_rotate_ends_what_the_store_holds_against_the_old_value(shell: Shell) -> None:
+    shell.google.put("pollux-key-a", A)
+    url = f"sqlite:///{shell.folder / 'shared.db'}"
+    aside(url, "a", "b")
+    shell.settings = replace(shell.settings, store=url)
+    assert shell("rotate", "a", stdin=C)[0] == 1
+    assert resting(url) == ["a", "b"]
+    code, _, err = shell("rotate", "a", stdin=B)
+    assert (code, err, resting(url)) == (0, "", ["b"])
+
+
+def test_a_store_that_fails_does_not_fail_a_rotation(shell: Shell) -> None:
+    shell.google.put("pollux-key-a", A)
+    shell.settings = replace(shell.settings, store="nosuch://store")
+    code, out, err = shell("rotate", "a", stdin=B)
+    assert (code, out.startswith("rotated a"), err.count("\n")) == (0, True, 1)
+    assert "if a was set aside, it may stay so until it is tried again: " in err
+
+
 def test_a_new_value_that_does_not_answer_is_disabled_and_the_old_one_stays(shell: Shell) -> None:
     shell.google.put("pollux-key-a", A)
     code, out, _ = shell("rotate", "a", stdin=C)  # the simulator does not know it
@@ -234,13 +254,42 @@ def test_list_shows_what_can_be_read_and_why_the_rest_cannot(shell: Shell) -> No
     assert code == 0
     head, first, second = out.splitlines()
     assert head.split() == ["ID", "PROJECT", "TIER", "VALUE", "SOURCE", "HEALTH"]
-    assert first.split() == ["a", "team-a", "free", MASKED, "secret", "pollux-key-a", "of", "pool", "healthy"]
+    assert first.split() == ["a", "team-a", "free", MASKED, "secret", "pollux-key-a", "of", "pool", "not", "known"]
     assert "…" in second
     assert "disabled" in second
     assert "grant roles/secretmanager.secretAccessor on secret pollux-key-b" in err
     document = json.loads(shell("list", "--json")[1])
     assert [key["id"] for key in document["keys"]] == ["a", "b"]
     assert document["problems"][0]["file"] == "secret pollux-key-b"
+
+
+@pytest.mark.parametrize(
+    ("store", "secrets", "state"),
+    [
+        ("sqlite:////shared.db", "", "no trouble known"),
+        ("sqlite:////shared.db", PROJECT, "no trouble known"),
+        ("", PROJECT, "no trouble known"),
+        ("sqlite:////shared.db", "another", "not known"),
+        ("", "", "not known"),
+        ("memory://", PROJECT, "not known"),
+    ],
+)
+def test_health_is_that_of_the_store_of_these_keys_and_else_not_known(
+    shell: Shell, store: str, secrets: str, state: str
+) -> None:
+    shell.google.put("pollux-key-a", A)
+    shell.settings = replace(shell.settings, store=store, secrets=secrets)
+    assert json.loads(shell("list", "--json")[1])["keys"][0]["health"] == {"state": state}
+    assert shell("list")[1].rstrip().endswith(f"  {state}")
+
+
+def test_the_real_command_reads_the_health_of_the_store_that_is_set(shell: Shell) -> None:
+    shell.google.put("pollux-key-a", A)
+    url = f"sqlite:///{shell.folder / 'shared.db'}"
+    aside(url, "a")
+    shell.patch.setenv("POLLUX_STORE", url)
+    assert cli.main(["keys", "list", "--secrets", PROJECT]) == 0
+    assert shell.capture.readouterr().out.rstrip().endswith(": leaked-key")
 
 
 def test_an_empty_project_says_how_to_add_a_key(shell: Shell) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from pollux.keys import KeySourceError, probe
 from pollux.keys.commands import COMMANDS, Place, ReadHealth
 from pollux.keys.entries import LIMITS, id_fault, limits_fault, project_fault, tier_fault
+from pollux.keys.standing import shares_store
 from pollux.settings import Settings
 
 _NO_VALUE = (
@@ -17,9 +18,12 @@ _NO_VALUE = (
 
 def run(namespace: argparse.Namespace, settings: Settings, *, read_health: ReadHealth | None = None) -> int:
     """0: done. 1: a key is not healthy. 2: it cannot be done; why is on stderr. `read_health` gives the store's
-    health document; without it, or if it raises OSError or LookupError, health is shown as not known."""
+    health document; without it, if that store is not of the gateways that use these keys, or if it raises OSError or
+    LookupError, health is shown as not known."""
     try:
-        if project := chosen_project(namespace, settings):
+        project = chosen_project(namespace, settings)
+        read_health = read_health if shares_store(settings, project) else None
+        if project:
             from pollux.keys import cloud_commands
 
             return cloud_commands.run(namespace, project, settings, read_health)

@@ -18,6 +18,7 @@ from pollux.keys.probe import REFUSED, Finding, probe
 from pollux.keys.records import KEY, changed, foreign
 from pollux.keys.secret_manager import SecretManagerKeyring
 from pollux.keys.secrets_api import SecretError, SecretInfo, SecretsApi, known_as
+from pollux.keys.standing import forgive
 from pollux.keys.terminal import Progress, ask_value, confirmed, keys_table, listed, row, table, tell
 from pollux.settings import Settings
 
@@ -146,6 +147,7 @@ async def rotate(namespace: argparse.Namespace, cloud: Cloud) -> int:
         print(f"pollux keys: gateways were not told, and take it when the old is refused: {error}", file=sys.stderr)
     for version in old:
         await cloud.api.disable(name, version.number)
+    await forgive(cloud.settings, cloud.project, key_id)
     before = ", ".join(str(version.number) for version in sorted(old))
     disabled = f"; disabled {before}" if old else ""
     print(f"rotated {key_id} ({secret.masked}) in {cloud.place(key_id)}: version {number}{disabled}")

@@ -17,6 +17,7 @@ from pollux.keys.importing import plan
 from pollux.keys.keyfile import KeyFile
 from pollux.keys.local import LocalKeyring, free_id
 from pollux.keys.probe import REFUSED, probe
+from pollux.keys.standing import forgive
 from pollux.keys.terminal import ask_value, confirmed, keys_table, listed, row, table, tell
 from pollux.settings import Settings
 
@@ -78,6 +79,8 @@ def edit(namespace: argparse.Namespace, place: Place) -> int:
     file = place.own(namespace.id)
     others = (entry for key_id, entry in place.entries().items() if key_id != namespace.id)
     file.edit(namespace.id, secret=ask_value(others) if namespace.value else None, **details)
+    if namespace.value:
+        asyncio.run(forgive(place.settings, "", namespace.id))
     print(f"changed {namespace.id} in {file.path}")
     return 0
 
@@ -93,6 +96,7 @@ def rotate(namespace: argparse.Namespace, place: Place) -> int:
             print(f"kept the old value of {namespace.id}: the new one is {found.state}: {found.reason}")
             return 1
     file.edit(namespace.id, secret=secret)
+    asyncio.run(forgive(place.settings, "", namespace.id))
     print(f"rotated {namespace.id} ({secret.masked}) in {file.path}")
     return 0
 

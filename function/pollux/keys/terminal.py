@@ -10,6 +10,9 @@ from pollux.keys import KeySourceError, Secret
 from pollux.keys.entries import Entry, Problem, clean, value_fault
 
 WIDTH = 30
+UNKNOWN = "not known"
+NOTHING_KNOWN = "no trouble known"
+"""Nobody checked the key: the store only holds what went wrong."""
 
 
 def ask_value(others: Iterable[Entry], prompt: str = "Value of the key (not shown): ") -> Secret:
@@ -69,7 +72,7 @@ class Progress:
 def row(entry: Entry, health: Mapping[str, Any] | None) -> dict[str, Any]:
     """A key as `keys list --json` shows it."""
     key = entry.key(entry.id)
-    state: dict[str, Any] = {"state": "unknown" if health is None else "healthy"}
+    state: dict[str, Any] = {"state": UNKNOWN if health is None else NOTHING_KNOWN}
     for kind, name in (("keys", key.id), ("projects", key.project)):
         aside = (health or {}).get(kind, {}).get(name)
         if aside and aside["until"] > time.time():
@@ -109,4 +112,4 @@ def _in_words(row: Mapping[str, Any]) -> str:
     if words == "aside":
         until = time.strftime("%Y-%m-%d %H:%M", time.localtime(health["until"]))
         words = f"aside until {until}: {health['reason']}"
-    return words if row["enabled"] else f"disabled ({words})" if words == "unknown" else f"disabled, {words}"
+    return words if row["enabled"] else f"disabled ({words})" if words == UNKNOWN else f"disabled, {words}"
