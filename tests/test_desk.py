@@ -9,9 +9,10 @@ import pytest
 
 from pollux import quota
 from pollux.grants import Grant
+from pollux.ledger import FULL
 from pollux.pool import Full, Reservation
 from pollux.reservation import Tried
-from pollux.store import StoreUnavailableError
+from pollux.store import Document, StoreUnavailableError, Version
 from pollux.windows import LONGEST, SLOT, WINDOW
 from tests.pools import BEGAN, FaultyStore, House, house, keys_of, memory, play
 
@@ -110,13 +111,66 @@ def test_settling_and_giving_back_inside_a_grant_ask_nothing_of_the_store() -> N
         assert isinstance(found, Reservation)
         assert found.grant is not None
         commits, used = h.store.commits, found.grant.used
-        assert h.pool.settle(found, 10_000) is None
-        assert found.grant.used == used._replace(tokens=used.tokens + 9900)
+        assert h.pool.settle(found, 150) is None
+        assert found.grant.used == used._replace(tokens=used.tokens + 50)
         h.pool.give_back(found)
         h.pool.give_back(found)
         assert found.grant.used == used._replace(requests=used.requests - 1, tokens=used.tokens - 100)
         await asyncio.sleep(0.1)
         assert h.store.commits == commits
+
+    play(scene())
+
+
+def test_tokens_that_a_grant_does_not_hold_are_booked_for_all_to_see() -> None:
+    async def scene() -> None:
+        h = await house(keys_of(1, rpm=1000, tpm=100_000))
+        grant, sent = await _holding(h, 3, tokens=10)
+        last = await h.send(tokens=10)
+        assert last.grant is grant
+        booked = grant.booked.tokens
+        pending = h.pool.settle(last, 90_000)
+        assert pending is not None
+        await pending
+        other = House(h.store, h.keys)
+        await other.roster.load_all()
+        held = sum(want.tokens for want in other.quota().value.slots.values())
+        assert held >= 90_000 + 10 * len(sent)
+        assert grant.booked.tokens >= booked + 80_000
+        await asyncio.sleep(5)
+        found = await other.reserve(wait=0, tokens=15_000)
+        assert isinstance(found, Full)
+        await h.send()
+        await h.roster.close()
+        await h.quota().refresh(0)
+        assert sum(want.tokens for want in h.quota().value.slots.values()) == 10 * len(sent) + 90_000
+
+    play(scene())
+
+
+def test_a_grant_goes_back_though_nobody_asks_for_another_one() -> None:
+    """The pace is too low for one by now, or the limit is."""
+
+    async def scene(limits: dict[str, int]) -> None:
+        h = await house(keys_of(1, rpm=1000))
+        _, sent = await _holding(h, 5)
+        await asyncio.sleep(20)
+        h.keys.now = keys_of(1, **limits).now
+        await h.reserve(wait=0)
+        await h.roster.close()
+        kept = sum(want.requests for want in h.quota().value.slots.values())
+        assert len(sent) <= kept <= len(sent) + 1
+
+    play(scene({"rpm": 1000}))
+    play(scene({"rpm": 5}))
+
+
+def test_a_limit_that_falls_while_a_grant_is_held_makes_nobody_turn_in_circles() -> None:
+    async def scene() -> None:
+        h = await house(keys_of(1, rpm=1000))
+        await _holding(h, 5)
+        h.keys.now = keys_of(1, rpm=5).now
+        assert isinstance(await h.reserve(wait=10), Full)
 
     play(scene())
 
@@ -219,6 +273,45 @@ def test_a_share_of_nothing_is_a_refusal(instances: int, rpm: int) -> None:
     play(scene())
 
 
+def test_who_asks_again_and_again_in_vain_is_told_so() -> None:
+    """The document's commits fail, while those of others succeed."""
+
+    class Partly(FaultyStore):
+        async def commit(self, name: str, document: Document, version: Version | None) -> Version:
+            if name.startswith("quota:"):
+                await asyncio.sleep(0.05)
+                raise StoreUnavailableError("too much for one document")
+            return await super().commit(name, document, version)
+
+    async def scene() -> None:
+        h = House(Partly(await memory()), keys_of(1, rpm=5), max_instances=10)
+        with pytest.raises(StoreUnavailableError):
+            await h.reserve()
+        assert h.clock < 3
+
+    play(scene())
+
+
+def test_what_waits_for_the_store_is_bounded_and_then_nothing_more_is_sent() -> None:
+    async def scene() -> None:
+        h = await house(keys_of(1, rpm=100_000), max_instances=1)
+        await h.send()
+        h.store.faults = ["down"] * 10**6  # while reads work, so that the quota is known for ever
+        served = 0
+        for _ in range(2 * FULL):
+            try:
+                served += isinstance(await h.reserve(wait=0), Reservation)
+            except StoreUnavailableError:
+                break
+            await asyncio.sleep(0.01)
+        assert FULL - 5 <= served <= FULL + 5
+        assert h.quota().riding <= FULL + 5
+        tries = h.store.commits
+        assert tries <= 2 * h.clock + 10
+
+    play(scene())
+
+
 def test_closed_spends_nothing_without_the_store() -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=100), store_down="closed")
@@ -297,12 +390,14 @@ def test_a_slow_store_is_waited_for_only_when_the_share_is_used_up() -> None:
             await h.send()
         assert h.roster.watch.trouble == "slow"
         safe, began = h.roster.quota("p0", h.roster.bucket("a-model")).safe, h.clock
-        while len(safe.spent) < 4:  # of twenty some are used already: four are left for one of four
+        while (
+            sum(want.requests for want in safe.spent.values()) < 4
+        ):  # of twenty some are used already: four are left for one of four
             await h.send()
         assert h.clock == began
         await h.send()
         assert h.clock - began >= 1.2
-        assert len(safe.spent) == 4
+        assert sum(want.requests for want in safe.spent.values()) == 4
 
     play(scene())
 

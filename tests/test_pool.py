@@ -715,3 +715,26 @@ def test_at_the_end_who_has_a_slot_soon_is_still_served() -> None:
         assert isinstance(await waiting, Reservation)
 
     play(scene())
+
+
+def test_a_settlement_that_the_store_does_not_take_is_made_with_the_next_commit() -> None:
+    async def scene() -> None:
+        h = await house(keys_of(1, rpm=15, tpm=100_000))
+        sent = await h.send(tokens=1000)
+        h.store.out_until = asyncio.get_running_loop().time() + 3
+        pending = h.pool.settle(sent, 90_000)
+        assert pending is not None
+        await pending
+        await asyncio.sleep(5)
+        assert isinstance(await h.reserve(tokens=60_000, wait=0, patient=False), Full)
+        await h.send(tokens=5000)
+        held = await stored_tokens(h)
+        assert held == 95_000
+
+    play(scene())
+
+
+async def stored_tokens(h: House) -> int:
+    other = House(h.store, h.keys)
+    await other.roster.load_all()
+    return sum(want.tokens for want in other.quota().value.slots.values())

@@ -295,3 +295,24 @@ def test_a_store_that_cannot_be_read_is_an_error_and_later_none() -> None:
         assert isinstance(await h.reserve(), Reservation)
 
     play(scene())
+
+
+def test_quotas_of_invented_models_are_forgotten_and_those_that_hold_something_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pollux.roster.MOST_QUOTAS", 20)
+
+    async def scene() -> None:
+        h = await house(keys_of(1, rpm=100))
+        await h.send(model="kept")
+        h.quota(model="kept").ride(lambda state, _: (state, None))
+        for number in range(100):
+            await h.send(model=f"invented-{number}")
+            assert len(h.roster.quotas) <= 20
+        assert ("p0", "kept") in h.roster.quotas
+        again = await h.send(model="invented-0")
+        assert again.quota.ledger.value.slots.keys(), "the store knows it still"
+        assert sum(want.requests for want in again.quota.ledger.value.slots.values()) == 2
+        assert again.quota.ledger.tries == 2
+
+    play(scene())

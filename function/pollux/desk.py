@@ -20,6 +20,9 @@ from pollux.storewatch import StoreUse
 from pollux.windows import Limits, Want, fast
 
 UNLIMITED_COMMIT = 1.0
+NO_PACE = Pace()
+MOST_PACES = 1000
+"""Clients may invent names of models."""
 PROBE_WITHIN = 1.0
 """How long a request waits for word that the store is back, before it is refused."""
 
@@ -42,10 +45,10 @@ class Desk:
 
     def look(self, owned: Quota, want: Want, limits: Limits, now: float, deadline: float) -> Slot | Refusal:
         """Where the want would go, as far as is known here; a commit decides."""
-        state = owned.ledger.value
-        grant = owned.purse.held(state, want, now) if owned.purse.grant else None
+        grant = self._held(owned, want, limits, now)
         if grant is not None:
             return grant.slot
+        state = owned.ledger.value
         found = quota.find(state, now, want, limits, deadline, self._settings.window)
         if self._watch.trouble and (limits or not isinstance(found, Slot) or found.probe):  # as `book` will see it
             safe = self._safely(owned, want, limits, now, deadline if self._watch.down else now)
@@ -67,10 +70,11 @@ class Desk:
         """`found` is what `look` said for the time `at`; `reserve` decides by the state that is really there."""
         ledger = owned.ledger
         if not limits and not found.probe:  # nothing to enforce: counted in memory, committed now and then
-            ledger.ride(partial(_booked, slot=found, want=want, limits=limits))
-            ledger.commit_soon(UNLIMITED_COMMIT)
+            if not ledger.is_full:
+                ledger.ride(partial(_booked, slot=found, want=want, limits=limits))
+                ledger.commit_soon(UNLIMITED_COMMIT)
             return Booked(found)
-        if booked := await self._from_grant(owned, want, limits):
+        if fast(limits) and (booked := await self._from_grant(owned, want, limits, at)):
             return booked
         now = max(at, self._roster.store.now())
         if self._watch.trouble:  # a slow store is waited for, but only where nothing can be had without it
@@ -89,55 +93,61 @@ class Desk:
             use.conflicts += ledger.counters.conflicts - before[1]
         return Booked(slot) if isinstance(slot, Slot) else slot
 
-    async def _from_grant(self, owned: Quota, want: Want, limits: Limits) -> Booked | None:
+    def asked(self, bucket: str, want: Want) -> None:
+        """A request asks, once, wherever it goes."""
+        if len(self._paces) >= MOST_PACES:
+            self._paces.clear()
+        self._paces[bucket] = self._paces.get(bucket, NO_PACE).after(self._roster.store.now(), want)
+
+    def _held(self, owned: Quota, want: Want, limits: Limits, now: float) -> Grant | None:
+        """The grant that covers the want. One that nobody will spend any more goes back."""
+        grant = owned.purse.grant
+        if grant is None:
+            return None
+        if grant.is_over(now) or not fast(limits):
+            owned.retire()
+            return None
+        return owned.purse.held(owned.ledger.value, want, now)
+
+    async def _from_grant(self, owned: Quota, want: Want, limits: Limits, at: float) -> Booked | None:
         """Out of the grant that is held, or that is on its way. If there is none, one is asked for with the commit that
         this request needs anyway."""
-        if not fast(limits):
-            return None
-        purse, now = owned.purse, self._roster.store.now()
-        self._paces[owned.bucket] = self._paces.get(owned.bucket, Pace()).after(now, want)
+        purse = owned.purse
         if purse.coming is not None:
             await asyncio.wait({purse.coming})
-        now = self._roster.store.now()
-        grant = purse.held(owned.ledger.value, want, now)
+        now = max(at, self._roster.store.now())
+        grant = self._held(owned, want, limits, now)
         if grant is not None:
             grant.add(want)
             return Booked(grant.slot, grant)
-        if purse.coming is None and (purse.grant is None or purse.grant.is_over(now)) and not self._watch.down:
+        if purse.coming is None and purse.grant is None and at <= self._roster.store.now() and not self._watch.down:
             self._ask(owned, limits)
         return None
 
     def _ask(self, owned: Quota, limits: Limits) -> None:
         """As much as is used in a grant's life, at the pace of late; other strategies spread that over all projects."""
         share = 1.0 if self._settings.strategy == "earliest" else 1 / max(1, len(self._roster.projects))
-        wanted = self._paces[owned.bucket].for_a_grant(share)
+        wanted = self._paces.get(owned.bucket, NO_PACE).for_a_grant(share)
         if wanted.requests < grants.LEAST:
             return
-        owned.retire()
         take = partial(grants.take, wanted=wanted, limits=limits, window=self._settings.window)
         owned.purse.coming = coming = owned.ledger.apply(take)
         coming.add_done_callback(partial(_arrived, owned))
 
     def _safely(self, owned: Quota, want: Want, limits: Limits, now: float, deadline: float) -> Slot | Refusal:
-        if self._settings.store_down == "closed" or now - owned.ledger.seen_at > READ_WITHIN:
+        ledger = owned.ledger
+        if self._settings.store_down == "closed" or now - ledger.seen_at > READ_WITHIN or ledger.is_full:
             return Refusal(now + PROBE_WITHIN, STORE_DOWN)
         return owned.safe.find(
-            owned.ledger.value,
-            now,
-            want,
-            limits,
-            deadline,
-            self._settings.window,
-            instances=self._settings.most_instances,
-            episode=self._watch.episode,
+            ledger.value, now, want, limits, deadline, self._settings.window, instances=self._settings.most_instances
         )
 
     def _spend(self, owned: Quota, want: Want, limits: Limits, now: float, deadline: float) -> Slot | Refusal:
         """From the safe share. It is booked with a commit that nobody waits for, which also tries the store."""
         slot = self._safely(owned, want, limits, now, deadline)
         if isinstance(slot, Slot):
-            owned.safe.spend(self._watch.episode, slot, want)
-            owned.ledger.submit(partial(_booked, slot=slot, want=want, limits=limits))
+            owned.safe.spend(now, slot, want)
+            owned.ledger.submit_later(partial(_booked, slot=slot, want=want, limits=limits))
         return slot
 
     async def store_is_back(self) -> bool:

@@ -46,6 +46,13 @@ class Grant:
         """Spend it; a negative want is given back."""
         self.used = Want(self.used.requests + want.requests, self.used.tokens + want.tokens)
 
+    def settle(self, more: int) -> int:
+        """Used tokens turned out to be that many more. Gives what the grant does not hold, and must be booked."""
+        self.used = self.used._replace(tokens=self.used.tokens + more)
+        over = max(0, self.used.tokens - self.booked.tokens) if self.metered else 0
+        self.booked = self.booked._replace(tokens=self.booked.tokens + over)
+        return over
+
     def is_over(self, now: float) -> bool:
         """Nobody will spend of it any more."""
         return self.closed or now > self.slot.until - LATE or self.used.requests >= self.booked.requests

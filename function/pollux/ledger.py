@@ -23,8 +23,12 @@ Change = Callable[[T, float], tuple[T, R]]
 _Entry = tuple[Change[T, Any], "asyncio.Future[Any]", Callable[[Any], Change[T, Any] | None] | None]
 
 MOST_CONFLICTS = 50
-MOST_RIDING = 5000
-"""While the store is gone no more changes than that are kept for it."""
+MOST_RIDING = 2000
+"""While the store is gone no more changes than that are kept for it; `is_full` comes before."""
+FULL = 1000
+UNKNOWN_KEPT = 64
+AGAIN_AFTER = 1.0
+"""While the store does not answer, a document is tried at most so often by those who do not wait for it."""
 WRITER_FOR = 60.0
 
 
@@ -60,6 +64,7 @@ class Ledger(Generic[T]):
         self._due = False
         """What rides shall be committed now, not with whatever comes next."""
         self._riding: list[Change[T, Any]] = []
+        self._tried_at = float("-inf")
         self._unknown: dict[int, int] = {}
         """Commits that may or may not have been applied: their sequence, and how many of those that ride went along."""
         self._task: asyncio.Task[None] | None = None
@@ -101,12 +106,26 @@ class Ledger(Generic[T]):
         """Change the value with the next commit, whenever that is; it is seen here at once."""
         if len(self._riding) < MOST_RIDING:
             self._riding.append(change)
+        else:
+            log.error("too much waits for the store: a change of %s is not kept", self.name)
         self.value, _ = change(self.value, self._store.now())
+
+    @property
+    def is_full(self) -> bool:
+        """So much rides that nothing more should be booked here."""
+        return len(self._riding) >= FULL
+
+    def submit_later(self, change: Change[T, Any]) -> None:
+        """As `submit`, for a store that does not answer: it is not asked again with every change."""
+        if self._store.now() - self._tried_at >= AGAIN_AFTER:
+            self.submit(change)
+        else:
+            self.ride(change)
 
     async def note(self, change: Change[T, Any]) -> None:
         """Change the value. If the store does not answer that is no reason to fail: then the change rides."""
         if self._watch.down:
-            self.submit(change)
+            self.submit_later(change)
             return
         try:
             await self.apply(change)
@@ -181,12 +200,13 @@ class Ledger(Generic[T]):
             self._version = None
         else:
             document, version = found
-            value = self._unpacked(document)  # before anything is taken over: what cannot be read is never written over
-            self._writers = self._recent(document.get("writers", {}), now)
+            # Before anything is taken over: what cannot be read is never written over.
+            value, self._writers = self._unpacked(document, now)
             if version != self._version:  # of those whose answer was lost one was applied, or none can be any more
                 del self._riding[: self._unknown.get(int(self._mark()), 0)]
                 self._unknown.clear()
                 self.mine = False
+            self._sequence = max(self._sequence, int(self._mark()))  # of one that was forgotten and made anew
             self._version = version
             self.value = value
             for change in self._riding:
@@ -197,9 +217,9 @@ class Ledger(Generic[T]):
         """The last of this ledger's commits that the document holds."""
         return self._writers.get(self._writer, [0])[0]
 
-    def _unpacked(self, document: Document) -> T:
+    def _unpacked(self, document: Document, now: float) -> tuple[T, dict[str, list[float]]]:
         try:
-            return self._codec.unpack(document)
+            return self._codec.unpack(document), self._recent(document.get("writers", {}), now)
         except Exception as error:  # somebody else's document, or a newer version's: an error, never a guess
             said = str(error) if isinstance(error, ValueError) else f"it cannot be read ({type(error).__name__})"
             raise StoreError(f"document {self.name!r} of the store: {said}; mend or delete it") from error
@@ -265,6 +285,8 @@ class Ledger(Generic[T]):
             if self._codec.keeps is not None:
                 document["expires"] = math.ceil(now + self._codec.keeps)
             self._unknown[self._sequence] = riding
+            self._unknown.pop(self._sequence - UNKNOWN_KEPT, None)
+            self._tried_at = now
             try:
                 version = await self._watch.commit(self.name, document, self._version, self.counters)
             except ConflictError:

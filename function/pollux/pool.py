@@ -7,10 +7,11 @@ Google's means for the pool is in `outcome`.
 import asyncio
 import itertools
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pollux import quota, ranking
@@ -34,6 +35,7 @@ PATIENCE = 65.0
 PROBE_AGE = 0.5
 """Whoever waits for another's probe looks about every second how it went."""
 SHORTEST_SLEEP = 0.05
+REFUSED_MOST = 3
 CLOCKS_OFF = 0.2
 """The window covers clocks that are off by so much: 61.5 s less a second for sending in, less twice that, less 0.1 s on
 the way, is 60 s."""
@@ -76,7 +78,8 @@ class Pool:
     async def reserve(self, model: str, ask: Ask, tried: Tried) -> Reservation | Full:
         """The best slot for this model, waited for; or what every project said."""
         await self.roster.ready()
-        ahead = 0.0
+        self.desk.asked(self.roster.bucket(model), ask.want)
+        ahead, asked_store = 0.0, False
         while True:
             began = self.now()
             found = await self._book(model, ask, tried, ahead)
@@ -89,7 +92,8 @@ class Pool:
                 await asyncio.sleep(0)  # whatever the reason is: nobody turns in circles while others wait for a turn
                 continue
             if any(refusal.why == STORE_DOWN for refusal in found.refusals.values()):
-                if await self.desk.store_is_back():
+                if not asked_store and await self.desk.store_is_back():
+                    asked_store = True
                     continue
                 raise StoreUnavailableError(self.roster.watch.why)
             probed = {name: r.until for name, r in found.refusals.items() if r.why.startswith("probing")}
@@ -102,9 +106,11 @@ class Pool:
 
     async def _book(self, model: str, ask: Ask, tried: Tried, ahead: float) -> Reservation | Full:
         looked: set[str] = set()
-        without_store: set[str] = set()
+        said: dict[str, list[Refusal]] = defaultdict(list)
         while True:
-            choice = await self._choose(model, ask, tried, ahead)
+            # What refuses again and again is left out, so that nobody turns in circles whatever the reason is.
+            without = {name: refusals[-1] for name, refusals in said.items() if len(refusals) >= REFUSED_MOST}
+            choice = await self._choose(model, ask, tried, ahead, without)
             if isinstance(choice, Full):
                 return choice
             project, key, found, at = choice
@@ -118,10 +124,7 @@ class Pool:
             deadline = _deadline(ask, limits)
             booked = await self.desk.book(owned, ask.want, limits, found, at, deadline, reserve, tried.store)
             if isinstance(booked, Refusal):
-                if booked.why == STORE_DOWN:
-                    if project.name in without_store:  # nothing changes by asking again
-                        return Full(model, {project.name: booked})
-                    without_store.add(project.name)
+                said[project.name].append(booked)
             else:
                 owned.used_at = self.roster.key_used[key.id] = next(self._uses)
                 return Reservation(key, model, owned, booked.slot, ask.want, limits, booked.grant)
@@ -138,7 +141,14 @@ class Pool:
         """Now, or the first slot after a pause."""
         return now if now >= self.pause_until else math.ceil(self.pause_until / SLOT) * SLOT
 
-    async def _choose(self, model: str, ask: Ask, tried: Tried, ahead: float = 0.0) -> "Choice | Full":
+    async def _choose(
+        self,
+        model: str,
+        ask: Ask,
+        tried: Tried,
+        ahead: float = 0.0,
+        without: Mapping[str, Refusal] = MappingProxyType({}),
+    ) -> "Choice | Full":
         """By the last seen states; the commit decides. Who is preferred comes first, if there is room at once."""
         roster, bucket = self.roster, self.roster.bucket(model)
         now = self._earliest(self.now())
@@ -157,6 +167,9 @@ class Pool:
         strategy = self.settings.strategy
         turns = ranking.turns(roster, bucket) if strategy == "round_robin" else {}
         for project, key in able:
+            if project.name in without:
+                refusals[project.name] = without[project.name]
+                continue
             owned, limits = roster.quota(project.name, bucket), roster.limits(project, model)
             found = self.desk.look(owned, ask.want, limits, now, _deadline(ask, limits))
             if isinstance(found, Refusal):
@@ -270,15 +283,19 @@ class Pool:
         if tokens is None or tokens == booked.tokens:
             return None
         reservation.want = booked._replace(tokens=tokens)
+        more, ledger = tokens - booked.tokens, reservation.quota.ledger
         grant = reservation.grant
         if grant is not None and not grant.closed:
-            grant.add(Want(0, tokens - booked.tokens))
-            return None
-        change = partial(_settled, slot=reservation.slot, booked=booked, tokens=tokens)
+            more = grant.settle(more)  # what it does not hold must be booked, or nobody else would know
+            change = partial(_amended, slot=grant.slot, more=more)
+        else:
+            change = partial(_settled, slot=reservation.slot, booked=booked, tokens=tokens)
         limit = reservation.limits.get("tpm") or reservation.limits.get("tpd")
-        if limit and abs(tokens - booked.tokens) * 100 > limit:
-            return reservation.quota.ledger.apply(change)
-        reservation.quota.ledger.ride(change)
+        if limit and abs(more) * 100 > limit:
+            ledger.submit(change)
+            return asyncio.ensure_future(ledger.flush())
+        if more:
+            ledger.ride(change)
         return None
 
     def served_by(self, conversation: int | None) -> str | None:
@@ -296,6 +313,10 @@ class Pool:
 def _deadline(ask: Ask, limits: Limits) -> float:
     big = ask.patient and ask.want.tokens * 4 > limits.get("tpm", math.inf)
     return ask.deadline + PATIENCE if big else ask.deadline
+
+
+def _amended(state: State, _: float, slot: Slot, more: int) -> tuple[State, None]:
+    return quota.amend(state, slot, Want(0, more)), None
 
 
 def _settled(state: State, _: float, slot: Slot, booked: Want, tokens: int) -> tuple[State, None]:

@@ -28,6 +28,7 @@ log = logging.getLogger("pollux.store")
 
 HEALTH_AGE = 30.0
 CLOSE_WITHIN = 4.0
+MOST_QUOTAS = 2000
 QUOTA = "quota:"
 KEPT_FOR = 8 * 86400.0
 """A quota that nobody used for so long holds nothing any more, limits learned included."""
@@ -48,6 +49,12 @@ class Quota:
     refused: int = 0
     purse: Purse = field(default_factory=Purse)
     safe: SafeShare = field(default_factory=SafeShare)
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is lost if it is forgotten: the store knows all of it, and a request may go on with what it has."""
+        ledger = self.ledger
+        return not ledger.riding and not ledger.busy and self.purse.grant is None and ledger.value.cooldown is None
 
     def retire(self) -> None:
         """What is left of a grant goes back with the next commit."""
@@ -172,10 +179,19 @@ class Roster:
     def quota(self, project: str, bucket: str) -> Quota:
         owned = self.quotas.get((project, bucket))
         if owned is None:
+            if len(self.quotas) >= MOST_QUOTAS:
+                self._forget()
             name = f"{QUOTA}{quote(project, safe='')}:{quote(bucket, safe='')}"
             ledger = Ledger(name, QUOTA_CODEC, self._writer, self.watch)
             owned = self.quotas[project, bucket] = Quota(project, bucket, ledger)
         return owned
+
+    def _forget(self) -> None:
+        """Clients may invent names of models: of the quotas that hold nothing the half not used for longest goes."""
+        idle = sorted((owned for owned in self.quotas.values() if owned.is_idle), key=lambda owned: owned.used_at)
+        for owned in idle[: len(idle) // 2]:
+            del self.quotas[owned.project, owned.bucket]
+        self._declared.clear()
 
     def limits(self, project: Project, model: str) -> Limits:
         """What is in force: newest learned before the key file before the catalog."""

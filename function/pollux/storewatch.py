@@ -50,8 +50,6 @@ class Watch:
         self.trouble = ""
         self.why = ""
         self.since = 0.0
-        self.episode = 0
-        """Grows with every trouble that begins."""
         self.recovered: list[Callable[[], None]] = []
         self.waits: deque[float] = deque(maxlen=KEPT)
         """How long requests waited for the store."""
@@ -132,7 +130,6 @@ class Watch:
             return
         if not self.trouble:
             self.since = self.store.now()
-            self.episode += 1
         self.trouble = trouble
         log.error("the store is %s: %s", trouble, why)
 
