@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from pollux.authorship import Authorship, Writers
 from pollux.store import ConflictError, Document, StoreError, StoreUnavailableError, Version
 from pollux.storewatch import SLOW, Counters, Watch
 
@@ -26,10 +27,8 @@ MOST_CONFLICTS = 50
 MOST_RIDING = 2000
 """While the store is gone no more changes than that are kept for it; `is_full` comes before."""
 FULL = 1000
-UNKNOWN_KEPT = 64
 AGAIN_AFTER = 1.0
 """While the store does not answer, a document is tried at most so often by those who do not wait for it."""
-WRITER_FOR = 60.0
 
 
 @dataclass(slots=True)
@@ -57,16 +56,12 @@ class Ledger(Generic[T]):
         self._codec = codec
         self._watch = watch
         self._version: Version | None = None
-        self._writer = writer
-        self._sequence = 0
-        self._writers: dict[str, list[float]] = {}
+        self._author = Authorship(writer)
         self._waiting: list[_Entry[T]] = []
         self._due = False
         """What rides shall be committed now, not with whatever comes next."""
         self._riding: list[Change[T, Any]] = []
         self._tried_at = float("-inf")
-        self._unknown: dict[int, int] = {}
-        """Commits that may or may not have been applied: their sequence, and how many of those that ride went along."""
         self._task: asyncio.Task[None] | None = None
         self._reading: asyncio.Task[None] | None = None
 
@@ -150,16 +145,16 @@ class Ledger(Generic[T]):
     @property
     def writers(self) -> frozenset[str]:
         """Who wrote this document within the last minute, as far as is known; oneself included."""
-        return frozenset((*self._recent(self._writers, self._store.now()), self._writer))
+        return self._author.names(self._store.now())
 
     @property
     def alone(self) -> bool:
-        return len(self._writers) < 2 or self.writers == {self._writer}
+        return self._author.is_alone(self._store.now())
 
     @property
     def tries(self) -> int:
         """Grows with every commit tried, so that an answer to an older question can be told."""
-        return self._sequence
+        return self._author.sequence
 
     async def flush(self) -> None:
         """Commit what rides and wait for every commit under way."""
@@ -193,7 +188,7 @@ class Ledger(Generic[T]):
 
         `asked`: `tries` when the question was put. If a commit was made since, the answer is older than what is known.
         """
-        if asked is not None and (self._task is not None or asked != self._sequence):
+        if asked is not None and (self._task is not None or asked != self._author.sequence):
             return
         now = self._store.now()
         if found is None:
@@ -201,25 +196,19 @@ class Ledger(Generic[T]):
         else:
             document, version = found
             # Before anything is taken over: what cannot be read is never written over.
-            value, self._writers = self._unpacked(document, now)
-            if version != self._version:  # of those whose answer was lost one was applied, or none can be any more
-                del self._riding[: self._unknown.get(int(self._mark()), 0)]
-                self._unknown.clear()
-                self.mine = False
-            self._sequence = max(self._sequence, int(self._mark()))  # of one that was forgotten and made anew
+            value, writers = self._unpacked(document, now)
+            changed = version != self._version
+            del self._riding[: self._author.read(writers, changed=changed)]
+            self.mine = self.mine and not changed
             self._version = version
             self.value = value
             for change in self._riding:
                 self.value, _ = change(self.value, now)
         self.seen_at = now
 
-    def _mark(self) -> float:
-        """The last of this ledger's commits that the document holds."""
-        return self._writers.get(self._writer, [0])[0]
-
-    def _unpacked(self, document: Document, now: float) -> tuple[T, dict[str, list[float]]]:
+    def _unpacked(self, document: Document, now: float) -> tuple[T, Writers]:
         try:
-            return self._codec.unpack(document), self._recent(document.get("writers", {}), now)
+            return self._codec.unpack(document), self._author.recent(document.get("writers", {}), now)
         except Exception as error:  # somebody else's document, or a newer version's: an error, never a guess
             said = str(error) if isinstance(error, ValueError) else f"it cannot be read ({type(error).__name__})"
             raise StoreError(f"document {self.name!r} of the store: {said}; mend or delete it") from error
@@ -229,7 +218,7 @@ class Ledger(Generic[T]):
         return (await self._watch.read([self.name])).get(self.name)
 
     async def _reread(self) -> None:
-        asked = self._sequence
+        asked = self._author.sequence
         self.saw(await self._read(), asked)
 
     def _start(self) -> None:
@@ -281,11 +270,9 @@ class Ledger(Generic[T]):
                 return results
             value = self._codec.tidy(value, now)
             document = self._codec.pack(value)
-            document["writers"] = writers = self._signed(now)
+            document["writers"] = writers = self._author.sign(now, riding)
             if self._codec.keeps is not None:
                 document["expires"] = math.ceil(now + self._codec.keeps)
-            self._unknown[self._sequence] = riding
-            self._unknown.pop(self._sequence - UNKNOWN_KEPT, None)
             self._tried_at = now
             try:
                 version = await self._watch.commit(self.name, document, self._version, self.counters)
@@ -297,10 +284,10 @@ class Ledger(Generic[T]):
                     raise
             else:
                 del self._riding[:riding]
-                self._unknown.clear()
+                self._author.committed(writers)
                 for rider in self._riding:
                     value, _ = rider(value, now)
-                self.value, self._version, self._writers, self.seen_at = value, version, writers, now
+                self.value, self._version, self.seen_at = value, version, now
                 self.mine = True
             self.committed_at = now
             return results
@@ -315,12 +302,4 @@ class Ledger(Generic[T]):
         except TimeoutError:
             return False
         self.saw(found)
-        return found is not None and self._mark() == self._sequence
-
-    def _signed(self, now: float) -> dict[str, list[float]]:
-        self._sequence += 1
-        return self._recent(self._writers, now) | {self._writer: [self._sequence, now]}
-
-    def _recent(self, writers: Mapping[str, list[float]], now: float) -> dict[str, list[float]]:
-        """Those of the last minute, and oneself, however long ago: an answer may have been lost as long."""
-        return {name: mark for name, mark in writers.items() if now - mark[1] < WRITER_FOR or name == self._writer}
+        return found is not None and self._author.holds_last
