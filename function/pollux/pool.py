@@ -23,6 +23,7 @@ from pollux.roster import Project, Quota, Roster
 from pollux.safe import STORE_DOWN
 from pollux.settings import Settings
 from pollux.store import StoreUnavailableError
+from pollux.waiting import StoppingError, Waiting
 from pollux.windows import SLOT, Limits, Want
 
 __all__ = ["Ask", "Full", "Pool", "Reservation", "StoppingError", "Tried"]
@@ -44,10 +45,6 @@ MARGIN_MOST = 0.4
 STICKY_MOST = 10_000
 
 
-class StoppingError(Exception):
-    """The process stops before the slot that a request waits for."""
-
-
 class Choice(NamedTuple):
     project: Project
     key: Key
@@ -65,10 +62,8 @@ class Pool:
         self.desk = Desk(settings, roster)
         self.pause_until = 0.0
         """Until then nobody is asked: all of Google seems to refuse this address."""
-        self.ends_at = math.inf
         self.waiting = 0
-        self._sleepers: set[asyncio.Future[None]] = set()
-        self._sleep = sleep
+        self._waits = Waiting(self.now, sleep)
         self._uses = itertools.count(1)
         self._sticky: OrderedDict[int, str] = OrderedDict()
 
@@ -100,7 +95,7 @@ class Pool:
             until = min(probed.values(), default=math.inf)
             if until > ask.deadline:
                 return found
-            await self._sleep_until(max(until, self.now() + SHORTEST_SLEEP))
+            await self._waits.until(max(until, self.now() + SHORTEST_SLEEP))
             bucket = self.roster.bucket(model)
             await asyncio.gather(*(self.roster.quota(name, bucket).ledger.refresh(PROBE_AGE) for name in probed))
 
@@ -207,7 +202,7 @@ class Pool:
         if start > self.now():
             self.waiting += 1
             try:
-                await self._sleep_until(start)
+                await self._waits.until(start)
                 await self._refresh(owned)
             except BaseException:
                 self.give_back(reservation)
@@ -241,23 +236,9 @@ class Pool:
             with suppress(StoreUnavailableError):
                 await owned.ledger.refresh(OLD_ALONE if owned.ledger.alone else OLD)
 
-    async def _sleep_until(self, moment: float) -> None:
-        while (delay := moment - self.now()) > 0:
-            if moment > self.ends_at:
-                raise StoppingError
-            sleeper = asyncio.ensure_future(self._sleep(delay))
-            self._sleepers.add(sleeper)
-            try:
-                await asyncio.wait({sleeper})
-            finally:
-                sleeper.cancel()
-                self._sleepers.discard(sleeper)
-
     def end(self, within: float) -> None:
         """The process stops: who would have to wait longer than that is told so at once, and gives its slot back."""
-        self.ends_at = self.now() + within
-        for sleeper in self._sleepers:
-            sleeper.cancel()
+        self._waits.end(within)
 
     def give_back(self, reservation: Reservation) -> None:
         """It will not be sent: its slot is free for others. Nobody waits for the commit."""
