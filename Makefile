@@ -8,7 +8,8 @@ BIN := $(VENV)/bin
 run: $(VENV)/.run
 	@$(BIN)/pollux serve $(ARGS)
 
-# The whole cloud shape: state in the Firestore emulator, keys from the local file, a simulated Gemini.
+# The cloud shape: state in the Firestore emulator, keys from the local file, a simulated Gemini; one gateway, or
+# several: make emulator ARGS="--instances 2".
 emulator: $(VENV)/.dev
 	@$(BIN)/python -m tools.cloud_shape $(ARGS)
 
@@ -35,13 +36,16 @@ clean:
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Pollux needs Python 3.11 or newer; set PYTHON=/path/to/python3"; exit 2; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "Installing into $(VENV) (once) …"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(VENV)/.run: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable .
+	@echo "Installing Pollux into $(VENV) (once) …"
+	@$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[cloud]' --group dev
+	@echo "Installing what the cloud and the tests need into $(VENV) (once; a minute or more) …"
+	@$(BIN)/python -m pip install --quiet --editable '.[cloud]' --group dev
 	@touch $@

@@ -3,30 +3,35 @@
 import asyncio
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from pollux.store.firestore import FirestoreStore
-from tests.e2e.processes import Gateway, environment, key_value
+from tests.e2e.processes import ADMIN, LAST, Gateway, environment, eventually, key_value
 from tools.emulator import VARIABLE, answers
 
 ROOT = Path(__file__).parents[1]
 
 
 @contextmanager
-def shape(folder: Path, **environ: str) -> Iterator[Gateway]:
+def shape(folder: Path, *arguments: str, **environ: str) -> Iterator[Gateway]:
     settings = environment(data=str(folder / "data"), token="test-client-token-of-nobody")
     settings |= {"PYTHONPATH": f"{ROOT / 'function'}:{ROOT}"} | environ
     settings.pop(VARIABLE, None)
     with (folder / "stderr").open("wb") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tools.cloud_shape", "--port", "0"], cwd=folder, env=settings, stderr=stderr
+            [sys.executable, "-m", "tools.cloud_shape", "--port", "0", *arguments],
+            cwd=folder,
+            env=settings,
+            stderr=stderr,
         )
     found = Gateway(process, folder, "")
     try:
@@ -64,7 +69,56 @@ def test_it_serves_with_its_state_in_the_emulator_and_ends_with_ctrl_c(tmp_path:
             assert asyncio.run(documents(emulator[1])) != []
         assert gateway.signal(signal.SIGINT, 30) == 0
         assert "Traceback" not in gateway.said()
+        assert f"curl {gateway.url}/v1beta/" in said
+        assert f"pollux status --url {gateway.url}\n" in said
+        assert "--instances 2" in said, "that there is one, and how there are more"
     assert not answers(emulator[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_instances_share_keys_tokens_and_counters_and_end_together(tmp_path: Path, number: signal.Signals) -> None:
+    with shape(tmp_path, "--instances", "2", POLLUX_ADMIN_TOKEN=ADMIN) as first:
+        addresses = eventually(20, lambda: len(found := re.findall(r"listens on (\S+),", first.said())) == 2 and found)
+        one, two = (Gateway(first.process, tmp_path, url) for url in addresses)
+        for gateway in (one, two):
+            assert gateway.generate(LAST).status == 200
+        for gateway in (one, two):
+            eventually(10, partial(knows_of, gateway, 2))  # either knows what the other has sent
+            assert gateway.status()["store"]["instances"] == 2
+            port = gateway.url.rpartition(":")[2]
+            eventually(5, partial(said_by, first, rf"^{port} \| .* 200  generateContent"))
+        assert first.signal(number, 30) == (-number if number == signal.SIGKILL else 0)
+        assert "Traceback" not in first.said()
+    for url in addresses:
+        eventually(10, partial(silent, url))
+
+
+def knows_of(gateway: Gateway, requests: int) -> bool:
+    return sum(quota["used"]["rpm"] for quota in gateway.status()["quotas"]) == requests
+
+
+def said_by(gateway: Gateway, pattern: str) -> bool:
+    return re.search(pattern, gateway.said(), re.MULTILINE) is not None
+
+
+def silent(url: str) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))).close()
+    except OSError:
+        return True
+    return False
+
+
+def test_a_port_that_is_taken_is_told_before_anything_starts(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        environ = environment(data=str(tmp_path)) | {"PYTHONPATH": f"{ROOT / 'function'}:{ROOT}"}
+        command = [sys.executable, "-m", "tools.cloud_shape", "--port", str(port)]
+        ended = subprocess.run(
+            command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=False
+        )
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert ended.stderr.startswith(f"emulator: cannot listen on 127.0.0.1:{port}: ")
 
 
 def test_without_an_emulator_it_says_so_in_its_own_words(tmp_path: Path) -> None:
@@ -73,3 +127,19 @@ def test_without_an_emulator_it_says_so_in_its_own_words(tmp_path: Path) -> None
     ended = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 2
     assert ended.stderr.splitlines()[-1].startswith("emulator: FIRESTORE_EMULATOR_HOST names 127.0.0.1:1, but no")
+
+
+@pytest.mark.parametrize("target", ["run", "emulator", "test"])
+def test_a_first_make_says_that_it_installs_before_it_does(tmp_path: Path, target: str) -> None:
+    told = subprocess.run(
+        ["make", "--dry-run", target, f"VENV={tmp_path / 'venv'}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = told.stdout.splitlines()
+    quiet = [number for number, line in enumerate(lines) if "pip install --quiet" in line or "-m venv" in line]
+    said = [number for number, line in enumerate(lines) if line.startswith('echo "Installing')]
+    assert len(said) == (2 if target == "run" else 3)
+    assert said[0] < quiet[0]

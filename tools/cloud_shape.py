@@ -1,10 +1,11 @@
-"""`make emulator`: the whole cloud shape on a laptop. State in the Firestore emulator, keys from the local file,
-answers from a simulated Gemini; `--port` and `--host` as for `pollux serve`."""
+"""`make emulator`: the cloud shape on a laptop. State in the Firestore emulator, keys from the local file, answers from
+a simulated Gemini, and one gateway (`pollux serve`) or, with --instances, several that share all of it."""
 
 import argparse
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -15,10 +16,11 @@ from pollux.app import open_keyring
 from pollux.cli import load_settings
 from pollux.keys import KeySourceError, Secret
 from pollux.keys.keyfile import KeyFile
-from pollux.serving import DEMO_KEYS, serve
+from pollux.serving import DEMO_KEYS, listen, serve
 from pollux.settings import Settings, SettingsError
 from pollux.simulator import DEFAULTS, Simulator, demo_keys, running
 from tools.emulator import VARIABLE, EmulatorError, available
+from tools.instances import InstanceError, run
 
 STORE = "firestore://demo-pollux"
 
@@ -26,17 +28,34 @@ STORE = "firestore://demo-pollux"
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make emulator", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=3145)
+    parser.add_argument("--port", type=int, default=3145, help="of the first gateway; 0 takes free ones")
+    parser.add_argument("--instances", type=int, default=1, metavar="N", help="gateways, on ports one after the other")
     arguments = parser.parse_args(argv)
+    if arguments.instances < 1:
+        parser.error("--instances: expected a whole number, 1 or more")
+    if not 0 <= arguments.port <= 65536 - arguments.instances:
+        parser.error("--port: expected one from 0 to 65535, for the last instance too")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with contextlib.ExitStack() as stack:
-            settings = _settings(stack)
-            return serve(settings, arguments.host, arguments.port, demo=False)
-    except (EmulatorError, SettingsError, KeySourceError) as error:
+            ports = _ports(arguments.host, arguments.port, arguments.instances)
+            settings = replace(_settings(stack), max_instances=arguments.instances)
+            _hint(settings, arguments.host, ports)
+            if len(ports) > 1:
+                return run(settings, arguments.host, ports)
+            return serve(settings, arguments.host, ports[0], demo=False)
+    except (EmulatorError, InstanceError, SettingsError, KeySourceError) as error:
         print(f"emulator: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _ports(host: str, first: int, count: int) -> list[int]:
+    """Free ones. Asked before Java starts, which takes seconds."""
+    with contextlib.ExitStack() as stack:
+        wanted = range(first, first + count) if first else [0] * count
+        return [int(stack.enter_context(listen(host, port)).getsockname()[1]) for port in wanted]
 
 
 def _settings(stack: contextlib.ExitStack) -> Settings:
@@ -66,6 +85,28 @@ def _written(keys: Sequence[tuple[str, str, str]], folder: Path) -> str:
     for key_id, project, value in keys:
         file.add(key_id, Secret(value), project=project, limits={"*": DEFAULTS})
     return str(file.path)
+
+
+def _hint(settings: Settings, host: str, ports: Sequence[int]) -> None:
+    token = "one of POLLUX_TOKEN" if settings.token else f'"client" in {Path(settings.data) / "tokens.json"}'
+    url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{ports[-1]}"  # noqa: S104
+    if len(ports) == 1:
+        _say('One instance; `make emulator ARGS="--instances 2"` runs two on one store.')
+    else:
+        _say(
+            f"{len(ports)} instances (`pollux serve`) on one store, with the same tokens and "
+            f"POLLUX_MAX_INSTANCES={len(ports)}."
+        )
+    _say("Try, in another terminal:")
+    print(f"  export TOKEN=…   # {token}", file=sys.stderr)
+    print(
+        f'  curl {url}/v1beta/models/gemini-3.8-flash:generateContent -H "x-goog-api-key: $TOKEN" '
+        '-H \'content-type: application/json\' -d \'{"contents":[{"parts":[{"text":"Hello"}]}]}\'',
+        file=sys.stderr,
+    )
+    command = Path(sys.executable).parent / "pollux"
+    shown = command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command
+    print(f"  {shown} status --url {url}", file=sys.stderr, flush=True)
 
 
 def _say(text: str) -> None:

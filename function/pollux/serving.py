@@ -48,7 +48,7 @@ def serve(settings: Settings, host: str, port: int, *, demo: bool) -> int:
     logs.configure(settings.log, settings.log_level)
     try:
         with contextlib.ExitStack() as stack:
-            listener = stack.enter_context(_listen(host, port))
+            listener = stack.enter_context(listen(host, port))
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
                 return runner.run(_serve(settings, listener, simulated=demo, stack=stack))
     except (SettingsError, TokenError, CatalogError, KeySourceError, StoreError) as error:
@@ -64,7 +64,8 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """SettingsError if the port is taken or the host is none."""
     listener = None
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
