@@ -58,7 +58,7 @@ class Record:
     status: int = 0
     reason: str = ""
     ended: str = ""
-    """How a stream ended, if not well: truncated, broken, error, client-gone."""
+    """How a stream ended, if not well: truncated, broken, error, cut, client-gone."""
     total: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
