@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from typing import IO
 
 from pollux.app import open_tokens
 from pollux.auth import TokenError, greeting
@@ -44,9 +43,8 @@ def run(settings: Settings, host: str, ports: Sequence[int]) -> int:
     ended = threading.Semaphore(0)
     try:
         for port in ports:
-            running[port] = process = _started(host, port, environ)
-            assert process.stderr is not None
-            threading.Thread(target=_pass_on, args=(port, process.stderr, ended), daemon=True).start()
+            running[port] = _started(host, port, environ)
+            threading.Thread(target=_pass_on, args=(port, running[port], ended), daemon=True).start()
         ended.acquire()
         raise InstanceError("a gateway ended by itself; what it said is above")
     except KeyboardInterrupt:
@@ -78,11 +76,13 @@ def _started(host: str, port: int, environ: Mapping[str, str]) -> "subprocess.Po
     )
 
 
-def _pass_on(port: int, lines: IO[str], ended: threading.Semaphore) -> None:
+def _pass_on(port: int, process: "subprocess.Popen[str]", ended: threading.Semaphore) -> None:
     """What it says, with the port before each line: who answered is what one wants to see."""
-    for line in lines:
-        sys.stderr.write(f"{port} | {line}")
-        sys.stderr.flush()
+    assert process.stderr is not None
+    with process.stderr as lines:
+        for line in lines:
+            sys.stderr.write(f"{port} | {line}")
+            sys.stderr.flush()
     ended.release()
 
 
@@ -94,3 +94,5 @@ def _end(running: Sequence["subprocess.Popen[str]"]) -> None:
             process.wait(STOP_WITHIN)
         process.kill()
         process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
