@@ -176,6 +176,24 @@ def test_what_add_made_goes_with_its_last_version(shell: Shell) -> None:
     assert shell("revoke", "--admin") == (2, "", "pollux tokens: no admin token in project pool\n")
 
 
+@pytest.mark.parametrize("valid", [1, 0])
+def test_a_token_made_while_the_question_stands_is_kept(shell: Shell, valid: int) -> None:
+    shell("add", "web")
+    if not valid:
+        shell.google.disable(WEB, 1)
+
+    def meanwhile(*_: object, **__: object) -> bool:
+        shell.google.add(WEB, TWO)
+        return True
+
+    shell.patch.setattr("pollux.keys.token_commands.confirmed", meanwhile)
+    code, out, err = shell("revoke", "web")
+    assert (code, shell.google.states(WEB)) == (0, ["DESTROYED" if valid else "DISABLED", "ENABLED"])
+    assert ("revoked version 1 of secret pollux-token-web;" in out) == bool(valid)
+    assert "removed" not in out
+    assert err == "secret pollux-token-web stays: version 2 became valid meanwhile\n"
+
+
 def test_the_admin_token_is_rotated_without_a_pause(shell: Shell) -> None:
     shell.google.put(ADMIN, ONE)
     assert shell("add", "--admin")[0] == 0

@@ -112,8 +112,14 @@ async def revoke(namespace: argparse.Namespace, tokens: Tokens) -> int:
         return 0
     for number in chosen:
         await tokens.api.destroy(name, number)
-    if deleted:
-        await tokens.api.delete(name)
+    if deleted:  # while the question stood, somebody may have made a token
+        made = [version.number for version in await tokens.api.versions(name) if version.number not in chosen]
+        if made:
+            print(f"secret {name} stays: version {_numbers(made)} became valid meanwhile", file=sys.stderr)
+        else:
+            await tokens.api.delete(name)
+        if made and not chosen:
+            return 0
     done = f"revoked version {_numbers(chosen)} of secret {name}" if chosen else f"removed secret {name}"
     print(f"{done}; gateways refuse it within a minute")
     return 0
