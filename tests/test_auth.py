@@ -64,8 +64,84 @@ def test_two_tokens_of_one_client_let_it_change_them() -> None:
 
 
 def test_padding_is_not_a_name() -> None:
-    tokens = Tokens(["dGVzdC10b2tlbg=="], None, query_token=False)
-    assert tokens.check([(b"x-api-key", b"dGVzdC10b2tlbg==")]) == "client-1"
+    short, long = "dGVzdC10b2tlbg==", "dGVzdC10b2tlbi1vZi1hLXBhcnRuZXItb2Ytb3Vycw=="
+    tokens = Tokens([f"alice={short}", long], None, query_token=False)
+    assert [tokens.check([(b"x-api-key", t.encode())]) for t in (short, long)] == ["alice", "client-2"]
+
+
+def test_a_pair_is_never_parsed() -> None:
+    tokens = Tokens([("alice", "bob=test-token")], None, query_token=False)
+    assert tokens.check([(b"x-api-key", b"bob=test-token")]) == "alice"
+    assert tokens.check([(b"x-api-key", b"test-token")]) is None
+
+
+@pytest.mark.parametrize("entry", ["alice=", "alice====", "9lives=", "a@b.c=", "dGVzdC10b2tlbg=="])
+def test_a_name_without_a_token_lets_nobody_in(entry: str) -> None:
+    with pytest.raises(TokenError, match=r"^POLLUX_TOKEN, entry 2: .* write name=TOKEN") as caught:
+        Tokens([BOB, entry], None, query_token=False)
+    assert entry not in str(caught.value)
+
+
+GUESSABLE = [
+    "",
+    "====",
+    "----",
+    "$UNSET",
+    "${TOKEN:-}",
+    "'$UNSET'",
+    "changeme",
+    "YOUR_TOKEN_HERE",
+    "undefined",
+    "<token>",
+]
+
+
+@pytest.mark.parametrize("token", GUESSABLE)
+def test_what_anybody_can_guess_is_no_token(token: str) -> None:
+    for client, admin in (([("alice", token)], None), ([BOB], [token])):
+        with pytest.raises(TokenError):
+            Tokens(client, admin, query_token=False)
+
+
+@pytest.mark.parametrize("token", ["alice", "Alice", "alice="])
+def test_nobody_is_let_in_by_a_name(token: str) -> None:
+    with pytest.raises(TokenError, match="nothing but the name"):
+        Tokens([("alice", token)], None, query_token=False)
+    with pytest.raises(TokenError, match="nothing but the name"):
+        Tokens([BOB], token.replace("lice", "dmin"), query_token=False)
+
+
+def test_four_different_credentials_are_looked_at_the_headers_first() -> None:
+    wrong = [(b"x-api-key", f"wrong-{n}".encode()) for n in range(3)]
+    mine = (b"authorization", f"Bearer {ALICE}".encode())
+    assert TOKENS.check([*wrong, mine]) == "alice"
+    assert TOKENS.check([*wrong, (b"x-api-key", b"wrong-3"), mine]) is None
+    assert TOKENS.check([*wrong * 3, mine], f"key={BOB}") == "alice", "a repeated one counts once"
+    assert TOKENS.check(wrong, f"key=&key=wrong-1&key={BOB}") == "client-2", "an empty one does not count"
+    assert TOKENS.check([*wrong, (b"x-api-key", b"wrong-3")], f"key={BOB}") is None
+    assert TOKENS.check([], "&".join(f"key=wrong-{n}" for n in range(4)) + f"&key={BOB}") is None
+    assert TOKENS.check([], f"monkey={BOB}&keys={BOB}&a=key={BOB}") is None
+    strangers = [(b"authorization", f"Bearer wrong-{n}".encode()) for n in range(4)]
+    assert TOKENS.admin([*strangers[:3] * 3, *bearer(ADMIN)])
+    assert not TOKENS.admin([*strangers, *bearer(ADMIN)])
+
+
+def test_many_credentials_cost_no_more_than_four(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[bytes] = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append(other)
+        return one == other
+
+    tokens = Tokens([f"test-token-{number:04}" for number in range(50)], ADMIN, query_token=True)
+    monkeypatch.setattr("pollux.auth.compare_digest", compare)
+    query = "&".join(f"key={n}" for n in range(5000))
+    assert tokens.check([(b"x-api-key", str(n).encode()) for n in range(5000)], query) is None
+    assert tokens.check([], query) is None
+    assert len(compared) == 2 * 4 * 50, "every token is compared with each of four"
+    compared.clear()
+    assert not tokens.admin([(b"authorization", b"Bearer %d" % n) for n in range(5000)])
+    assert len(compared) == 4
 
 
 @pytest.mark.parametrize(
@@ -194,6 +270,7 @@ def test_a_clients_token_never_has_the_admins_rights(caplog: pytest.LogCaptureFi
         (["tökentökentöken"], None, "POLLUX_TOKEN, entry 1"),
         ([ALICE], "abc", "POLLUX_ADMIN_TOKEN"),
         ([f"alice={ALICE}"], ALICE, "POLLUX_ADMIN_TOKEN"),
+        (["alice=$UNSET-TOKEN"], "$UNSET", "POLLUX_ADMIN_TOKEN"),
     ],
 )
 def test_a_bad_token_is_named_by_its_setting_and_not_shown(client: list[str], admin: str | None, setting: str) -> None:
@@ -245,7 +322,18 @@ def test_a_token_file_that_others_can_read_is_closed_with_a_warning(tmp_path: Pa
     assert load_or_make(tmp_path).warnings == ()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"client": 5, "admin": "x"}', '{"client": "secret-a"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"client": 5, "admin": "x"}',
+        '{"client": "secret-a"}',
+        '{"client": "secret-a=", "admin": "secret-b"}',
+        '{"client": "secret-a", "admin": ""}',
+    ],
+)
 def test_a_broken_token_file_is_an_error_and_stays(tmp_path: Path, content: str) -> None:
     path = tmp_path / "tokens.json"
     path.write_text(content)

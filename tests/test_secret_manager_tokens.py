@@ -129,6 +129,9 @@ def test_a_secret_that_was_made_anew_has_other_tokens(google: SecretManager) -> 
         ("pollux-token-web", "abc", "version 1 is not a token: fewer than 4 characters"),
         ("pollux-token-web", "with a space", "version 1 is not a token: has characters that a header cannot carry"),
         ("pollux-token-web", ADMIN, "version 1 is not a token: a client token is the same"),
+        ("pollux-token-web", "web=", "version 1 is not a token: nothing but the name of who has it"),
+        ("pollux-token-web", "$UNSET", "version 1 is not a token: a placeholder"),
+        ("pollux-admin-token", "changeme", "version 1 is not a token: a placeholder"),
         ("pollux-admin-token", "abc", "version 1 is not a token: fewer than 4 characters"),
     ],
 )
@@ -147,6 +150,42 @@ def test_what_is_no_token_is_a_problem_and_costs_no_other(
         (problem,) = source.problems
         assert str(problem).startswith(f"secret {name}: {reason}")
         assert value not in str(problem)
+
+    run(google, test)
+
+
+@pytest.mark.parametrize("value", ["\n", '""', "   ", "", "="])
+def test_an_empty_secret_lets_nobody_in_and_is_read_once(google: SecretManager, value: str) -> None:
+    google.put("pollux-token-alice", value)
+    google.put("pollux-admin-token", value)
+    google.put("pollux-token-bob", ONE)
+
+    async def test(source: Source) -> None:
+        for tokens in (await source.tokens(), await source.later(31)):
+            assert [client(tokens, t) for t in ("alice=" + value, "alice=", "alice==", ONE)] == [
+                None,
+                None,
+                None,
+                "bob",
+            ]
+            assert (tokens.for_clients, tokens.for_admin) == (1, 0)
+            reasons = [str(problem) for problem in source.problems]
+            expected = "fewer than 4 characters" if value == "=" else "it is empty"
+            assert reasons == [
+                f"secret {name}: version 1 is not a token: {expected}"
+                for name in ("pollux-admin-token", "pollux-token-alice")
+            ]
+        assert google.calls[ACCESS] == 3
+
+    run(google, test)
+
+
+def test_a_token_is_taken_as_it_stands(google: SecretManager) -> None:
+    google.put("pollux-token-web", "other=" + ONE)
+
+    async def test(source: Source) -> None:
+        tokens = await source.tokens()
+        assert [client(tokens, t) for t in ("other=" + ONE, "web=other=" + ONE, ONE)] == ["web", None, None]
 
     run(google, test)
 

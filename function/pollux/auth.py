@@ -8,26 +8,31 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 from hmac import compare_digest
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote_plus
 
 from pollux.keys import KeySourceError, private
-from pollux.keys.entries import TOKEN_PREFIX
+from pollux.keys.entries import _PLACEHOLDER, TOKEN_PREFIX, clean
 
 log = logging.getLogger("pollux.auth")
 
 SHORTEST = 4
+LOOKED_AT = 4
+"""So many different credentials of one request are compared; SDKs send one or two."""
 CREDENTIALS = ("key", "access_token", "oauth_token")
 """The query parameters that carry a credential to Google."""
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
 _NAMED = re.compile(r"([A-Za-z][A-Za-z0-9._-]{0,31})=(?=.*[^=])(.*)")  # all = after the name: base64's padding, no name
+_NAME_ALONE = re.compile(r".{1,32}=+")  # a name and a variable that was not set; or padding, for which a name is asked
+_KEY = re.compile(r"(?:^|&)(?:k|%6[bB])(?:e|%65)(?:y|%79)=([^&]+)")
 _TOKEN_HEADERS = (b"x-goog-api-key", b"x-api-key")
 
 
@@ -43,22 +48,25 @@ class TokenSource(Protocol):
 
 
 class Tokens:
-    """The tokens let in. `client` has entries TOKEN or name=TOKEN; one without a name is client-1, client-2, …
+    """The tokens let in. `client` has pairs (name, token), or entries of the settings: TOKEN or name=TOKEN; one without
+    a name is client-1, client-2, … What is text is parsed: a name and a token that are known go in as a pair.
 
     Several may be valid at once, for the admin too, so that each can be changed without a pause.
     """
 
     __slots__ = ("_admins", "_clients", "_query_token", "complete")
 
-    def __init__(self, client: Iterable[str], admin: str | Iterable[str] | None, *, query_token: bool) -> None:
+    def __init__(
+        self, client: Iterable[str | tuple[str, str]], admin: str | Iterable[str] | None, *, query_token: bool
+    ) -> None:
         clients: dict[bytes, str] = {}
         for place, written in enumerate(client, 1):
-            named = _NAMED.fullmatch(written)
-            name, token = named.groups() if named else (f"client-{place}", written)
-            clients.setdefault(_checked(token, f"POLLUX_TOKEN, entry {place}"), name)
-        admins = (admin,) if isinstance(admin, str) else admin or ()
+            where = f"POLLUX_TOKEN, entry {place}"
+            name, token = _entry(written, place, where) if isinstance(written, str) else written
+            clients.setdefault(_checked(token, where, name), name)
+        admins = ((admin,) if admin else ()) if isinstance(admin, str) else admin or ()  # a setting may be empty
         self._clients = tuple(clients.items())
-        self._admins = tuple(dict.fromkeys(_checked(token, "POLLUX_ADMIN_TOKEN") for token in admins if token))
+        self._admins = tuple(dict.fromkeys(_checked(token, "POLLUX_ADMIN_TOKEN", "admin") for token in admins))
         if not clients.keys().isdisjoint(self._admins):
             raise TokenError("POLLUX_ADMIN_TOKEN: a client token is the same; clients would have the admin's rights")
         self._query_token = query_token
@@ -93,28 +101,29 @@ class Tokens:
     def check(self, headers: RawHeaders, query: bytes | str = b"") -> str | None:
         """The client's name if any credential presented is a valid token. Header names are lower case, as in ASGI."""
         found = None
-        for name, value in headers:
-            if name in _TOKEN_HEADERS:
-                found = self._client(value.strip()) or found
-            elif name == b"authorization" and (token := _bearer(value)):
-                found = self._client(token) or found
-        if query and self._query_token:
-            text = query.decode("latin-1") if isinstance(query, bytes) else query
-            for part in text.split("&"):
-                written, _, value_ = part.partition("=")
-                if _parameter(written) == "key":
-                    found = self._client(unquote_plus(value_).strip().encode()) or found
+        for presented in _first(self._presented(headers, query)):
+            found = self._client(presented) or found
         return found
 
     def admin(self, headers: RawHeaders) -> bool:
         """Whether an admin token is presented, as Bearer."""
         found = False
-        for name, value in headers:
-            if name == b"authorization" and (token := _bearer(value)):
-                digest = sha256(token).digest()
-                for known in self._admins:
-                    found |= compare_digest(digest, known)
+        for presented in _first(_bearer(value) for name, value in headers if name == b"authorization"):
+            digest = sha256(presented).digest()
+            for known in self._admins:
+                found |= compare_digest(digest, known)
         return found
+
+    def _presented(self, headers: RawHeaders, query: bytes | str) -> Iterator[bytes]:
+        for name, value in headers:
+            if name in _TOKEN_HEADERS:
+                yield value.strip()
+            elif name == b"authorization":
+                yield _bearer(value)
+        if query and self._query_token:
+            text = query.decode("latin-1") if isinstance(query, bytes) else query
+            for match in islice(_KEY.finditer(text), LOOKED_AT):
+                yield unquote_plus(match[1]).strip().encode()
 
     def _client(self, presented: bytes) -> str | None:
         """Digests are of one length and every token is compared, so that the time tells neither which nor how much."""
@@ -201,7 +210,7 @@ def _load(path: Path) -> LocalTokens:
     try:
         written = json.loads(path.read_bytes())
         client, admin = written["client"], written["admin"]
-        Tokens([client], admin, query_token=False)
+        Tokens([client], [admin], query_token=False)
     except (ValueError, KeyError, TypeError, RecursionError):
         client = None
     if client is None:
@@ -216,19 +225,43 @@ def _new_token() -> str:
             return token
 
 
-def _checked(token: str, where: str) -> bytes:
-    """The digest of a token that may be used."""
+def _entry(written: str, place: int, where: str) -> tuple[str, str]:
+    if named := _NAMED.fullmatch(written):
+        return named[1], named[2]
+    if _NAME_ALONE.fullmatch(written):
+        raise TokenError(
+            f"{where}: ends in =, so that it may be a name without its token (a variable that is not set?); "
+            "write name=TOKEN, also for a token that itself ends in ="
+        )
+    return f"client-{place}", written
+
+
+def _checked(token: str, where: str, name: str = "") -> bytes:
+    """The digest of a token that may be used: not one that anybody can guess."""
+    if not token:
+        raise TokenError(f"{where}: it is empty")
     if len(token) < SHORTEST:
         raise TokenError(f"{where}: fewer than {SHORTEST} characters")
     if not token.isascii() or not token.isprintable() or " " in token:
         raise TokenError(f"{where}: has characters that a header cannot carry")
+    if len(set(token)) == 1 or _PLACEHOLDER.fullmatch(clean(token)):
+        raise TokenError(f"{where}: a placeholder, or a variable that is not set")
+    if name and token.rstrip("=").casefold() == name.casefold():
+        raise TokenError(f"{where}: nothing but the name of who has it")
     return sha256(token.encode()).digest()
+
+
+def _first(presented: Iterable[bytes]) -> Iterator[bytes]:
+    """The first LOOKED_AT that differ: each is compared with every token, before anybody is known."""
+    seen: set[bytes] = set()
+    for one in presented:
+        if one and one not in seen:
+            seen.add(one)
+            yield one
+            if len(seen) == LOOKED_AT:
+                return
 
 
 def _bearer(value: bytes) -> bytes:
     scheme, _, token = value.strip().partition(b" ")
     return token.strip() if scheme.lower() == b"bearer" else b""
-
-
-def _parameter(name: str) -> str:
-    return unquote_plus(name) if "%" in name else name

@@ -89,9 +89,10 @@ class SecretManagerTokens:
             async with self._turn:
                 for version in await self._api.versions(info.name):
                     try:
-                        values[version.number] = known.get(version.number) or clean(
-                            (await self._api.access(info.name, version.number)).reveal()
-                        )
+                        value = known.get(version.number)
+                        if value is None:
+                            value = clean((await self._api.access(info.name, version.number)).reveal())
+                        values[version.number] = value
                     except SecretError as error:
                         if error.kind not in ("disabled", "missing"):  # the list may be behind
                             raise
@@ -101,7 +102,7 @@ class SecretManagerTokens:
 
     def _made(self, read: list[SecretInfo], values: dict[tuple[str, float], _Values], faults: list[Problem]) -> Tokens:
         """The tokens, without any that makes no sense: that one is a problem and costs no other anything."""
-        clients: list[str] = []
+        clients: list[tuple[str, str]] = []
         admins: list[str] = []
         # The admin's come first: a client that has the same must not get the admin's rights, nor take them away.
         for info in sorted(read, key=lambda info: info.name != ADMIN_TOKEN):
@@ -109,10 +110,10 @@ class SecretManagerTokens:
             for number, value in sorted(values[info.name, info.born].items(), reverse=True):
                 try:
                     if name:
-                        Tokens([f"{name}={value}"], admins, query_token=False)
-                        clients.append(f"{name}={value}")
+                        Tokens([(name, value)], admins, query_token=False)
+                        clients.append((name, value))
                     else:
-                        Tokens((), value, query_token=False)
+                        Tokens((), [value], query_token=False)
                         admins.append(value)
                 except TokenError as error:
                     reason = str(error).partition(": ")[2]
