@@ -240,17 +240,22 @@ class Roster:
 
     async def close(self) -> None:
         """Give back what is left of grants and commit what rides, all documents at once, and not for ever."""
-        ledgers: list[Ledger[State] | Ledger[Health]] = []
-        for owned in self.quotas.values():
-            owned.retire()
-            ledgers.append(owned.ledger)
-        flushes = {asyncio.ensure_future(ledger.flush()) for ledger in (*ledgers, self.health)}
+        flushes = {asyncio.ensure_future(self._flushed(owned)) for owned in self.quotas.values()}
+        flushes.add(asyncio.ensure_future(self.health.flush()))
         _, late = await asyncio.wait(flushes, timeout=CLOSE_WITHIN)
         for flush in late:
             flush.cancel()
-        lost = sum(ledger.riding > 0 for ledger in (*ledgers, self.health))
+        lost = sum(owned.ledger.riding > 0 for owned in self.quotas.values())
         if lost:
             log.error("at the end %d documents could not be written: their last counts are lost", lost)
+
+    @staticmethod
+    async def _flushed(owned: Quota) -> None:
+        while True:
+            owned.retire()
+            await owned.ledger.flush()
+            if owned.purse.grant is None:  # else one that was on its way came meanwhile
+                return
 
 
 def _forgiven(value: Health, _: float, key_id: str) -> tuple[Health, None]:
