@@ -29,14 +29,18 @@ from pollux.windows import SLOT, Limits, Want
 __all__ = ["Ask", "Full", "Pool", "Reservation", "StoppingError", "Tried"]
 
 OLD, OLD_ALONE = 5.0, 60.0
-"""Whoever waits for a slot, or wakes for it, reads a state again that is older than this; the second is for documents
-that nobody else writes."""
+"""Whoever wakes for its slot reads a state again that is older than this; the second is for documents that nobody else
+writes."""
+STALE = 2.5
+"""Before it books a slot that lies ahead, a document that others write: a read costs less than a commit in vain."""
 PATIENCE = 65.0
 """A want above a quarter of the token limit may be booked this much later: among small ones it would starve."""
 PROBE_AGE = 0.5
 """Whoever waits for another's probe looks about every second how it went."""
 SHORTEST_SLEEP = 0.05
 REFUSED_MOST = 3
+LOOKS = 1
+"""So many documents are read before a request is refused by a guess."""
 CLOCKS_OFF = 0.2
 """The window covers clocks that are off by so much: 61.5 s less a second for sending in, less twice that, less 0.1 s on
 the way, is 60 s."""
@@ -105,14 +109,14 @@ class Pool:
         while True:
             # What refuses again and again is left out, so that nobody turns in circles whatever the reason is.
             without = {name: refusals[-1] for name, refusals in said.items() if len(refusals) >= REFUSED_MOST}
-            choice = await self._choose(model, ask, tried, ahead, without)
+            choice = await self._choose(model, ask, tried, ahead, without, len(looked))
             if isinstance(choice, Full):
                 return choice
             project, key, found, at = choice
             owned = self.roster.quota(project.name, self.roster.bucket(model))
-            if found.start > self.now() and project.name not in looked and self._is_old(owned):
-                looked.add(project.name)  # a read costs less than a commit that is refused, and a read
-                await self._refresh(owned)
+            if found.start > self.now() and project.name not in looked and self._is_stale(owned):
+                looked.add(project.name)
+                await self._refresh(owned, STALE)
                 continue
             limits = self.roster.limits(project, model)
             reserve = partial(self._reserve, project=project, model=model, ask=ask, ahead=ahead)
@@ -143,6 +147,7 @@ class Pool:
         tried: Tried,
         ahead: float = 0.0,
         without: Mapping[str, Refusal] = MappingProxyType({}),
+        looked: int = 0,
     ) -> "Choice | Full":
         """By the last seen states; the commit decides. Who is preferred comes first, if there is room at once."""
         roster, bucket = self.roster, self.roster.bucket(model)
@@ -173,9 +178,13 @@ class Pool:
                 return Choice(project, key, found, now)
             else:
                 options.append(ranking.ranked(strategy, project, key, owned, found, limits, now, turns))
-        if not options:
-            return Full(model, refusals)
-        best = ranking.best(options, strategy, now)
+        likely = [option for option in options if option.rank[0] * SLOT <= max(now, ask.deadline)]
+        if not likely and looked < LOOKS:
+            likely = options
+        if not likely:
+            guessed = {option.project.name: Refusal(option.rank[0] * SLOT, "busy") for option in options}
+            return Full(model, refusals | guessed)
+        best = ranking.best(likely, strategy, now)
         return Choice(best.project, best.key, best.slot, now)
 
     async def look(self, model: str, ask: Ask) -> Full | None:
@@ -226,15 +235,14 @@ class Pool:
         """What is known of the time only roughly is left out at both ends of a slot's time."""
         return min(MARGIN_MOST, max(0.0, self.roster.store.error() - CLOCKS_OFF))
 
-    def _is_old(self, owned: Quota) -> bool:
-        """What is known of it, where others write."""
-        return not owned.ledger.alone and self.now() - owned.ledger.seen_at > OLD
+    def _is_stale(self, owned: Quota) -> bool:
+        return not owned.ledger.alone and self.now() - owned.ledger.seen_at > STALE
 
-    async def _refresh(self, owned: Quota) -> None:
+    async def _refresh(self, owned: Quota, old: float = OLD) -> None:
         """What others did meanwhile. The slot is booked: while the store does not answer it may still be used."""
         if not self.roster.watch.down:
             with suppress(StoreUnavailableError):
-                await owned.ledger.refresh(OLD_ALONE if owned.ledger.alone else OLD)
+                await owned.ledger.refresh(OLD_ALONE if owned.ledger.alone else old)
 
     def end(self, within: float) -> None:
         """The process stops: who would have to wait longer than that is told so at once, and gives its slot back."""

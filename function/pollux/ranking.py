@@ -10,6 +10,9 @@ from pollux.quota import Slot
 from pollux.roster import Project, Quota, Roster
 from pollux.windows import SLOT, Limits
 
+GUESSED = 30.0
+"""While a document that others write was not seen, its next slot is thought to move on with the time, for so many
+seconds: where requests wait, each slot that comes within reach is taken at once."""
 LONGER = 1.25
 """Whoever waits anyway waits so much longer where this instance wrote last: there others conflict least."""
 
@@ -34,8 +37,8 @@ def ranked(
 ) -> Option:
     current = math.floor(now / SLOT)
     number = float(max(slot.number, current))
-    if number > current and not owned.ledger.alone:  # others have taken slots since
-        number += (now - owned.ledger.seen_at) / SLOT
+    if number > current and not owned.ledger.alone:
+        number += min(GUESSED, now - owned.ledger.seen_at) / SLOT
     match strategy:
         case "round_robin":
             rank: tuple[float, ...] = (number, turns.get(project.name, 0))  # keys may have changed meanwhile
