@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import random
+import sys
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -212,7 +213,9 @@ async def _drive(case: Case, seconds: float, warm: float, upstream: str, instanc
         url = rng.choice(urls)
         began = time.perf_counter()
         body = BODY.replace(b"Measure", b"%d: measure" % next(numbers), 1)  # each a conversation of its own
-        status, head, _ = await _call(url, request(url, PATH, headers, body))
+        status, head, said = await _call(url, request(url, PATH, headers, body))
+        if counts and status not in (200, 429):
+            print(f"{case.name}: {status}: {said[:300]!r}", file=sys.stderr, flush=True)
         if counts:
             seen.answers.append((status, time.perf_counter() - began, _waited(head)))
 
