@@ -9,8 +9,8 @@ import itertools
 import json
 import os
 import random
-import sys
 import secrets
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -516,6 +516,40 @@ def test_whoever_wakes_reads_again_only_where_others_write() -> None:
     assert together > alone
 
 
+def test_nobody_is_refused_by_a_guess_before_one_document_was_read() -> None:
+    """What was full when it was last seen is thought to be full still, but it may have room by now."""
+
+    async def scene() -> None:
+        inner = await memory()
+        one, two = (House(FaultyStore(inner), keys_of(1, rpm=2)) for _ in range(2))
+        await one.send()
+        await two.send()
+        gone = asyncio.ensure_future(two.reserve(wait=70))
+        await asyncio.sleep(1)
+        found = await one.reserve(wait=70)  # sees that one waits already
+        assert isinstance(found, Reservation)
+        assert found.slot.start > BEGAN + 61
+        await asyncio.sleep(10)
+        reads = one.store.reads
+        refused = await one.reserve(wait=40)
+        assert isinstance(refused, Full)
+        assert one.store.reads - reads <= 2, "one document, and the health of keys"
+        await gone
+
+    async def room() -> None:
+        inner = await memory()
+        one, two = (House(FaultyStore(inner), keys_of(1, rpm=1)) for _ in range(2))
+        taken = await two.reserve()
+        assert isinstance(taken, Reservation)
+        assert isinstance(await one.reserve(wait=50), Full)
+        two.pool.give_back(taken)
+        await asyncio.sleep(40)
+        assert (await one.send(wait=30)).slot.start < one.pool.now() + 1
+
+    play(scene())
+    play(room())
+
+
 def test_among_equals_the_document_that_this_instance_wrote_last_is_preferred() -> None:
     async def scene() -> None:
         inner = await memory()
