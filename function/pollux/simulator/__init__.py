@@ -36,6 +36,8 @@ __all__ = [
 ]
 
 LIMITS = ("rpm", "tpm", "rpd", "tpd", "ipm")
+KEEP_ALIVE = 75
+"""Seconds that an idle connection stays open: longer than the gateway keeps one, as with Google."""
 DEFAULTS = {"rpm": 15, "tpm": 250_000, "rpd": 500}
 
 
@@ -57,6 +59,7 @@ def _server(simulator: Simulator, log_level: str | None = "critical") -> "uvicor
             proxy_headers=False,
             lifespan="off",
             ws="none",
+            timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=1,
             backlog=2048,
         )
