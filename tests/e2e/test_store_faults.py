@@ -257,8 +257,12 @@ def test_sigterm_while_it_hangs(shape: Shape, emulator: Emulator, simulator: tup
         assert one.signal() == 0
         assert time.monotonic() - began < 9, "ten seconds after SIGTERM comes SIGKILL"
         answer = waiting.result(5)
-        assert (answer.status, answer.reason) == (503, "STOPPING")
-        assert len(simulator[0].calls) == 1
+        # Its commit is given up after 5 s, and 2 s more go for a look: the share serves it, or the end comes first.
+        if answer.status == 200:
+            assert len(simulator[0].calls) == 2
+        else:
+            assert (answer.status, answer.reason) == (503, "STOPPING")
+            assert len(simulator[0].calls) == 1
         assert complaints(one)[0].startswith("the store is down: ")
 
 
