@@ -37,6 +37,7 @@ _RULES = tuple(
         ("key%3d", rf"(?i)({_BORDER}key%3d){_VALUE}", rf"\1{MARK}"),
         ("token=", rf"(?i)({_BORDER}(?:access_)?token=){_VALUE}", rf"\1{MARK}"),
         ("token%3d", rf"(?i)({_BORDER}(?:access_)?token%3d){_VALUE}", rf"\1{MARK}"),
+        ("upload_id", rf"(?i)(upload_id(?:=|%3d)){_VALUE}", rf"\1{MARK}"),
         ("project", r"(?i)(projects?(?:[_ ]number)?[/=:# ]{1,3})\d{6,}", rf"\1{MARK}"),
     )
 )

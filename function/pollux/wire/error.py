@@ -35,6 +35,18 @@ ERRORS: Mapping[str, Problem] = {
         "No token was sent, or none that this gateway knows.",
         "Send a client token as `x-goog-api-key` or `Authorization: Bearer`; `?key=` needs `POLLUX_QUERY_TOKEN`.",
     ),
+    "BAD_UPLOAD_ID": Problem(
+        401,
+        "UNAUTHENTICATED",
+        "The `upload_id` of an upload's address is forged, past its day, or sealed with a key that is another one by now.",
+        "Begin the upload anew.",
+    ),
+    "UPLOAD_OF_ANOTHER": Problem(
+        403,
+        "PERMISSION_DENIED",
+        "The upload's address was given to one client, and the token of another came with the request.",
+        "Begin an upload with this token.",
+    ),
     "FORBIDDEN_PATH": Problem(
         403,
         "PERMISSION_DENIED",
