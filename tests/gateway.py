@@ -19,7 +19,7 @@ from pollux.simulator.errors import Case, error
 from pollux.simulator.exchange import BrokenConnectionError
 from pollux.store import Store
 from pollux.store.memory import MemoryStore
-from pollux.upstream import Answer, Upstream, UpstreamError
+from pollux.upstream import Answer, Streamed, Upstream, UpstreamError
 
 T = TypeVar("T")
 BEGAN = 1_790_000_000.0  # a morning in California: no midnight is near
@@ -199,8 +199,10 @@ class FakeUpstream:
         self.sent: list[Sent] = []
         self.answers: list[FakeAnswer] = []
 
-    async def send(self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes) -> Answer:
-        sent = Sent(method, target, list(headers), body, now())
+    async def send(
+        self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes | Streamed
+    ) -> Answer:
+        sent = Sent(method, target, list(headers), await _whole(body), now())
         self.sent.append(sent)
         says = self._answers(sent)
         if isinstance(says, UpstreamError):
@@ -219,6 +221,10 @@ class FakeUpstream:
     @property
     def models(self) -> list[str]:
         return [sent.model for sent in self.sent]
+
+
+async def _whole(body: bytes | Streamed) -> bytes:
+    return body if isinstance(body, bytes) else b"".join([piece async for piece in body])
 
 
 def _in_turn(answers: Sequence[Says | UpstreamError]) -> Answers:
@@ -260,7 +266,10 @@ class Simulated:
     def __init__(self, simulator: Simulator) -> None:
         self.simulator = simulator
 
-    async def send(self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes) -> Answer:
+    async def send(
+        self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes | Streamed
+    ) -> Answer:
+        body = await _whole(body)
         messages: asyncio.Queue[Message | None] = asyncio.Queue()
         path, _, query = target.partition("?")
         raw = [(name.encode(), value.encode("latin-1")) for name, value in headers]

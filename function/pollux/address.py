@@ -9,7 +9,9 @@ from urllib.parse import urlsplit
 
 from pollux.inbound import RequestError, Scope, header
 
-_HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9.])?|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?", re.ASCII)
+_HOST = re.compile(
+    r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9.])?|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?", re.ASCII
+)
 _PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]{1,64}){0,8}", re.ASCII)
 
 
@@ -46,9 +48,11 @@ def _forwarded(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str:
 def inside(scope: Scope, public_url: str) -> Scope:
     """The scope with the path as the API has it: without the prefix under which the gateway is mounted, if it is there.
 
-    A server's root_path stands in front of every path; the path of POLLUX_PUBLIC_URL may have been taken off on the way.
+    A server's root_path stands in front of every path; the path of POLLUX_PUBLIC_URL may be taken off on the way.
     """
-    prefixes = [found for found in (scope.get("root_path", ""), urlsplit(public_url).path if public_url else "") if found]
+    prefixes = [
+        found for found in (scope.get("root_path", ""), urlsplit(public_url).path if public_url else "") if found
+    ]
     if not prefixes:
         return scope
     path, raw = scope["path"], scope.get("raw_path") or scope["path"].encode()

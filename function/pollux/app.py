@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pollux import admin
+from pollux.address import inside
 from pollux.auth import JoinedTokens, LocalTokens, TokenError, Tokens, TokenSource, load_or_make
 from pollux.catalog import Catalog, CatalogError, builtin_text
 from pollux.inbound import HEAD_MOST, Receive, Scope, Send, head_size, header
@@ -19,6 +20,7 @@ from pollux.relay import Relay
 from pollux.roster import Roster
 from pollux.settings import Settings, SettingsError, in_cloud
 from pollux.store import Store, open_store
+from pollux.uploads import Uploads
 from pollux.upstream import HttpUpstream, Upstream
 
 log = logging.getLogger("pollux")
@@ -115,7 +117,8 @@ class App:
         )
         self.roster = Roster(self.store, self.keyring, load_catalog(settings))
         self.pool = Pool(settings, self.roster)
-        self.reception = Reception(settings, tokens, Relay(self.pool, self.upstream), self.journal)
+        relay, uploads = Relay(self.pool, self.upstream), Uploads(self.pool, self.upstream)
+        self.reception = Reception(settings, tokens, relay, uploads, self.journal)
 
     async def start(self) -> None:
         """All that is far is asked at once. What fails leaves nothing open."""
@@ -165,6 +168,7 @@ class App:
                 return
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope = inside(scope, self.settings.public_url)
         path: str = scope["path"]
         cors = self._cors(scope)
         if is_health(scope):

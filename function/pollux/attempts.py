@@ -99,6 +99,8 @@ class Attempts:
         answer, secret = sent
         try:
             headers = _client_headers(answer, secret)
+            if x.readdress is not None:
+                headers = x.readdress(answer.headers, headers, key, secret)
             if answer.status >= 300:
                 return self._judged(model or "", key, secret, answer.status, headers, await answer.read())
             x.noted(Attempt(model or "", key.project, key.id, "ok", answer.status))
@@ -167,7 +169,8 @@ class Attempts:
             reservation.sent = True
         x.record.sent += 1
         try:
-            return await self._upstream.send(x.method, target, headers, body), value.reveal()
+            sent = body if x.passing is None else x.passing
+            return await self._upstream.send(x.method, target, headers, sent), value.reveal()
         except UpstreamError as error:
             if reservation is not None and error.kind == "unreachable":
                 reservation.sent = False  # nothing reached Google: the slot is given back
@@ -233,20 +236,32 @@ class Attempts:
     ) -> Failure:
         if 200 <= status < 300 and not body:
             return self._broken(model, key, secret, UpstreamError("reset", "the stream ended before it began"))
-        headers, body = _inflated(headers, body)
-        # Before it is judged: a message is cut, and half a key would not be known as one. After: it is unescaped then.
-        body = without(body, [secret])
-        verdict = judge(status, body, now=self.pool.now())
-        verdict = replace(verdict, message=redact(verdict.message, [secret]))
-        return Failure(verdict, model, key, status, headers, redact(body))
+        verdict, headers, body = judged(status, headers, body, secret, self.pool.now())
+        return Failure(verdict, model, key, status, headers, body)
 
     def _broken(self, model: str, key: Key, secret: str, error: UpstreamError) -> Failure:
         said = redact(str(error), [secret])
         verdict = replace(judge(None, b"", now=self.pool.now()), message=said)
-        reason, setting = "UPSTREAM_UNREACHABLE", ""
-        if error.kind == "timeout":
-            reason, setting = "UPSTREAM_TIMEOUT", " (POLLUX_TIMEOUT)"
-        return Failure(verdict, model, key, 0, (), b"", RequestError(reason, f"Gemini did not answer: {said}{setting}"))
+        return Failure(verdict, model, key, 0, (), b"", unanswered(error, secret))
+
+
+def judged(
+    status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes, secret: str, now: float
+) -> tuple[Verdict, Sequence[tuple[bytes, bytes]], bytes]:
+    """What a refusal means, and its headers and body as a client may see them."""
+    headers, body = _inflated(headers, body)
+    # Before it is judged: a message is cut, and half a key would not be known as one. After: it is unescaped then.
+    body = without(body, [secret])
+    verdict = judge(status, body, now=now)
+    return replace(verdict, message=redact(verdict.message, [secret])), headers, redact(body)
+
+
+def unanswered(error: UpstreamError, secret: str) -> RequestError:
+    """What the client is told when no answer came."""
+    reason, setting = "UPSTREAM_UNREACHABLE", ""
+    if error.kind == "timeout":
+        reason, setting = "UPSTREAM_TIMEOUT", " (POLLUX_TIMEOUT)"
+    return RequestError(reason, f"Gemini did not answer: {redact(str(error), [secret])}{setting}")
 
 
 def _client_headers(answer: Answer, secret: str) -> list[tuple[bytes, bytes]]:

@@ -1,18 +1,22 @@
 """One request as the relay works on it: what came, what goes upstream for a given key and model, and its record."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pollux import wire
 from pollux.estimate import estimate
+from pollux.inbound import PassingBody
 from pollux.journal import Attempt, Record
-from pollux.keys import Secret
+from pollux.keys import Key, Secret
 from pollux.outbound import Reply
 from pollux.pool import Ask
 from pollux.windows import Want
 from pollux.wire import Call
+
+Readdress = Callable[[Sequence[tuple[bytes, bytes]], list[tuple[bytes, bytes]], Key, str], list[tuple[bytes, bytes]]]
+"""From an answer's headers and what may pass of them, with the key and its value: what the client gets."""
 
 OPENING = 1000
 """Characters of a conversation's opening by which it is known again."""
@@ -37,9 +41,21 @@ class Exchange:
     mode: str = "both"
     prefer_key: str | None = None
     sticky: int | None = None
+    passing: PassingBody | None = None
+    """The body in the place of `body`, if it is not held: it can be sent only once."""
+    readdress: Readdress | None = None
 
     def may_try(self, most: int) -> bool:
-        return self.record.sent < most
+        return self.record.sent < (most if self.passing is None or not self.passing.asked else 1)
+
+    @property
+    def harmless(self) -> bool:
+        """Sent twice it has no more effect than once: it only asks, or begins what nobody has to go on with."""
+        return (
+            self.method in ("GET", "HEAD")
+            or self.call.kind == "count"
+            or (self.readdress is not None and self.passing is None)
+        )
 
     def noted(self, attempt: Attempt) -> None:
         self.record.attempts.append(attempt)

@@ -147,12 +147,13 @@ class PassingBody:
         self.length = body_length(headers)
         if self.length is None and header(headers, b"transfer-encoding") is None:
             self.length = 0
+        self.asked = False
         self.passed = 0
         self._receive = receive
         self._ended = ended
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        more = True
+        more = self.asked = True
         while more:
             try:
                 async with asyncio.timeout(STALLED_AFTER):

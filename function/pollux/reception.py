@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 
 from pollux import log as logs
 from pollux import wire
-from pollux.auth import TokenError, TokenSource
+from pollux.auth import TokenSource
+from pollux.callers import Callers
 from pollux.exchange import Exchange, conversation
 from pollux.inbound import (
     HEAD_MOST,
     BodyMemory,
     ClientGoneError,
+    PassingBody,
     Receive,
     RequestError,
     Scope,
@@ -26,12 +28,12 @@ from pollux.inbound import (
     uncancel,
 )
 from pollux.journal import Journal, Record
-from pollux.keys import KeySourceError
 from pollux.outbound import BrokenAnswerError, Reply, api_of
 from pollux.pool import StoppingError
 from pollux.relay import Relay
 from pollux.settings import Settings
 from pollux.store import StoreError, StoreUnavailableError
+from pollux.uploads import Uploads
 from pollux.wire import Call
 from pollux.wire.error import WireError
 
@@ -60,10 +62,13 @@ IN_CLOUD = Patience(2.0, 7.0, 8)
 
 
 class Reception:
-    def __init__(self, settings: Settings, tokens: TokenSource, relay: Relay, journal: Journal) -> None:
+    def __init__(
+        self, settings: Settings, tokens: TokenSource, relay: Relay, uploads: Uploads, journal: Journal
+    ) -> None:
         self._settings = settings
-        self._tokens = tokens
+        self.callers = Callers(tokens, relay.pool.roster.keyring, relay.pool.now)
         self._relay = relay
+        self._uploads = uploads
         self._journal = journal
         self._memory = BodyMemory(settings.body_memory)
         self._running: dict[asyncio.Task[None], Reply] = {}
@@ -130,23 +135,37 @@ class Reception:
         record.api, record.what = call.api, call.verb or call.kind
         if scope["method"] == "GET" and (header(headers, b"upgrade") or "").lower() == "websocket":
             raise RequestError("NO_LIVE_API", "the Live API is not served here: call it at Google itself")
-        record.client = await self._client(headers, query)
+        upload = wire.read_upload(scope["method"], call, headers)
+        if upload is not None:
+            record.what = f"upload-{upload.command}"
+        if upload is not None and upload.form == "session":
+            session, value = await self.callers.uploader(upload.token, headers, query)
+            record.client = session.client
+            self._crowded()
+            await self._uploads.go_on(scope, receive, call, session, value, reply, record)
+            return
+        record.client = await self.callers.client(headers, query)
         if call.kind == "guarded" and call.guard not in self._settings.allow_paths:
             raise RequestError(
                 "FORBIDDEN_PATH",
                 f"{call.guard} is closed here: it would hand out or bypass what this gateway guards; "
                 "its owner may name it in POLLUX_ALLOW_PATHS",
             )
-        if self._journal.under_way > self._settings.max_concurrent:
-            most = self._settings.max_concurrent
-            raise RequestError(
-                "OVERLOADED_GATEWAY", f"{most} requests are under way already (POLLUX_MAX_CONCURRENT)", retry_after=1.0
-            )
-        body = await read_body(headers, receive, self._settings.max_body, self._memory)
-        watch = Watch(receive)
+        self._crowded()
+        passing = None
+        if upload is not None and upload.form == "once":
+            watch = Watch(receive, None)
+            body, passing = b"", PassingBody(headers, receive, watch.begin)
+        else:
+            body = await read_body(headers, receive, self._settings.max_body, self._memory)
+            watch = Watch(receive)
         held = len(body)
         try:
             x = self._read(scope["method"], call, headers, body, reply, record)
+            if upload is not None:
+                x.readdress = self._uploads.readdress(scope, call, record.client)
+            if passing is not None:
+                x.passing, x.headers = passing, wire.upstream_headers(headers, content=True)
             self._memory.hold(len(x.readable) - held)  # what it was inflated to
             held = len(x.readable)
             await self._relay.run(x)
@@ -159,23 +178,12 @@ class Reception:
             watch.stop()
             self._memory.release(held)
 
-    async def _client(self, headers: Sequence[tuple[bytes, bytes]], query: bytes) -> str:
-        unreadable = RequestError("TOKENS_UNREADABLE", "the client tokens cannot be read at the moment", retry_after=5)
-        try:
-            tokens = await self._tokens.tokens()
-        except (TokenError, KeySourceError) as error:
-            log.error("no client can be known: %s", error)
-            raise unreadable from None
-        client = tokens.check(headers, query)
-        if client is not None:
-            return client
-        if not tokens.complete:
-            raise unreadable
-        raise RequestError(
-            "NO_TOKEN",
-            "this gateway needs a client token of its own, as x-goog-api-key or Authorization: Bearer; none "
-            "that it knows was sent",
-        )
+    def _crowded(self) -> None:
+        if self._journal.under_way > self._settings.max_concurrent:
+            most = self._settings.max_concurrent
+            raise RequestError(
+                "OVERLOADED_GATEWAY", f"{most} requests are under way already (POLLUX_MAX_CONCURRENT)", retry_after=1.0
+            )
 
     def _read(
         self,

@@ -155,7 +155,7 @@ class Settings:
     public_url: str = _setting(
         "",
         lambda t: _url(t) if t else "",
-        "This gateway's base URL as clients know it, for the addresses in answers; with a path if it is mounted under one.",
+        "This gateway's base URL as clients know it, for addresses in answers; with the path that it is mounted under.",
         shown="what the request says",
     )
     catalog: str = _setting("", str, "A catalog file of your own; its entries replace those of the built-in one.")

@@ -33,7 +33,7 @@ async def run(x: Exchange, attempts: Attempts) -> None:
                     tried.keys.discard(key.id)
             case "next-project":
                 tried.projects.add(key.project)
-            case "retry" if x.method in ("GET", "HEAD") or x.call.kind == "count":
+            case "retry" if x.harmless:
                 tried.projects.add(key.project)
             case _:
                 break

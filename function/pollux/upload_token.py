@@ -38,7 +38,9 @@ class Session:
 
 def seal(session: Session, value: str) -> str:
     """The token. Never longer than LONGEST; never ends in z, which Cloud Run keeps for itself."""
-    said = dict(zip(_FIELDS, (session.target, session.project, session.key, session.client, session.expires), strict=True))
+    said = dict(
+        zip(_FIELDS, (session.target, session.project, session.key, session.client, session.expires), strict=True)
+    )
     text = _encoded(json.dumps(said, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace"))
     token = f"{text}.{_mac(text, value)}"
     if len(token) > LONGEST:

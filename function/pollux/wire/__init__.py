@@ -14,6 +14,7 @@ from pollux.wire.error import ERRORS, Problem, WireError, error_body, stream_err
 from pollux.wire.guard import CREDENTIALS, GUARDS, gated, strip_query
 from pollux.wire.headers import TO_CLIENT, TO_UPSTREAM, RawHeaders, client_deadline, client_headers, upstream_headers
 from pollux.wire.target import COUNTED, Call, count_path, full_name, path_for, read_target
+from pollux.wire.upload import UPLOAD_ADDRESSES, Upload, read_upload, session_target
 
 __all__ = [
     "COUNTED",
@@ -22,9 +23,11 @@ __all__ = [
     "GUARDS",
     "TO_CLIENT",
     "TO_UPSTREAM",
+    "UPLOAD_ADDRESSES",
     "Call",
     "Problem",
     "RawHeaders",
+    "Upload",
     "WireError",
     "client_deadline",
     "client_headers",
@@ -38,7 +41,9 @@ __all__ = [
     "path_for",
     "read_answer",
     "read_target",
+    "read_upload",
     "replace_model",
+    "session_target",
     "stream_error",
     "strip_query",
     "total_tokens",

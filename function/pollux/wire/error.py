@@ -38,7 +38,7 @@ ERRORS: Mapping[str, Problem] = {
     "BAD_UPLOAD_ID": Problem(
         401,
         "UNAUTHENTICATED",
-        "The `upload_id` of an upload's address is forged, past its day, or sealed with a key that is another one by now.",
+        "The `upload_id` of an upload's address is forged, past its day, or of a key or client that is gone.",
         "Begin the upload anew.",
     ),
     "UPLOAD_OF_ANOTHER": Problem(

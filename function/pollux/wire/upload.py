@@ -14,7 +14,7 @@ from pollux.wire.target import Call
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
 _PATH = re.compile(r"/(?:resumable/)?upload/v\d\w*/.+")
-ADDRESSES = (b"x-goog-upload-url", b"x-goog-upload-control-url", b"location")
+UPLOAD_ADDRESSES = (b"x-goog-upload-url", b"x-goog-upload-control-url", b"location")
 """Answer headers that name a session's address."""
 
 
@@ -60,11 +60,6 @@ def session_target(address: bytes, upstream: str) -> str:
     if not path.startswith("/") or any(c.isspace() for c in address.decode("latin-1")):
         return ""
     return f"{path}?{strip_query(parts.query)}" if parts.query else path
-
-
-def session_headers(raw: RawHeaders) -> list[tuple[bytes, bytes]]:
-    """What answers within an upload have beside the usual headers: how much of it has come."""
-    return [(b"range", value) for name, value in raw if name.lower() == b"range"]
 
 
 def _parameters(query: str) -> Sequence[tuple[str, str]]:
