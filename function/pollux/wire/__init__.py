@@ -1,5 +1,7 @@
-"""PURE. What travels between a client and Gemini, under one name: targets, headers, bodies, errors. Not streams."""
+"""PURE. What travels between a client and Gemini, under one name: targets, headers, bodies, resources, errors. Not
+streams."""
 
+from pollux.wire.addresses import to_client, to_upstream
 from pollux.wire.body import (
     inflate,
     model_value_span,
@@ -10,6 +12,7 @@ from pollux.wire.body import (
     with_aliases,
     with_body,
 )
+from pollux.wire.bound import GOOGLE, answer_names, body_names, may_name, named_by, path_names, references, resource
 from pollux.wire.error import ERRORS, Problem, WireError, error_body, stream_error
 from pollux.wire.guard import CREDENTIALS, GUARDS, gated, strip_query
 from pollux.wire.headers import TO_CLIENT, TO_UPSTREAM, RawHeaders, client_deadline, client_headers, upstream_headers
@@ -20,6 +23,7 @@ __all__ = [
     "COUNTED",
     "CREDENTIALS",
     "ERRORS",
+    "GOOGLE",
     "GUARDS",
     "TO_CLIENT",
     "TO_UPSTREAM",
@@ -29,6 +33,8 @@ __all__ = [
     "RawHeaders",
     "Upload",
     "WireError",
+    "answer_names",
+    "body_names",
     "client_deadline",
     "client_headers",
     "count_path",
@@ -36,16 +42,23 @@ __all__ = [
     "full_name",
     "gated",
     "inflate",
+    "may_name",
     "model_value_span",
+    "named_by",
     "openai_stream",
     "path_for",
+    "path_names",
     "read_answer",
     "read_target",
     "read_upload",
+    "references",
     "replace_model",
+    "resource",
     "session_target",
     "stream_error",
     "strip_query",
+    "to_client",
+    "to_upstream",
     "total_tokens",
     "upstream_headers",
     "with_aliases",
