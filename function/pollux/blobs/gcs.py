@@ -18,6 +18,7 @@ from urllib.parse import quote
 from pollux.blobs import NAMES, BlobError, BlobMissingError, BlobUnavailableError, Writer, checked
 from pollux.blobs.gcs_calls import (
     EMULATOR,
+    REAL,
     SERVICE,
     GcsCalls,
     PassingError,
@@ -47,7 +48,7 @@ class GcsBlobs:
         *,
         environ: Mapping[str, str] = os.environ,
         token: Token | None = None,
-        times: Times = Times(),
+        times: Times = REAL,
     ) -> None:
         if not _BUCKET.fullmatch(bucket):
             raise BlobError(f"blobs gs://{bucket}: that is no name of a bucket; use gs://BUCKET[/PREFIX]")

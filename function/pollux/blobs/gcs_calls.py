@@ -61,6 +61,9 @@ class Times:
     timeout: float = TIMEOUT_S
 
 
+REAL = Times()
+
+
 class Pace:
     """The pauses between the tries of one call: twice as long each time, by chance up to half shorter."""
 
@@ -83,7 +86,7 @@ class Pace:
 class GcsCalls:
     """One bucket, from one event loop. `subject` is what an error speaks of."""
 
-    def __init__(self, bucket: str, token: Token, *, base: str = SERVICE, times: Times = Times()) -> None:
+    def __init__(self, bucket: str, token: Token, *, base: str = SERVICE, times: Times = REAL) -> None:
         self.bucket = bucket
         self.times = times
         self._token = token
