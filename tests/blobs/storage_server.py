@@ -82,6 +82,11 @@ class Storage:
         return ""
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # by default 5: what comes beside waits a second
+
+
 @contextmanager
 def storage() -> Iterator[Storage]:
     state = Storage()
@@ -89,8 +94,7 @@ def storage() -> Iterator[Storage]:
     class Handler(_Handler):
         storage = state
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), Handler)
     state.address = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=lambda: server.serve_forever(0.01))
     thread.start()
@@ -200,11 +204,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _list(self, query: dict[str, str]) -> None:
         names = sorted(name for name in self.storage.objects if name.startswith(query.get("prefix", "")))
-        begin = int(query.get("pageToken", 0))
-        end = begin + min(self.storage.page, int(query.get("maxResults", 1000)))
+        names = [name for name in names if name > query.get("pageToken", "")]
+        end = min(self.storage.page, int(query.get("maxResults", 1000)))
         answer: dict[str, object] = {
-            "items": [self.storage.objects[name].described(name) for name in names[begin:end]],
-            **({"nextPageToken": str(end)} if end < len(names) else {}),
+            "items": [self.storage.objects[name].described(name) for name in names[:end]],
+            **({"nextPageToken": names[end - 1]} if end < len(names) else {}),
         }
         if not answer["items"]:
             del answer["items"]
