@@ -24,6 +24,9 @@ def read(**environ: str) -> Settings:
         ("UPSTREAM", "http://127.0.0.1:3146/", "http://127.0.0.1:3146"),
         ("STORE", "memory://", "memory://"),
         ("STORE", "", ""),
+        ("FILES", "pooled", "pooled"),
+        ("BLOBS", "gs://bucket/some/prefix", "gs://bucket/some/prefix"),
+        ("BLOBS", "", ""),
         ("STRATEGY", "most_available", "most_available"),
         ("WINDOW", "minute", "minute"),
         ("MAX_WAIT", "0", 0.0),
@@ -50,6 +53,9 @@ def test_values_are_read_as_they_are_meant(name: str, text: str, value: Any) -> 
         ("UPSTREAM", "gemini.example", "expected a URL"),
         ("UPSTREAM", "https://", "expected a URL"),
         ("STORE", "postgres://x", "sqlite:///PATH, memory:// or firestore://"),
+        ("FILES", "off", "expected one of own, pooled"),
+        ("BLOBS", "/var/blobs", "file:///PATH or gs://BUCKET"),
+        ("BLOBS", "file://blobs", "file:///PATH or gs://BUCKET"),
         ("STRATEGY", "fastest", "expected one of earliest, round_robin"),
         ("MODE", "cheap", "expected one of both, pro_only"),
         ("WINDOW", "hour", "sliding, minute"),
@@ -195,3 +201,18 @@ def test_an_upstream_that_is_no_address_is_named_in_one_line(url: str) -> None:
 def test_a_size_that_is_none_is_named_in_one_line(size: str) -> None:
     with pytest.raises(SettingsError, match=r"^POLLUX_MAX_BODY=.*expected a size"):
         Settings.from_env({"POLLUX_MAX_BODY": size})
+
+
+def test_the_contents_of_files_lie_in_the_data_folder_unless_said_otherwise(tmp_path: Path) -> None:
+    assert read(POLLUX_DATA=str(tmp_path)).blobs_url == f"file://{tmp_path}/blobs"
+    assert read(POLLUX_DATA="here").blobs_url == f"file://{Path.cwd()}/here/blobs"
+    assert read(POLLUX_BLOBS="gs://bucket").blobs_url == "gs://bucket"
+
+
+def test_in_the_cloud_pooled_files_need_a_place_that_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read(POLLUX_FILES="pooled").files == "pooled"
+    monkeypatch.setenv("K_SERVICE", "gateway")
+    assert read().files == "own"
+    assert read(POLLUX_FILES="pooled", POLLUX_BLOBS="gs://bucket").blobs == "gs://bucket"
+    with pytest.raises(SettingsError, match="POLLUX_FILES=pooled needs POLLUX_BLOBS=gs://BUCKET"):
+        read(POLLUX_FILES="pooled")

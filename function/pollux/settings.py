@@ -94,6 +94,12 @@ def _store(text: str) -> str:
     return text
 
 
+def _blobs(text: str) -> str:
+    if not text.startswith(("file:///", "gs://")):
+        raise ValueError("expected file:///PATH or gs://BUCKET[/PREFIX]")
+    return text
+
+
 def data_folder() -> Path:
     """A user's own data: POLLUX_DATA, or the folder pollux in XDG_DATA_HOME or ~/.local/share."""
     if own := os.environ.get("POLLUX_DATA"):
@@ -215,6 +221,17 @@ class Settings:
         _one_of("safe", "closed"),
         "When the store does not answer: safe spends a safe share, closed answers 503.",
     )
+    files: str = _setting(
+        "own",
+        _one_of("own", "pooled"),
+        "Where uploaded files live: own (the project that took it) or pooled (here, copied to projects as needed).",
+    )
+    blobs: str = _setting(
+        "",
+        lambda t: _blobs(t) if t else "",
+        "Where the contents of pooled files lie for 48 hours: file:///PATH or gs://BUCKET[/PREFIX].",
+        shown="a folder in the data folder; none in the cloud",
+    )
     log: str = _setting(
         "auto",
         _one_of("auto", "json", "text"),
@@ -233,6 +250,10 @@ class Settings:
     @property
     def store_url(self) -> str:
         return self.store or f"sqlite:///{Path(self.data) / 'pollux.db'}"
+
+    @property
+    def blobs_url(self) -> str:
+        return self.blobs or f"file://{Path(self.data).expanduser().absolute() / 'blobs'}"
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str], **overrides: Any) -> "Settings":
@@ -253,7 +274,12 @@ class Settings:
             except ValueError as error:
                 shown = "" if spec.metadata["secret"] else f"={text}"
                 raise SettingsError(f"{name}{shown}: {error}") from None
-        return cls(**(values | overrides))
+        settings = cls(**(values | overrides))
+        if settings.files == "pooled" and not settings.blobs and in_cloud():  # an instance's own folder is memory
+            raise SettingsError(
+                "POLLUX_FILES=pooled needs POLLUX_BLOBS=gs://BUCKET[/PREFIX], which all instances share"
+            )
+        return settings
 
 
 def describe() -> list[tuple[str, str, str]]:

@@ -44,10 +44,10 @@ def write(path: Path, text: str) -> None:
         with suppress(OSError):
             Path(temporary).unlink()
         raise
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Without this the new name may be lost by a power failure; some file systems cannot do it."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)

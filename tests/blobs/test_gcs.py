@@ -1,0 +1,352 @@
+"""Cloud Storage in trouble: what is tried again, what is not, what an error says, and that the bytes stay right."""
+
+import asyncio
+import random
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from pollux.blobs import BlobError, BlobMissingError, Blobs, BlobUnavailableError, open_blobs
+from pollux.blobs.gcs import GcsBlobs
+from pollux.blobs.gcs_calls import DEADLINE_S, Times
+from tests.blobs.backends import LATER, got, put
+from tests.blobs.storage_server import BUCKET, Storage, Trouble
+
+MIB = 1 << 20
+DATA = random.Random(6).randbytes(17 * MIB + 5)
+CALLS: dict[str, Callable[[Blobs], Awaitable[object]]] = {
+    "open": lambda blobs: blobs.open(),
+    "write": lambda blobs: put(blobs, "a", b"x"),
+    "read": lambda blobs: got(blobs, "a"),
+    "size": lambda blobs: blobs.size("a"),
+    "delete": lambda blobs: blobs.delete("a"),
+    "sweep": lambda blobs: blobs.sweep(0.0),
+}
+every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+
+
+@dataclass
+class Clock:
+    """Sleeping takes no time but this clock's; chance is at its middle."""
+
+    at: float = 1000.0
+    slept: list[float] = field(default_factory=list)
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.at += seconds
+
+    def times(self, timeout: float = 5.0, chance: float = 0.5) -> Times:
+        return Times(lambda: self.at, self.sleep, lambda: chance, DEADLINE_S, timeout)
+
+
+@dataclass
+class CountingToken:
+    value: str = "good"
+    forgotten: int = 0
+    after: str = "good"
+
+    async def __call__(self) -> str:
+        return self.value
+
+    def forget(self) -> None:
+        self.forgotten += 1
+        self.value = self.after
+
+
+def play(address: str, scene: Callable[[Blobs], Awaitable[None]], *, bucket: str = BUCKET, **how: object) -> None:
+    async def run() -> None:
+        options = {"times": Clock().times(), **how}
+        blobs = GcsBlobs(bucket, environ={"STORAGE_EMULATOR_HOST": address}, **options)  # type: ignore[arg-type]
+        try:
+            await scene(blobs)
+        finally:
+            await blobs.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        [Trouble("POST", "503")],
+        [Trouble("POST", "lose")],
+        [Trouble("PUT", "503")],
+        [Trouble("PUT", "429"), Trouble("PUT", "500"), Trouble("PUT", "drop")],
+        [Trouble("PUT", "drop")],
+        [Trouble("PUT", "lose")],
+        [Trouble("PUT", "short")],
+        [Trouble("PUT", "none")],
+        [Trouble("PUT", "short"), Trouble("PUT", "lose"), Trouble("PUT", "503")],
+        [Trouble("PUT", "lose"), Trouble("PUT", "lose"), Trouble("PUT", "lose"), Trouble("PUT", "lose")],
+        [Trouble("PUT", "none"), Trouble("PUT", "lose"), Trouble("PUT", "none"), Trouble("PUT", "short")],
+    ],
+    ids=lambda trouble: "-".join(f"{each.method}:{each.what}" for each in trouble),
+)
+@pytest.mark.parametrize("size", [100, 8 * MIB, 17 * MIB + 5])
+def test_an_upload_survives(server: Storage, trouble: list[Trouble], size: int) -> None:
+    async def scene(blobs: Blobs) -> None:
+        server.trouble = list(trouble)
+        await put(blobs, "a", DATA[:size], step=MIB)
+        assert server.objects["a"].data == DATA[:size]
+        assert await got(blobs, "a") == DATA[:size]
+
+    play(server.address, scene)
+
+
+def test_the_last_answer_lost_is_found_again_and_nothing_sent_twice(server: Storage) -> None:
+    async def scene(blobs: Blobs) -> None:
+        async with blobs.write("a", LATER) as writer:
+            await writer.write(DATA[:100])
+            server.trouble = [Trouble("PUT", "lose")]
+        assert [line.partition(" ")[0] for line in server.seen] == ["POST", "PUT", "PUT"]
+        assert len({made.generation for made in server.objects.values()}) == 1
+
+    play(server.address, scene)
+
+
+def test_pauses_double_up_to_a_bound_within_the_deadline(server: Storage) -> None:
+    clock = Clock()
+
+    async def scene(blobs: Blobs) -> None:
+        server.trouble = [Trouble("GET", "503") for _ in range(100)]
+        with pytest.raises(
+            BlobUnavailableError, match=r"blob gs://pollux/a: .* answered 503, and not for 60 s; try again"
+        ):
+            await blobs.size("a")
+
+    play(server.address, scene, times=clock.times(chance=0.0))
+    assert clock.slept[:7] == [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0]
+    assert DEADLINE_S - 8 < sum(clock.slept) <= DEADLINE_S
+
+
+def test_chance_spreads_the_pauses(server: Storage) -> None:
+    clock = Clock()
+
+    async def scene(blobs: Blobs) -> None:
+        server.trouble = [Trouble("GET", "503")]
+        assert await blobs.size("a") is None
+
+    play(server.address, scene, times=clock.times(chance=0.8))
+    assert clock.slept == [pytest.approx(0.25 * 0.6)]
+
+
+@every_call
+def test_a_server_that_is_down(call: Callable[[Blobs], Awaitable[object]]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+
+    async def scene(blobs: Blobs) -> None:
+        with pytest.raises(BlobUnavailableError, match=r"no answer from Cloud Storage .*try again later"):
+            await call(blobs)
+
+    play(address, scene)
+
+
+@every_call
+def test_a_server_that_hangs(server: Storage, call: Callable[[Blobs], Awaitable[object]]) -> None:
+    clock = Clock()
+
+    async def sleep(seconds: float) -> None:
+        clock.at += DEADLINE_S
+
+    async def scene(blobs: Blobs) -> None:
+        server.trouble = [Trouble(method, "hang") for method in ("GET", "POST", "DELETE") for _ in range(2)]
+        with pytest.raises(BlobUnavailableError, match="within the time allowed"):
+            await call(blobs)
+
+    play(server.address, scene, times=Times(lambda: clock.at, sleep, lambda: 0.0, DEADLINE_S, 0.05))
+
+
+@every_call
+def test_a_bucket_that_is_not_there(server: Storage, call: Callable[[Blobs], Awaitable[object]]) -> None:
+    async def scene(blobs: Blobs) -> None:
+        if call is CALLS["open"] or call is CALLS["sweep"]:
+            said = "there is no bucket elsewhere; make it, or name another in POLLUX_BLOBS"
+        else:
+            said = "gs://elsewhere/a: there is no bucket elsewhere; make it"
+        with pytest.raises(BlobError, match=said) as error:
+            await call(blobs)
+        assert not isinstance(error.value, BlobMissingError | BlobUnavailableError)
+
+    play(server.address, scene, bucket="elsewhere")
+
+
+@every_call
+def test_who_may_not_is_told_the_role(server: Storage, call: Callable[[Blobs], Awaitable[object]]) -> None:
+    async def scene(blobs: Blobs) -> None:
+        server.trouble = [Trouble(method, "403") for method in ("GET", "POST", "DELETE")]
+        said = r"not allowed \(trouble\); grant roles/storage.objectUser on bucket pollux"
+        with pytest.raises(BlobError, match=said) as error:
+            await call(blobs)
+        assert not isinstance(error.value, BlobUnavailableError)
+
+    play(server.address, scene)
+
+
+@every_call
+def test_a_refused_token_is_renewed_once(server: Storage, call: Callable[[Blobs], Awaitable[object]]) -> None:
+    server.token = "good"
+    server.put("a", b"x")
+    token = CountingToken("stale")
+
+    async def scene(blobs: Blobs) -> None:
+        await call(blobs)
+        assert token.forgotten == 1
+
+    play(server.address, scene, token=token)
+
+
+@every_call
+def test_a_token_that_stays_refused(server: Storage, call: Callable[[Blobs], Awaitable[object]]) -> None:
+    server.token = "good"
+    token = CountingToken("stale", after="stale too")
+
+    async def scene(blobs: Blobs) -> None:
+        with pytest.raises(BlobError, match="does not take these Google credentials") as error:
+            await call(blobs)
+        assert "stale" not in str(error.value)
+        assert len(server.seen) == 2
+
+    play(server.address, scene, token=token)
+
+
+def test_an_emulator_sees_no_token(server: Storage) -> None:
+    async def scene(blobs: Blobs) -> None:
+        await put(blobs, "a", b"x")
+        assert server.authorizations == [None, None]
+
+    play(server.address, scene)
+
+
+def test_a_session_elsewhere_gets_neither_bytes_nor_token(server: Storage) -> None:
+    server.elsewhere = "http://127.0.0.1:1"
+
+    async def scene(blobs: Blobs) -> None:
+        await put(blobs, "a", b"x")
+        assert server.objects["a"].data == b"x"
+
+    play(server.address, scene, token=CountingToken())
+
+
+def test_a_session_that_is_gone(server: Storage) -> None:
+    async def lost(blobs: Blobs) -> None:
+        async with blobs.write("a", LATER) as writer:
+            await writer.write(DATA[: 8 * MIB])
+            server.sessions.clear()
+            await writer.write(DATA[: 8 * MIB])
+
+    async def scene(blobs: Blobs) -> None:
+        with pytest.raises(BlobUnavailableError, match="its upload session is gone; send the file again") as error:
+            await lost(blobs)
+        assert "upload_id" not in str(error.value)
+        assert server.objects == {}
+
+    play(server.address, scene)
+
+
+def test_a_broken_writer_drops_its_session(server: Storage) -> None:
+    async def broken(blobs: Blobs) -> None:
+        async with blobs.write("a", LATER) as writer:
+            await writer.write(DATA)
+            assert len(server.sessions) == 1
+            raise ZeroDivisionError
+
+    async def scene(blobs: Blobs) -> None:
+        with pytest.raises(ZeroDivisionError):
+            await broken(blobs)
+        assert (server.sessions, server.objects) == ({}, {})
+
+    play(server.address, scene)
+
+
+def test_what_arrives_changed_is_deleted(server: Storage) -> None:
+    async def scene(blobs: Blobs) -> None:
+        server.trouble = [Trouble("PUT", "corrupt")]
+        with pytest.raises(BlobUnavailableError, match="what arrived is not what was sent, and was deleted"):
+            await put(blobs, "a", DATA)
+        assert server.objects == {}
+
+    play(server.address, scene)
+
+
+def test_a_download_that_breaks_goes_on_where_it_was(server: Storage) -> None:
+    async def scene(blobs: Blobs) -> None:
+        server.put("a", DATA)
+        server.trouble = [Trouble("GET", "break"), Trouble("GET", "503"), Trouble("GET", "break")]
+        assert await got(blobs, "a") == DATA
+        assert [("generation=" in line) for line in server.seen] == [False, True, True, True]
+
+    play(server.address, scene)
+
+
+def test_a_download_that_breaks_never_goes_on_with_another_blob(server: Storage) -> None:
+    seen = bytearray()
+
+    async def read(blobs: Blobs) -> None:
+        async for chunk in blobs.read("a"):
+            if not seen:
+                server.put("a", DATA[::-1])
+            seen.extend(chunk)
+
+    async def scene(blobs: Blobs) -> None:
+        server.put("a", DATA)
+        server.trouble = [Trouble("GET", "break")]
+        with pytest.raises(BlobUnavailableError, match="replaced or deleted while it was read"):
+            await read(blobs)
+        assert 0 < len(seen) < len(DATA)
+        assert DATA.startswith(seen)
+
+    play(server.address, scene)
+
+
+def test_a_sweep_goes_through_all_pages_and_leaves_what_is_not_ours(server: Storage) -> None:
+    server.page = 3
+    for i in range(20):
+        server.put(f"some/old-{i}", b"x", "2026-01-01T00:00:00Z")
+    kept = ("some/Other", "some/deeper/old", "other/old", "some/no-time", "some/odd-time")
+    for name in kept:
+        server.put(name, b"x", {"some/no-time": None, "some/odd-time": "soon"}.get(name, "2026-01-01T00:00:00Z"))
+
+    async def scene() -> None:
+        blobs = open_blobs(f"gs://{BUCKET}/some/", {"STORAGE_EMULATOR_HOST": server.address})
+        assert await blobs.sweep(LATER) == 20
+        await blobs.close()
+
+    asyncio.run(scene())
+    assert sum(line.startswith("GET") for line in server.seen) == 8
+    assert sorted(server.objects) == sorted(kept)
+
+
+def test_a_sweep_spares_what_was_replaced_since_it_looked(server: Storage) -> None:
+    server.put("a", b"old", "2026-01-01T00:00:00Z")
+    server.before_delete = lambda: server.objects.update(a=server.put("a", b"new", "2036-01-01T00:00:00Z"))
+
+    async def scene(blobs: Blobs) -> None:
+        assert await blobs.sweep(1_800_000_000) == 0
+        assert await got(blobs, "a") == b"new"
+
+    play(server.address, scene)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "gs://",
+        "gs:///x",
+        "gs://a",
+        "gs://UPPER",
+        "gs://b/x\ny",
+        "s3://bucket",
+        "blobs",
+        "file://",
+        "file:///",
+        "file://x/y",
+    ],
+)
+def test_urls_that_name_no_store(url: str) -> None:
+    with pytest.raises(BlobError, match=r"gs://BUCKET|prefix"):
+        open_blobs(url, {})
