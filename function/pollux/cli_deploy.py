@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,6 +31,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="deploy_command", metavar="COMMAND", required=True)
     check = commands.add_parser(
         "check",
+        allow_abbrev=False,  # --token would be taken for --token-file, and a token for the name of a file
         help="try an endpoint as its clients would, and say what is not well",
         description="Ask a gateway for its health, an answer, a stream, and its status; three small requests are "
         "spent. Exit code 0: nothing failed. 1: something did. 2: it could not be tried.",
@@ -48,7 +50,15 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--plain-http", action="store_true", help="allow http:// to another machine: tokens can be read on the way"
     )
     check.add_argument("--json", action="store_true", help="as JSON, for scripts")
+    check.add_argument("--token", "--admin-token", action=_NoToken, nargs="?", help=argparse.SUPPRESS)
     return parser
+
+
+class _NoToken(argparse.Action):
+    """Known, so that what is written behind it is not repeated as something unknown."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        parser.error("a token is no argument, which every process could read: set POLLUX_TOKEN, or --token-file FILE")
 
 
 def run(namespace: argparse.Namespace, settings: Settings) -> int:
@@ -122,13 +132,16 @@ def _asked(prompt: str) -> str:
 
 
 async def _found(check: Check, namespace: argparse.Namespace) -> list[Finding]:
-    findings = []
+    findings: list[Finding] = []
     if not namespace.json:
-        print(f"{namespace.url}, model {namespace.model}\n\n{_row('CHECK', 'VERDICT', 'TIME', '')}", flush=True)
+        head = _row("CHECK", "VERDICT", "TIME", "").rstrip()
+        print(f"{namespace.url}, model {namespace.model}\n\n{head}", flush=True)
     async for finding in check.run():
-        findings.append(finding)
         if not namespace.json:
-            print("\n".join(lines(finding)), flush=True)
+            said = finding.verdict == "FAIL" and any(finding.detail == other.detail for other in findings)
+            shown = replace(finding, detail="as above", hint="") if said else finding
+            print("\n".join(lines(shown)), flush=True)
+        findings.append(finding)
     return findings
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
+from pollux.log_safety import clean
+
 IDENTITY = "IDENTITY_TOKEN"
 """No setting of a gateway, and so not named like one: `pollux serve` in the same shell would refuse to start."""
 Ask = Callable[[str], str]
@@ -78,7 +80,7 @@ def _from_file(name: str, stdin: TextIO) -> Mapping[str, str]:
     try:
         text = stdin.read() if name == "-" else Path(name).expanduser().read_text()
     except OSError as error:
-        raise CredentialError(f"{name}: {error.strerror}") from None
+        raise CredentialError(f"{clean(name)}: {error.strerror}") from None  # it may be a token by mistake
     except UnicodeDecodeError:
         raise CredentialError(f"{name}: not UTF-8 text") from None
     if text.lstrip().startswith("{"):
