@@ -15,6 +15,7 @@ TOKEN, ADMIN, IDENTITY = "pretended-token-of-a-client", "pretended-token-of-the-
 STATUS: dict[str, Any] = {
     "version": "9.9",
     "keys": [{"id": "a", "project": "p", "state": "healthy", "why": None}],
+    "projects": [{"project": "p", "state": "healthy", "why": None}],
     "store": {"state": "ok", "url": "memory://", "why": None},
     "pool": {"problems": [], "suspicion": None},
 }

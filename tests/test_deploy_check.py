@@ -148,7 +148,8 @@ def test_nothing_listens(check: Any) -> None:
 @pytest.mark.parametrize(
     ("answer", "detail", "hint"),
     [
-        (says(403, b"<html>Forbidden</html>", "text/html"), "403, text/html", "IDENTITY_TOKEN="),
+        (says(403, b"<html>Forbidden</html>", "text/html"), "403, text/html", "the ID token is refused"),
+        (says(503, b"<html>Unavailable</html>", "text/html"), "503, text/html", "does not start"),
         (says(200, b"<html>welcome</html>", "text/html"), "200, text/html", "is this the address of a gateway"),
         (
             says(301, b"", location="https://elsewhere.example/x"),
@@ -156,7 +157,7 @@ def test_nothing_listens(check: Any) -> None:
             "the address",
         ),
     ],
-    ids=["private", "something else", "redirect"],
+    ids=["private", "does not start", "something else", "redirect"],
 )
 def test_without_health_no_token_is_sent(
     gateway: tuple[Pretender, str], check: Any, answer: Answer, detail: str, hint: str
@@ -168,6 +169,16 @@ def test_without_health_no_token_is_sent(
     assert detail in checked["health"][1]
     assert hint in checked.hint("health")
     assert [path for path, _ in server.seen] == ["/health"]
+
+
+def test_a_private_service_asks_for_an_identity_token(
+    gateway: tuple[Pretender, str], check: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, url = gateway
+    monkeypatch.delenv("IDENTITY_TOKEN")
+    server.instead["/health"] = says(403, b"<html>Forbidden</html>", "text/html")
+    assert "IDENTITY_TOKEN=$(gcloud auth print-identity-token)" in check(url).hint("health")
+    assert "x-serverless-authorization" not in server.seen[0][1]
 
 
 def test_a_server_that_hangs_is_left_in_time(gateway: tuple[Pretender, str], check: Any) -> None:
@@ -335,19 +346,22 @@ def test_an_answer_that_echoes_tokens_shows_none(gateway: tuple[Pretender, str],
     assert "\x1b" not in str(checked.found)
 
 
+GOOD, RESTS = STATUS["keys"][0], {"state": "aside", "why": "not valid"}
+
+
 @pytest.mark.parametrize(
     ("found", "verdict", "detail"),
     [
         (STATUS | {"keys": []}, "FAIL", "none of 0 keys is usable"),
-        (
-            STATUS | {"keys": [{"id": "a", "project": "p", "state": "aside", "why": "the key is not valid"}]},
-            "FAIL",
-            "none of 1 keys is usable: the key is not valid",
-        ),
-        (STATUS | {"keys": [*STATUS["keys"], {"project": "q", "state": "aside"}]}, "warn", "1 of 2 keys"),
+        (STATUS | {"keys": [GOOD | {"state": "disabled"}]}, "FAIL", "none of 0 keys is usable"),
+        (STATUS | {"keys": [GOOD | RESTS]}, "FAIL", "none of 1 keys is usable: not valid"),
+        (STATUS | {"projects": [{"project": "p"} | RESTS]}, "FAIL", "none of 1 keys is usable: not valid"),
+        (STATUS | {"keys": [GOOD, GOOD | {"id": "b"} | RESTS]}, "warn", "key b is set aside: not valid"),
+        (STATUS | {"keys": [GOOD, GOOD | {"state": "disabled"}]}, "ok", "1 keys of 1 projects"),
         (STATUS | {"store": {"state": "down", "url": "x", "why": "gone"}}, "warn", "x is down: gone"),
         (STATUS | {"pool": {"problems": ["11 instances write"], "suspicion": None}}, "warn", "11 instances"),
         ({"status": "fine"}, "FAIL", "no status of Pollux's"),
+        (STATUS | {"keys": "fine"}, "FAIL", "no status of Pollux's"),
     ],
 )
 def test_what_the_status_tells(
@@ -464,6 +478,7 @@ def test_what_is_this_machine(host: str) -> None:
         ["https://user:word@x.example"],
         ["https://x.example?key=word"],
         ["x"],
+        ["https://b\u00fccher.example"],
         [],
         ["https://x.example", "--timeout", "0"],
         ["https://x.example", "--timeout", "nan"],

@@ -96,6 +96,8 @@ def is_local(url: str) -> bool:
 
 def _url(text: str) -> str:
     try:
+        if not text.isascii():
+            raise ValueError
         return base_url(text)
     except ValueError:
         raise argparse.ArgumentTypeError(

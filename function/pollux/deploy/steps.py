@@ -22,6 +22,11 @@ LONG = "Count from 1 to 200 in words, one number a line, nothing else."
 PLATFORM = (".run.app", ".cloudfunctions.net")
 
 PRIVATE = "a private service wants an ID token: IDENTITY_TOKEN=$(gcloud auth print-identity-token) in the environment"
+REFUSED_ID = (
+    "the ID token is refused: it lasts an hour, and its account needs roles/run.invoker (for a service account: "
+    "--audiences=URL)"
+)
+DEAD = "the service does not start, or not in time: look at its log"
 OPEN = "anybody may spend these quotas: is this Pollux itself, and not an address behind it that adds a token?"
 NOT_OURS = "is this the address of a gateway, with its path if it has one?"
 IN_Z = (
@@ -75,8 +80,7 @@ class Check:
         said = await self._endpoint.ask("GET", "/health", {})
         if said.status == 200 and said.json.get("status") == "ok":
             return Finding(name, "ok", "it lives", took=said.took)
-        hint = PRIVATE if said.status in (401, 403) else NOT_OURS
-        return Finding(name, "FAIL", f"no answer of Pollux's: {said.summary}", hint, said.took)
+        return Finding(name, "FAIL", f"no answer of Pollux's: {said.summary}", self._hint(said), said.took)
 
     async def _no_token(self, name: str) -> Finding:
         said = await self._endpoint.ask("POST", self._native("generateContent"), {}, _prompt(SHORT))
@@ -160,11 +164,11 @@ class Check:
             return f"the client token is that of {self._credentials.client_from}: is it this gateway's?"
         if said.reason:
             return ERRORS[said.reason].remedy
-        if said.status in (401, 403) and "x-pollux-request-id" not in said.headers:
-            return PRIVATE
         if "x-pollux-request-id" in said.headers:
             return "Google refused it: docs/verdicts.md, `pollux judge`; --model MODEL tries another"
-        return NOT_OURS
+        if said.status in (401, 403):
+            return REFUSED_ID if self._credentials.identity else PRIVATE
+        return DEAD if said.status >= 500 else NOT_OURS
 
     def _native(self, verb: str) -> str:
         return f"/v1beta/models/{quote(self._model, safe='')}:{verb}"
