@@ -315,8 +315,8 @@ def test_a_token_of_another_gateway(
     monkeypatch.setenv("POLLUX_ADMIN_TOKEN", "another-admin-token")
     checked = check(url)
     assert checked.failed == ["generate", "status"]
-    assert "that of POLLUX_TOKEN" in checked.hint("generate")
-    assert "that of POLLUX_ADMIN_TOKEN" in checked.hint("status")
+    assert "comes from POLLUX_TOKEN" in checked.hint("generate")
+    assert "comes from POLLUX_ADMIN_TOKEN" in checked.hint("status")
     assert checked["stream"] == checked["openai"] == ("skipped", "the client token is refused")
     assert any(headers.get("x-goog-api-key") == "of-another-gateway" for _, headers in server.seen)
 
@@ -331,6 +331,15 @@ def test_an_error_of_pollux_comes_with_its_remedy(gateway: tuple[Pretender, str]
     assert checked.failed == ["openai"]
     assert checked["openai"][1] == "503 NO_USABLE_KEY: no key"
     assert checked.hint("openai") == ERRORS["NO_USABLE_KEY"].remedy
+
+
+def test_an_error_of_google_is_shown_in_its_words(gateway: tuple[Pretender, str], check: Any) -> None:
+    server, url = gateway
+    error = [{"error": {"code": 404, "message": "models/x is not found"}}]
+    server.instead["/v1beta/openai/chat/completions"] = says(404, error, **{"x-pollux-request-id": "0" * 16})
+    checked = check(url)
+    assert checked["openai"] == ("FAIL", "404: models/x is not found")
+    assert "Google refused it" in checked.hint("openai")
 
 
 def test_an_answer_that_echoes_tokens_shows_none(gateway: tuple[Pretender, str], check: Any) -> None:
@@ -498,7 +507,10 @@ def test_without_a_client_token_nothing_is_tried(
     gateway: tuple[Pretender, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("POLLUX_TOKEN")
-    assert "set POLLUX_TOKEN" in refused(capsys, gateway[1])
+    assert "data/tokens.json has none" in refused(capsys, gateway[1])
+    assert refused(capsys, "https://x.example").endswith(
+        "set POLLUX_TOKEN, or say --token-file FILE (- is standard input)\n"
+    )
     assert gateway[0].seen == []
 
 

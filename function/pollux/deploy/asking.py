@@ -41,11 +41,13 @@ class Said:
 
     @property
     def json(self) -> dict[str, Any]:
-        """{} if it is no object."""
+        """{} if it is no object. Google's errors on the OpenAI route are lists of one."""
         try:
             found = json.loads(self.body)
         except (ValueError, RecursionError):
             return {}
+        if isinstance(found, list) and len(found) == 1:
+            found = found[0]
         return found if isinstance(found, dict) else {}
 
     @property

@@ -53,7 +53,10 @@ class Sources:
             asking="Client token (not shown): ",
         )
         if not client:
-            raise CredentialError("no client token: set POLLUX_TOKEN, or say --token-file FILE (- is standard input)")
+            local = f"{self.tokens_json} has none; " if self.tokens_json else ""
+            raise CredentialError(
+                f"no client token: {local}set POLLUX_TOKEN, or say --token-file FILE (- is standard input)"
+            )
         admin_read = _from_file(self.admin_token_file, self.stdin) if self.admin_token_file else {}
         admin, admin_from = self._first(
             (admin_read.get("admin") or admin_read.get("client", ""), self.admin_token_file or ""),
@@ -71,7 +74,7 @@ class Sources:
     def _first(self, *found: tuple[str, str], asking: str) -> tuple[str, str]:
         known = next(((token, where) for token, where in found if token), None)
         if known is None:
-            return (self.ask(asking).strip(), "what was typed") if self.ask else ("", "")
+            return (self.ask(asking).strip(), "the terminal") if self.ask else ("", "")
         return known
 
 

@@ -148,7 +148,7 @@ class Check:
         headers = {"authorization": f"Bearer {self._credentials.admin}"}
         said = await self._endpoint.ask("GET", "/admin/status", headers)
         if said.status == 401:
-            hint = f"the admin token is that of {self._credentials.admin_from}: is it this gateway's?"
+            hint = f"the admin token comes from {self._credentials.admin_from}: is it this gateway's?"
             return Finding(name, "FAIL", said.summary, hint, said.took)
         if said.status != 200:
             return self._refused(name, said)
@@ -161,7 +161,7 @@ class Check:
 
     def _hint(self, said: Said) -> str:
         if said.reason == "NO_TOKEN":
-            return f"the client token is that of {self._credentials.client_from}: is it this gateway's?"
+            return f"the client token comes from {self._credentials.client_from}: is it this gateway's?"
         if said.reason:
             return ERRORS[said.reason].remedy
         if "x-pollux-request-id" in said.headers:
