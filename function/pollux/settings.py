@@ -77,7 +77,7 @@ def _one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
-def _url(text: str) -> str:
+def base_url(text: str) -> str:
     try:
         parts = urlsplit(text)
         sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not parts.query
@@ -151,7 +151,7 @@ class Settings:
         (), _words, "Client tokens, comma separated.", secret=True, shown="made on the first local run"
     )
     admin_token: str = _setting("", str.strip, "The token of /admin.", secret=True, shown="made on the first local run")
-    upstream: str = _setting("https://generativelanguage.googleapis.com", _url, "The Gemini API's base URL.")
+    upstream: str = _setting("https://generativelanguage.googleapis.com", base_url, "The Gemini API's base URL.")
     catalog: str = _setting("", str, "A catalog file of your own; its entries replace those of the built-in one.")
     strategy: str = _setting(
         "earliest",
