@@ -65,6 +65,22 @@ def test_the_first_after_a_rest_is_not_judged() -> None:
     play(scene())
 
 
+def test_a_quick_one_after_a_rest_ends_it_too() -> None:
+    """Else an instance with little to do would take the store for slow as long as it lives."""
+
+    async def scene() -> None:
+        watch, store = await _watch(1.2)
+        await _commits(watch, "abcd")
+        assert watch.trouble == "slow"
+        await _commits(watch, "e", pause=20.0)
+        assert watch.trouble == "slow", "a slow one after a rest tells nothing new"
+        store.delay = lambda: 0.1
+        await _commits(watch, "f", pause=20.0)
+        assert watch.trouble == ""
+
+    play(scene())
+
+
 def test_a_commit_that_fails_is_trouble_until_a_commit_succeeds_and_a_read_does_not_end_it() -> None:
     async def scene() -> None:
         watch, store = await _watch()

@@ -47,6 +47,7 @@ NEVER_UP = (
     "x-goog-request-params",
     "x-goog-iam-authorization-token",
     "x-goog-authenticated-user-email",
+    "x-serverless-authorization",  # the caller's, to the platform
 )
 NEVER_DOWN = (
     "set-cookie",

@@ -203,6 +203,11 @@ def greeting(token: str, url: str) -> str:
     )
 
 
+def client_of(written: str) -> str:
+    """The token of the settings' first entry, for who calls with it."""
+    return _entry(written, 1, "POLLUX_TOKEN, entry 1")[1]
+
+
 def _load(path: Path) -> LocalTokens:
     warnings: tuple[str, ...] = ()
     if os.name == "posix" and path.stat().st_mode & 0o077:

@@ -51,6 +51,12 @@ def _parser(wanted: str) -> argparse.ArgumentParser:
         cli_tokens.add_parser(commands)
     else:
         commands.add_parser("tokens", help="make, list and revoke the tokens that clients call with")
+    if wanted == "deploy":
+        from pollux import cli_deploy
+
+        cli_deploy.add_parser(commands)
+    else:
+        commands.add_parser("deploy", help="check an endpoint, deployed or here")
     _add_watchers(commands)
     simulate = commands.add_parser("simulate", help="run a simulated Gemini API that enforces quotas")
     if wanted == "simulate":
@@ -112,6 +118,10 @@ def _run(namespace: argparse.Namespace) -> int:
             from pollux import cli_tokens
 
             return cli_tokens.run(namespace, load_settings())
+        case "deploy":
+            from pollux import cli_deploy
+
+            return cli_deploy.run(namespace, load_settings())
         case "serve":
             from pollux import serving
 

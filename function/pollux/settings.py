@@ -77,7 +77,7 @@ def _one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
-def _url(text: str) -> str:
+def base_url(text: str) -> str:
     try:
         parts = urlsplit(text)
         sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not parts.query
@@ -157,6 +157,7 @@ class Settings:
         (), _words, "Client tokens, comma separated.", secret=True, shown="made on the first local run"
     )
     admin_token: str = _setting("", str.strip, "The token of /admin.", secret=True, shown="made on the first local run")
+<<<<<<< HEAD
     upstream: str = _setting("https://generativelanguage.googleapis.com", _url, "The Gemini API's base URL.")
     public_url: str = _setting(
         "",
@@ -164,6 +165,9 @@ class Settings:
         "This gateway's base URL as clients know it, for addresses in answers; with the path that it is mounted under.",
         shown="what the request says",
     )
+=======
+    upstream: str = _setting("https://generativelanguage.googleapis.com", base_url, "The Gemini API's base URL.")
+>>>>>>> main
     catalog: str = _setting("", str, "A catalog file of your own; its entries replace those of the built-in one.")
     strategy: str = _setting(
         "earliest",

@@ -16,7 +16,8 @@ log = logging.getLogger("pollux.store")
 SLOW = 1.0
 SLOW_IN_A_ROW = 3
 IDLE = 10.0
-"""The first answer after so long a rest is not judged: the process may have been frozen, the connection gone."""
+"""That the first answer after so long a rest is slow says nothing: the process may have been frozen, the connection
+gone."""
 KEPT = 1000
 
 
@@ -40,7 +41,7 @@ class Watch:
     """The store as all documents of a process use it: counted, timed and judged.
 
     Trouble is "down" from a call that was not answered until one that is (of a commit: until a commit is), and "slow"
-    after three slow commits in a row.
+    after three slow commits in a row until a quick one.
     """
 
     def __init__(self, store: Store) -> None:
@@ -111,8 +112,10 @@ class Watch:
         if commit:
             self._commits_fail = False
             self._commits.append(seconds)
-            if not rested:
-                self._slow = self._slow + 1 if seconds > SLOW else 0
+            if seconds <= SLOW:
+                self._slow = 0
+            elif not rested:
+                self._slow += 1
         if self._slow >= SLOW_IN_A_ROW:
             self._enter("slow", f"{self._slow} commits in a row took longer than {SLOW:g} s")
         elif not self._commits_fail and (self.down or not self._slow):

@@ -156,7 +156,7 @@ class HttpUpstream:
             raise UpstreamError("unreachable", f"no connection to {where} within the time allowed") from None
         except (OSError, ssl.SSLError, UnicodeError) as error:
             reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
-            raise UpstreamError("unreachable", f"no connection to {where} ({reason})") from None
+            raise UpstreamError("unreachable", f"no connection to {where} ({reason})") from error
         return connection
 
     def release(self, connection: Connection) -> None:

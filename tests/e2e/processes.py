@@ -180,16 +180,28 @@ def serving(folder: Path, environ: Mapping[str, str], *arguments: str) -> Iterat
         found.kill()
 
 
+HERE = (
+    sys.executable,
+    "-m",
+    "functions_framework",
+    "--target",
+    "gateway",
+    "--source",
+    str(FUNCTION / "main.py"),
+    "--asgi",
+)
+
+
 @contextlib.contextmanager
-def functions(folder: Path, environ: Mapping[str, str]) -> Iterator[Gateway]:
+def functions(
+    folder: Path, environ: Mapping[str, str], command: Sequence[str] = HERE, *, cwd: Path | None = None
+) -> Iterator[Gateway]:
     """A gateway under the Functions Framework, as it is deployed: gunicorn, and uvicorn in its one worker."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "functions_framework", "--target", "gateway"]
-    command += ["--source", str(FUNCTION / "main.py"), "--asgi"]
     own = {"HOST": "127.0.0.1", "PORT": "0", "GUNICORN_LOG_LEVEL": "info", "HOME": str(folder)}
     with (folder / "stderr").open("wb") as stderr:
         process = subprocess.Popen(
-            command, cwd=folder, env=dict(environ) | own, stdout=stderr, stderr=stderr, start_new_session=True
+            command, cwd=cwd or folder, env=dict(environ) | own, stdout=stderr, stderr=stderr, start_new_session=True
         )
     found = Gateway(process, folder, "", grouped=True)
     try:

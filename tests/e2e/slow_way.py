@@ -34,21 +34,29 @@ class SlowWay:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _carry(self, source: asyncio.StreamReader, drain: asyncio.StreamWriter, *, late: bool) -> None:
-        """In order, each piece when it is due: many may be under way at once."""
+        """Each piece when it is due: many may be under way at once. A queue keeps their order; timers of the loop would
+        not, where several are due at the same moment, and gRPC's connection would hang on what comes out of order."""
         loop = asyncio.get_running_loop()
-        due = 0.0
+        under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
 
-        def pass_on(data: bytes) -> None:
-            if drain.transport is not None and not drain.transport.is_closing():
+        async def pass_on() -> None:
+            while True:
+                due, data = await under_way.get()
+                await asyncio.sleep(due - loop.time())
+                if not data:
+                    return
                 drain.write(data)
 
+        passing = asyncio.create_task(pass_on())
         try:
             while data := await source.read(65536):
-                due = max(due, loop.time() + (self.delay if late else 0.0))
-                loop.call_at(due, pass_on, data)
+                under_way.put_nowait((loop.time() + (self.delay if late else 0.0), data))
+            under_way.put_nowait((0.0, b""))  # the end, after all that is under way
+            await passing
         except (ConnectionError, asyncio.CancelledError):
             pass
         finally:
+            passing.cancel()
             drain.close()
 
 
