@@ -141,6 +141,9 @@ class ApiError(Exception):
         super().__init__(status)
         self.status = status
         self.body = body
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.early = False
+        """Whether it is sent before the body of an upload has come."""
 
     def encode(self, *, array: bool = False) -> tuple[bytes, bytes]:
         """(content type, bytes): JSON over several lines, as Google writes it; `array`: as a list of one."""
@@ -165,6 +168,11 @@ def error(name: str, case: Case | None = None) -> ApiError:
 
 def bad_request(message: str) -> ApiError:
     return _error(400, "INVALID_ARGUMENT", message)
+
+
+def said(code: int, status: str, message: str) -> ApiError:
+    """An error in words that only one place has."""
+    return _error(code, status, message)
 
 
 def _error(code: int, status: str, message: str, details: Sequence[dict[str, Any]] = ()) -> ApiError:

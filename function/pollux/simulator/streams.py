@@ -12,6 +12,15 @@ JSON = b"application/json; charset=UTF-8"
 SSE = b"text/event-stream"
 
 
+class Reply(NamedTuple):
+    """An answer in one piece."""
+
+    body: bytes = b""
+    headers: Sequence[tuple[bytes, bytes]] = ()
+    status: int = 200
+    kind: bytes = JSON
+
+
 class Stream(NamedTuple):
     kind: bytes
     pieces: list[bytes]

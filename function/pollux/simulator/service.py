@@ -1,0 +1,81 @@
+"""What the simulator answers about things that projects own: which call goes to which kind, and who may name what."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pollux.simulator.caches import Caches
+from pollux.simulator.content import KEEP
+from pollux.simulator.errors import error, said
+from pollux.simulator.files import Files
+from pollux.simulator.references import names_in
+from pollux.simulator.request import Request
+from pollux.simulator.resources import Resources
+from pollux.simulator.uploads import GRANULARITY, Uploaded, Uploads
+
+Answer = Callable[[Request], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owning:
+    """How the simulator treats what projects own.
+
+    processing: seconds until an uploaded file is active; working: until a batch, video or other operation is done.
+    keep_content: bytes of an uploaded file that are kept. granularity: of the chunks of an upload. base: scheme and
+    host that its URIs begin with, instead of those that the caller used.
+    """
+
+    processing: float = 0.0
+    working: float = 0.0
+    keep_content: int = KEEP
+    granularity: int = GRANULARITY
+    base: str = ""
+
+
+class Service:
+    def __init__(
+        self, clock: Callable[[], float], models: dict[str, str], seed: int = 0, owning: Owning | None = None
+    ) -> None:
+        self.owning = owning = owning or Owning()
+        self.resources = resources = Resources(clock, seed)
+        self.files = Files(resources, owning.processing)
+        self.caches = Caches(resources, models)
+        self.uploads = Uploads(resources, self._uploaded, owning.keep_content, owning.granularity)
+        self._answers: Mapping[str, Answer] = {**self.files.answers, **self.caches.answers}
+
+    def root(self, scheme: str, host: str) -> str:
+        return self.owning.base.rstrip("/") or f"{scheme}://{host}"
+
+    def answer(self, request: Request) -> Any:
+        """A document, a list of events, or Media. Raises ApiError."""
+        name = f"openai.{request.verb}" if request.api == "openai" else request.verb
+        answer = self._answers.get(name)
+        if answer is None:
+            raise error("no-such-path", request.case())
+        return answer(request)
+
+    def check(self, request: Request, project: str, model: str) -> int:
+        """Whether all that the body names is this project's, and how many tokens of it are cached. Raises ApiError."""
+        cached = 0
+        for name in names_in(request.document):
+            if name.startswith("cachedContents/"):
+                cached += self.caches.tokens(name, project, model)
+                continue
+            resource = self.resources.get(name, project)
+            if name.startswith("files/") and self.resources.clock() < resource.ready:
+                text = f"The File {resource.id} is not in an ACTIVE state and usage is not allowed."
+                raise said(400, "FAILED_PRECONDITION", text)
+        return cached
+
+    def tuned(self, name: str, project: str) -> str:
+        """The model under a tuned one. Raises ApiError."""
+        return str(self.resources.get(name, project).document["baseModel"]).removeprefix("models/")
+
+    def begin(self, request: Request, project: str, model: str) -> dict[str, Any]:
+        """A batch or a video: what it is known by until it is done. Raises ApiError."""
+        raise error("no-such-path", request.case())
+
+    def _uploaded(self, upload: Uploaded) -> dict[str, Any]:
+        given = upload.metadata.get("file", {})
+        file = self.files.create(upload.project, given, upload.kind, upload.content, "CreateFileRequest")
+        return {"file": self.files.show(file, upload.base)}
