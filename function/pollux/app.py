@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pollux import admin
 from pollux.address import inside
+from pollux.affinity import Affinity
 from pollux.auth import JoinedTokens, LocalTokens, TokenError, Tokens, TokenSource, load_or_make
 from pollux.catalog import Catalog, CatalogError, builtin_text
 from pollux.inbound import HEAD_MOST, Receive, Scope, Send, head_size, header
@@ -117,7 +118,8 @@ class App:
         )
         self.roster = Roster(self.store, self.keyring, load_catalog(settings))
         self.pool = Pool(settings, self.roster)
-        relay, uploads = Relay(self.pool, self.upstream), Uploads(self.pool, self.upstream)
+        self.affinity = Affinity(self.roster)
+        relay, uploads = Relay(self.pool, self.upstream), Uploads(self.pool, self.upstream, self.affinity)
         self.reception = Reception(settings, tokens, relay, uploads, self.journal)
 
     async def start(self) -> None:

@@ -5,10 +5,12 @@ for. Any instance goes on with any upload. Bodies pass through and are never hel
 """
 
 import asyncio
+import json
 from collections.abc import Sequence
 
 from pollux import wire
 from pollux.address import own_base
+from pollux.affinity import Affinity
 from pollux.attempts import judged, unanswered
 from pollux.exchange import Readdress
 from pollux.inbound import PassingBody, Receive, RequestError, Scope, Watch, uncancel
@@ -22,19 +24,27 @@ from pollux.upload_token import LIFETIME, Session, UploadTokenError, seal
 from pollux.upstream import Answer, Upstream, UpstreamError
 from pollux.wire import Call
 
+GO_ON = 308
+"""In the older protocol: more is to come."""
+
 RawHeaders = Sequence[tuple[bytes, bytes]]
 
 
 class Uploads:
-    def __init__(self, pool: Pool, upstream: Upstream) -> None:
+    def __init__(self, pool: Pool, upstream: Upstream, affinity: Affinity) -> None:
         self._settings = pool.settings
         self._pool = pool
         self._upstream = upstream
+        self._affinity = affinity
 
     def readdress(self, scope: Scope, call: Call, client: str) -> Readdress:
         """What an answer's headers need within an upload: Google's address of the session becomes one of ours."""
-        address = own_base(scope, self._settings.public_url, proxied=in_cloud()) + call.path
+        return self._ours(self._base(scope) + call.path, client)
 
+    def _base(self, scope: Scope) -> str:
+        return own_base(scope, self._settings.public_url, proxied=in_cloud())
+
+    def _ours(self, address: str, client: str) -> Readdress:
         def ours(raw: RawHeaders, passed: list[tuple[bytes, bytes]], key: Key, value: str) -> list[tuple[bytes, bytes]]:
             kept = [(name, text) for name, text in passed if name not in wire.UPLOAD_ADDRESSES]
             for name, text in raw:
@@ -57,7 +67,7 @@ class Uploads:
         the key that began is still in use.
         """
         guard(value.reveal())
-        readdress = self.readdress(scope, call, session.client)
+        base = self._base(scope)
         record.project, record.key = session.project, session.key
         watch = Watch(receive, None)
         body = PassingBody(scope["headers"], receive, watch.begin)
@@ -68,7 +78,7 @@ class Uploads:
             answer = await self._upstream.send(scope["method"], session.target, headers, body)
             status = answer.status
             try:
-                cause = await self._passed(readdress, session, value.reveal(), answer, reply)
+                cause = await self._passed(base, call, session, value.reveal(), answer, reply)
             finally:
                 answer.close()
         except UpstreamError as error:
@@ -85,20 +95,33 @@ class Uploads:
             said = f"{body.passed} bytes passed"
             record.attempts.append(Attempt("", session.project, session.key, cause, status, detail=said))
 
-    async def _passed(self, readdress: Readdress, session: Session, value: str, answer: Answer, reply: Reply) -> str:
+    async def _passed(self, base: str, call: Call, session: Session, value: str, answer: Answer, reply: Reply) -> str:
         """Google's answer as it is; what it means for the upload is the client's to judge. Returns its cause."""
-        passed = [(name, covered(text, value)) for name, text in wire.client_headers(answer.headers)]
-        headers = readdress(answer.headers, passed, Key(session.key, session.project), value)
-        if answer.status >= 300 and answer.status != 308:  # in the older protocol 308 says: go on
+        key = Key(session.key, session.project)
+        headers = [(name, covered(text, value)) for name, text in wire.client_headers(answer.headers)]
+        headers = self._ours(base + call.path, session.client)(answer.headers, headers, key, value)
+        if answer.status >= 300 and answer.status != GO_ON:
             verdict, shown, body = judged(answer.status, headers, await answer.read(), value, self._pool.now())
             await reply.whole(answer.status, shown, body)
             return verdict.cause
         body, whole = await collect(answer)
-        if not whole:
-            await pass_on(reply, answer, headers, _nothing_to_settle, body, secret=value)
+        if whole:
+            await reply.whole(answer.status, headers, covered(await self._made(body, base, session), value))
         else:
-            await reply.whole(answer.status, headers, covered(body, value))
+            await pass_on(reply, answer, headers, _nothing_to_settle, body, secret=value)
         return "ok"
+
+    async def _made(self, body: bytes, base: str, session: Session) -> bytes:
+        """An answer that names what came of the upload: that is bound, and its URI points to us."""
+        try:
+            document = json.loads(body) if body else None
+        except (ValueError, RecursionError):
+            document = None
+        upstream = self._settings.upstream
+        path, _, query = session.target.partition("?")
+        names = wire.answer_names(document, wire.read_target("POST", path, query), (upstream, wire.GOOGLE))
+        await self._affinity.bind(names, session.project, session.client)
+        return wire.to_client(body, upstream, base) if names else body
 
 
 def _at(address: str, session: Session, value: str) -> bytes:
