@@ -192,6 +192,8 @@ def _owned(method: str, api: str, version: str, path: str, rest: str) -> Request
     """The route of what projects own: as many pairs of collection and id as there are, then perhaps an action."""
     name, _, action = rest.partition(":")
     segments = name.split("/")
+    if api == "openai" and len(segments) > 2 and segments[0] == segments[1]:
+        del segments[0]  # the ids of files and batches begin with files/ and batches/ there, too
     if len(segments) == 3 and segments[2] in _WORDS and not action:
         action = segments.pop()
     known = segments[0] in COLLECTIONS or (segments[0] == "models" and segments[2:3] == ["operations"])
@@ -205,6 +207,8 @@ def _owned(method: str, api: str, version: str, path: str, rest: str) -> Request
     elif method != ("GET" if action in ("download", "content") else "POST"):
         action = ""
     verb = f"{collection}.{action}" if action else "other"
+    if segments[0] == "interactions" and api == "native":
+        api = "interactions"
     return Request(api, version, verb, path, name="/".join(segments))
 
 
