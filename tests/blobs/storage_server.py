@@ -46,8 +46,8 @@ class Trouble:
 
     method: str
     what: str
-    """A status; or drop (before anything was done), lose (the answer), short (take 256 KiB), none (take nothing),
-    corrupt, break (half of a download), hang."""
+    """A status, 4030 for too many calls; or drop (before anything was done), lose (the answer), short (take 256 KiB),
+    none (take nothing), corrupt, break (half of the answer), hang, odd (a page of some proxy, with 200), or nothing."""
     where: str = ""
 
 
@@ -128,8 +128,11 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.what == "hang":
             state.over.wait()
             self._gone()
+        elif self.what == "odd":
+            self._answer(200, b"<html>Welcome</html>")
         elif self.what.isdigit():
-            self._refused(int(self.what), "trouble", "as a test wants it")
+            reason = "rateLimitExceeded" if self.what == "4030" else "trouble"
+            self._refused(int(self.what[:3]), reason, "as a test wants it")
         elif state.token is not None and self.headers.get("authorization") != f"Bearer {state.token}":
             self._refused(401, "authError", "Invalid Credentials")
         else:

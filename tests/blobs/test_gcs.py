@@ -73,6 +73,7 @@ def play(address: str, scene: Callable[[Blobs], Awaitable[None]], *, bucket: str
     [
         [Trouble("POST", "503")],
         [Trouble("POST", "lose")],
+        [Trouble("PUT", "break"), Trouble("PUT", "4030")],
         [Trouble("PUT", "503")],
         [Trouble("PUT", "429"), Trouble("PUT", "500"), Trouble("PUT", "drop")],
         [Trouble("PUT", "drop")],
@@ -105,6 +106,19 @@ def test_the_last_answer_lost_is_found_again_and_nothing_sent_twice(server: Stor
         assert len({made.generation for made in server.objects.values()}) == 1
 
     play(server.address, scene)
+
+
+def test_whoever_gets_on_slowly_is_not_given_up(server: Storage) -> None:
+    clock = Clock()
+
+    async def scene(blobs: Blobs) -> None:
+        server.trouble = [Trouble("PUT", what) for _ in range(20) for what in ("short", "503", "")]
+        await put(blobs, "a", DATA[: 8 * MIB])
+        assert server.objects["a"].data == DATA[: 8 * MIB]
+
+    play(server.address, scene, times=clock.times(chance=0.0))
+    assert len(clock.slept) == 20
+    assert max(clock.slept) == clock.slept[0]
 
 
 def test_pauses_double_up_to_a_bound_within_the_deadline(server: Storage) -> None:
@@ -173,6 +187,20 @@ def test_a_bucket_that_is_not_there(server: Storage, call: Callable[[Blobs], Awa
         assert not isinstance(error.value, BlobMissingError | BlobUnavailableError)
 
     play(server.address, scene, bucket="elsewhere")
+
+
+@pytest.mark.parametrize("call", [CALLS[name] for name in ("open", "write", "size", "sweep")])
+def test_an_answer_that_is_not_cloud_storages(server: Storage, call: Callable[[Blobs], Awaitable[object]]) -> None:
+    async def scene(blobs: Blobs) -> None:
+        server.trouble = [Trouble(method, "odd") for method in ("GET", "POST")]
+        with pytest.raises(
+            BlobError, match="that is no answer of Cloud Storage's; look at STORAGE_EMULATOR_HOST"
+        ) as error:
+            await call(blobs)
+        assert not isinstance(error.value, BlobUnavailableError)
+        assert "Welcome" not in str(error.value)
+
+    play(server.address, scene)
 
 
 @every_call

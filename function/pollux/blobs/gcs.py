@@ -26,6 +26,7 @@ from pollux.blobs.gcs_calls import (
     Times,
     Token,
     no_bucket,
+    odd,
     refused,
 )
 from pollux.blobs.gcs_token import GoogleToken, NoToken
@@ -63,7 +64,9 @@ class GcsBlobs:
 
     async def open(self) -> None:
         asked = f"{self._objects}?maxResults=1&prefix={quote(self._prefix, safe='')}&fields=items(name)"
-        await self._calls.call("GET", asked, f"blobs {self._url}")
+        subject = f"blobs {self._url}"
+        if (await self._calls.call("GET", asked, subject)).json() is None:
+            raise odd(subject)
 
     async def close(self) -> None:
         await self._calls.close()
@@ -119,7 +122,12 @@ class GcsBlobs:
 
     async def size(self, name: str) -> int | None:
         reply = await self._found("GET", f"{self._object(name)}?fields=size", name)
-        return None if reply is None else int(reply.json()["size"])
+        if reply is None:
+            return None
+        size = str((reply.json() or {}).get("size"))
+        if not size.isdigit():
+            raise odd(self._subject(name))
+        return int(size)
 
     async def delete(self, name: str) -> bool:
         return await self._found("DELETE", self._object(name), name) is not None
@@ -159,7 +167,10 @@ class GcsBlobs:
         }
         headers = [("Content-Type", "application/json; charset=UTF-8")]
         reply = await self._calls.call("POST", target, subject, headers=headers, body=json.dumps(described).encode())
-        return Upload(self._calls, reply.headers.get("location", ""), subject)
+        address = reply.headers.get("location")
+        if address is None:
+            raise odd(subject)
+        return Upload(self._calls, address, subject)
 
     async def _check(self, name: str, made: Mapping[str, Any], size: int, md5: str) -> None:
         if str(made.get("size")) == str(size) and made.get("md5Hash", md5) == md5:
@@ -207,7 +218,11 @@ class GcsBlobs:
     async def _listed(self, page: str) -> dict[str, Any]:
         asked = f"prefix={quote(self._prefix, safe='')}&fields=items(name,generation,customTime),nextPageToken"
         more = f"&pageToken={quote(page, safe='')}" if page else ""
-        return (await self._calls.call("GET", f"{self._objects}?{asked}{more}", f"blobs {self._url}")).json()
+        subject = f"blobs {self._url}"
+        found = (await self._calls.call("GET", f"{self._objects}?{asked}{more}", subject)).json()
+        if found is None:
+            raise odd(subject)
+        return found
 
     def _expired(self, item: Mapping[str, Any], now: float) -> bool:
         if not NAMES.fullmatch(str(item.get("name")).removeprefix(self._prefix)):

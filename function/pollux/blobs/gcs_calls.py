@@ -38,12 +38,13 @@ class Reply(NamedTuple):
     headers: Mapping[str, str]
     body: bytes
 
-    def json(self) -> dict[str, Any]:
+    def json(self) -> dict[str, Any] | None:
+        """None: it is no object of JSON."""
         try:
             value = json.loads(self.body)
         except ValueError:
-            return {}
-        return value if isinstance(value, dict) else {}
+            return None
+        return value if isinstance(value, dict) else None
 
 
 class PassingError(Exception):
@@ -168,6 +169,10 @@ class GcsCalls:
         raise refused(reply, self.bucket, subject)
 
 
+def odd(subject: str) -> BlobError:
+    return BlobError(f"{subject}: that is no answer of Cloud Storage's; look at {EMULATOR} and at proxies")
+
+
 def refused(reply: Reply, bucket: str, subject: str) -> BlobError:
     """Why, in our words: the service's name neither the setting nor the role."""
     status = reply.status
@@ -197,7 +202,7 @@ async def _read(answer: Answer) -> Reply:
 
 def _reason(reply: Reply) -> str:
     """Google's word for it: letters alone, so that nothing else gets into an error."""
-    error = reply.json().get("error")
+    error = (reply.json() or {}).get("error")
     errors = error.get("errors") if isinstance(error, dict) else None
     first = errors[0] if isinstance(errors, list) and errors else None
     reason = first.get("reason") if isinstance(first, dict) else None

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pollux.blobs import BlobUnavailableError
-from pollux.blobs.gcs_calls import GcsCalls, PassingError, Reply, refused
+from pollux.blobs.gcs_calls import GcsCalls, PassingError, Reply, odd, refused
 
 INCOMPLETE = 308
 _HAS = re.compile(r"bytes=0-([0-9]+)")
@@ -39,16 +39,21 @@ class Upload:
                 unsure = True
                 continue
             if reply.status < 300:
-                if last:
-                    return reply.json()
-                raise self._lost("was ended by somebody else")
+                if not last:
+                    raise self._lost("was ended by somebody else")
+                made = reply.json()
+                if made is None:
+                    raise odd(self._subject)
+                return made
             has = _persisted(reply)
             if not begin <= has <= end:
                 raise self._lost(f"has {has} bytes, where {begin} to {end} were sent")
             if has == end and not last:
                 self._at = has
                 return {}
-            if not unsure and has == self._at:  # else this would go round without end
+            if has > self._at:
+                pace = self._calls.pace(self._subject)
+            elif not unsure:  # else this would go round without end
                 await pace.rest(PassingError("Cloud Storage takes nothing"))
             self._at, unsure = has, False
 
