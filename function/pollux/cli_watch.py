@@ -184,7 +184,8 @@ def request_text(found: Mapping[str, Any]) -> str:
     for number, attempt in enumerate(found["attempts"], 1):
         where = f"{attempt['project']} (key {attempt['key']})" if attempt["project"] else "no project"
         detail = f": {attempt['detail']}" if attempt.get("detail") else ""
-        lines.append(f"  {number}. {attempt['model']} on {where}: {attempt['cause']}{detail}")
+        model = attempt["model"] or "a call without a model"
+        lines.append(f"  {number}. {model} on {where}: {attempt['cause']}{detail}")
     if found["reason"] or found["ended"]:
         lines.append(f"  ended: {found['reason'] or found['ended']}")
     return "\n".join(lines)
