@@ -42,17 +42,22 @@ class Owners:
         if not names:
             return
         await self._pool.roster.ready()
-        owners = await self._affinity.owners(sorted(names))
         # Agents of Google's own are called by bare names too: nobody owns those.
-        lost = [name for name in sorted(names) if name not in owners and (name in asked_for or not _is_agent(name))]
-        if lost:
-            owners |= await self._located(x, lost)
-        x.names = tuple(sorted({*owners, *lost}))
-        x.record.bound = x.names
+        agents = {name for name in names - asked_for if name.startswith("agents/")}
+        owners = await self.of(x, sorted(names - agents))
+        if agents:
+            owners |= await self._affinity.owners(sorted(agents))
+        x.record.bound = x.names = tuple(sorted((names - agents) | owners.keys()))
         if owners:
             x.only = x.record.owner = self._one(owners)
-        elif lost and not x.call.counted:
+        elif x.names and not x.call.counted:
             x.only = self._likely(x.record.client)
+
+    async def of(self, x: Exchange, names: Sequence[str]) -> dict[str, Bound]:
+        """Of those that are known, or found now."""
+        owners = await self._affinity.owners(names)
+        lost = [name for name in names if name not in owners]
+        return owners | await self._located(x, lost) if lost else owners
 
     def _of_body(self, x: Exchange, references: Collection[str]) -> set[str]:
         settings = self._pool.settings
@@ -139,7 +144,3 @@ class Owners:
         if told is not None and told.status and told.verdict.cause in NOT_THERE:
             return project, (False, {})
         return project, None
-
-
-def _is_agent(name: str) -> bool:
-    return name.startswith("agents/")
