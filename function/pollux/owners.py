@@ -28,7 +28,6 @@ class Owners:
         self._affinity = affinity
         self._questions = questions
         self._searches: dict[str, asyncio.Task[Bound | None]] = {}
-        self.located = 0
 
     async def place(self, x: Exchange) -> None:
         """Hold the request to the owner of what it names, and turn URIs of ours in it back into Google's."""
@@ -117,7 +116,7 @@ class Owners:
         return await asyncio.shield(task)
 
     async def _find(self, name: str, target: str, client: str) -> Bound | None:
-        self.located += 1
+        self._affinity.searches += 1
         order = self._healthy((self._affinity.made_by(client),))
         unsaid = len(order) < len(self._pool.roster.projects)
         for start in range(0, len(order), AT_ONCE):
