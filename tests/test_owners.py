@@ -289,7 +289,7 @@ def test_an_event_with_an_id_passes_when_that_is_bound() -> None:
                 await remember(*args)
                 bound_at.append(bool(await store.read(["bound/interactions/v1_x"])))
 
-            app.affinity.bind = bind  # type: ignore[method-assign]
+            app.affinity.bind = bind  # type: ignore[method-assign, assignment]
             got = await call(app, path="/v1beta/interactions", body={"model": FLASH, "input": "x", "stream": True})
             assert got.body == created + b"".join(more)
             assert bound_at == [True]
