@@ -47,12 +47,12 @@ class Interactions:
     def create(self, request: Request, admit: Admit) -> Any:
         """The interaction, or its events. `admit` is told the input tokens. Raises ApiError, as `admit` may."""
         document, project = request.document, request.project
-        agent = document.get("agent")
-        if request.model not in self._models and not isinstance(agent, str):
+        model = request.model or ""
+        if model not in self._models and document.get("agent") != model:
             raise error("not-found", request.case())
         names = list(self._names(document))
         before = self._before(document, project)
-        cached = self._check(names, project, request.model or "")
+        cached = self._check(names, project, model)
         parts = [
             {"text": item["text"]} if isinstance(item.get("text"), str) else {"fileData": item}
             for item in _items(document.get("input"))
@@ -61,7 +61,7 @@ class Interactions:
             raise bad_request("input is not specified")
         prompt = native_prompt({"contents": [{"parts": parts}]})
         admit(prompt.tokens + before + cached)
-        text = text_of(request.model or str(agent), prompt)
+        text = text_of(model, prompt)
         kept = self._kept(request, prompt, text, before + cached)
         if environment := self._environment(document, project):
             kept["environment_id"] = environment
@@ -101,9 +101,8 @@ class Interactions:
 
     def _kept(self, request: Request, prompt: Prompt, text: str, more: int) -> dict[str, Any]:
         said_tokens, tokens = -(-len(text) // 4), prompt.tokens + more
-        names = ("previous_interaction_id", "agent")
+        names = ("model", "agent", "previous_interaction_id")
         return {
-            **({"model": request.model} if request.model else {}),
             **{name: request.document[name] for name in names if name in request.document},
             "steps": [{"type": "model_output", "content": [{"type": "text", "text": text}]}],
             "usage": {

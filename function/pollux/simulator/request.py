@@ -126,7 +126,7 @@ def read_request(method: str, path: str, query: str, body: bytes, encoding: str)
             request.document = {}
         asked = request.query.get("stream") == "true"
         if request.verb.startswith("interactions.") and isinstance(request.document, dict):
-            model = request.document.get("model")
+            model = request.document.get("model", request.document.get("agent"))
             request.model = model.removeprefix("models/") if isinstance(model, str) else None
             request.stream = "sse" if asked or request.document.get("stream") is True else "no"
         return request
