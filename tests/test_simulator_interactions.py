@@ -9,7 +9,7 @@ from google import genai
 
 from pollux.simulator import Fault, Simulator, demo_keys, running
 from tests.test_simulator_api import FLASH, Answer, Clock, call
-from tests.test_simulator_resources import LONG, OTHER, make, refused, upload
+from tests.test_simulator_resources import BASE, LONG, OTHER, make, refused, upload
 
 PATH = "/v1beta/interactions"
 HELLO: dict[str, Any] = {"model": FLASH, "input": "Hello there"}
@@ -89,6 +89,17 @@ def test_events() -> None:
     assert events(call(simulator, f"{PATH}/{name}?stream=true")) == found
     assert events(call(simulator, f"{PATH}/{name}?stream=true&last_event_id=event-5")) == found[5:]
     assert call(simulator, f"{PATH}/{name}?stream=true&last_event_id=x").status == 400
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_film_is_a_file_of_the_same_project(stream: bool) -> None:
+    simulator = make()
+    answer = call(simulator, PATH, {"model": "veo-3.1-generate-001", "input": "A cat", "stream": stream})
+    item = events(answer)[-3]["delta"] if stream else answer.json["steps"][0]["content"][1]
+    assert (item["type"], item["mime_type"]) == ("video", "video/mp4")
+    path = item["uri"].removeprefix(BASE)
+    assert call(simulator, path).body.endswith(b"A cat")
+    assert call(simulator, path, headers=OTHER).status == 403
 
 
 def test_in_the_background_and_cancelled() -> None:
