@@ -105,7 +105,7 @@ def test_below_a_prefix(tmp_path: Path) -> None:
         data = some_bytes(9 * MIB)
         file = made.files.upload(file=io.BytesIO(data), config={"mime_type": "text/plain"})
         assert digests(simulator)[file.name or ""] == hashlib.sha256(data).hexdigest()
-        assert file.uri == f"{public}/v1beta/{file.name}"
+        assert file.uri == f"{public}/v1/{file.name}"
         assert made.models.generate_content(model=FLASH, contents="Hello").text
 
 
