@@ -30,6 +30,7 @@ STREAM = f"/v1beta/models/{FLASH}:streamGenerateContent?alt=sse"
 COUNT = f"/v1beta/models/{FLASH}:countTokens"
 CHAT = "/v1beta/openai/chat/completions"
 HELLO: dict[str, Any] = {"contents": [{"role": "user", "parts": [{"text": "Hello"}]}]}
+HOST = "gateway.test"
 DEADLOCK = 2 * 86400.0
 
 
@@ -373,7 +374,7 @@ async def call(
     data = body if isinstance(body, bytes) else json.dumps(body).encode() if method == "POST" else b""
     unread = list(pieces) or [data]
     raw_path, _, query = path.partition("?")
-    given = dict(headers or {})
+    given = {"host": HOST} | dict(headers or {})
     if token is not None and "authorization" not in given:
         given.setdefault("x-goog-api-key", token)
     if not pieces and data:

@@ -119,7 +119,10 @@ class App:
         self.roster = Roster(self.store, self.keyring, load_catalog(settings))
         self.pool = Pool(settings, self.roster)
         self.affinity = Affinity(self.roster)
-        relay, uploads = Relay(self.pool, self.upstream), Uploads(self.pool, self.upstream, self.affinity)
+        relay, uploads = (
+            Relay(self.pool, self.upstream, self.affinity),
+            Uploads(self.pool, self.upstream, self.affinity),
+        )
         self.reception = Reception(settings, tokens, relay, uploads, self.journal)
 
     async def start(self) -> None:

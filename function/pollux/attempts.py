@@ -17,6 +17,7 @@ from pollux.outbound import collect, covered, pass_on, pass_stream, pass_whole
 from pollux.outcome import Outcomes
 from pollux.pool import Pool, Reservation, Tried
 from pollux.redaction import without
+from pollux.resources import Resources
 from pollux.store import StoreError
 from pollux.stream import StreamReader
 from pollux.upstream import Answer, Upstream, UpstreamError
@@ -25,8 +26,8 @@ from pollux.verdict import Verdict, judge, redact
 log = logging.getLogger("pollux.relay")
 
 SETTLE_WITHIN = 0.1
-COUNT_WITHIN = 5.0
 UNREADABLE, UNREADABLE_KEY_RESTS = "key-source", 60.0
+NOT_SHOWN = frozenset({"resource-permission", "not-found", "model-access"})
 ERROR_MOST = 1 << 20
 """No error is larger, inflated."""
 
@@ -50,8 +51,9 @@ class Failure:
 
 
 class Attempts:
-    def __init__(self, pool: Pool, upstream: Upstream) -> None:
+    def __init__(self, pool: Pool, upstream: Upstream, resources: Resources) -> None:
         self.pool = pool
+        self._resources = resources
         self._outcomes = Outcomes(pool)
         self._upstream = upstream
         self._keyring = pool.roster.keyring
@@ -81,6 +83,7 @@ class Attempts:
                 answer, secret = sent
                 failure = await self._served(x, reservation, answer, secret)
             if failure is not None:
+                failure = self.of_resources(x, failure)
                 if failure.verdict.blames != "key":
                     await self._outcomes.failed(reservation, failure.verdict)
                 x.noted(Attempt(model, project, key.id, failure.verdict.cause, failure.status, failure.verdict.message))
@@ -107,6 +110,8 @@ class Attempts:
             if x.call.kind == "list-models" and x.method == "GET":
                 body = wire.with_aliases(await answer.read(), x.call, self._aliases)
                 await pass_whole(x.reply, answer.status, headers, body, _nothing_to_settle, secret=secret)
+            elif wire.is_resource_call(x.call):
+                await self._resources.pass_on(x, answer, headers, key.project, secret=secret)
             else:
                 await pass_on(x.reply, answer, headers, _nothing_to_settle, secret=secret)
         except UpstreamError as error:
@@ -114,6 +119,18 @@ class Attempts:
         finally:
             answer.close()
         return None
+
+    def of_resources(self, x: Exchange, failure: Failure) -> Failure:
+        """A resource that its owner does not know, or does not show: the client's matter, whatever the words are, and
+        no reason to rest anything."""
+        if not x.names or failure.verdict.cause not in NOT_SHOWN:
+            return failure
+        for name in x.names:
+            self._resources.affinity.drop(name)
+        if failure.verdict.cause != "model-access":
+            return failure
+        verdict = replace(failure.verdict, cause="resource-permission", blames="client", action="to-client")
+        return replace(failure, verdict=replace(verdict, cooldown_s=None))
 
     async def key_changed(self, key: Key, verdict: Verdict, tried: Tried) -> bool:
         """After a refusal of the key: read its source once more, and only once. Unchanged, it is set aside."""
@@ -136,20 +153,6 @@ class Attempts:
             raise RequestError("UPSTREAM_ERROR", failure.verdict.message)
         await x.reply.whole(failure.status, failure.headers, failure.body)
 
-    async def count(self, key: Key, target: str, body: bytes) -> int | None:
-        """Google's own count; None if it cannot be had, then the estimate stands."""
-        try:
-            value = await self._keyring.value(key.id)
-            headers = [("content-type", "application/json"), ("x-goog-api-key", value.reveal())]
-            async with asyncio.timeout(COUNT_WITHIN):
-                answer = await self._upstream.send("POST", target, headers, body)
-                try:
-                    return wire.total_tokens(await answer.read()) if answer.status == 200 else None
-                finally:
-                    answer.close()
-        except (UpstreamError, KeySourceError, TimeoutError):
-            return None
-
     async def _send(
         self, x: Exchange, key: Key, model: str | None, reservation: Reservation | None = None
     ) -> tuple[Answer, str] | Failure:
@@ -157,10 +160,7 @@ class Attempts:
         try:
             value = await self._keyring.value(key.id)
         except KeySourceError as error:
-            # What may pass by itself is this instance's trouble: others may hold the value, and go on with the key.
-            rests = 0.0 if error.passing else UNREADABLE_KEY_RESTS
-            verdict = Verdict(UNREADABLE, "key", "next-key", rests, message=str(error))
-            return Failure(verdict, model or "", key, 0, (), b"", RequestError("NO_USABLE_KEY", str(error)))
+            return unreadable(model or "", key, error)
         if value not in self._guarded:
             self._guarded.add(value)
             guard(value.reveal())
@@ -195,6 +195,8 @@ class Attempts:
             streams = (x.call.verb or "").startswith("stream")  # in a form that is not read here: passed as it comes
             body, whole = (b"", False) if streams else await collect(answer)
             await self._well(x, reservation)
+            if whole and wire.is_resource_call(x.call):
+                body = await self._resources.answered(x, key.project, covered(body, secret))
             if whole:
                 await pass_whole(x.reply, answer.status, headers, body, settle, secret=secret)
             else:
@@ -243,6 +245,13 @@ class Attempts:
         said = redact(str(error), [secret])
         verdict = replace(judge(None, b"", now=self.pool.now()), message=said)
         return Failure(verdict, model, key, 0, (), b"", unanswered(error, secret))
+
+
+def unreadable(model: str, key: Key, error: KeySourceError) -> Failure:
+    # What may pass by itself is this instance's trouble: others may hold the value, and go on with the key.
+    rests = 0.0 if error.passing else UNREADABLE_KEY_RESTS
+    verdict = Verdict(UNREADABLE, "key", "next-key", rests, message=str(error))
+    return Failure(verdict, model, key, 0, (), b"", RequestError("NO_USABLE_KEY", str(error)))
 
 
 def judged(

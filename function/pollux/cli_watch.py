@@ -177,6 +177,10 @@ def request_text(found: Mapping[str, Any]) -> str:
         f"  waited {found['waited_ms']} ms, first byte after {found['first_byte_ms']} ms, total {found['total_ms']} ms",
         f"  tokens: {found['tokens_estimated']} estimated, {found['tokens']} reported",
     ]
+    if names := found.get("bound"):
+        owner = found["owner"]
+        held = f"only project {owner} could serve it, which owns" if owner else "no project is known to own"
+        lines.append(f"  {held} {', '.join(names)}")
     for number, attempt in enumerate(found["attempts"], 1):
         where = f"{attempt['project']} (key {attempt['key']})" if attempt["project"] else "no project"
         detail = f": {attempt['detail']}" if attempt.get("detail") else ""

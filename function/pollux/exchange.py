@@ -44,6 +44,12 @@ class Exchange:
     passing: PassingBody | None = None
     """The body in the place of `body`, if it is not held: it can be sent only once."""
     readdress: Readdress | None = None
+    own_base: Callable[[], str] = str
+    """This gateway's address as the client knows it."""
+    only: str | None = None
+    """The one project that can serve it: it owns what the request names."""
+    names: tuple[str, ...] = ()
+    """The resources that the request names."""
 
     def may_try(self, most: int) -> bool:
         return self.record.sent < (most if self.passing is None or not self.passing.asked else 1)
@@ -57,6 +63,12 @@ class Exchange:
             or (self.readdress is not None and self.passing is None)
         )
 
+    def exchange(self, readable: bytes) -> None:
+        """Another body in the place of the client's: its own but for some addresses."""
+        self.body = self.readable = readable
+        self.parsed = json.loads(readable)
+        self.headers = [(name, value) for name, value in self.headers if name != "content-encoding"]
+
     def noted(self, attempt: Attempt) -> None:
         self.record.attempts.append(attempt)
 
@@ -68,7 +80,7 @@ class Exchange:
         """What it takes of a quota, by estimate. A model that makes images makes one at least."""
         found = estimate(self.parsed, size=len(self.readable), verb=self.call.verb, generation=generation)
         want = Want(found.requests, found.tokens, max(found.images, kind == "image"))
-        return Ask(want, self.deadline, self.patient, self.sticky, self.prefer_key)
+        return Ask(want, self.deadline, self.patient, self.sticky, self.prefer_key, self.only)
 
     def outgoing(self, key: Secret, model: str | None) -> tuple[str, list[tuple[str, str]], bytes]:
         """Target, headers and body of an attempt: the client's own, but for the credential and, perhaps, the model."""

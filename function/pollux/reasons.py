@@ -108,10 +108,20 @@ def _counted(causes: Mapping[str, str]) -> str:
     return "; ".join(f"{n} project{'s' * (n > 1)}: {WORDS.get(cause, cause)}" for cause, n in counts.most_common())
 
 
-def busy(attempts: int) -> RequestError:
+def of_owner(error: RequestError, owner: str | None, names: Collection[str]) -> RequestError:
+    """The same, where only one project may serve the request: others would have had room."""
+    if owner is None:
+        return error
+    said = f"{error.message}; only project {owner} can serve the request"
+    said += f", which owns {', '.join(sorted(names))}" if names else ""
+    return RequestError(error.reason, said, retry_after=error.retry_after)
+
+
+def busy(attempts: int, owner: str | None = None) -> RequestError:
     """The attempts are used up, though another project may have room."""
     were = "1 attempt was" if attempts == 1 else f"{attempts} attempts were"
-    message = f"{were} refused (POLLUX_MAX_ATTEMPTS); another project may serve the next one"
+    then = "another project may serve the next one" if owner is None else f"only project {owner} can serve it"
+    message = f"{were} refused (POLLUX_MAX_ATTEMPTS); {then}"
     return RequestError("QUOTA_BUSY", message, retry_after=1.0)
 
 

@@ -5,10 +5,12 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from pollux import log as logs
 from pollux import wire
+from pollux.address import own_base
 from pollux.auth import TokenSource
 from pollux.callers import Callers
 from pollux.exchange import Exchange, conversation
@@ -31,7 +33,7 @@ from pollux.journal import Journal, Record
 from pollux.outbound import BrokenAnswerError, Reply, api_of
 from pollux.pool import StoppingError
 from pollux.relay import Relay
-from pollux.settings import Settings
+from pollux.settings import Settings, in_cloud
 from pollux.store import StoreError, StoreUnavailableError
 from pollux.uploads import Uploads
 from pollux.wire import Call
@@ -40,7 +42,7 @@ from pollux.wire.error import WireError
 log = logging.getLogger("pollux.request")
 
 READ_KINDS = frozenset({"generate", "embed", "predict", "count"})
-"""Calls whose bodies are read, for the model or for their size. All others travel unseen."""
+"""Calls whose bodies are read, for the model or for their size. Of the others only those that may name a resource."""
 SERVER_TIMEOUT_MARGIN = 10.0
 VALUES_MOST = 500_000
 """Brackets and commas of a body that is read here: a few kilobytes can inflate to millions of tiny values."""
@@ -162,6 +164,9 @@ class Reception:
         held = len(body)
         try:
             x = self._read(scope["method"], call, headers, body, reply, record)
+            x.own_base = partial(own_base, scope, self._settings.public_url, proxied=in_cloud())
+            if wire.is_resource_call(call):
+                x.own_base()  # a Host that is none is refused before anything is made
             if upload is not None:
                 x.readdress = self._uploads.readdress(scope, call, record.client)
             if passing is not None:
@@ -195,9 +200,9 @@ class Reception:
         record: Record,
     ) -> Exchange:
         readable, parsed, stream = body, None, call.stream
-        if call.kind in READ_KINDS:
+        if call.kind in READ_KINDS or (call.kind == "other" and _may_name(call, headers, body)):
             readable, parsed = self._parsed(call, headers, body)
-        if call.api == "openai" and parsed is not None:
+        if call.api == "openai" and call.kind in READ_KINDS and parsed is not None:
             call = wire.with_body(call, parsed)
             stream = call.stream
         record.asked = call.model or ""
@@ -237,7 +242,7 @@ class Reception:
                 return body, None
             raise
         if sum(map(readable.count, (b"[", b"{", b","))) > VALUES_MOST:
-            if call.api == "openai":
+            if call.api == "openai" and call.kind in READ_KINDS:
                 raise RequestError("BODY_TOO_LARGE", f"the body has more than {VALUES_MOST} values: too many to read")
             return readable, None
         try:
@@ -245,6 +250,11 @@ class Reception:
         except (ValueError, RecursionError):
             parsed = None
         return readable, parsed if isinstance(parsed, dict) else None
+
+
+def _may_name(call: Call, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
+    """A compressed body does not show what is in it."""
+    return bool(body) and (wire.may_name(body, call) or header(headers, b"content-encoding") is not None)
 
 
 async def _tell(reply: Reply, error: RequestError | WireError) -> None:

@@ -1,4 +1,5 @@
-"""Calls that take no quota: lists, counts, files, whatever else the API has. Any healthy key will do.
+"""Calls that take no quota: lists, counts, files, whatever else the API has. Any healthy key will do: of the project
+that owns what they name, if they name something.
 
 What is surely refused (a bad key, a 429) is tried with another; what may have had an effect is never sent twice.
 """
@@ -18,13 +19,14 @@ async def run(x: Exchange, attempts: Attempts) -> None:
     last: Failure | None = None
     await pool.roster.ready()
     while x.may_try(pool.settings.max_attempts):
-        key = await pool.pick(model, tried)
+        key = await pool.pick(model, tried, x.only)
         if key is None:
             break
         x.record.used, x.record.key, x.record.project = model or "", key.id, key.project
         last = await attempts.free(x, key, model)
         if last is None:
             return
+        last = attempts.of_resources(x, last)
         x.noted(Attempt(model or "", key.project, key.id, last.verdict.cause, last.status, last.verdict.message))
         tried.keys.add(key.id)
         match last.verdict.action:
@@ -34,13 +36,15 @@ async def run(x: Exchange, attempts: Attempts) -> None:
             case "next-project":
                 tried.projects.add(key.project)
             case "retry" if x.harmless:
-                tried.projects.add(key.project)
+                if x.only is None:  # else another key of the same project, if it has one
+                    tried.projects.add(key.project)
             case _:
                 break
     if last is not None and last.verdict.blames != "key":
         await attempts.give(x, last)
         return
     _, refusals = pool.roster.candidates(model or "", (), (), pool.now())
-    if last is not None and len(refusals) < len(pool.roster.projects):
-        raise reasons.busy(x.record.sent)
-    raise reasons.problem(model or "", refusals, pool.now(), want=Want())
+    refusals = {name: refusal for name, refusal in refusals.items() if x.only in (None, name)}
+    if last is not None and len(refusals) < (1 if x.only else len(pool.roster.projects)):
+        raise reasons.busy(x.record.sent, x.only)
+    raise reasons.of_owner(reasons.problem(model or "", refusals, pool.now(), want=Want()), x.only, x.names)

@@ -2,6 +2,7 @@
 streams."""
 
 from pollux.wire.addresses import to_client, to_upstream
+from pollux.wire.answered import answer_names
 from pollux.wire.body import (
     inflate,
     model_value_span,
@@ -12,7 +13,19 @@ from pollux.wire.body import (
     with_aliases,
     with_body,
 )
-from pollux.wire.bound import GOOGLE, answer_names, body_names, may_name, named_by, path_names, references, resource
+from pollux.wire.bound import (
+    COLLECTIONS,
+    GOOGLE,
+    body_names,
+    collection,
+    is_resource_call,
+    may_name,
+    named_by,
+    names_exactly,
+    path_names,
+    references,
+    resource,
+)
 from pollux.wire.error import ERRORS, Problem, WireError, error_body, stream_error
 from pollux.wire.guard import CREDENTIALS, GUARDS, gated, strip_query
 from pollux.wire.headers import TO_CLIENT, TO_UPSTREAM, RawHeaders, client_deadline, client_headers, upstream_headers
@@ -20,6 +33,7 @@ from pollux.wire.target import COUNTED, Call, count_path, full_name, path_for, r
 from pollux.wire.upload import UPLOAD_ADDRESSES, Upload, read_upload, session_target
 
 __all__ = [
+    "COLLECTIONS",
     "COUNTED",
     "CREDENTIALS",
     "ERRORS",
@@ -37,14 +51,17 @@ __all__ = [
     "body_names",
     "client_deadline",
     "client_headers",
+    "collection",
     "count_path",
     "error_body",
     "full_name",
     "gated",
     "inflate",
+    "is_resource_call",
     "may_name",
     "model_value_span",
     "named_by",
+    "names_exactly",
     "openai_stream",
     "path_for",
     "path_names",

@@ -1,12 +1,12 @@
-"""PURE. Which resources of a project a call names: in its path, in its body, in its answer.
+"""PURE. Which resources of a project a call names, in its path and in its body.
 
 A name is what the project owns: `files/ID`, `cachedContents/ID`, `models/M/operations/ID`. What lies under one
-(documents, operations, permissions) is bound by its first two segments. URIs are exchanged in `addresses`.
+(documents, operations, permissions) is bound by its first two segments. What answers name is read in
+`answered`, and URIs are exchanged in `addresses`.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
@@ -37,6 +37,8 @@ COLLECTIONS = frozenset(
 )
 CHAINED = frozenset({"agents", "environments", "interactions", "triggers"})
 """Their bodies name one another by bare ids."""
+MAKING = frozenset({"batchGenerateContent", "asyncBatchEmbedContent", "predictLongRunning"})
+"""Verbs of a model that make something to be asked for later."""
 MARKS = (b"files", b"cachedContents", b"fileSearchStores", b"corpora", b"tunedModels", b"file_id", b"fileName")
 """One of these stands in every body that names a resource and goes to none of CHAINED."""
 
@@ -45,6 +47,7 @@ LONGEST = 450
 
 _ID = re.compile(r"[A-Za-z0-9_][\w.~=+@-]{0,399}", re.ASCII)
 _FRONT = re.compile(r"/*(?:(?:upload|download|resumable|openai|v\d\w*)/+)*", re.ASCII)
+_DOWNLOAD = re.compile(r":download[?]|/content[?]|/environments/[^/]+/files/|[?&]alt=media(?:[&;]|$)")
 _SNAKE = {
     name: re.sub(r"[A-Z]", lambda found: "_" + found[0].lower(), name)
     for name in (
@@ -72,10 +75,11 @@ def resource(text: str) -> str | None:
 
 def collection(call: Call) -> str:
     """What the path is about: its first segment below the version."""
-    return re.split("[/:]", _below(call), maxsplit=1)[0]
+    return re.split("[/:]", below(call), maxsplit=1)[0]
 
 
-def _below(call: Call) -> str:
+def below(call: Call) -> str:
+    """The path below the version, decoded."""
     path = unquote(call.path)
     found = _FRONT.match(path)
     return path[found.end() :] if found else path
@@ -85,13 +89,28 @@ def path_names(call: Call) -> tuple[str, ...]:
     """The resource that the path names, if it names one."""
     if call.model is not None and "/" not in call.model:  # nearly every request
         return ()
-    below = _below(call)
+    path = below(call)
     if call.api == "openai":  # an id may carry its collection: batches/batches/ID
-        first, _, rest = below.partition("/")
+        first, _, rest = path.partition("/")
         name = resource(rest) or resource(f"{first}/{rest}")
     else:
-        name = resource(below)
+        name = resource(path)
     return () if name is None else (name,)
+
+
+def names_exactly(call: Call, name: str) -> bool:
+    """The path is about that resource, and about nothing below it."""
+    path = below(call)
+    return path == name or (call.api == "openai" and path.endswith("/" + name.partition("/")[2]))
+
+
+def is_resource_call(call: Call) -> bool:
+    """Its answer may name what a project owns. A download's says what a file holds, and passes as it is."""
+    if _DOWNLOAD.search(f"{call.path}?{call.query}") is not None:
+        return False
+    if call.kind in ("other", "guarded"):
+        return collection(call) in COLLECTIONS or call.verb in MAKING or "/operations/" in call.path
+    return call.verb in MAKING
 
 
 def named_by(reference: str, bases: Iterable[str] = (GOOGLE,)) -> str | None:
@@ -136,7 +155,7 @@ def _get(thing: Mapping[str, Any], name: str) -> Any:
     return thing.get(_SNAKE[name]) if value is None else value
 
 
-def _dicts(value: Any) -> list[dict[str, Any]]:
+def dicts(value: Any) -> list[dict[str, Any]]:
     """What of it can hold fields: one object, or those of a list."""
     if isinstance(value, list):
         return [one for one in value if isinstance(one, dict)]
@@ -150,19 +169,19 @@ def _strings(value: Any) -> list[str]:
 def _request(request: Mapping[str, Any], depth: int = 6) -> Iterator[Any]:
     """A GenerateContentRequest, or whatever else has contents, tools or requests of its own."""
     for name in ("contents", "content"):
-        for content in _dicts(request.get(name)):
+        for content in dicts(request.get(name)):
             yield from _parts(content)
-    for content in _dicts(_get(request, "systemInstruction")):
+    for content in dicts(_get(request, "systemInstruction")):
         yield from _parts(content)
-    yield _get(request, "cachedContent")
+    yield with_kind("cachedContents", _get(request, "cachedContent"))
     yield _get(request, "fileName")
-    for tool in _dicts(request.get("tools")):
+    for tool in dicts(request.get("tools")):
         yield from _tool(tool)
-    for retriever in _dicts(_get(request, "semanticRetriever")):
+    for retriever in dicts(_get(request, "semanticRetriever")):
         yield retriever.get("source")
-    for instance in _dicts(request.get("instances")):
+    for instance in dicts(request.get("instances")):
         for part in instance.values():
-            yield from (medium.get("uri") for medium in _dicts(part))
+            yield from (medium.get("uri") for medium in dicts(part))
     if depth and not request.keys().isdisjoint(_INNER):
         yield from _inner(request, depth - 1)
 
@@ -183,49 +202,49 @@ _INNER = frozenset(
 def _inner(request: Mapping[str, Any], depth: int) -> Iterator[Any]:
     """Requests in a request: a batch's input, the texts of an embedding, what is to be counted."""
     for name in _INNER:
-        for inner in _dicts(request.get(name)):
+        for inner in dicts(request.get(name)):
             yield from _request(inner, depth)
 
 
 def _parts(content: Mapping[str, Any], depth: int = 1) -> Iterator[Any]:
-    for part in _dicts(content.get("parts")):
+    for part in dicts(content.get("parts")):
         if (file := _get(part, "fileData")) is not None:
-            yield from (_get(data, "fileUri") for data in _dicts(file))
+            yield from (_get(data, "fileUri") for data in dicts(file))
         if depth and (response := _get(part, "functionResponse")) is not None:
-            for answered in _dicts(response):
+            for answered in dicts(response):
                 yield from _parts(answered, 0)
 
 
 def _tool(tool: Mapping[str, Any]) -> Iterator[Any]:
     """Native ones have a field `fileSearch`, those of interactions the names themselves."""
-    for search in (tool, *_dicts(_get(tool, "fileSearch"))):
+    for search in (tool, *dicts(_get(tool, "fileSearch"))):
         yield from _strings(_get(search, "fileSearchStoreNames"))
 
 
 def _chained(parsed: Mapping[str, Any], depth: int = 1) -> Iterator[Any]:
     """An interaction, or what makes one later."""
-    yield _with("interactions", _get(parsed, "previousInteractionId"))
-    yield _with("environments", _get(parsed, "environmentId"))
+    yield with_kind("interactions", _get(parsed, "previousInteractionId"))
+    yield with_kind("environments", _get(parsed, "environmentId"))
     for name in ("environment", "base_environment", "from_environment"):
         place = parsed.get(name)
-        yield from (_with("environments", _get(one, "environmentId")) for one in _dicts(place))
+        yield from (with_kind("environments", _get(one, "environmentId")) for one in dicts(place))
         if place != "remote":
-            yield _with("environments", place)
+            yield with_kind("environments", place)
     for name in ("agent", "base_agent"):
-        yield _with("agents", parsed.get(name))
-    yield _get(parsed, "cachedContent")
-    for tool in _dicts(parsed.get("tools")):
+        yield with_kind("agents", parsed.get(name))
+    yield with_kind("cachedContents", _get(parsed, "cachedContent"))
+    for tool in dicts(parsed.get("tools")):
         yield from _tool(tool)
-    for step in _dicts(parsed.get("input")):
-        for item in (step, *_dicts(step.get("content")), *_dicts(step.get("result"))):
+    for step in dicts(parsed.get("input")):
+        for item in (step, *dicts(step.get("content")), *dicts(step.get("result"))):
             if item.get("type") in _KINDS_WITH_URI:
                 yield item.get("uri")
     if depth:
-        for inner in _dicts(parsed.get("interaction")):
+        for inner in dicts(parsed.get("interaction")):
             yield from _chained(inner, 0)
 
 
-def _with(kind: str, value: Any) -> str | None:
+def with_kind(kind: str, value: Any) -> str | None:
     """A bare id as a name; a name stays one."""
     if not isinstance(value, str) or not value:
         return None
@@ -233,65 +252,13 @@ def _with(kind: str, value: Any) -> str | None:
 
 
 def _openai(parsed: Mapping[str, Any]) -> Iterator[Any]:
-    yield _with("files", _get(parsed, "inputFileId"))
-    for holder in (parsed, *_dicts(parsed.get("extra_body"))):
-        for google in (holder, *_dicts(holder.get("google"))):
-            yield _get(google, "cachedContent")
-            for tool in _dicts(google.get("tools")):
+    yield with_kind("files", _get(parsed, "inputFileId"))
+    for holder in (parsed, *dicts(parsed.get("extra_body"))):
+        for google in (holder, *dicts(holder.get("google"))):
+            yield with_kind("cachedContents", _get(google, "cachedContent"))
+            for tool in dicts(google.get("tools")):
                 yield from _tool(tool)
-    for message in _dicts(parsed.get("messages")):
-        for part in _dicts(message.get("content")):
-            yield from (image.get("url") for image in _dicts(part.get("image_url")))
-            yield from (_with("files", file.get("file_id")) for file in _dicts(part.get("file")))
-
-
-# --- answers ---------------------------------------------------------------------------------------------------------
-
-_HOLDERS = frozenset(
-    {
-        "batch", "data", "documents", "environment", "file", "generateVideoResponse", "generatedSamples",
-        "generatedVideos", "interaction", "metadata", "output", "response", "triggerExecutions", "video",
-    }
-)  # fmt: skip
-_NAMING = ("name", "uri", "responsesFile", "responses_file", "input_file_id", "output_file_id", "error_file_id")
-_ENDS = ("expirationTime", "expireTime", "expire_time", "expiration_time", "expires_at")
-
-
-def answer_names(document: Any, call: Call, bases: Iterable[str] = (GOOGLE,)) -> dict[str, float | None]:
-    """What the answer of a resource call names, and when it expires where that is said. Lists name many."""
-    found: dict[str, float | None] = {}
-    below = _below(call)
-    kind = collection(call) if call.api == "openai" or below.count("/") < 2 else ""  # whose ids are bare
-    _answered(document, kind, tuple(bases), found, 6)
-    return found
-
-
-def _answered(document: Any, kind: str, bases: Sequence[str], found: dict[str, float | None], depth: int) -> None:
-    for thing in _dicts(document):
-        end = next((at for field in _ENDS if (at := _time(thing.get(field))) is not None), None)
-        values = [thing.get(field) for field in _NAMING]
-        values += [
-            _with("interactions", thing.get("interaction_id")),
-            _with("environments", thing.get("environment_id")),
-        ]
-        if isinstance(own := thing.get("id"), str) and kind in COLLECTIONS:
-            values.append(own if resource(own) else f"{kind}/{own}")
-        for value in values:
-            name = named_by(value, bases) if isinstance(value, str) else None
-            if name is not None:
-                found[name] = found.get(name) or end
-        for field, inner in thing.items() if depth else ():
-            if field in _HOLDERS or (field in COLLECTIONS and isinstance(inner, list)):
-                below = field + "s" if field + "s" in COLLECTIONS else field if field in COLLECTIONS else kind
-                _answered(inner, below, bases, found, depth - 1)
-
-
-def _time(value: Any) -> float | None:
-    """Google's RFC 3339 or OpenAI's seconds, as seconds since 1970."""
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return float(value)
-    try:
-        when = datetime.fromisoformat(value)
-        return when.timestamp() if when.tzinfo is not None else None
-    except (TypeError, ValueError, OverflowError):
-        return None
+    for message in dicts(parsed.get("messages")):
+        for part in dicts(message.get("content")):
+            yield from (image.get("url") for image in dicts(part.get("image_url")))
+            yield from (with_kind("files", file.get("file_id")) for file in dicts(part.get("file")))

@@ -29,6 +29,12 @@ ERRORS: Mapping[str, Problem] = {
         "The request has more input tokens than any project may send in one minute: waiting would never end.",
         "Send less at once, or add a project with a larger limit.",
     ),
+    "TWO_OWNERS": Problem(
+        400,
+        "INVALID_ARGUMENT",
+        "The request names resources of two projects, and neither sees what the other owns; the message names all.",
+        "Make them in one project, or send a request for each.",
+    ),
     "NO_TOKEN": Problem(
         401,
         "UNAUTHENTICATED",
@@ -52,6 +58,12 @@ ERRORS: Mapping[str, Problem] = {
         "PERMISSION_DENIED",
         "The path would hand out or bypass what the gateway guards.",
         "If that is wanted, name it in `POLLUX_ALLOW_PATHS`; the message says which name.",
+    ),
+    "OWNER_GONE": Problem(
+        409,
+        "FAILED_PRECONDITION",
+        "The request names a resource of a project of which the pool has no key any more; the message names both.",
+        "Add a key of that project again, or make the resource anew.",
     ),
     "BODY_STALLED": Problem(
         408,
