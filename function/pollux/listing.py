@@ -115,8 +115,13 @@ class Listing:
         if not told:
             await self._refuse(x, answers)
             return None, []
-        data = [entry for answer in told.values() for entry in _entries(answer)]
-        more = len(data) > most or any(answer.document.get("has_more") is True for answer in told.values())
+        data: list[Any] = []
+        more = False
+        for answer in told.values():
+            if more:  # the next page goes on there, before the other projects have their turn
+                break
+            data += _entries(answer)
+            more = len(data) > most or answer.document.get("has_more") is True
         data = data[:most]
         document: dict[str, Any] = {"object": "list", "data": data, "has_more": more}
         ids = [entry.get("id") for entry in data if isinstance(entry, dict)]
