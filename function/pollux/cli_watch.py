@@ -97,6 +97,11 @@ def status_text(found: Mapping[str, Any]) -> str:
         f"window {found['window']}",
         f"requests: {pool['requests']} ({statuses}), {pool['under_way']} under way, {pool['waiting']} waiting",
     ]
+    if (known := found.get("resources")) and any(known.values()):
+        lines.append(
+            f"resources: {known['remembered']} remembered with their owners, {known['searches']} looked for, "
+            f"{known['commits']} commits"
+        )
     lines.append(_store(found["store"], pool["requests"]))
     if found["store"]["state"] != "ok":
         since = datetime.fromtimestamp(found["store"]["since"]).strftime("%H:%M:%S")
@@ -177,6 +182,10 @@ def request_text(found: Mapping[str, Any]) -> str:
         f"  waited {found['waited_ms']} ms, first byte after {found['first_byte_ms']} ms, total {found['total_ms']} ms",
         f"  tokens: {found['tokens_estimated']} estimated, {found['tokens']} reported",
     ]
+    if names := found.get("bound"):
+        owner = found["owner"]
+        held = f"only project {owner} could serve it, which owns" if owner else "no project is known to own"
+        lines.append(f"  {held} {', '.join(names)}")
     for number, attempt in enumerate(found["attempts"], 1):
         where = f"{attempt['project']} (key {attempt['key']})" if attempt["project"] else "no project"
         detail = f": {attempt['detail']}" if attempt.get("detail") else ""

@@ -177,13 +177,15 @@ class Connection(asyncio.Protocol):
         written = 0
         async for piece in pieces:
             written += len(piece)
+            if length is not None and written > length:  # what is too much would be read as the next request
+                break
             self._write(piece if length is not None else b"%x\r\n%b\r\n" % (len(piece), piece))
             if self._full is not None:
                 await self._room(self._full)
         if length is None:
             self._write(b"0\r\n\r\n")
         elif written != length:
-            raise UpstreamError("reset", f"of the body's {length} bytes {written} came")
+            raise UpstreamError("reset", f"the body was to have {length} bytes, and {written} came")
 
     def _write(self, data: bytes) -> None:
         if self._transport is None:

@@ -13,7 +13,7 @@ from pollux.simulator.resources import Resource, Resources, timestamp
 LIFE = 30 * 86_400.0
 _TYPE = "type.googleapis.com/google.ai.generativelanguage.v1main."
 _NAMES = {"generate": "GenerateContentBatch", "embed": "EmbedContentBatch", "openai": "GenerateContentBatch"}
-_OPENAI = {"PENDING": "validating", "RUNNING": "in_progress", "SUCCEEDED": "completed"}
+_OPENAI = {"SUCCEEDED": "completed"}
 
 
 class Batches:
@@ -45,7 +45,7 @@ class Batches:
         for entry in entries or ():
             self._check(entry.request, project)
         shown = field(batch, "displayName")
-        return self._show(self._begin(project, kind, model, source, entries, {"displayName": shown}))
+        return self._show(self._begin(project, kind, model, source, entries, {"displayName": shown}), first=True)
 
     def _begin(
         self, project: str, kind: str, model: str, source: Any, entries: list[Entry] | None, more: dict[str, Any]
@@ -102,7 +102,7 @@ class Batches:
             raise bad_request("The input file is larger than what the simulator keeps of a file.")
         return from_lines(data, batch.document["kind"])
 
-    def _show(self, batch: Resource, *, first: bool = True) -> dict[str, Any]:
+    def _show(self, batch: Resource, *, first: bool = False) -> dict[str, Any]:
         document = batch.document
         state = document["state"]
         name = _NAMES[document["kind"]]
@@ -137,11 +137,11 @@ class Batches:
         return answer
 
     def _get(self, request: Request) -> Any:
-        return self._show(self._resources.get(request.name, request.project), first=False)
+        return self._show(self._resources.get(request.name, request.project))
 
     def _list(self, request: Request) -> Any:
         page, rest = self._resources.page("batches", request.project, request.query)
-        return ({"operations": [self._show(batch, first=False) for batch in page]} if page else {}) | rest
+        return ({"operations": [self._show(batch) for batch in page]} if page else {}) | rest
 
     def _cancel(self, request: Request) -> Any:
         batch = self._resources.get(request.name, request.project)
@@ -160,13 +160,15 @@ class Batches:
         if endpoint not in ("/v1/chat/completions", "/v1/embeddings"):
             raise bad_request(f"endpoint: {endpoint!r} is not supported for batches")
         more = {"endpoint": endpoint, "metadata": document.get("metadata")}
-        return self._openai(self._begin(request.project, "openai", "", document.get("input_file_id"), None, more))
+        batch = self._begin(request.project, "openai", "", document.get("input_file_id"), None, more)
+        return self._openai(batch, first=True)
 
-    def _openai(self, batch: Resource) -> dict[str, Any]:
-        document, now = batch.document, self._resources.clock()
+    def _openai(self, batch: Resource, *, first: bool = False) -> dict[str, Any]:
+        document = batch.document
         state = document["state"]
-        running = state == "PENDING" and now > batch.created
-        status = _OPENAI["RUNNING"] if running else _OPENAI.get(state, state.lower())
+        status = _OPENAI.get(state, state.lower())
+        if state == "PENDING":
+            status = "validating" if first else "in_progress"
         failed = document.get("failed", 0)
         done = document["count"] - failed if state == "SUCCEEDED" else 0
         answer = {

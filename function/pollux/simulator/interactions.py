@@ -14,6 +14,8 @@ CHUNKS = 4
 Check = Callable[[Iterable[str], str, str], int]
 """Raises ApiError for a name that is not that project's; else how many tokens are cached."""
 Admit = Callable[[int], None]
+Films = Callable[[str, str], str]
+"""(project, prompt) -> the name of a file that can be downloaded."""
 
 
 def _items(value: Any) -> Iterator[dict[str, Any]]:
@@ -33,8 +35,11 @@ def _items(value: Any) -> Iterator[dict[str, Any]]:
 class Interactions:
     """`working`: seconds until one in the background is completed."""
 
-    def __init__(self, resources: Resources, models: dict[str, str], check: Check, working: float) -> None:
+    def __init__(
+        self, resources: Resources, films: Films, models: dict[str, str], check: Check, working: float
+    ) -> None:
         self._resources = resources
+        self._films = films
         self._models = models
         self._check = check
         self._working = working
@@ -47,12 +52,12 @@ class Interactions:
     def create(self, request: Request, admit: Admit) -> Any:
         """The interaction, or its events. `admit` is told the input tokens. Raises ApiError, as `admit` may."""
         document, project = request.document, request.project
-        agent = document.get("agent")
-        if request.model not in self._models and not isinstance(agent, str):
+        model = request.model or ""
+        if model not in self._models and document.get("agent") != model:
             raise error("not-found", request.case())
         names = list(self._names(document))
         before = self._before(document, project)
-        cached = self._check(names, project, request.model or "")
+        cached = self._check(names, project, model)
         parts = [
             {"text": item["text"]} if isinstance(item.get("text"), str) else {"fileData": item}
             for item in _items(document.get("input"))
@@ -61,15 +66,18 @@ class Interactions:
             raise bad_request("input is not specified")
         prompt = native_prompt({"contents": [{"parts": parts}]})
         admit(prompt.tokens + before + cached)
-        text = text_of(request.model or str(agent), prompt)
+        text = text_of(model, prompt)
         kept = self._kept(request, prompt, text, before + cached)
+        if model.startswith("veo"):
+            film = {"type": "video", "mime_type": "video/mp4", "uri": self._films(project, prompt.text)}
+            kept["steps"][0]["content"].append(film)
         if environment := self._environment(document, project):
             kept["environment_id"] = environment
         interaction = self._resources.add("interactions", project, kept, LIFE)
         if document.get("background") is True:
             interaction.ready = interaction.created + self._working
-        shown = self._show(interaction, first=True)
-        events = list(self._events(interaction)) if request.stream == "sse" else None
+        shown = self._show(interaction, request.base, first=True)
+        events = list(self._events(interaction, request.base)) if request.stream == "sse" else None
         if document.get("store") is False:
             self._resources.remove(interaction.name, project)
         return shown if events is None else events
@@ -101,9 +109,8 @@ class Interactions:
 
     def _kept(self, request: Request, prompt: Prompt, text: str, more: int) -> dict[str, Any]:
         said_tokens, tokens = -(-len(text) // 4), prompt.tokens + more
-        names = ("previous_interaction_id", "agent")
+        names = ("model", "agent", "previous_interaction_id")
         return {
-            **({"model": request.model} if request.model else {}),
             **{name: request.document[name] for name in names if name in request.document},
             "steps": [{"type": "model_output", "content": [{"type": "text", "text": text}]}],
             "usage": {
@@ -113,7 +120,12 @@ class Interactions:
             },
         }
 
-    def _show(self, interaction: Resource, *, first: bool = False) -> dict[str, Any]:
+    def _content(self, interaction: Resource, base: str) -> list[dict[str, Any]]:
+        """Addresses begin as whoever asks has spelt them."""
+        kept: list[dict[str, Any]] = interaction.document["steps"][0]["content"]
+        return [item | {"uri": f"{base}/{item['uri']}:download?alt=media"} if "uri" in item else item for item in kept]
+
+    def _show(self, interaction: Resource, base: str, *, first: bool = False) -> dict[str, Any]:
         kept = interaction.document
         running = self._resources.clock() < interaction.ready or (first and interaction.ready > 0)
         status = kept.get("status") or ("in_progress" if running else "completed")
@@ -121,21 +133,20 @@ class Interactions:
         answer = {"id": interaction.id, "object": "interaction", "status": status, "created": moment, "updated": moment}
         rest = {name: value for name, value in kept.items() if name != "status"}
         if status != "completed":
-            rest = {name: value for name, value in rest.items() if name not in ("steps", "usage")}
+            return answer | {name: value for name, value in rest.items() if name not in ("steps", "usage")}
+        rest["steps"] = [{"type": "model_output", "content": self._content(interaction, base)}]
         return answer | rest
 
-    def _events(self, interaction: Resource) -> Iterator[dict[str, Any]]:
-        whole = self._show(interaction)
+    def _events(self, interaction: Resource, base: str) -> Iterator[dict[str, Any]]:
+        whole = self._show(interaction, base)
+        content = self._content(interaction, base)
         head = {name: whole[name] for name in ("id", "object", "model", "agent", "created") if name in whole}
         events: list[dict[str, Any]] = [
             {"event_type": "interaction.created", "interaction": head | {"status": "in_progress"}},
             {"event_type": "step.start", "index": 0, "step": {"type": "model_output"}},
         ]
-        text = interaction.document["steps"][0]["content"][0]["text"]
-        events += [
-            {"event_type": "step.delta", "index": 0, "delta": {"type": "text", "text": piece}}
-            for piece in pieces(text, CHUNKS)
-        ]
+        deltas = [{"type": "text", "text": piece} for piece in pieces(content[0]["text"], CHUNKS)] + content[1:]
+        events += [{"event_type": "step.delta", "index": 0, "delta": delta} for delta in deltas]
         events.append({"event_type": "step.stop", "index": 0})
         end = head | {"status": "completed", "updated": whole["updated"], "usage": interaction.document["usage"]}
         events.append({"event_type": "interaction.completed", "interaction": end})
@@ -145,8 +156,8 @@ class Interactions:
     def _get(self, request: Request) -> Any:
         interaction = self._resources.get(request.name, request.project)
         if request.stream == "no":
-            return self._show(interaction)
-        events = list(self._events(interaction))
+            return self._show(interaction, request.base)
+        events = list(self._events(interaction, request.base))
         last = request.query.get("last_event_id")
         seen = [place for place, event in enumerate(events, 1) if event["event_id"] == last]
         if last and not seen:
@@ -162,4 +173,4 @@ class Interactions:
         if self._resources.clock() >= interaction.ready:
             raise said(400, "FAILED_PRECONDITION", "Only an interaction in progress can be cancelled.")
         interaction.document["status"] = "cancelled"
-        return self._show(interaction)
+        return self._show(interaction, request.base)

@@ -45,6 +45,10 @@ class Operations:
         self._outcomes[operation.name] = outcome
         return {"name": operation.name} | ({"metadata": metadata} if metadata else {})
 
+    def film_file(self, project: str, prompt: str) -> str:
+        """The name of a new film; its last bytes are the prompt."""
+        return self._files.generate(project, "video/mp4", _FILM + prompt.encode("utf-8", "replace")).name
+
     def film(self, request: Request, project: str, model: str) -> Any:
         """predictLongRunning: one video for each that is asked for, downloadable once it is done."""
         instances = request.document.get("instances")
@@ -54,12 +58,12 @@ class Operations:
         count = parameters.get("sampleCount", 1) if isinstance(parameters, dict) else 1
         if not isinstance(count, int) or not 1 <= count <= 4:
             raise bad_request("sampleCount must be between 1 and 4")
-        data = _FILM + str(instances[0].get("prompt", "")).encode("utf-8", "replace")
+        prompt = str(instances[0].get("prompt", ""))
         names: list[str] = []
 
         def outcome(base: str) -> dict[str, Any]:
             if not names:
-                names.extend(self._files.generate(project, "video/mp4", data).name for _ in range(count))
+                names.extend(self.film_file(project, prompt) for _ in range(count))
             samples = [{"video": {"uri": f"{base}/{name}:download?alt=media"}} for name in names]
             return {
                 "@type": _TYPE + "PredictLongRunningResponse",

@@ -47,10 +47,8 @@ COLLECTIONS = frozenset(
 _INNER = frozenset({"documents", "operations", "permissions", "executions", "media"})
 _WORDS = frozenset({"cancel", "content"})
 """What stands behind a slash where elsewhere it stands behind a colon."""
-MARKS = (b"ileData", b"ile_data", b"achedContent", b"ached_content", b"ileSearch", b"ile_search", b"input_file")
+_MARKS = (b"ileData", b"ile_data", b"achedContent", b"ached_content", b"ileSearch", b"ile_search")
 """One of them is in every body that names something owned, so that the others need not be looked through."""
-
-
 STARTS = frozenset({"batchGenerateContent", "asyncBatchEmbedContent", "predictLongRunning"})
 """Verbs of models that make something owned."""
 
@@ -126,7 +124,7 @@ def read_request(method: str, path: str, query: str, body: bytes, encoding: str)
             request.document = {}
         asked = request.query.get("stream") == "true"
         if request.verb.startswith("interactions.") and isinstance(request.document, dict):
-            model = request.document.get("model")
+            model = request.document.get("model", request.document.get("agent"))
             request.model = model.removeprefix("models/") if isinstance(model, str) else None
             request.stream = "sse" if asked or request.document.get("stream") is True else "no"
         return request
@@ -231,7 +229,8 @@ def _read_body(request: Request, body: bytes, encoding: str) -> None:
         request.trouble = bad_request('Invalid JSON payload received. Unknown name "": Root element must be a message.')
         return
     request.document = document
-    request.names_owned = any(mark in body for mark in MARKS)
+    if b"ile" in body or b"ached" in body:
+        request.names_owned = any(mark in body for mark in _MARKS)
 
 
 def find_credentials(

@@ -48,7 +48,7 @@ class Service:
         self.batches = Batches(resources, self.files, owning.working)
         self.operations = Operations(resources, self.files, models, owning.working)
         self.stores = Stores(resources, self.operations)
-        self.interactions = Interactions(resources, models, self.check_names, owning.working)
+        self.interactions = Interactions(resources, self.operations.film_file, models, self.check_names, owning.working)
         self.uploads = Uploads(resources, self._uploaded, owning.keep_content, owning.granularity)
         self._answers: Mapping[str, Answer] = {
             **self.files.answers,

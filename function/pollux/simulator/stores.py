@@ -75,7 +75,8 @@ class Stores:
 
     def _delete(self, request: Request) -> Any:
         self._resources.get(request.name, request.project)
-        if self._resources.of(f"{request.name}/documents", request.project) and request.query.get("force") != "true":
+        force = request.query.get("force", "").lower() == "true"  # Google's own SDK writes True
+        if self._resources.of(f"{request.name}/documents", request.project) and not force:
             raise said(400, "FAILED_PRECONDITION", "Cannot delete non-empty FileSearchStore.")
         self._resources.remove(request.name, request.project)
         return {}

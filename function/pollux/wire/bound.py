@@ -47,6 +47,7 @@ LONGEST = 450
 
 _ID = re.compile(r"[A-Za-z0-9_][\w.~=+@-]{0,399}", re.ASCII)
 _FRONT = re.compile(r"/*(?:(?:upload|download|resumable|openai|v\d\w*)/+)*", re.ASCII)
+_DOWNLOAD = re.compile(r":download[?]|/content[?]|/environments/[^/]+/files/|[?&]alt=media(?:[&;]|$)")
 _SNAKE = {
     name: re.sub(r"[A-Z]", lambda found: "_" + found[0].lower(), name)
     for name in (
@@ -104,7 +105,9 @@ def names_exactly(call: Call, name: str) -> bool:
 
 
 def is_resource_call(call: Call) -> bool:
-    """Its answer may name what a project owns."""
+    """Its answer may name what a project owns. A download's says what a file holds, and passes as it is."""
+    if _DOWNLOAD.search(f"{call.path}?{call.query}") is not None:
+        return False
     if call.kind in ("other", "guarded"):
         return collection(call) in COLLECTIONS or call.verb in MAKING or "/operations/" in call.path
     return call.verb in MAKING
