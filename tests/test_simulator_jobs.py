@@ -14,7 +14,7 @@ from openai import OpenAI
 from pollux.simulator import Simulator, demo_keys, running
 from pollux.simulator.service import Owning
 from tests.test_simulator_api import FLASH, Answer, Clock, call
-from tests.test_simulator_resources import BASE, OTHER, make, naming, refused, upload
+from tests.test_simulator_resources import BASE, MINE, OTHER, make, naming, refused, upload
 
 BATCH = f"/v1beta/models/{FLASH}:batchGenerateContent"
 EMBED = "/v1beta/models/gemini-embedding-2:asyncBatchEmbedContent"
@@ -233,6 +233,17 @@ def test_a_store_is_used_by_its_project_alone_and_deleted_when_empty() -> None:
     assert call(simulator, f"/v1beta/{store}?force=true", method="DELETE").json == {}
     assert call(simulator, "/v1beta/fileSearchStores").json == {}
     assert all(not entry["name"].startswith(store) for entry in simulator.owned())
+
+
+def test_nothing_is_uploaded_into_the_stores_of_others() -> None:
+    simulator = make()
+    store = call(simulator, "/v1beta/fileSearchStores", {}).json["name"]
+    path = f"/upload/v1beta/{store}:uploadToFileSearchStore"
+    start = {"x-goog-upload-protocol": "resumable", "x-goog-upload-command": "start"}
+    for headers in (start, {"x-goog-upload-protocol": "raw", "content-type": "text/plain"}):
+        refused(call(simulator, path, {}, headers=OTHER | headers), 403, "PERMISSION_DENIED", "FileSearchStore")
+        assert call(simulator, path, {}, headers=MINE | headers).status == 200
+    assert call(simulator, f"/v1beta/{store}").json["activeDocumentsCount"] == "1"
 
 
 # Things that are only kept

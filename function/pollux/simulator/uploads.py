@@ -11,7 +11,7 @@ from pollux.simulator.content import Content
 from pollux.simulator.errors import ApiError, bad_request, said
 from pollux.simulator.multipart import Part, boundary_of, parts
 from pollux.simulator.request import Request
-from pollux.simulator.resources import Resources
+from pollux.simulator.resources import TIDY, Resources
 from pollux.simulator.streams import Reply
 
 GRANULARITY = 256 * 2**10
@@ -86,7 +86,10 @@ class Uploads:
             headers.get("x-goog-upload-file-name", ""),
             Content(self._keep),
         )
-        until = self._resources.clock() + SESSION_LIFE
+        now = self._resources.clock()
+        if len(self._sessions) >= TIDY and next(iter(self._sessions.values())).until <= now:
+            self._sessions = {name: held for name, held in self._sessions.items() if held.until > now}
+        until = now + SESSION_LIFE
         name = "A" + self._resources.token(48)
         self._sessions[name] = Session(key, until, upload, None if declared is None else int(declared))
         # The query of the start comes back, as it does from Google: with the key, if the key was in it.
