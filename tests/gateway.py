@@ -366,25 +366,31 @@ async def call(
     token: str | None = TOKEN,
     leaves: float | None = None,
     pieces: Sequence[bytes] = (),
+    gone_after: Sequence[bytes] = (),
 ) -> Got:
     """One request to an ASGI app. `leaves`: so many seconds after the start the client goes away. `pieces`: its body
-    in parts, of unannounced length.
+    in parts, of unannounced length. `gone_after`: those that it sends before it goes away.
     """
     got = Got()
     data = body if isinstance(body, bytes) else json.dumps(body).encode() if method == "POST" else b""
+    pieces = gone_after or pieces
     unread = list(pieces) or [data]
     raw_path, _, query = path.partition("?")
     given = {"host": HOST} | dict(headers or {})
     if token is not None and "authorization" not in given:
         given.setdefault("x-goog-api-key", token)
-    if not pieces and data:
+    if pieces:
+        given.setdefault("transfer-encoding", "chunked")
+    elif data:
         given.setdefault("content-length", str(len(data)))
     loop = asyncio.get_running_loop()
     end = None if leaves is None else loop.time() + leaves
 
     async def receive() -> Message:
         if unread:
-            return {"type": "http.request", "body": unread.pop(0), "more_body": bool(unread)}
+            return {"type": "http.request", "body": unread.pop(0), "more_body": bool(unread or gone_after)}
+        if gone_after:
+            return {"type": "http.disconnect"}
         if end is None:
             await asyncio.Event().wait()
         await asyncio.sleep((end or 0.0) - loop.time())

@@ -97,6 +97,7 @@ async def status(app: "App") -> dict[str, Any]:
             **app.journal.totals(),
         },
         "resources": app.affinity.as_json(),
+        "pooled_files": None if app.pooling is None else app.pooling.as_json(),
         "store": {"url": app.settings.store_url, "instances": instances, **roster.watch.as_json()},
     }
 

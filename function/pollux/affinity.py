@@ -38,6 +38,8 @@ class Bound(NamedTuple):
     client: str
     """Who made it, or was the first to use it here."""
     expires: float
+    pooled: bool = False
+    """A file whose content is kept here: other projects can have a copy of it, other clients cannot."""
 
 
 class Recent(OrderedDict[K, V], Generic[K, V]):
@@ -109,18 +111,19 @@ class Affinity:
                 self._absent[name] = self._now() + ABSENT_FOR
         return found
 
-    async def bind(self, names: Mapping[str, float | None], project: str, client: str) -> None:
+    async def bind(self, names: Mapping[str, float | None], project: str, client: str, *, pooled: bool = False) -> None:
         """These belong to that project, until then (None: as such things usually do). Never fails: a store in trouble
         is told of in the log, and this instance remembers."""
         changed: dict[str, Bound] = {}
         for name, end in names.items():
             known = self.remembered(name)
-            if known is not None and known.project == project:
+            if known is not None and known.project == project and not pooled:
                 if end is None or abs(end - known.expires) < LATER:
                     continue
-                changed[name] = Bound(project, known.client, end)
+                changed[name] = known._replace(expires=end)
             else:
-                changed[name] = Bound(project, client, self._now() + _kept_for(name) if end is None else end)
+                end = self._now() + _kept_for(name) if end is None else end
+                changed[name] = Bound(project, client, end, pooled)
         for name, bound in changed.items():
             self._bound[name] = bound
             self._absent.pop(name, None)
@@ -185,6 +188,8 @@ class Affinity:
             "client": bound.client,
             "expires": math.ceil(bound.expires),
         }
+        if bound.pooled:
+            document["pooled"] = True
         try:
             try:
                 await self._watch.commit(BOUND + name, document, None, self.counters)
@@ -221,4 +226,4 @@ def _unpacked(document: Mapping[str, Any]) -> Bound | None:
     project, client, expires = document.get("project"), document.get("client"), document.get("expires")
     if not isinstance(project, str) or not isinstance(client, str) or not isinstance(expires, int | float):
         return None
-    return Bound(project, client, float(expires))
+    return Bound(project, client, float(expires), document.get("pooled") is True)

@@ -3,19 +3,22 @@
 import asyncio
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pollux import admin
 from pollux.address import inside
 from pollux.affinity import Affinity
 from pollux.auth import JoinedTokens, LocalTokens, TokenError, Tokens, TokenSource, load_or_make
+from pollux.blobs import Blobs
 from pollux.catalog import Catalog, CatalogError, builtin_text
 from pollux.inbound import HEAD_MOST, Receive, Scope, Send, head_size, header
 from pollux.journal import Journal
 from pollux.keys import Keyring
 from pollux.pool import Pool
+from pollux.pooled.pooling import Pooling
 from pollux.reception import Reception
 from pollux.relay import Relay
 from pollux.roster import Roster
@@ -110,6 +113,7 @@ class App:
         store: Store | None = None,
         keyring: Keyring | None = None,
         upstream: Upstream | None = None,
+        blobs: Blobs | None = None,
     ) -> None:
         self.settings = settings
         self.tokens = tokens
@@ -122,15 +126,19 @@ class App:
         self.roster = Roster(self.store, self.keyring, load_catalog(settings))
         self.pool = Pool(settings, self.roster)
         self.affinity = Affinity(self.roster)
-        relay, uploads = (
-            Relay(self.pool, self.upstream, self.affinity),
-            Uploads(self.pool, self.upstream, self.affinity),
-        )
+        relay = Relay(self.pool, self.upstream, self.affinity)
+        uploads = Uploads(self.pool, self.upstream, self.affinity)
+        self.pooling: Pooling | None = None
+        if settings.files == "pooled":
+            self.pooling = Pooling(self.pool, self.affinity, self.upstream, relay.attempts, relay.questions, blobs)
+            relay.owners.pooled, uploads.receiving = self.pooling.using, self.pooling.receiving
         self.reception = Reception(settings, tokens, relay, uploads, self.journal)
 
     async def start(self) -> None:
         """All that is far is asked at once. What fails leaves nothing open."""
-        asked = (self.store.open(), self.keyring.keys(), self.tokens.tokens())
+        asked: list[Awaitable[Any]] = [self.store.open(), self.keyring.keys(), self.tokens.tokens()]
+        if self.pooling is not None:
+            asked.append(self.pooling.open())
         try:
             for failure in await asyncio.gather(*asked, return_exceptions=True):
                 if isinstance(failure, BaseException):
@@ -148,7 +156,7 @@ class App:
             await self.close()
 
     async def close(self) -> None:
-        await close(self.upstream, self.store, self.keyring, self.tokens)
+        await close(self.pooling, self.upstream, self.store, self.keyring, self.tokens)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         match scope["type"]:

@@ -151,7 +151,7 @@ class Attempts:
             log.error("Google refused the form of a call, which is ours: %s", failure.verdict.message)
         if failure.status < 300:  # a stream that began with an error
             raise RequestError("UPSTREAM_ERROR", failure.verdict.message)
-        await x.reply.whole(failure.status, failure.headers, failure.body)
+        await x.reply.whole(failure.status, failure.headers, x.shown(failure.body))
 
     async def _send(
         self, x: Exchange, key: Key, model: str | None, reservation: Reservation | None = None

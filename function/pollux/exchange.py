@@ -2,8 +2,8 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from pollux import wire
 from pollux.estimate import estimate
@@ -14,6 +14,9 @@ from pollux.outbound import Reply
 from pollux.pool import Ask
 from pollux.windows import Want
 from pollux.wire import Call
+
+if TYPE_CHECKING:
+    from pollux.pooled.using import Named
 
 Readdress = Callable[[Sequence[tuple[bytes, bytes]], list[tuple[bytes, bytes]], Key, str], list[tuple[bytes, bytes]]]
 """From an answer's headers and what may pass of them, with the key and its value: what the client gets."""
@@ -50,6 +53,12 @@ class Exchange:
     """The one project that can serve it: it owns what the request names."""
     names: tuple[str, ...] = ()
     """The resources that the request names."""
+    files: "Named | None" = None
+    """The pooled files among them that its body names: any project can have a copy."""
+    renames: dict[str, str] = field(default_factory=dict)
+    """Names and URIs in the body, and those of the copies at the project of this attempt."""
+    aliases: dict[bytes, bytes] = field(default_factory=dict)
+    """Ids of copies, and those by which the client knows the files."""
 
     def may_try(self, most: int) -> bool:
         return self.record.sent < (most if self.passing is None or not self.passing.asked else 1)
@@ -68,6 +77,12 @@ class Exchange:
         self.body = self.readable = readable
         self.parsed = json.loads(readable)
         self.headers = [(name, value) for name, value in self.headers if name != "content-encoding"]
+
+    def shown(self, body: bytes) -> bytes:
+        """What Google says, with the names that the client knows."""
+        for copy, file in self.aliases.items():
+            body = body.replace(copy, file)
+        return body
 
     def noted(self, attempt: Attempt) -> None:
         self.record.attempts.append(attempt)
@@ -94,6 +109,8 @@ class Exchange:
             elif self.body:
                 body = wire.replace_model(self.readable, model)
                 headers = [(name, value) for name, value in headers if name != "content-encoding"]
+        if self.renames:
+            body, _ = wire.renamed(body, self.renames)
         if call.api == "openai":
             headers.append(("authorization", f"Bearer {key.reveal()}"))
         else:

@@ -7,7 +7,7 @@ import asyncio
 import base64
 import binascii
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, unquote_plus
 
@@ -141,6 +141,10 @@ class Listing:
             if isinstance(answer, Told):
                 x.noted(Attempt("", project, answer.key.id, "ok", answer.status))
                 names = wire.answer_names(answer.document, x.call, (wire.GOOGLE, self._upstream))
+                if (pooled := self._owners.pooled) is not None:
+                    hidden = await pooled.hidden(names, x.record.client)
+                    names = {name: end for name, end in names.items() if name not in hidden}
+                    _leave_out(answer.document, hidden)
                 self._affinity.remember(names, project, x.record.client)
             elif answer is not None:
                 verdict = answer.verdict
@@ -157,6 +161,19 @@ class Listing:
                 "NO_USABLE_KEY", f"none of the projects could be asked ({', '.join(answers)}): `pollux status` says why"
             )
         await self._attempts.give(x, failures[0])
+
+
+def _leave_out(document: dict[str, Any], hidden: Collection[str]) -> None:
+    """A page may be shorter for it; the list goes on by its token all the same."""
+    for field, value in document.items():
+        if isinstance(value, list):
+            document[field] = [one for one in value if not (isinstance(one, dict) and _name_of(one) in hidden)]
+
+
+def _name_of(entry: Mapping[str, Any]) -> str:
+    """Google's name, or OpenAI's id."""
+    name = entry.get("name", entry.get("id"))
+    return wire.resource(name) or f"files/{name}" if isinstance(name, str) else ""
 
 
 def _is_snake(call: Call) -> bool:

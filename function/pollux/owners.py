@@ -13,6 +13,7 @@ from pollux.affinity import Affinity, Bound
 from pollux.exchange import Exchange
 from pollux.inbound import RequestError
 from pollux.pool import Pool
+from pollux.pooled.using import Using
 from pollux.questions import Questions, Told
 
 AT_ONCE = 8
@@ -27,6 +28,8 @@ class Owners:
         self._pool = pool
         self._affinity = affinity
         self._questions = questions
+        self.pooled: Using | None = None
+        """With POLLUX_FILES=pooled."""
         self._searches: dict[str, asyncio.Task[Bound | None]] = {}
 
     async def place(self, x: Exchange) -> None:
@@ -40,6 +43,8 @@ class Owners:
             names |= self._of_body(x, references)
         if not names:
             return
+        if self.pooled is not None:
+            self.pooled.refuse_copies(names)
         await self._pool.roster.ready()
         # Agents of Google's own are called by bare names too: nobody owns those.
         agents = {name for name in names - asked_for if name.startswith("agents/")}
@@ -47,9 +52,11 @@ class Owners:
         if agents:
             owners |= await self._affinity.owners(sorted(agents))
         x.record.bound = x.names = tuple(sorted((names - agents) | owners.keys()))
+        if self.pooled is not None:
+            owners = await self.pooled.claim(x, owners)
         if owners:
             x.only = x.record.owner = self._one(owners)
-        elif x.names and not x.call.counted:
+        elif x.names and x.files is None and not x.call.counted:
             x.only = self._likely(x.record.client)
 
     async def of(self, x: Exchange, names: Sequence[str]) -> dict[str, Bound]:

@@ -86,6 +86,8 @@ class Pool:
             tried.store.seconds += ahead
             self.roster.watch.waits.append(ahead)
             if isinstance(found, Reservation):
+                if ask.booked is not None and found.slot.start > self.now():
+                    ask.booked(found.quota.project)
                 if await self._wait_for(found):
                     return found
                 await asyncio.sleep(0)  # whatever the reason is: nobody turns in circles while others wait for a turn
@@ -184,7 +186,8 @@ class Pool:
         if not likely:
             guessed = {option.project.name: Refusal(option.rank[0] * SLOT, "busy") for option in options}
             return Full(model, refusals | guessed)
-        best = ranking.best(likely, strategy, now)
+        at_once = [option for option in likely if option.slot.start <= now and option.project.name in ask.near]
+        best = ranking.best(at_once or likely, strategy, now)
         return Choice(best.project, best.key, best.slot, now)
 
     async def look(self, model: str, ask: Ask) -> Full | None:

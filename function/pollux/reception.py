@@ -163,6 +163,8 @@ class Reception:
             watch = Watch(receive)
         held = len(body)
         try:
+            if upload is not None and await self._uploads.kept_here(scope, call, upload, body, passing, reply, record):
+                return
             x = self._read(scope["method"], call, headers, body, reply, record)
             x.own_base = partial(own_base, scope, self._settings.public_url, proxied=in_cloud())
             if wire.is_resource_call(call):

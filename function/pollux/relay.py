@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from pollux import reasons, uncounted
 from pollux.affinity import Affinity
@@ -17,6 +18,7 @@ from pollux.journal import Attempt
 from pollux.listing import Listing, is_list
 from pollux.owners import Owners
 from pollux.pool import Ask, Full, Pool, Reservation, Tried
+from pollux.pooled.using import Using
 from pollux.questions import Questions
 from pollux.resources import Resources
 from pollux.upstream import Upstream
@@ -40,10 +42,10 @@ class Relay:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.pool = pool
-        self._attempts = Attempts(pool, upstream, Resources(affinity, pool.settings.upstream))
-        self._questions = Questions(self._attempts, upstream)
-        self.owners = Owners(pool, affinity, self._questions)
-        self._listing = Listing(self._attempts, self._questions, self.owners, affinity)
+        self.attempts = Attempts(pool, upstream, Resources(affinity, pool.settings.upstream))
+        self.questions = Questions(self.attempts, upstream)
+        self.owners = Owners(pool, affinity, self.questions)
+        self._listing = Listing(self.attempts, self.questions, self.owners, affinity)
         self._settings = pool.settings
         self._catalog = pool.roster.catalog
         self._sleep = sleep
@@ -51,12 +53,24 @@ class Relay:
 
     async def run(self, x: Exchange) -> None:
         await self.owners.place(x)
-        if is_list(x.method, x.call):
-            await self._listing.run(x)
-        elif x.call.counted and x.call.model:
-            await self._counted(x)
-        else:
-            await uncounted.run(x, self._attempts)
+        if self.pooled is not None and await self.pooled.release(x):
+            return
+        try:
+            if is_list(x.method, x.call):
+                await self._listing.run(x)
+            elif x.call.counted and x.call.model:
+                await self._counted(x)
+            else:
+                if self.pooled is not None and x.files is not None:
+                    await self.pooled.held(x)
+                await uncounted.run(x, self.attempts)
+        finally:
+            if x.files is not None:
+                await x.files.close()
+
+    @property
+    def pooled(self) -> Using | None:
+        return self.owners.pooled
 
     async def _counted(self, x: Exchange) -> None:
         chain = self._catalog.chain(x.call.model or "", x.mode)
@@ -89,6 +103,9 @@ class Relay:
         """True when the client has its answer."""
         troubles = 0
         while x.may_try(self._settings.max_attempts):
+            if self.pooled is not None and x.files is not None:
+                tried.projects |= await self.pooled.out_of_reach(x)
+                ask = replace(ask, near=self.pooled.near(x), booked=partial(self.pooled.prefetch, x))
             began = self.pool.now()
             found = await self.pool.reserve(model, ask, tried)
             x.record.waited += self.pool.now() - began
@@ -98,17 +115,19 @@ class Relay:
                 failures.append(found)
                 x.noted(Attempt(model, "", "", "full", None, detail=_said(found)))
                 return False
-            if not await self._attempts.in_time(found):
+            if not await self._at_hand(x, found) or not await self.attempts.in_time(found):
                 continue
-            failure = await self._attempts.reserved(x, found)
+            failure = await self.attempts.reserved(x, found)
             if failure is None:
                 return True
+            if self.pooled is not None and await self.pooled.lost(x, failure):
+                continue
             failures.append(failure)
             ask = replace(ask, prefer_key=None)
             tried.keys.add(found.key.id)
             match failure.verdict.action:
                 case "next-key":
-                    if await self._attempts.key_changed(found.key, failure.verdict, tried):
+                    if await self.attempts.key_changed(found.key, failure.verdict, tried):
                         tried.keys.discard(found.key.id)
                 case "next-project" if x.only is not None and self._rests(found):
                     tried.keys.discard(found.key.id)  # nobody else may serve it: the end of that rest is waited for
@@ -122,7 +141,7 @@ class Relay:
                 case "retry":
                     hung = sum(isinstance(f, Failure) and f.timed_out for f in failures)
                     if hung > 1 or (hung and self.pool.now() > x.deadline):
-                        await self._attempts.give(x, failure)  # each took as long as it may: nobody waits for a third
+                        await self.attempts.give(x, failure)  # each took as long as it may: nobody waits for a third
                         return True
                     if x.only is None:
                         tried.projects.add(found.quota.project)
@@ -139,8 +158,23 @@ class Relay:
                     # The refusal of a model that the client never asked for is not its business.
                     if any(earlier.model != model for earlier in failures):
                         return False
-                    await self._attempts.give(x, failure)
+                    await self.attempts.give(x, failure)
                     return True
+        return False
+
+    async def _at_hand(self, x: Exchange, found: Reservation) -> bool:
+        """Whether the project has the files that the request names. If not, the slot is given back, the files are
+        copied there, and another slot is looked for, which may be there or elsewhere."""
+        project = found.quota.project
+        if self.pooled is None or x.files is None:
+            return True
+        if project in self.pooled.near(x):
+            self.pooled.rename(x, project)
+            return True
+        self.pool.give_back(found)
+        self.pool.release(found)
+        if not await self.pooled.bring(x, project) and x.only is not None:
+            raise self.pooled.unreachable(x)
         return False
 
     def _elsewhere(self, x: Exchange, found: Reservation) -> str | None:
@@ -161,11 +195,12 @@ class Relay:
             if isinstance(failure, Full):
                 break
             if failure.model == model and failure.verdict.blames not in ("key", "project", "quota"):
-                await self._attempts.give(x, failure)
+                await self.attempts.give(x, failure)
                 return
         full = next((f for f in reversed(failures) if isinstance(f, Full) and f.model == model), None)
         roster = self.pool.roster
-        if full is None or len(full.refusals) < (1 if x.only else len(roster.projects)):
+        asked = 1 if x.only or x.files is not None else len(roster.projects)  # files may hold it to a few
+        if full is None or len(full.refusals) < asked:
             full = await self.pool.look(model, replace(ask, only=x.only))
         if full is None:
             raise reasons.busy(x.record.sent, x.only)
@@ -181,8 +216,9 @@ class Relay:
         question = x.size_question(model) if limit and ask.want.tokens * 4 > limit else None
         if question is None:
             return ask
-        key = await self.pool.pick(model, Tried(), x.only)
-        tokens = None if key is None else await self._questions.count(key, *question)
+        only = self.pooled.home(x) if x.only is None and self.pooled is not None else x.only
+        key = await self.pool.pick(model, Tried(), only)
+        tokens = None if key is None else await self.questions.count(key, *question)
         return ask if tokens is None else replace(ask, want=ask.want._replace(tokens=tokens))
 
 

@@ -1,7 +1,7 @@
 """What a request asks of the pool, where it has been, and what it got."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from pollux.grants import Grant
@@ -24,6 +24,10 @@ class Ask:
     prefer_key: str | None = None
     only: str | None = None
     """The one project that can serve it."""
+    near: frozenset[str] = frozenset()
+    """Projects that have what it needs: they come first, if they have room at once."""
+    booked: Callable[[str], None] | None = None
+    """Is told the project of a slot that lies ahead."""
 
 
 @dataclass(slots=True)

@@ -27,6 +27,7 @@ class Resources:
 
     async def answered(self, x: Exchange, project: str, body: bytes) -> bytes:
         """The answer as the client gets it, after what it names is bound to the project that gave it."""
+        body = x.shown(body)
         try:
             document = json.loads(body)
         except (ValueError, RecursionError):

@@ -19,6 +19,7 @@ from pollux.keys import Key, Secret
 from pollux.log import guard
 from pollux.outbound import Reply, collect, covered, pass_on
 from pollux.pool import Pool
+from pollux.pooled.receiving import POOLED, Arrival, Receiving
 from pollux.settings import in_cloud
 from pollux.upload_token import LIFETIME, Session, UploadTokenError, seal
 from pollux.upstream import Answer, Upstream, UpstreamError
@@ -36,6 +37,31 @@ class Uploads:
         self._pool = pool
         self._upstream = upstream
         self._affinity = affinity
+        self.receiving: Receiving | None = None
+        """With POLLUX_FILES=pooled."""
+
+    async def kept_here(
+        self,
+        scope: Scope,
+        call: Call,
+        upload: wire.Upload,
+        body: bytes,
+        passing: PassingBody | None,
+        reply: Reply,
+        record: Record,
+    ) -> bool:
+        """Whether the file is pooled: then the client has its answer. `passing`: the body if all comes at once."""
+        if self.receiving is None or not await self.receiving.takes(upload, call, scope["headers"]):
+            return False
+        arrival = self._arrival(scope, call, reply, record)
+        if passing is None:
+            await self.receiving.start(arrival, body)
+        else:
+            await self.receiving.once(arrival, passing)
+        return True
+
+    def _arrival(self, scope: Scope, call: Call, reply: Reply, record: Record) -> Arrival:
+        return Arrival(call, scope["headers"], record, reply, self._base(scope))
 
     def readdress(self, scope: Scope, call: Call, client: str) -> Readdress:
         """What an answer's headers need within an upload: Google's address of the session becomes one of ours."""
@@ -68,11 +94,18 @@ class Uploads:
         """
         guard(value.reveal())
         base = self._base(scope)
-        record.project, record.key = session.project, session.key
         watch = Watch(receive, None)
         body = PassingBody(scope["headers"], receive, watch.begin)
         cause, status = "cut-short", None
         try:
+            if session.target.startswith(POOLED):
+                kept = await self._gone_on_here(scope, call, session, reply, record, body)
+                if kept is None:
+                    return
+                session = kept
+                value = await self._pool.roster.keyring.value(session.key)
+                guard(value.reveal())
+            record.project, record.key = session.project, session.key
             headers = wire.upstream_headers(scope["headers"], content=body.length != 0)
             record.sent = 1
             answer = await self._upstream.send(scope["method"], session.target, headers, body)
@@ -93,7 +126,17 @@ class Uploads:
         finally:
             watch.stop()
             said = f"{body.passed} bytes passed"
-            record.attempts.append(Attempt("", session.project, session.key, cause, status, detail=said))
+            if record.sent:
+                record.attempts.append(Attempt("", session.project, session.key, cause, status, detail=said))
+
+    async def _gone_on_here(
+        self, scope: Scope, call: Call, session: Session, reply: Reply, record: Record, body: PassingBody
+    ) -> Session | None:
+        """None: the client has its answer. Else the session at Google where the upload goes on."""
+        if self.receiving is None:
+            raise RequestError("BAD_UPLOAD_ID", "the upload began while POLLUX_FILES was pooled: begin it anew")
+        arrival = self._arrival(scope, call, reply, record)
+        return await self.receiving.go_on(arrival, session.target.removeprefix(POOLED), body)
 
     async def _passed(self, base: str, call: Call, session: Session, value: str, answer: Answer, reply: Reply) -> str:
         """Google's answer as it is; what it means for the upload is the client's to judge. Returns its cause."""

@@ -31,6 +31,8 @@ from pollux.wire.bound import (
 from pollux.wire.error import ERRORS, Problem, WireError, error_body, stream_error
 from pollux.wire.guard import CREDENTIALS, GUARDS, gated, strip_query
 from pollux.wire.headers import TO_CLIENT, TO_UPSTREAM, RawHeaders, client_deadline, client_headers, upstream_headers
+from pollux.wire.multipart import Part, boundary_of, parts
+from pollux.wire.renamed import renamed
 from pollux.wire.target import COUNTED, Call, count_path, full_name, path_for, read_target
 from pollux.wire.upload import UPLOAD_ADDRESSES, Upload, read_upload, session_target
 
@@ -46,6 +48,7 @@ __all__ = [
     "TO_UPSTREAM",
     "UPLOAD_ADDRESSES",
     "Call",
+    "Part",
     "Problem",
     "RawHeaders",
     "Upload",
@@ -53,6 +56,7 @@ __all__ = [
     "answer_names",
     "below",
     "body_names",
+    "boundary_of",
     "client_deadline",
     "client_headers",
     "collection",
@@ -67,12 +71,14 @@ __all__ = [
     "named_by",
     "names_exactly",
     "openai_stream",
+    "parts",
     "path_for",
     "path_names",
     "read_answer",
     "read_target",
     "read_upload",
     "references",
+    "renamed",
     "replace_model",
     "resource",
     "session_target",

@@ -53,11 +53,35 @@ ERRORS: Mapping[str, Problem] = {
         "The upload's address was given to one client, and the token of another came with the request.",
         "Begin an upload with this token.",
     ),
+    "FILE_OF_ANOTHER": Problem(
+        403,
+        "PERMISSION_DENIED",
+        "A pooled file of another client was named, or a copy of one; or the file was deleted. In Google's words.",
+        "Upload the file with this token.",
+    ),
     "FORBIDDEN_PATH": Problem(
         403,
         "PERMISSION_DENIED",
         "The path would hand out or bypass what the gateway guards.",
         "If that is wanted, name it in `POLLUX_ALLOW_PATHS`; the message says which name.",
+    ),
+    "UPLOAD_GONE": Problem(
+        404,
+        "NOT_FOUND",
+        "The upload of a pooled file is not known any more. In Google's words.",
+        "Begin the upload anew.",
+    ),
+    "FILE_EXISTS": Problem(
+        409,
+        "ALREADY_EXISTS",
+        "The name that was chosen for a pooled file is taken. In Google's words.",
+        "Choose another name, or none.",
+    ),
+    "UPLOAD_RACE": Problem(
+        409,
+        "ABORTED",
+        "Two requests of one upload came at once, and the other was faster.",
+        "Ask with `query` how much has come, and go on there.",
     ),
     "OWNER_GONE": Problem(
         409,
@@ -154,6 +178,18 @@ ERRORS: Mapping[str, Problem] = {
         "UNAVAILABLE",
         "The gateway was told to stop, and the request came, or would have been answered, too late.",
         "Try again after `Retry-After`: another instance, or the gateway once it runs again, will serve it.",
+    ),
+    "BLOBS_DOWN": Problem(
+        503,
+        "UNAVAILABLE",
+        "The blob store failed while a file was received or copied, and nothing else could take it.",
+        "Send the same chunk again after `Retry-After`; the gateway's log says what is wrong with `POLLUX_BLOBS`.",
+    ),
+    "COPY_PENDING": Problem(
+        503,
+        "UNAVAILABLE",
+        "A pooled file was not copied in time to the project that has room, or no project takes it.",
+        "Try again after `Retry-After`: what was copied stays; or wait longer (`POLLUX_MAX_WAIT`).",
     ),
     "STORE_DOWN": Problem(
         503,

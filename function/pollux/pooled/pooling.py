@@ -1,0 +1,53 @@
+"""POLLUX_FILES=pooled: its parts put together, opened and closed."""
+
+import secrets
+from typing import Any
+
+from pollux.affinity import Affinity
+from pollux.attempts import Attempts
+from pollux.blobs import Blobs, open_blobs
+from pollux.pool import Pool
+from pollux.pooled.contents import Contents
+from pollux.pooled.copies import Copies
+from pollux.pooled.keeping import Keeping
+from pollux.pooled.receiving import Receiving
+from pollux.pooled.sender import Sender
+from pollux.pooled.shelf import Shelf
+from pollux.pooled.using import Using
+from pollux.questions import Questions
+from pollux.settings import in_cloud
+from pollux.upstream import Upstream
+
+
+class Pooling:
+    def __init__(
+        self,
+        pool: Pool,
+        affinity: Affinity,
+        upstream: Upstream,
+        attempts: Attempts,
+        questions: Questions,
+        blobs: Blobs | None = None,
+    ) -> None:
+        url = pool.settings.blobs_url
+        instance = secrets.token_hex(6)
+        # A bucket has a lifecycle of its own; a folder has nobody else.
+        self._contents = Contents(blobs or open_blobs(url), pool.now, sweeps=url.startswith("file:"))
+        shelf = Shelf(pool.roster.watch)
+        sender = Sender(attempts, questions, upstream)
+        self._copies = Copies(shelf, self._contents, sender, instance, lingers=not in_cloud())
+        self._keeping = Keeping(pool, affinity, shelf, self._contents, sender, instance)
+        self.receiving = Receiving(pool, shelf, self._contents, self._keeping, sender)
+        self.using = Using(pool, affinity, shelf, self._contents, self._copies, sender)
+
+    async def open(self) -> None:
+        await self._contents.open()
+
+    async def close(self) -> None:
+        await self._copies.close()
+        await self._contents.close()
+
+    def as_json(self) -> dict[str, Any]:
+        """For an operator: what this instance did with files, and how the blob store does."""
+        counts = {"uploaded": self._keeping.uploaded, "known_again": self._keeping.found, "copied": self._copies.made}
+        return {**counts, **self._contents.as_json()}

@@ -1,0 +1,320 @@
+"""A client's uploads of files, taken in whole before Google gets them: in sessions as Google's own, or in one request.
+
+What has come lies in the blob store, and which parts it has in the store, so that any instance takes the next chunk.
+"""
+
+import hashlib
+import logging
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pollux import wire
+from pollux.affinity import Recent
+from pollux.blobs import BlobError
+from pollux.inbound import ClientGoneError, PassingBody, RequestError, header
+from pollux.journal import Attempt, Record
+from pollux.outbound import Reply
+from pollux.pool import Pool, Tried
+from pollux.pooled.contents import Contents
+from pollux.pooled.described import Parts, described_by, kind_of
+from pollux.pooled.documents import Part
+from pollux.pooled.incoming import GRANULARITY, ChunkError, Incoming, Passed, packed, unpacked
+from pollux.pooled.keeping import Keeping, Received
+from pollux.pooled.sender import RefusedError, Sender
+from pollux.pooled.shelf import Shelf
+from pollux.store import ConflictError, Version
+from pollux.upload_token import LIFETIME, Session, seal
+from pollux.wire import Call, Upload
+
+log = logging.getLogger("pollux.relay")
+
+POOLED = "pooled:"
+"""What the target of such a session begins with; the rest names its document."""
+HASHES = 256
+RawHeaders = Sequence[tuple[bytes, bytes]]
+Answered = tuple[int, list[tuple[bytes, bytes]], bytes]
+_ACTIVE = (b"x-goog-upload-status", b"active")
+_FINAL = (b"x-goog-upload-status", b"final")
+_JSON = (b"content-type", b"application/json; charset=UTF-8")
+
+
+class _NothingError(Exception):
+    """No byte came that was not here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request of an upload."""
+
+    call: Call
+    headers: RawHeaders
+    record: Record
+    reply: Reply
+    base: str
+    """This gateway's address as the client knows it."""
+
+
+class Receiving:
+    def __init__(self, pool: Pool, shelf: Shelf, contents: Contents, keeping: Keeping, sender: Sender) -> None:
+        self._pool = pool
+        self._shelf = shelf
+        self._contents = contents
+        self._keeping = keeping
+        self._sender = sender
+        self._digests: Recent[str, tuple[int, Any]] = Recent(HASHES)
+        """Of uploads of which this instance has taken every chunk: the content need not be read again."""
+
+    async def takes(self, upload: Upload, call: Call, headers: RawHeaders) -> bool:
+        """Whether the file is kept here; else the upload passes through to a project, and the file stays there."""
+        if call.api != "native" or wire.below(call).rstrip("/") != "files":
+            return False
+        if upload.form == "start" and (header(headers, b"x-goog-upload-protocol") or "").lower() != "resumable":
+            return False
+        self._contents.sweep()
+        if await self._contents.usable():
+            return True
+        self._contents.counts["passed_through"] += 1
+        log.error("an upload passes through to one project, where its file stays: there is no blob store")
+        return False
+
+    # --- sessions ----------------------------------------------------------------------------------------------------
+
+    async def start(self, a: Arrival, body: bytes) -> None:
+        described = described_by(body)
+        declared = header(a.headers, b"x-goog-upload-header-content-length")
+        if declared is not None and not (declared.isascii() and declared.isdigit()):
+            raise RequestError("BAD_REQUEST", "Invalid X-Goog-Upload-Header-Content-Length.")
+        key = await self._pool.pick(None, Tried())
+        if key is None:
+            raise RequestError("NO_USABLE_KEY", "there is no usable key in the pool: add one with `pollux keys add`")
+        value = await self._pool.roster.keyring.value(key.id)
+        name = secrets.token_hex(12)
+        upload = Incoming(
+            a.record.client,
+            kind_of(a.headers, described),
+            self._pool.now(),
+            described,
+            int(declared) if declared else None,
+        )
+        await self._shelf.put_upload(name, packed(upload), None)
+        session = Session(POOLED + name, "", key.id, upload.client, self._pool.now() + LIFETIME)
+        address = f"{a.base}{a.call.path}?upload_id={seal(session, value.reveal())}&upload_protocol=resumable".encode()
+        headers = [
+            (b"x-goog-upload-url", address),
+            (b"x-goog-upload-control-url", address),
+            (b"x-goog-upload-chunk-granularity", b"%d" % GRANULARITY),
+            (b"x-guploader-uploadid", name.encode()),
+            _ACTIVE,
+        ]
+        await a.reply.whole(200, headers, b"")
+
+    async def go_on(self, a: Arrival, name: str, body: PassingBody) -> Session | None:
+        """A request within a session. The one at Google, where it goes on there."""
+        document, version = await self._shelf.upload(name)
+        upload = unpacked(document, self._pool.now())
+        commands = {
+            word.strip() for word in (header(a.headers, b"x-goog-upload-command") or "upload").lower().split(",")
+        }
+        if upload is None:
+            await self._refuse(a, "UPLOAD_GONE", "Requested entity was not found.", _FINAL)
+            return None
+        if upload.passed is None and not upload.received and "upload" in commands and upload.state == "active":
+            upload, version = await self._or_passed(name, upload, version)
+        if upload.passed is not None:
+            return Session(
+                upload.passed.target, upload.passed.project, upload.passed.key, upload.client, upload.expires
+            )
+        try:
+            await self._answered(a, name, upload, version, commands, body)
+        except ChunkError as error:
+            await self._refuse(a, "BAD_REQUEST", str(error), _ACTIVE)
+        return None
+
+    async def _answered(
+        self, a: Arrival, name: str, upload: Incoming, version: Version | None, commands: set[str], body: PassingBody
+    ) -> None:
+        if commands == {"query"}:
+            await self._query(a, upload)
+        elif commands == {"cancel"}:
+            await self._cancel(a, name, upload, version)
+        elif commands - {"upload", "finalize"}:
+            raise ChunkError(f"Invalid X-Goog-Upload-Command: {', '.join(sorted(commands))}")
+        elif upload.state == "final":
+            await self._final(a, upload.answer.encode())
+        elif upload.state == "cancelled":
+            await self._refuse(a, "BAD_REQUEST", "Upload has already been terminated.", _status("cancelled"))
+        else:
+            await self._chunk(a, name, upload, version, commands, body)
+
+    async def _query(self, a: Arrival, upload: Incoming) -> None:
+        state = "active" if upload.state == "closing" else upload.state
+        received = (b"x-goog-upload-size-received", b"%d" % upload.received)
+        body = wire.to_client(upload.answer.encode(), self._pool.settings.upstream, a.base)
+        await a.reply.whole(200, [_status(state), received, *([_JSON] if body else [])], body)
+
+    async def _cancel(self, a: Arrival, name: str, upload: Incoming, version: Version | None) -> None:
+        if upload.state == "active":
+            await self._put(name, replace(upload, state="cancelled"), version)
+            await self._contents.drop(upload.parts)
+            upload = replace(upload, state="cancelled")
+        await a.reply.whole(200, [_status("active" if upload.state == "closing" else upload.state)], b"")
+
+    async def _chunk(
+        self, a: Arrival, name: str, upload: Incoming, version: Version | None, commands: set[str], body: PassingBody
+    ) -> None:
+        final = "finalize" in commands
+        begin = upload.place(header(a.headers, b"x-goog-upload-offset") or "0", body.length, final=final)
+        part, trouble = await self._taken(name, upload, body, upload.received - begin)
+        end = upload.received + (part.size if part else 0)
+        if trouble is None:
+            self._fits(upload, end, body, final=final)
+        upload = upload.with_part(part, "closing" if final and trouble is None else upload.state)
+        try:
+            version = await self._put(name, upload, version)
+        except RequestError:
+            if part is not None:
+                await self._contents.drop([part])
+            raise
+        if trouble is not None:
+            raise trouble
+        a.record.attempts.append(Attempt("", "", "", "ok", 200, detail=f"{body.passed} bytes received, {end} in all"))
+        if not final:
+            await a.reply.whole(200, [_ACTIVE], b"")
+            return
+        answer = await self._kept(a, upload, self._digest(name, end))
+        if answer is None:
+            return
+        await self._put(name, replace(upload, state="final", answer=answer.decode()), version)
+        await self._final(a, answer)
+
+    def _fits(self, upload: Incoming, end: int, body: PassingBody, *, final: bool) -> None:
+        """What could not be known before a body of unknown length had come."""
+        if final and upload.declared not in (None, end):
+            raise ChunkError(f"Invalid size: {end} bytes, but {upload.declared} were declared.")
+        if not final and body.length is None and body.passed % GRANULARITY:
+            raise ChunkError(f"Invalid chunk: {body.passed} bytes are no multiple of {GRANULARITY}.")
+
+    async def _taken(
+        self, name: str, upload: Incoming, body: AsyncIterator[bytes] | PassingBody, skip: int
+    ) -> tuple[Part | None, Exception | None]:
+        """The new part, and what cut it short: what had come stays. `skip`: bytes that are here already."""
+        blob = f"u-{name}-{len(upload.parts)}-{secrets.token_hex(4)}"
+        digest = hashlib.sha256() if not upload.received else self._digest(name, upload.received)
+        trouble: Exception | None = None
+        try:
+            async with self._contents.write(blob, upload.kept_until) as writer:
+                try:
+                    async for piece in body:
+                        piece, skip = piece[skip:], max(0, skip - len(piece))
+                        if piece:
+                            await writer.write(piece)
+                            if digest is not None:
+                                digest.update(piece)
+                except (ClientGoneError, RequestError) as error:
+                    trouble = error
+                if not writer.size:
+                    raise _NothingError
+        except _NothingError:
+            return None, trouble
+        except BlobError as error:
+            raise _down(error) from None
+        if digest is not None:
+            self._digests[name] = upload.received + writer.size, digest
+        return Part(blob, writer.size), trouble
+
+    def _digest(self, name: str, size: int) -> Any:
+        known, digest = self._digests.get(name, (0, None))
+        return digest if known == size else None
+
+    async def _put(self, name: str, upload: Incoming, version: Version | None) -> Version:
+        try:
+            return await self._shelf.put_upload(name, packed(upload), version)
+        except ConflictError:
+            raise RequestError(
+                "UPLOAD_RACE",
+                "another request of this upload was faster; ask with `query` what has come, and go on there",
+            ) from None
+
+    async def _or_passed(self, name: str, upload: Incoming, version: Version | None) -> tuple[Incoming, Version | None]:
+        """Nothing has come yet, and there is no blob store by now: it goes on at a project."""
+        if await self._contents.usable():
+            return upload, version
+        self._contents.counts["passed_through"] += 1
+        log.error("an upload passes through to one project, where its file stays: there is no blob store")
+        key = await self._pool.pick(None, Tried())
+        target = None
+        if key is not None:
+            target = await self._sender.begin(key, upload.described, upload.kind, upload.declared)
+        if key is None or not isinstance(target, str):
+            raise RequestError("BLOBS_DOWN", "neither the blob store nor a project takes the upload", retry_after=5.0)
+        upload = replace(upload, passed=Passed(target, key.project, key.id))
+        return upload, await self._put(name, upload, version)
+
+    # --- in one request ----------------------------------------------------------------------------------------------
+
+    async def once(self, a: Arrival, body: PassingBody) -> None:
+        kind = header(a.headers, b"content-type") or ""
+        boundary = wire.boundary_of(kind)
+        upload = Incoming(a.record.client, kind, self._pool.now() - LIFETIME)
+        name = secrets.token_hex(12)
+        described: dict[str, Any] = {}
+        pieces: AsyncIterator[bytes] = aiter(body)
+        if boundary is None:
+            kind = header(a.headers, b"x-goog-upload-header-content-type") or kind
+        else:
+            reader = Parts(wire.parts(pieces, boundary))
+            described, kind = await reader.head()
+            pieces = reader.content()
+        async with aclosing(pieces):  # type: ignore[type-var]
+            part, trouble = await self._taken(name, upload, pieces, 0)
+        if trouble is not None:
+            await self._contents.drop([part] if part else [])
+            raise trouble
+        upload = Incoming(a.record.client, kind or "application/octet-stream", upload.began, described)
+        size = part.size if part else 0
+        a.record.attempts.append(Attempt("", "", "", "ok", 200, detail=f"{body.passed} bytes received"))
+        answer = await self._kept(a, upload.with_part(part, "closing"), self._digest(name, size))
+        if answer is not None:
+            await self._final(a, answer)
+
+    # --- what becomes of it ------------------------------------------------------------------------------------------
+
+    async def _kept(self, a: Arrival, upload: Incoming, digest: Any) -> bytes | None:
+        """Google's answer for the file; None: the client has Google's refusal."""
+        try:
+            sha256 = digest.hexdigest() if digest is not None else await self._contents.sha256(upload.parts)
+            received = Received(upload.client, upload.parts, sha256, upload.kind, upload.described)
+            return await self._keeping.keep(received)
+        except BlobError as error:
+            raise _down(error) from None
+        except RefusedError as error:
+            failure = error.failure
+            if failure is None:
+                raise RequestError("NO_USABLE_KEY", str(error), retry_after=5.0) from None
+            if failure.problem is not None:
+                raise failure.problem from None
+            headers = [*failure.headers, *([_ACTIVE] if failure.status < 500 else [])]
+            await a.reply.whole(failure.status, headers, failure.body)
+            return None
+
+    async def _final(self, a: Arrival, answer: bytes) -> None:
+        body = wire.to_client(answer, self._pool.settings.upstream, a.base)
+        await a.reply.whole(200, [_JSON, _FINAL], body)
+
+    async def _refuse(self, a: Arrival, reason: str, message: str, status: tuple[bytes, bytes]) -> None:
+        """The session lives, or does not: without that header a client would send its chunk again and again."""
+        kind = wire.ERRORS[reason]
+        a.record.reason = reason
+        body = wire.error_body(a.record.api, kind.http, kind.status, message, reason=reason, request_id=a.record.id)
+        await a.reply.whole(kind.http, [_JSON, status], body)
+
+
+def _status(state: str) -> tuple[bytes, bytes]:
+    return (b"x-goog-upload-status", state.encode())
+
+
+def _down(error: BlobError) -> RequestError:
+    return RequestError("BLOBS_DOWN", f"the file cannot be kept: {error}", retry_after=5.0)
