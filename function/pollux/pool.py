@@ -121,7 +121,9 @@ class Pool:
                 await self._refresh(owned, STALE)
                 continue
             limits = self.roster.limits(project, model)
-            reserve = partial(self._reserve, project=project, model=model, ask=ask, ahead=ahead)
+            others = len(said[project.name]) + 1 < REFUSED_MOST and len(self.roster.projects) > 1
+            latest = max(found.start, self.now() + ahead) + SLOT if others else math.inf
+            reserve = partial(self._reserve, project=project, model=model, ask=ask, ahead=ahead, latest=latest)
             deadline = _deadline(ask, limits)
             booked = await self.desk.book(owned, ask.want, limits, found, at, deadline, reserve, tried.store)
             if isinstance(booked, Refusal):
@@ -131,12 +133,16 @@ class Pool:
                 return Reservation(key, model, owned, booked.slot, ask.want, limits, booked.grant)
 
     def _reserve(
-        self, state: State, now: float, project: Project, model: str, ask: Ask, ahead: float
+        self, state: State, now: float, project: Project, model: str, ask: Ask, ahead: float, latest: float
     ) -> tuple[State, Slot | Refusal]:
-        """With the limits of this very state: another instance may have learned a smaller one."""
+        """With the limits of this very state: another instance may have learned a smaller one. If so many were faster
+        that the slot would be a later one than was thought, another project may have room sooner: it looks again."""
         limits = self.roster.limits_by(state, project, model)
         start = self._earliest(now + ahead)
-        return quota.reserve(state, start, ask.want, limits, _deadline(ask, limits), self.settings.window)
+        booked, slot = quota.reserve(state, start, ask.want, limits, _deadline(ask, limits), self.settings.window)
+        if isinstance(slot, Slot) and slot.start > latest:
+            return state, Refusal(slot.start, "busy")
+        return booked, slot
 
     def _earliest(self, now: float) -> float:
         """Now, or the first slot after a pause."""

@@ -29,6 +29,8 @@ MOST_TROUBLES = 2
 FOR_LONG = frozenset({"unsupported", "model-access", "rpd", "tpd"})
 """Refusals that no waiting mends."""
 BACKOFF = 0.25
+HELD_S = 10.0
+"""So long a slot is held for a request that waits for a copy of its file."""
 
 
 class Relay:
@@ -105,7 +107,7 @@ class Relay:
         while x.may_try(self._settings.max_attempts):
             if self.pooled is not None and x.files is not None:
                 tried.projects |= await self.pooled.out_of_reach(x)
-                ask = replace(ask, near=self.pooled.near(x), booked=partial(self.pooled.prefetch, x))
+                ask = replace(ask, near=x.files.brought or self.pooled.near(x), booked=partial(self.pooled.prefetch, x))
             began = self.pool.now()
             found = await self.pool.reserve(model, ask, tried)
             x.record.waited += self.pool.now() - began
@@ -115,7 +117,7 @@ class Relay:
                 failures.append(found)
                 x.noted(Attempt(model, "", "", "full", None, detail=_said(found)))
                 return False
-            if not await self._at_hand(x, found) or not await self.attempts.in_time(found):
+            if not await self._at_hand(x, found, tried) or not await self.attempts.in_time(found):
                 continue
             failure = await self.attempts.reserved(x, found)
             if failure is None:
@@ -162,20 +164,33 @@ class Relay:
                     return True
         return False
 
-    async def _at_hand(self, x: Exchange, found: Reservation) -> bool:
-        """Whether the project has the files that the request names. If not, the slot is given back, the files are
-        copied there, and another slot is looked for, which may be there or elsewhere."""
+    async def _at_hand(self, x: Exchange, found: Reservation, tried: Tried) -> bool:
+        """Whether the project has the files that the request names. If not, they are copied there, and another slot is
+        looked for, which may be there or elsewhere. Meanwhile the slot is held for a while: of many requests the next
+        ones go on to other projects."""
         project = found.quota.project
         if self.pooled is None or x.files is None:
             return True
+        x.files.brought = frozenset()
         if project in self.pooled.near(x):
             self.pooled.rename(x, project)
             return True
+        held = asyncio.get_running_loop().call_later(HELD_S, self._let_go, found)
+        try:
+            if await self.pooled.bring(x, project):
+                x.files.brought = frozenset({project})
+            elif x.only is not None:
+                raise self.pooled.unreachable(x)
+            else:
+                tried.projects.add(project)
+        finally:
+            held.cancel()
+            self._let_go(found)
+        return False
+
+    def _let_go(self, found: Reservation) -> None:
         self.pool.give_back(found)
         self.pool.release(found)
-        if not await self.pooled.bring(x, project) and x.only is not None:
-            raise self.pooled.unreachable(x)
-        return False
 
     def _elsewhere(self, x: Exchange, found: Reservation) -> str | None:
         """Another project that served this conversation last."""
@@ -191,6 +206,11 @@ class Relay:
 
     async def _refuse(self, x: Exchange, model: str, ask: Ask, failures: Sequence[Failure | Full]) -> None:
         """Nothing is left: the first refusal that says something is the client's."""
+        if self.pooled is not None and x.files is not None and not self.pooled.near(x):
+            if x.files.lost is None:
+                raise self.pooled.unreachable(x)
+            await self.attempts.give(x, x.files.lost)
+            return
         for failure in failures:
             if isinstance(failure, Full):
                 break

@@ -6,9 +6,10 @@ from collections import Counter
 
 import pytest
 
+from bench.virtual import run as run_virtually
 from pollux.simulator import Fault
 from pollux.store.memory import MemoryStore
-from tests.gateway import BEGAN, CHAT, COUNT, FLASH, HELLO, NEXT, Got, call, now, play, projects
+from tests.gateway import CHAT, COUNT, FLASH, HELLO, NEXT, Got, call, now, play, projects
 from tests.pooled.scenes import (
     AT,
     OTHER,
@@ -78,7 +79,7 @@ def path_of(model: str) -> str:
 
 
 def test_fifty_requests_over_eight_projects_are_as_fast_as_without_a_file() -> None:
-    async def burst(*, file: bool) -> tuple[list[float], Counter[str]]:
+    async def burst(*, file: bool) -> tuple[list[float], list[float]]:
         keys = projects(8, rpm=5)
         upstream = google(keys, processing=3.0)
         async with gateway(upstream, keys, MemoryBlobs(), max_wait=200.0) as app:
@@ -90,19 +91,23 @@ def test_fifty_requests_over_eight_projects_are_as_fast_as_without_a_file() -> N
                 assert got.status == 200, got.body
                 return now()
 
-            began = now()
-            ends = sorted([end - began for end in await asyncio.gather(*(one() for _ in range(50)))])
+            async def all_at_once() -> list[float]:
+                began = now()
+                return sorted([end - began for end in await asyncio.gather(*(one() for _ in range(50)))])
+
+            first = await all_at_once()
+            await asyncio.sleep(200)
+            second = await all_at_once()
             copies = Counter(owned(upstream.simulator).values())
             assert max(copies.values(), default=0) <= 1, "one copy in each project"
-            return ends, Counter(served_by(upstream.simulator))
+            return first, second
 
     async def scene() -> None:
         plain, _ = await burst(file=False)
-        named, served = await burst(file=True)
-        assert max(served.values()) <= 10
-        assert len(served) == 8
-        assert named[-1] <= plain[-1] + 5, "the copies take three seconds"
-        assert sum(end < 10 for end in named) == sum(end < 10 for end in plain) == 40
+        first, second = await burst(file=True)
+        assert [sum(end < within for end in plain) for within in (1, 62)] == [40, 50]
+        assert [sum(end < within for end in first) for within in (5, 66)] == [35, 50], "the copies take four seconds"
+        assert second == pytest.approx(plain, abs=0.1), "once they are there"
 
     play(scene)
 
@@ -117,6 +122,7 @@ def test_a_copy_is_made_once_however_many_wait_also_over_instances() -> None:
             gateway(upstream, keys, blobs, store=store) as two,
         ):
             file = await upload(one)
+            await asyncio.sleep(3)
             got = await asyncio.gather(*(generate(app, file) for app in (one, two) * 14))
             assert not errors(got)
             assert max(Counter(owned(upstream.simulator).values()).values()) == 1
@@ -205,6 +211,7 @@ def test_deleting_a_file_deletes_its_copies_and_its_content() -> None:
             assert not blobs.all
             for prefix in ("pooled/", "content/", "bound/files"):
                 assert not await store.scan(prefix), prefix
+            await asyncio.sleep(70)
             assert (await generate(app, file)).status == 403
 
     play(scene)
@@ -257,9 +264,8 @@ def test_a_file_that_is_too_old_is_not_there_any_more() -> None:
             await asyncio.sleep(48 * 3600 + 1)
             got = await generate(app, file)
             assert (got.status, got.json["error"]["status"]) == (403, "PERMISSION_DENIED")
-            assert now() > BEGAN
 
-    play(scene)
+    run_virtually(scene())
 
 
 def test_with_a_cache_beside_it_the_file_comes_to_the_caches_project() -> None:
@@ -401,7 +407,7 @@ def test_a_copy_that_google_cannot_process_is_given_up() -> None:
     async def scene() -> None:
         keys = projects(2, rpm=1)
         upstream = google(keys, processing=5.0)
-        async with gateway(upstream, keys, MemoryBlobs()) as app:
+        async with gateway(upstream, keys, MemoryBlobs(), max_wait=100.0) as app:
             file = await upload(app)
             await asyncio.sleep(6)
             plain = {**AT, "x-pollux-fallback": "off"}

@@ -13,7 +13,7 @@ from typing import Any
 
 from pollux import wire
 from pollux.affinity import Recent
-from pollux.blobs import BlobError
+from pollux.blobs import BlobError, BlobUnavailableError
 from pollux.pooled.contents import Contents
 from pollux.pooled.documents import Copy, Lease, PooledFile, copy_name
 from pollux.pooled.sender import Made, NameTakenError, RefusedError, Sender
@@ -126,7 +126,7 @@ class Copies:
             if not copy.active:
                 await self._until_active(name, project, copy)
         except (RefusedError, BlobError, StoreError) as error:
-            if not isinstance(error, BlobError):
+            if not isinstance(error, BlobUnavailableError):
                 self._refused[name, project] = self._shelf.now() + REFUSED_S, str(error)
             log.warning("%s was not copied to project %s: %s", name, project, error)
             raise CopyError(str(error)) from None

@@ -35,8 +35,10 @@ class Named:
 
     references: Mapping[str, str]
     """As it stands there -> the file's name."""
-    renewed: bool = False
-    """A copy was lost and made again: once is enough."""
+    lost: Failure | None = None
+    """A copy was lost, so said Google, and made again: once is enough."""
+    brought: frozenset[str] = frozenset()
+    """Where a copy was made just now, while a slot was held there: so that slot comes first."""
     fetched: dict[str, "asyncio.Task[None]"] = field(default_factory=dict)
     """Copies that are made while the request waits for its slot."""
 
@@ -82,7 +84,9 @@ class Using:
             return owners
         found = await asyncio.gather(*(self._shelf.find(name) for name in pooled))
         known = {file.name for file in found if file is not None} - set(wire.path_names(x.call))
-        bases = (wire.GOOGLE, self._pool.settings.upstream)
+        bases = {wire.GOOGLE, self._pool.settings.upstream}
+        with suppress(RequestError):  # one of ours stands there still if it is spelt oddly
+            bases |= {x.own_base(), self._pool.settings.public_url} - {""}
         named = {reference: wire.named_by(reference, bases) for reference in wire.references(x.parsed, x.call)}
         references = {reference: name for reference, name in named.items() if name is not None and name in known}
         if references:
@@ -193,13 +197,14 @@ class Using:
 
     def rename(self, x: Exchange, project: str) -> None:
         """For the next attempt, which goes there."""
-        x.renames, x.aliases = {}, {}
+        x.renames = {}
         if x.files is None:
             return
         for reference, name in x.files.references.items():
             file = self._shelf.known(name)
             copy = None if file is None else file.copy_at(project, self._shelf.now())
-            if copy is None or copy.name == name:
+            known_there = "://" not in reference or reference.startswith((wire.GOOGLE, self._pool.settings.upstream))
+            if copy is None or (copy.name == name and known_there):
                 continue
             x.renames[reference] = copy.uri if "://" in reference else copy.name
             if reference.startswith("files/"):
@@ -210,7 +215,7 @@ class Using:
 
     async def lost(self, x: Exchange, failure: Failure) -> bool:
         """Google does not know a copy any more: forget it, so that it is made again. Once in a request."""
-        if x.files is None or x.files.renewed or failure.status not in (403, 404):
+        if x.files is None or x.files.lost is not None or failure.status not in (403, 404):
             return False
         project = failure.key.project
         for name in x.files.names:
@@ -218,7 +223,7 @@ class Using:
             copy = None if file is None else file.copies.get(project)
             if not isinstance(copy, Copy) or _id(copy.name) not in failure.body:
                 continue
-            x.files.renewed = True
+            x.files.lost = failure
 
             def forget(file: PooledFile, gone: Copy = copy) -> PooledFile | None:
                 there = file.copies.get(project)
@@ -227,7 +232,7 @@ class Using:
                 return replace(file.with_copy(project, None), round=file.round + 1)
 
             await self._shelf.change(name, forget)
-        return x.files.renewed
+        return x.files.lost is not None
 
     async def release(self, x: Exchange) -> bool:
         """A file is deleted. True: the client has its answer, for the same content was uploaded more than once, and
