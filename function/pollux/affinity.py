@@ -64,6 +64,8 @@ class Affinity:
         self._made: Recent[str, str] = Recent(CLIENTS)
         self._tasks: set[asyncio.Task[bool]] = set()
         self.counters = Counters()
+        self.searches = 0
+        """How often a name was asked for at the projects."""
 
     async def owner(self, name: str) -> Bound | None:
         return (await self.owners((name,))).get(name)
@@ -147,6 +149,10 @@ class Affinity:
     def made_by(self, client: str) -> str | None:
         """The project where this client last made something."""
         return self._made.get(client)
+
+    def as_json(self) -> dict[str, int]:
+        """For an operator: what this instance remembers, and what it did for that."""
+        return {"remembered": len(self._bound), "searches": self.searches, "commits": self.counters.commits}
 
     def is_nowhere(self, name: str) -> bool:
         return self._nowhere.get(name, 0.0) > self._now()

@@ -27,7 +27,10 @@ from pollux.upstream import HttpUpstream, Upstream
 log = logging.getLogger("pollux")
 
 CORS_METHODS = b"GET, POST, PUT, PATCH, DELETE, OPTIONS"
-CORS_EXPOSED = b"x-pollux-request-id, x-pollux-key, x-pollux-model, x-pollux-attempts, x-pollux-wait-ms, retry-after"
+CORS_EXPOSED = (
+    b", ".join(b"x-pollux-" + name for name in (b"request-id", b"key", b"model", b"attempts", b"wait-ms", b"not-asked"))
+    + b", retry-after"
+)
 
 
 def load_catalog(settings: Settings) -> Catalog:

@@ -97,6 +97,11 @@ def status_text(found: Mapping[str, Any]) -> str:
         f"window {found['window']}",
         f"requests: {pool['requests']} ({statuses}), {pool['under_way']} under way, {pool['waiting']} waiting",
     ]
+    if (known := found.get("resources")) and any(known.values()):
+        lines.append(
+            f"resources: {known['remembered']} remembered with their owners, {known['searches']} looked for, "
+            f"{known['commits']} commits"
+        )
     lines.append(_store(found["store"], pool["requests"]))
     if found["store"]["state"] != "ok":
         since = datetime.fromtimestamp(found["store"]["since"]).strftime("%H:%M:%S")

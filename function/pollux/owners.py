@@ -28,7 +28,6 @@ class Owners:
         self._affinity = affinity
         self._questions = questions
         self._searches: dict[str, asyncio.Task[Bound | None]] = {}
-        self.located = 0
 
     async def place(self, x: Exchange) -> None:
         """Hold the request to the owner of what it names, and turn URIs of ours in it back into Google's."""
@@ -42,17 +41,22 @@ class Owners:
         if not names:
             return
         await self._pool.roster.ready()
-        owners = await self._affinity.owners(sorted(names))
         # Agents of Google's own are called by bare names too: nobody owns those.
-        lost = [name for name in sorted(names) if name not in owners and (name in asked_for or not _is_agent(name))]
-        if lost:
-            owners |= await self._located(x, lost)
-        x.names = tuple(sorted({*owners, *lost}))
-        x.record.bound = x.names
+        agents = {name for name in names - asked_for if name.startswith("agents/")}
+        owners = await self.of(x, sorted(names - agents))
+        if agents:
+            owners |= await self._affinity.owners(sorted(agents))
+        x.record.bound = x.names = tuple(sorted((names - agents) | owners.keys()))
         if owners:
             x.only = x.record.owner = self._one(owners)
-        elif lost and not x.call.counted:
+        elif x.names and not x.call.counted:
             x.only = self._likely(x.record.client)
+
+    async def of(self, x: Exchange, names: Sequence[str]) -> dict[str, Bound]:
+        """Of those that are known, or found now."""
+        owners = await self._affinity.owners(names)
+        lost = [name for name in names if name not in owners]
+        return owners | await self._located(x, lost) if lost else owners
 
     def _of_body(self, x: Exchange, references: Collection[str]) -> set[str]:
         settings = self._pool.settings
@@ -112,7 +116,7 @@ class Owners:
         return await asyncio.shield(task)
 
     async def _find(self, name: str, target: str, client: str) -> Bound | None:
-        self.located += 1
+        self._affinity.searches += 1
         order = self._healthy((self._affinity.made_by(client),))
         unsaid = len(order) < len(self._pool.roster.projects)
         for start in range(0, len(order), AT_ONCE):
@@ -139,7 +143,3 @@ class Owners:
         if told is not None and told.status and told.verdict.cause in NOT_THERE:
             return project, (False, {})
         return project, None
-
-
-def _is_agent(name: str) -> bool:
-    return name.startswith("agents/")

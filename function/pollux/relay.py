@@ -14,6 +14,7 @@ from pollux.affinity import Affinity
 from pollux.attempts import Attempts, Failure
 from pollux.exchange import Exchange
 from pollux.journal import Attempt
+from pollux.listing import Listing, is_list
 from pollux.owners import Owners
 from pollux.pool import Ask, Full, Pool, Reservation, Tried
 from pollux.questions import Questions
@@ -42,6 +43,7 @@ class Relay:
         self._attempts = Attempts(pool, upstream, Resources(affinity, pool.settings.upstream))
         self._questions = Questions(self._attempts, upstream)
         self.owners = Owners(pool, affinity, self._questions)
+        self._listing = Listing(self._attempts, self._questions, self.owners, affinity)
         self._settings = pool.settings
         self._catalog = pool.roster.catalog
         self._sleep = sleep
@@ -49,7 +51,9 @@ class Relay:
 
     async def run(self, x: Exchange) -> None:
         await self.owners.place(x)
-        if x.call.counted and x.call.model:
+        if is_list(x.method, x.call):
+            await self._listing.run(x)
+        elif x.call.counted and x.call.model:
             await self._counted(x)
         else:
             await uncounted.run(x, self._attempts)

@@ -16,6 +16,7 @@ from pollux.simulator.faults import KINDS, Fault, FaultError, from_text
 from pollux.simulator.models import MODELS
 from pollux.simulator.quota import KINDS as ENFORCEMENT
 from pollux.simulator.quota import Enforcer, Refusal, Use
+from pollux.simulator.service import Owning
 
 if TYPE_CHECKING:
     import uvicorn
@@ -25,6 +26,7 @@ __all__ = [
     "Enforcer",
     "Fault",
     "FaultError",
+    "Owning",
     "Refusal",
     "Simulator",
     "Use",
@@ -180,6 +182,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--latency", type=_seconds, default=0.0, metavar="S", help="seconds before each answer")
     parser.add_argument("--chunks", type=_several, default=4, help="chunks of a stream (%(default)s)")
     parser.add_argument("--chunk-delay", type=_seconds, default=0.0, metavar="S", help="seconds between two chunks")
+    parser.add_argument(
+        "--processing", type=_seconds, default=0.0, metavar="S", help="seconds until an uploaded file is active"
+    )
+    parser.add_argument(
+        "--working", type=_seconds, default=0.0, metavar="S", help="seconds until a batch or another operation is done"
+    )
+    parser.add_argument("--base", default="", metavar="URL", help="scheme and host that URIs in answers begin with")
     parser.add_argument("--seed", type=int, default=0, help="seed of what is random (%(default)s)")
     parser.add_argument(
         "--fault",
@@ -207,6 +216,7 @@ def run(options: argparse.Namespace) -> int:
         count_refused=options.count_refused,
         keep=1000,
         keep_bodies=False,
+        owning=Owning(processing=options.processing, working=options.working, base=options.base),
     )
     simulator.faults += options.fault
     try:

@@ -181,6 +181,8 @@ class Simulator:
         if not request.name and request.verb not in STARTS:
             return self.generation.answer(call, request, project)
         self.place(exchange, request)
+        if request.verb == "interactions.create":
+            return self.generation.interact(call, request)
         return self.service.answer(request) if request.name else self.generation.answer(call, request, project)
 
     def place(self, exchange: Exchange, request: Request) -> None:

@@ -1,6 +1,7 @@
 """Files of a project: made by uploads or by the simulator itself, shown, listed, deleted, downloaded."""
 
 import base64
+from collections.abc import Callable
 from typing import Any
 
 from pollux.simulator.content import Content
@@ -15,20 +16,28 @@ class Files:
     def __init__(self, resources: Resources, processing: float) -> None:
         self._resources = resources
         self._processing = processing
-        self.answers = {
+        self.answers: dict[str, Callable[[Request], Any]] = {
             "files.get": self._get,
             "files.list": self._list,
             "files.delete": self._delete,
             "files.download": self._download,
+            "openai.files.get": lambda request: self.show_openai(resources.get(request.name, request.project)),
+            "openai.files.list": lambda request: resources.openai_page(
+                "files", request.project, request.query, self.show_openai
+            ),
+            "openai.files.delete": lambda request: (
+                self._delete(request) | {"id": request.name, "object": "file", "deleted": True}
+            ),
+            "openai.files.content": self._download,
         }
 
     def create(self, project: str, given: dict[str, Any], kind: str, content: Content, call: str) -> Resource:
         """An uploaded file. `given`: what the client says of it; `kind`: its MIME type. Raises ApiError."""
-        name = given.get("name") or "files"
-        if not isinstance(name, str) or name.split("/")[0] != "files" or name.count("/") > 1:
+        name = given.get("name")
+        if name is not None and (not isinstance(name, str) or not name.startswith("files/")):
             raise bad_request(f"* {call}.file.name: the name must be files/ and an id\n")
         document = {"displayName": given.get("displayName", given.get("display_name")), "mimeType": kind}
-        file = self._resources.add(name, project, document, FILE_LIFE)
+        file = self._resources.add("files", project, document, FILE_LIFE, name.removeprefix("files/") if name else None)
         file.ready = file.created + self._processing
         file.content = content
         return file
@@ -61,6 +70,19 @@ class Files:
         if "source" in file.document:
             answer["downloadUri"] = f"{base}/{file.name}:download?alt=media"
         return answer
+
+    def show_openai(self, file: Resource) -> dict[str, Any]:
+        active = self._resources.clock() >= file.ready
+        return {
+            "id": file.name,
+            "object": "file",
+            "bytes": file.content.size if file.content else 0,
+            "created_at": int(file.created),
+            "expires_at": int(file.expires or 0),
+            "filename": file.document["displayName"] or file.id,
+            "purpose": file.document.get("purpose", "batch_output" if "source" in file.document else "batch"),
+            "status": "processed" if active else "uploaded",
+        }
 
     def _get(self, request: Request) -> Any:
         file = self._resources.get(request.name, request.project)

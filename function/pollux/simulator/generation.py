@@ -44,7 +44,7 @@ class Generation:
         else:
             needed = verb
         if model is not None and model.startswith("tunedModels/"):
-            model = self._service.tuned(model, project)
+            model = request.model = self._service.tuned(model, project)
         if model is None or model not in self.models or (verb != "models.get" and needed not in methods(model)):
             raise error("not-found", request.case())
         if verb == "models.get":
@@ -80,6 +80,11 @@ class Generation:
                 chunk["usageMetadata"]["cachedContentTokenCount"] = cached
         return chunks[0] if request.stream == "no" else chunks
 
+    def interact(self, call: Call, request: Request) -> Document | list[Document]:
+        admit = lambda tokens: self.admit(call, request, request.project, tokens=tokens)  # noqa: E731
+        made: Document | list[Document] = self._service.interactions.create(request, admit)
+        return made
+
     def _rest(self, call: Call, request: Request, project: str, model: str) -> Document:
         verb, document = request.verb, request.document
         if verb == "countTokens":
@@ -95,7 +100,8 @@ class Generation:
         if verb in ("batchGenerateContent", "asyncBatchEmbedContent", "predictLongRunning"):
             if verb == "predictLongRunning":
                 self.admit(call, request, project, tokens=0)
-            return self._service.begin(request, project, model)
+            begun: Document = self._service.begin(request, project, model)
+            return begun
         openai = request.api == "openai"
         prompts = answers.openai_inputs(document) if openai else answers.embed_prompts(document, verb)
         tokens = sum(prompt.tokens for prompt in prompts)

@@ -47,10 +47,8 @@ COLLECTIONS = frozenset(
 _INNER = frozenset({"documents", "operations", "permissions", "executions", "media"})
 _WORDS = frozenset({"cancel", "content"})
 """What stands behind a slash where elsewhere it stands behind a colon."""
-MARKS = (b"ileData", b"ile_data", b"achedContent", b"ached_content", b"ileSearch", b"ile_search", b"input_file")
+_MARKS = (b"ileData", b"ile_data", b"achedContent", b"ached_content", b"ileSearch", b"ile_search")
 """One of them is in every body that names something owned, so that the others need not be looked through."""
-
-
 STARTS = frozenset({"batchGenerateContent", "asyncBatchEmbedContent", "predictLongRunning"})
 """Verbs of models that make something owned."""
 
@@ -126,7 +124,7 @@ def read_request(method: str, path: str, query: str, body: bytes, encoding: str)
             request.document = {}
         asked = request.query.get("stream") == "true"
         if request.verb.startswith("interactions.") and isinstance(request.document, dict):
-            model = request.document.get("model")
+            model = request.document.get("model", request.document.get("agent"))
             request.model = model.removeprefix("models/") if isinstance(model, str) else None
             request.stream = "sse" if asked or request.document.get("stream") is True else "no"
         return request
@@ -192,6 +190,8 @@ def _owned(method: str, api: str, version: str, path: str, rest: str) -> Request
     """The route of what projects own: as many pairs of collection and id as there are, then perhaps an action."""
     name, _, action = rest.partition(":")
     segments = name.split("/")
+    if api == "openai" and len(segments) > 2 and segments[0] == segments[1]:
+        del segments[0]  # the ids of files and batches begin with files/ and batches/ there, too
     if len(segments) == 3 and segments[2] in _WORDS and not action:
         action = segments.pop()
     known = segments[0] in COLLECTIONS or (segments[0] == "models" and segments[2:3] == ["operations"])
@@ -205,6 +205,8 @@ def _owned(method: str, api: str, version: str, path: str, rest: str) -> Request
     elif method != ("GET" if action in ("download", "content") else "POST"):
         action = ""
     verb = f"{collection}.{action}" if action else "other"
+    if segments[0] == "interactions" and api == "native":
+        api = "interactions"
     return Request(api, version, verb, path, name="/".join(segments))
 
 
@@ -227,7 +229,8 @@ def _read_body(request: Request, body: bytes, encoding: str) -> None:
         request.trouble = bad_request('Invalid JSON payload received. Unknown name "": Root element must be a message.')
         return
     request.document = document
-    request.names_owned = any(mark in body for mark in MARKS)
+    if b"ile" in body or b"ached" in body:
+        request.names_owned = any(mark in body for mark in _MARKS)
 
 
 def find_credentials(

@@ -76,19 +76,23 @@ class Resources:
         return hashlib.sha256(f"{self._seed}/{self._serial}".encode()).hexdigest()[:length]
 
     def add(
-        self, name: str, project: str, document: dict[str, Any] | None = None, life: float | None = None
+        self,
+        collection: str,
+        project: str,
+        document: dict[str, Any] | None = None,
+        life: float | None = None,
+        given: str | None = None,
     ) -> Resource:
-        """A name that is a collection gets an id; one with an id must be free, whoever has it."""
-        head, _, given = name.rpartition("/")
-        if head and len(name.split("/")) % 2 == 0:
+        """`given`: the id that the client wants; it must be free, whoever has it. Raises ApiError."""
+        name = f"{collection}/{self.token() if given is None else given}"
+        if given is not None:
             if not _ID.fullmatch(given):
                 raise bad_request(f"* {name}: the id must be lower-case letters, digits and dashes, at most 40\n")
             if name in self._all and self._alive(self._all[name]):
                 raise said(409, "ALREADY_EXISTS", "Requested entity already exists")
-        else:
-            name = f"{name}/{self.token()}"
         now = self.clock()
         resource = Resource(name, project, now, document or {}, None if life is None else now + life)
+        self._all.pop(name, None)
         self._all[name] = resource
         return resource
 
@@ -148,6 +152,22 @@ class Resources:
             start = places[0]
         end = start + min(int(size) or default, most)
         return found[start:end], {"nextPageToken": f"after-{found[end - 1].id}"} if end < len(found) else {}
+
+    def openai_page(
+        self, collection: str, project: str, query: Mapping[str, str], show: Callable[[Resource], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """The same as OpenAI has it: `after` is the last id of the page before."""
+        found = self.of(collection, project)
+        limit, after = query.get("limit") or "20", query.get("after")
+        if not (limit.isascii() and limit.isdigit()):
+            raise bad_request(f"limit: {limit!r} is no number")
+        places = [place for place, resource in enumerate(found, 1) if resource.name == after]
+        if after and not places:
+            raise bad_request(f"after: {after!r} is not known")
+        start = places[0] if places else 0
+        data = [show(resource) for resource in found[start : start + int(limit)]]
+        ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
+        return {"object": "list", "data": data, "has_more": start + len(data) < len(found)} | ends
 
     def shown(self) -> list[dict[str, Any]]:
         """Who owns what, for the tests."""

@@ -1,16 +1,21 @@
 """What the simulator answers about things that projects own: which call goes to which kind, and who may name what."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pollux.simulator.batches import Batches
 from pollux.simulator.caches import Caches
 from pollux.simulator.content import KEEP
 from pollux.simulator.errors import error, said
 from pollux.simulator.files import Files
+from pollux.simulator.interactions import Interactions
+from pollux.simulator.operations import Operations
+from pollux.simulator.plain import Plain
 from pollux.simulator.references import names_in
 from pollux.simulator.request import Request
 from pollux.simulator.resources import Resources
+from pollux.simulator.stores import Stores
 from pollux.simulator.uploads import GRANULARITY, Uploaded, Uploads
 
 Answer = Callable[[Request], Any]
@@ -40,8 +45,20 @@ class Service:
         self.resources = resources = Resources(clock, seed)
         self.files = Files(resources, owning.processing)
         self.caches = Caches(resources, models)
+        self.batches = Batches(resources, self.files, owning.working)
+        self.operations = Operations(resources, self.files, models, owning.working)
+        self.stores = Stores(resources, self.operations)
+        self.interactions = Interactions(resources, self.operations.film_file, models, self.check_names, owning.working)
         self.uploads = Uploads(resources, self._uploaded, owning.keep_content, owning.granularity)
-        self._answers: Mapping[str, Answer] = {**self.files.answers, **self.caches.answers}
+        self._answers: Mapping[str, Answer] = {
+            **self.files.answers,
+            **self.caches.answers,
+            **self.batches.answers,
+            **self.operations.answers,
+            **self.stores.answers,
+            **self.interactions.answers,
+            **Plain(resources).answers,
+        }
 
     def root(self, scheme: str, host: str) -> str:
         return self.owning.base.rstrip("/") or f"{scheme}://{host}"
@@ -56,8 +73,11 @@ class Service:
 
     def check(self, request: Request, project: str, model: str) -> int:
         """Whether all that the body names is this project's, and how many tokens of it are cached. Raises ApiError."""
+        return self.check_names(names_in(request.document), project, model)
+
+    def check_names(self, names: Iterable[str], project: str, model: str) -> int:
         cached = 0
-        for name in names_in(request.document):
+        for name in names:
             if name.startswith("cachedContents/"):
                 cached += self.caches.tokens(name, project, model)
                 continue
@@ -71,11 +91,20 @@ class Service:
         """The model under a tuned one. Raises ApiError."""
         return str(self.resources.get(name, project).document["baseModel"]).removeprefix("models/")
 
-    def begin(self, request: Request, project: str, model: str) -> dict[str, Any]:
+    def begin(self, request: Request, project: str, model: str) -> Any:
         """A batch or a video: what it is known by until it is done. Raises ApiError."""
-        raise error("no-such-path", request.case())
+        if request.verb == "predictLongRunning":
+            return self.operations.film(request, project, model)
+        return self.batches.begin(request, project, model)
 
     def _uploaded(self, upload: Uploaded) -> dict[str, Any]:
-        given = upload.metadata.get("file", {})
+        if upload.target != "files":
+            return self.stores.take(upload)
+        if upload.api == "openai":
+            given = {"displayName": upload.file_name}
+            file = self.files.create(upload.project, given, upload.kind, upload.content, "CreateFileRequest")
+            file.document["purpose"] = str(upload.metadata.get("purpose", "batch"))
+            return self.files.show_openai(file)
+        given = upload.metadata.get("file") or {}
         file = self.files.create(upload.project, given, upload.kind, upload.content, "CreateFileRequest")
         return {"file": self.files.show(file, upload.base)}

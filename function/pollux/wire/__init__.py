@@ -14,8 +14,10 @@ from pollux.wire.body import (
     with_body,
 )
 from pollux.wire.bound import (
+    CHAINED,
     COLLECTIONS,
     GOOGLE,
+    below,
     body_names,
     collection,
     is_resource_call,
@@ -33,6 +35,7 @@ from pollux.wire.target import COUNTED, Call, count_path, full_name, path_for, r
 from pollux.wire.upload import UPLOAD_ADDRESSES, Upload, read_upload, session_target
 
 __all__ = [
+    "CHAINED",
     "COLLECTIONS",
     "COUNTED",
     "CREDENTIALS",
@@ -48,6 +51,7 @@ __all__ = [
     "Upload",
     "WireError",
     "answer_names",
+    "below",
     "body_names",
     "client_deadline",
     "client_headers",
