@@ -529,7 +529,7 @@ def test_records_and_logs_show_uploads_and_never_the_token(caplog: pytest.LogCap
             assert record is not None
             said = record.as_json()
             assert (said["call"], said["client"], said["project"], said["key"]) == (
-                "upload-upload",
+                "upload-chunk",
                 "tester",
                 "p1",
                 "k1",
@@ -548,3 +548,32 @@ def test_an_address_in_a_log_line_is_redacted() -> None:
     text = "POST /upload/v1beta/files?upload_id=abc.DEF-1_2&upload_protocol=resumable"
     assert redact(text) == "POST /upload/v1beta/files?upload_id=[redacted]&upload_protocol=resumable"
     assert "abc" not in redact("u=%2Ffiles%3Fupload_id%3Dabc.DEF%26x")
+
+
+# --- downloads -------------------------------------------------------------------------------------------------------
+
+
+def test_a_part_of_a_file_is_asked_for_and_passed_as_it_is() -> None:
+    async def scene() -> None:
+        headers = [(b"Content-Type", b"video/mp4"), (b"Content-Range", b"bytes 2-5/9"), (b"Content-Length", b"4")]
+        google = FakeUpstream([Says([b"cd", b"ef"], 206, headers, length=4)])
+        async with gateway(google, projects(1)) as app:
+            got = await call(app, "GET", "/v1beta/files/a-1:download?alt=media", {**HOST, "range": "bytes=2-5"}, b"")
+        assert (got.status, got.body, got.headers["content-range"]) == (206, b"cdef", "bytes 2-5/9")
+        assert google.sent[-1].header("range") == "bytes=2-5"
+        assert google.sent[-1].target.endswith("/files/a-1:download?alt=media")
+
+    play(scene)
+
+
+def test_a_download_leaves_piece_by_piece_while_it_comes() -> None:
+    async def scene() -> None:
+        pieces: list[bytes | float | UpstreamError] = [b"a" * 100_000, 5.0, b"b" * 100_000, 5.0, b"c"]
+        headers = [(b"Content-Type", b"video/mp4"), (b"Content-Length", b"200001")]
+        google = FakeUpstream([Says(pieces, 200, headers, length=200_001)])
+        async with gateway(google, projects(1)) as app:
+            got = await call(app, "GET", "/v1beta/files/a-1:download?alt=media", HOST, b"")
+        assert got.body == b"a" * 100_000 + b"b" * 100_000 + b"c"
+        assert got.times[-1] - got.times[0] == pytest.approx(10.0)
+
+    play(scene)

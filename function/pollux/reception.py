@@ -139,7 +139,7 @@ class Reception:
             raise RequestError("NO_LIVE_API", "the Live API is not served here: call it at Google itself")
         upload = wire.read_upload(scope["method"], call, headers)
         if upload is not None:
-            record.what = f"upload-{upload.command}"
+            record.what = f"upload-{upload.what}"
         if upload is not None and upload.form == "session":
             session, value = await self.callers.uploader(upload.token, headers, query)
             record.client = session.client
@@ -154,6 +154,13 @@ class Reception:
                 "its owner may name it in POLLUX_ALLOW_PATHS",
             )
         self._crowded()
+        await self._take_in(scope, receive, call, upload, reply, record)
+
+    async def _take_in(
+        self, scope: Scope, receive: Receive, call: Call, upload: wire.Upload | None, reply: Reply, record: Record
+    ) -> None:
+        """Its body, and then its life, which ends if the client leaves."""
+        headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
         passing = None
         if upload is not None and upload.form == "once":
             watch = Watch(receive, None)
