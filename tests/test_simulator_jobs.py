@@ -226,7 +226,7 @@ def test_a_store_is_used_by_its_project_alone_and_deleted_when_empty() -> None:
     body = {"contents": [{"parts": [{"text": "What?"}]}], "tools": tools}
     path = f"/v1beta/models/{FLASH}:generateContent"
     assert call(simulator, path, body).status == 200
-    refused(call(simulator, path, body, headers=OTHER), 403, "PERMISSION_DENIED", "FileSearchStore")
+    refused(call(simulator, path, body, headers=OTHER), 403, "PERMISSION_DENIED", "file search store")
     name = upload(simulator)["name"]
     call(simulator, f"/v1beta/{store}:importFile", {"fileName": name})
     refused(call(simulator, f"/v1beta/{store}", method="DELETE"), 400, "FAILED_PRECONDITION", "non-empty")
@@ -241,7 +241,7 @@ def test_nothing_is_uploaded_into_the_stores_of_others() -> None:
     path = f"/upload/v1beta/{store}:uploadToFileSearchStore"
     start = {"x-goog-upload-protocol": "resumable", "x-goog-upload-command": "start"}
     for headers in (start, {"x-goog-upload-protocol": "raw", "content-type": "text/plain"}):
-        refused(call(simulator, path, {}, headers=OTHER | headers), 403, "PERMISSION_DENIED", "FileSearchStore")
+        refused(call(simulator, path, {}, headers=OTHER | headers), 403, "PERMISSION_DENIED", "file search store")
         assert call(simulator, path, {}, headers=MINE | headers).status == 200
     assert call(simulator, f"/v1beta/{store}").json["activeDocumentsCount"] == "1"
 
@@ -368,7 +368,7 @@ def test_the_sdk_fills_a_file_search_store(client: genai.Client) -> None:
     tool = types.Tool(file_search=types.FileSearch(file_search_store_names=[store.name]))
     assert client.models.generate_content(model=FLASH, contents="Well?", config={"tools": [tool]}).text
     client.file_search_stores.delete(name=store.name, config={"force": True})
-    with pytest.raises(genai.errors.ClientError, match="FileSearchStore"):
+    with pytest.raises(genai.errors.ClientError, match="file search store"):
         client.file_search_stores.get(name=store.name)
 
 
