@@ -162,6 +162,9 @@ def test_a_film_is_downloaded_once_it_is_done() -> None:
     assert (film.headers["content-type"], film.body[-5:]) == ("video/mp4", b"A cat")
     refused(call(simulator, path, headers=OTHER), 404, "NOT_FOUND", GONE)
     assert call(simulator, uris[0].removeprefix(BASE), headers=OTHER).status == 403
+    again = f"/v1beta/models/{FLASH}:generateContent"
+    assert call(simulator, again, naming({"uri": uris[0]})).status == 200
+    assert call(simulator, again, naming({"uri": uris[0]}), headers=OTHER).status == 403
     assert simulator.enforcer.admitted["simulated-project-1", "veo-3.1-generate-001"] == 1
 
 

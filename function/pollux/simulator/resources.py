@@ -74,6 +74,8 @@ class Resources:
         self._all: dict[str, Resource] = {}
         self._later: list[tuple[float, Callable[[], None]]] = []
         self._tidy_at = TIDY
+        self.roots: set[str] = set()
+        """What addresses that were told begin with: they name things here."""
 
     def token(self, length: int = 12) -> str:
         """The next id: lower-case letters and digits, other ones with another seed."""
