@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pollux.simulator import Simulator, demo_keys
+from pollux.simulator.resources import TIDY, Resources
 from pollux.simulator.service import Owning
 from tests.test_simulator_api import FLASH, GENERATE, Answer, Clock, call
 
@@ -125,6 +126,15 @@ def test_what_only_looks_like_a_file_is_nobodys() -> None:
     assert call(simulator, GENERATE, talk, headers=OTHER).status == 200
 
 
+def test_the_address_of_a_file_must_be_its_own() -> None:
+    simulator = make()
+    name = upload(simulator)["name"]
+    assert call(simulator, GENERATE, naming({"uri": name})).status == 200
+    for root in ("http://127.0.0.1:3145", "https://gateway.example/some/path"):
+        answer = call(simulator, GENERATE, naming({"uri": f"{root}/v1beta/{name}"}))
+        refused(answer, 400, "INVALID_ARGUMENT", f"Unsupported file URI: {root}")
+
+
 def test_a_file_ends_after_48_hours() -> None:
     clock = Clock()
     simulator = make(clock)
@@ -189,6 +199,17 @@ def test_who_owns_what_is_told_to_tests() -> None:
     assert (owned["name"], owned["project"], owned["size"]) == (file["name"], "simulated-project-1", 9)
     assert owned["sha256"] == hashlib.sha256(b"some text").hexdigest()
     assert call(simulator, "/simulator/resources", {}).status == 405
+
+
+def test_what_has_ended_is_thrown_away() -> None:
+    clock = Clock()
+    resources = Resources(clock)
+    for _ in range(TIDY):
+        resources.add("files", "p", life=10)
+    clock.now += 10
+    kept = [resources.add("files", "p", life=10).name for _ in range(2)]
+    assert [resource.name for resource in resources] == kept
+    assert len(resources) == 2
 
 
 # Caches

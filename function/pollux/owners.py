@@ -32,9 +32,8 @@ class Owners:
     async def place(self, x: Exchange) -> None:
         """Hold the request to the owner of what it names, and turn URIs of ours in it back into Google's."""
         names = set(wire.path_names(x.call))
-        model = x.call.model or ""
-        if model.startswith("tunedModels/") or "/" in (model := self._pool.roster.catalog.resolve(model)):
-            names.update(filter(None, (wire.resource(model),)))
+        if x.call.model is not None and "/" in (model := self._pool.roster.catalog.resolve(x.call.model)):
+            names.update(filter(None, (wire.resource(model),)))  # a tuned one, which an alias or a body may name
         asked_for = frozenset(names)
         if x.parsed is not None and (references := wire.references(x.parsed, x.call)):
             names |= self._of_body(x, references)
@@ -64,6 +63,7 @@ class Owners:
         if any("://" in reference for reference in references):
             with suppress(RequestError):  # a Host that is none: then nothing can be ours
                 own.append(x.own_base())
+        own = [base for base in own if base]
         bases = (wire.GOOGLE, settings.upstream, *own)
         if any(reference.startswith(base) for reference in references for base in own):
             x.exchange(wire.to_upstream(x.readable, own, settings.upstream, references))

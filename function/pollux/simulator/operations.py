@@ -24,7 +24,6 @@ class Operations:
         self._files = files
         self._models = models
         self._working = working
-        self._outcomes: dict[str, Outcome] = {}
         self.answers: dict[str, Callable[[Request], Any]] = {
             "operations.get": self._get,
             "operations.list": self._list,
@@ -42,7 +41,7 @@ class Operations:
         place = f"{parent}/operations" if parent else "operations"
         operation = self._resources.add(place, project, metadata, LIFE)
         operation.ready = operation.created + self._working
-        self._outcomes[operation.name] = outcome
+        operation.outcome = outcome
         return {"name": operation.name} | ({"metadata": metadata} if metadata else {})
 
     def film_file(self, project: str, prompt: str) -> str:
@@ -76,8 +75,8 @@ class Operations:
         answer: dict[str, Any] = {"name": operation.name}
         if operation.document:
             answer["metadata"] = operation.document
-        if self._resources.clock() >= operation.ready:
-            answer |= {"done": True, "response": self._outcomes[operation.name](base)}
+        if operation.outcome is not None and self._resources.clock() >= operation.ready:
+            answer |= {"done": True, "response": operation.outcome(base)}
         return answer
 
     def _get(self, request: Request) -> Any:
@@ -89,7 +88,6 @@ class Operations:
 
     def _forget(self, request: Request) -> Any:
         self._resources.remove(request.name, request.project)
-        self._outcomes.pop(request.name, None)
         return {}
 
     def _tune(self, request: Request) -> Any:

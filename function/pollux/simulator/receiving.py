@@ -29,11 +29,15 @@ async def receive_upload(simulator: "Simulator", exchange: Exchange) -> tuple[Re
             raise error("no-such-path", request.case())
         simulator.refuse(call, request, value)
         simulator.place(exchange, request)
+        if session is None and request.name != "files":
+            simulator.service.resources.get(request.name, request.project)
         fault = simulator.fault(call, request, broken=True)
         if fault is not None and fault.kind == "mid-reset":
             return await _take(simulator, exchange, request, session, headers, _cut(exchange, pieces)), fault
         return await _take(simulator, exchange, request, session, headers, pieces), fault
     except ApiError as trouble:
+        if session is not None and call.fault == "upload-terminated":
+            session.state = "cancelled"
         if not trouble.early:
             async for _ in pieces:
                 pass

@@ -14,14 +14,16 @@ from pollux.simulator.content import Content
 from pollux.simulator.errors import ApiError, bad_request, said
 
 FILE_LIFE = 48 * 3600.0
+TIDY = 1000
+"""How many things there may be before those that have ended are thrown away; then twice as many as are left."""
 _ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
-# What Google says of a thing that another project owns, that never was, or that has ended. The texts for files, caches
-# and corpora were seen; the others are made after them.
+# What Google says of a thing that another project owns, that never was, or that has ended. The texts for documents and
+# generated files are made after the others, which were seen.
 _NOT_YOURS = {
     "files": "You do not have permission to access the File {id} or it may not exist.",
     "generatedFiles": "You do not have permission to access the GeneratedFile {id} or it may not exist.",
     "cachedContents": "CachedContent not found (or permission denied)",
-    "fileSearchStores": "You do not have permission to access the FileSearchStore {id} or it may not exist.",
+    "fileSearchStores": "You do not have permission to access the file search store {id} or it may not exist.",
     "documents": "You do not have permission to access the Document {id} or it may not exist.",
     "corpora": "You do not have permission to access the Corpus {id} or it may not exist.",
     "tunedModels": "You do not have permission to access tuned model {id}.",
@@ -54,6 +56,8 @@ class Resource:
     expires: float | None = None
     ready: float = 0.0
     content: Content | None = None
+    outcome: Callable[[str], dict[str, Any]] | None = None
+    """Of an operation: its response, for the base that URIs begin with."""
 
     @property
     def id(self) -> str:
@@ -69,6 +73,9 @@ class Resources:
         self._serial = 0
         self._all: dict[str, Resource] = {}
         self._later: list[tuple[float, Callable[[], None]]] = []
+        self._tidy_at = TIDY
+        self.roots: set[str] = set()
+        """What addresses that were told begin with: they name things here."""
 
     def token(self, length: int = 12) -> str:
         """The next id: lower-case letters and digits, other ones with another seed."""
@@ -93,6 +100,9 @@ class Resources:
         now = self.clock()
         resource = Resource(name, project, now, document or {}, None if life is None else now + life)
         self._all.pop(name, None)
+        if len(self._all) >= self._tidy_at:
+            self._all = {name: held for name, held in self._all.items() if self._alive(held)}
+            self._tidy_at = max(TIDY, 2 * len(self._all))
         self._all[name] = resource
         return resource
 
@@ -183,6 +193,10 @@ class Resources:
             }
             for resource in self
         ]
+
+    def __len__(self) -> int:
+        """With those that have ended and are not thrown away yet."""
+        return len(self._all)
 
     def __iter__(self) -> Iterator[Resource]:
         return (resource for resource in list(self._all.values()) if self._alive(resource))
