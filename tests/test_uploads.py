@@ -363,7 +363,7 @@ def test_a_wrong_offset_is_googles_to_refuse_and_the_session_lives() -> None:
             await send(app, address, "upload", b"a" * KIB256)
             wrong = await send(app, address, "upload, finalize", b"x", KIB256 + 7)
             assert state(wrong) == (400, "active")
-            assert "bytes have been received" in wrong.json["error"]["message"]
+            assert b"bytes have been received" in wrong.body
             assert state(await send(app, address, "upload, finalize", b"x", KIB256)) == (200, "final")
 
     play(scene)
