@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -645,6 +646,24 @@ def test_a_public_address_of_its_own_is_used_and_understood() -> None:
             body = json.dumps(about("files/a")).replace(GOOGLE, "https://pollux.example/gemini")
             assert (await call(app, body=body.encode())).status == 200
             assert json.loads(google.sent[-1].body) == about("files/a")
+
+    play(scene)
+
+
+def test_what_stands_in_for_google_gets_its_own_address() -> None:
+    async def scene() -> None:
+        google = FakeUpstream(lambda _: whole(answer()))
+        async with gateway(google, projects(2)) as app:
+            app.pool.settings = replace(app.settings, upstream="http://127.0.0.1:9/mirror")
+            await app.affinity.bind({"files/a": None}, "p2", "tester")
+            for base in (GOOGLE, f"http://{HOST}", "http://127.0.0.1:9/mirror"):
+                body = json.dumps(about("files/a")).replace(GOOGLE, base)
+                assert (await call(app, body=body.encode())).status == 200
+                assert (
+                    google.sent[-1].body
+                    == json.dumps(about("files/a")).replace(GOOGLE, "http://127.0.0.1:9/mirror").encode()
+                )
+                assert google.sent[-1].key == "k2"
 
     play(scene)
 

@@ -71,9 +71,11 @@ class Owners:
         if any("://" in reference for reference in references):
             with suppress(RequestError):  # a Host that is none: then nothing can be ours
                 own.append(x.own_base())
+        if settings.upstream != wire.GOOGLE:  # what stands in for Google knows only its own address
+            own.append(wire.GOOGLE)
         own = [base for base in own if base]
         bases = (wire.GOOGLE, settings.upstream, *own)
-        if any(reference.startswith(base) for reference in references for base in own):
+        if any(reference.startswith(base + "/") for reference in references for base in own):
             x.exchange(wire.to_upstream(x.readable, own, settings.upstream, references))
         return {name for reference in references if (name := wire.named_by(reference, bases)) is not None}
 
