@@ -1,9 +1,12 @@
 """Requests that name what a project owns: where they go, what they cost, and how they fail."""
 
+import asyncio
+import gzip
 import json
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -402,8 +405,6 @@ def test_a_search_that_not_all_answered_is_not_remembered() -> None:
 
 def test_many_requests_for_one_unknown_name_look_for_it_once() -> None:
     async def scene() -> None:
-        import asyncio
-
         google = Google({"files/a": "p3"})
         async with gateway(google, projects(4)) as app:
             got = await asyncio.gather(*(call(app, body=about("files/a")) for _ in range(5)))
@@ -462,7 +463,63 @@ def test_an_owner_that_left_the_pool_is_named() -> None:
             for got in (await call(app, body=about("files/a")), await call(app, "GET", "/v1beta/files/a")):
                 assert (got.status, got.reason) == (409, "OWNER_GONE")
                 assert "files/a belongs to project p4" in got.message
-            assert not google.sent
+            assert len(google.sent) == 3, "looked for once, in case the project has another name by now"
+
+    play(scene)
+
+
+def test_an_owner_that_got_another_name_is_found_again() -> None:
+    async def scene() -> None:
+        google = Google({"files/a": "p3"})
+        async with gateway(google, projects(4)) as app:
+            await app.affinity.bind({"files/a": None}, "the-old-name", "tester")
+            for _ in range(2):
+                assert (await call(app, body=about("files/a"))).status == 200
+            assert google.asked()[-2:] == [("POST", GENERATE, "p3")] * 2
+            kept = await app.store.read(["bound/files/a"])
+            assert kept["bound/files/a"][0]["project"] == "p3"
+
+    play(scene)
+
+
+def test_what_lies_below_a_thing_does_not_take_its_owner_along() -> None:
+    async def scene() -> None:
+        google = Google({"fileSearchStores/s": "p2"})
+        async with gateway(google, projects(4)) as app:
+            await app.affinity.bind({"fileSearchStores/s": None}, "p2", "tester")
+            google.says["p2"] = [whole({})]
+            assert (await call(app, "DELETE", "/v1beta/fileSearchStores/s/documents/d")).status == 200
+            assert app.affinity.remembered("fileSearchStores/s") is not None
+            assert (await call(app, "DELETE", "/v1beta/fileSearchStores/s?force=true")).status == 200
+            assert await app.affinity.owner("fileSearchStores/s") is None
+            assert {where for _, _, where in google.asked()} == {"p2"}
+
+    play(scene)
+
+
+def test_a_refused_delete_forgets_nothing() -> None:
+    async def scene() -> None:
+        google = Google({"files/a": "p2"})
+        async with gateway(google, projects(4)) as app:
+            await app.affinity.bind({"files/a": None}, "p2", "tester")
+            google.says["p2"] = [whole({"error": {"code": 503, "message": "busy", "status": "UNAVAILABLE"}}, 503)]
+            assert (await call(app, "DELETE", "/v1beta/files/a")).status == 503
+            assert app.affinity.remembered("files/a") is not None
+
+    play(scene)
+
+
+def test_a_poll_of_a_project_with_one_key_is_tried_there_again() -> None:
+    async def scene() -> None:
+        google = Google({"batches/b": "p2"})
+        unwell = whole({"error": {"code": 503, "message": "busy", "status": "UNAVAILABLE"}}, 503)
+        async with gateway(google, projects(3)) as app:
+            await app.affinity.bind({"batches/b": None}, "p2", "tester")
+            google.says["p2"] = [unwell, UpstreamError("reset", "broke")]
+            assert (await call(app, "GET", "/v1beta/batches/b")).status == 200
+            google.says["p2"] = [unwell] * 3
+            assert (await call(app, "GET", "/v1beta/batches/b")).status == 503
+            assert [where for _, _, where in google.asked()] == ["p2"] * 6
 
     play(scene)
 
@@ -540,6 +597,25 @@ def test_addresses_are_ours_in_answers_and_google_s_again_in_requests() -> None:
     play(scene)
 
 
+def test_a_compressed_body_travels_as_it_is_unless_an_address_in_it_changes() -> None:
+    async def scene() -> None:
+        google = FakeUpstream(lambda _: whole(answer()))
+        async with gateway(google, projects(4)) as app:
+            await app.affinity.bind({"files/a": None}, "p2", "tester")
+            plain = json.dumps(about("files/a")).encode()
+            packed = gzip.compress(plain)
+            encoded = {"content-encoding": "gzip"}
+            assert (await call(app, body=packed, headers=encoded)).status == 200
+            assert google.sent[-1].body == packed
+            ours = gzip.compress(plain.replace(f"{GOOGLE}/v1beta/files/".encode(), OURS.encode()))
+            assert (await call(app, body=ours, headers=encoded)).status == 200
+            assert google.sent[-1].body == plain
+            assert google.sent[-1].header("content-encoding") is None
+            assert {sent.key for sent in google.sent} == {"k2"}
+
+    play(scene)
+
+
 def test_an_answer_of_a_model_stays_as_it_is() -> None:
     async def scene() -> None:
         said = json.dumps(answer() | {"uri": f"{GOOGLE}/v1beta/files/a"}).encode()
@@ -570,6 +646,24 @@ def test_a_public_address_of_its_own_is_used_and_understood() -> None:
             body = json.dumps(about("files/a")).replace(GOOGLE, "https://pollux.example/gemini")
             assert (await call(app, body=body.encode())).status == 200
             assert json.loads(google.sent[-1].body) == about("files/a")
+
+    play(scene)
+
+
+def test_what_stands_in_for_google_gets_its_own_address() -> None:
+    async def scene() -> None:
+        google = FakeUpstream(lambda _: whole(answer()))
+        async with gateway(google, projects(2)) as app:
+            app.pool.settings = replace(app.settings, upstream="http://127.0.0.1:9/mirror")
+            await app.affinity.bind({"files/a": None}, "p2", "tester")
+            for base in (GOOGLE, f"http://{HOST}", "http://127.0.0.1:9/mirror"):
+                body = json.dumps(about("files/a")).replace(GOOGLE, base)
+                assert (await call(app, body=body.encode())).status == 200
+                assert (
+                    google.sent[-1].body
+                    == json.dumps(about("files/a")).replace(GOOGLE, "http://127.0.0.1:9/mirror").encode()
+                )
+                assert google.sent[-1].key == "k2"
 
     play(scene)
 

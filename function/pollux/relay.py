@@ -56,7 +56,7 @@ class Relay:
         elif x.call.counted and x.call.model:
             await self._counted(x)
         else:
-            await uncounted.run(x, self._attempts)
+            await uncounted.run(x, self._attempts, self._sleep)
 
     async def _counted(self, x: Exchange) -> None:
         chain = self._catalog.chain(x.call.model or "", x.mode)
