@@ -414,6 +414,32 @@ def test_many_requests_for_one_unknown_name_look_for_it_once() -> None:
     play(scene)
 
 
+def test_a_request_with_many_unknown_names_does_not_become_a_flood() -> None:
+    async def scene() -> None:
+        google = Google()
+        async with gateway(google, projects(3)) as app:
+            got = await call(app, body=about(*(f"files/f{n}" for n in range(200))))
+            assert got.status == 403
+            assert len(google.sent) == 16 * 3 + 1
+            admin = {"authorization": f"Bearer {ADMIN}"}
+            record = (await call(app, "GET", f"/admin/requests/{got.headers['x-pollux-request-id']}", admin)).json
+            assert len(record["bound"]) == 20
+
+    play(scene)
+
+
+def test_what_was_deleted_here_is_not_looked_for() -> None:
+    async def scene() -> None:
+        google = Google({"files/a": "p2"})
+        async with gateway(google, projects(4)) as app:
+            await app.affinity.bind({"files/a": None}, "p2", "tester")
+            assert (await call(app, "DELETE", "/v1beta/files/a")).status == 200
+            assert (await call(app, "GET", "/v1beta/files/a")).status == 403
+            assert [where for _, _, where in google.asked()] == ["p2", "p2"]
+
+    play(scene)
+
+
 def test_one_project_alone_is_not_asked_where_a_thing_is() -> None:
     async def scene() -> None:
         google = Google({"files/a": "p1"})
