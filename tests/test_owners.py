@@ -244,6 +244,29 @@ def test_a_poll_is_tried_again_and_what_creates_is_not() -> None:
     play(scene)
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1beta/models/veo-3.1:predictLongRunning", {"instances": [{"prompt": "x"}]}),
+        ("/v1beta/interactions", {"model": FLASH, "input": "x"}),
+        ("/v1beta/cachedContents", {"model": f"models/{FLASH}"}),
+    ],
+)
+def test_what_makes_something_is_sent_once_unless_it_was_surely_refused(path: str, body: Any) -> None:
+    async def scene() -> None:
+        google = Google()
+        async with gateway(google, projects(1)) as app:
+            google.says["p1"] = [UpstreamError("reset", "broke")]
+            assert (await call(app, path=path, body=body)).status == 502
+            assert len(google.sent) == 1
+        async with gateway(google, projects(2)) as app:
+            google.says["p1"] = [refuses("rpm", key="k1", limit=5, retry_s=20.0)]
+            assert [(await call(app, path=path, body=body)).status for _ in range(2)] == [200, 200]
+            assert not google.says["p1"], "another project had its turn after that refusal"
+
+    play(scene)
+
+
 def test_a_tuned_model_is_used_where_it_was_tuned() -> None:
     async def scene() -> None:
         google = Google({"tunedModels/t": "p4"})
