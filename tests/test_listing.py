@@ -249,6 +249,18 @@ def test_openai_s_list_cannot_go_on_after_what_nobody_owns() -> None:
     play(scene)
 
 
+def test_the_operations_of_a_model_are_those_of_all_projects() -> None:
+    async def scene() -> None:
+        google = FakeUpstream(lambda sent: whole({"operations": [{"name": f"models/veo/operations/{sent.key}"}]}))
+        async with gateway(google, projects(2)) as app:
+            got = await call(app, "GET", "/v1beta/models/veo/operations")
+            assert [entry["name"][-2:] for entry in got.json["operations"]] == ["k1", "k2"]
+            assert (await call(app, "GET", "/v1beta/models/veo/operations/k2")).status == 200
+            assert google.sent[-1].key == "k2"
+
+    play(scene)
+
+
 def test_models_are_listed_as_ever() -> None:
     async def scene() -> None:
         google = FakeUpstream(lambda _: whole({"models": []}))

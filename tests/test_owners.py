@@ -244,6 +244,29 @@ def test_a_poll_is_tried_again_and_what_creates_is_not() -> None:
     play(scene)
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1beta/models/veo-3.1:predictLongRunning", {"instances": [{"prompt": "x"}]}),
+        ("/v1beta/interactions", {"model": FLASH, "input": "x"}),
+        ("/v1beta/cachedContents", {"model": f"models/{FLASH}"}),
+    ],
+)
+def test_what_makes_something_is_sent_once_unless_it_was_surely_refused(path: str, body: Any) -> None:
+    async def scene() -> None:
+        google = Google()
+        async with gateway(google, projects(1)) as app:
+            google.says["p1"] = [UpstreamError("reset", "broke")]
+            assert (await call(app, path=path, body=body)).status == 502
+            assert len(google.sent) == 1
+        async with gateway(google, projects(2)) as app:
+            google.says["p1"] = [refuses("rpm", key="k1", limit=5, retry_s=20.0)]
+            assert [(await call(app, path=path, body=body)).status for _ in range(2)] == [200, 200]
+            assert not google.says["p1"], "another project had its turn after that refusal"
+
+    play(scene)
+
+
 def test_a_tuned_model_is_used_where_it_was_tuned() -> None:
     async def scene() -> None:
         google = Google({"tunedModels/t": "p4"})
@@ -410,6 +433,32 @@ def test_many_requests_for_one_unknown_name_look_for_it_once() -> None:
             got = await asyncio.gather(*(call(app, body=about("files/a")) for _ in range(5)))
             assert {one.status for one in got} == {200}
             assert sum(method == "GET" for method, _, _ in google.asked()) <= 4
+
+    play(scene)
+
+
+def test_a_request_with_many_unknown_names_does_not_become_a_flood() -> None:
+    async def scene() -> None:
+        google = Google()
+        async with gateway(google, projects(3)) as app:
+            got = await call(app, body=about(*(f"files/f{n}" for n in range(200))))
+            assert got.status == 403
+            assert len(google.sent) == 16 * 3 + 1
+            admin = {"authorization": f"Bearer {ADMIN}"}
+            record = (await call(app, "GET", f"/admin/requests/{got.headers['x-pollux-request-id']}", admin)).json
+            assert len(record["bound"]) == 20
+
+    play(scene)
+
+
+def test_what_was_deleted_here_is_not_looked_for() -> None:
+    async def scene() -> None:
+        google = Google({"files/a": "p2"})
+        async with gateway(google, projects(4)) as app:
+            await app.affinity.bind({"files/a": None}, "p2", "tester")
+            assert (await call(app, "DELETE", "/v1beta/files/a")).status == 200
+            assert (await call(app, "GET", "/v1beta/files/a")).status == 403
+            assert [where for _, _, where in google.asked()] == ["p2", "p2"]
 
     play(scene)
 

@@ -45,6 +45,9 @@ class Failure:
     problem: RequestError | None = None
     """Set when there was no answer to pass on."""
 
+    unsent: bool = False
+    """Nothing of the request reached Google."""
+
     @property
     def timed_out(self) -> bool:
         return self.problem is not None and self.problem.reason == "UPSTREAM_TIMEOUT"
@@ -244,7 +247,8 @@ class Attempts:
     def _broken(self, model: str, key: Key, secret: str, error: UpstreamError) -> Failure:
         said = redact(str(error), [secret])
         verdict = replace(judge(None, b"", now=self.pool.now()), message=said)
-        return Failure(verdict, model, key, 0, (), b"", unanswered(error, secret))
+        unsent = error.kind == "unreachable"
+        return Failure(verdict, model, key, 0, (), b"", unanswered(error, secret), unsent)
 
 
 def unreadable(model: str, key: Key, error: KeySourceError) -> Failure:

@@ -25,7 +25,7 @@ from pollux.wire import Call
 LISTED = frozenset(
     {
         "agents", "batches", "cachedContents", "corpora", "environments", "fileSearchStores", "files", "generatedFiles",
-        "triggers", "tunedModels", "voices",
+        "operations", "triggers", "tunedModels", "voices",
     }
 )  # fmt: skip
 LISTED_BY_OPENAI = frozenset({"files", "batches"})
@@ -43,7 +43,10 @@ def is_list(method: str, call: Call) -> bool:
     """A list of what projects own; that of models is the same in all of them, nearly."""
     if method != "GET" or call.kind != "other":
         return False
-    return wire.below(call).rstrip("/") in (LISTED_BY_OPENAI if call.api == "openai" else LISTED)
+    what = wire.below(call).rstrip("/")
+    if call.api == "openai":
+        return what in LISTED_BY_OPENAI
+    return what in LISTED or (what.startswith("models/") and what.count("/") == 2 and what.endswith("/operations"))
 
 
 class Listing:

@@ -17,6 +17,9 @@ from pollux.pool import Pool
 from pollux.questions import Questions, Told
 
 AT_ONCE = 8
+SEARCHED_MOST = 16
+"""So many names of one request are looked for: each costs a call to every project."""
+SHOWN_MOST = 20
 WITHIN = 8.0
 """No project is waited for longer when it is asked whether it knows a name."""
 NOT_THERE = frozenset({"resource-permission", "not-found", "model-access", "bad-request"})
@@ -46,7 +49,8 @@ class Owners:
         owners = await self.of(x, sorted(names - agents))
         if agents:
             owners |= await self._affinity.owners(sorted(agents))
-        x.record.bound = x.names = tuple(sorted((names - agents) | owners.keys()))
+        x.names = tuple(sorted((names - agents) | owners.keys()))
+        x.record.bound = x.names[:SHOWN_MOST]
         if owners:
             x.only = x.record.owner = self._one(owners)
         elif x.names and not x.call.counted:
@@ -108,7 +112,7 @@ class Owners:
         return sorted(names, key=lambda name: name not in first)
 
     async def _searched(self, x: Exchange, names: Sequence[str]) -> dict[str, Bound]:
-        unknown = [name for name in names if not self._affinity.is_nowhere(name)]
+        unknown = [name for name in names if not self._affinity.is_nowhere(name)][:SEARCHED_MOST]
         found = await asyncio.gather(*(self._search(x, name) for name in unknown))
         located = {name: bound for name, bound in zip(unknown, found, strict=True) if bound is not None}
         for name, bound in located.items():

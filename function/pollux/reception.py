@@ -246,7 +246,7 @@ class Reception:
         try:
             readable = wire.inflate(body, header(headers, b"content-encoding"), self._settings.max_body)
         except WireError as error:
-            if error.status == 415 and call.api == "native":
+            if call.kind not in READ_KINDS or (error.status == 415 and call.api == "native"):
                 return body, None
             raise
         if sum(map(readable.count, (b"[", b"{", b","))) > VALUES_MOST:
