@@ -527,6 +527,17 @@ def test_below_a_public_url() -> None:
     play(scene)
 
 
+@pytest.mark.parametrize("address", ["nonsense", "https://[", "", "https://google.test/" + "x" * 9000])
+def test_an_address_that_is_none_begins_nothing(address: str) -> None:
+    async def scene() -> None:
+        async with gateway(FakeUpstream([starts(address)]), projects(1)) as app:
+            got = await call(app, "POST", FILES, START, {})
+            assert (got.status, got.reason) == (503, "UPSTREAM_ERROR")
+            assert "x-goog-upload-url" not in got.headers
+
+    play(scene)
+
+
 def test_a_key_in_googles_address_goes_no_further() -> None:
     async def scene() -> None:
         async with gateway(FakeUpstream([starts(AT_GOOGLE + "&key=" + value_of("k1"))]), projects(1)) as app:
