@@ -1,10 +1,11 @@
 """Uploads to the simulator: sessions, offsets, chunks that come twice or half, the published SDK, bounded memory."""
 
+import asyncio
 import hashlib
 import io
 import socket
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from urllib.parse import urlsplit
 
 import httpx
@@ -14,6 +15,7 @@ from google import genai
 from pollux.simulator import Fault, Simulator, demo_keys, running
 from pollux.simulator.content import Content
 from pollux.simulator.service import Owning
+from pollux.simulator.streams import Reply
 from tests.test_simulator_api import FLASH, Answer, Clock, call
 from tests.test_simulator_resources import BASE, MINE, OTHER, make, naming
 
@@ -186,6 +188,27 @@ def test_faults_meet_chunks() -> None:
     assert (answer.status, answer.headers.get("x-goog-upload-status")) == (503, None)
     assert received(simulator, session) == "0"
     assert state(send(simulator, session, "upload, finalize", b"abcd")) == (200, "final")
+
+
+def test_a_last_chunk_that_comes_twice_at_once_makes_one_file() -> None:
+    simulator = make()
+    session = open_session(simulator)
+    uploads = simulator.service.uploads
+    opened = next(iter(uploads._sessions.values()))
+    headers = {"x-goog-upload-command": "upload, finalize", "x-goog-upload-offset": "0"}
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for piece in (b"ab", b"cd"):
+            yield piece
+            await asyncio.sleep(0)
+
+    async def both() -> list[Reply]:
+        return await asyncio.gather(*(uploads.take(opened, headers, pieces()) for _ in range(2)))
+
+    first, second = asyncio.run(both())
+    assert first == second
+    assert received(simulator, session) == "4"
+    assert len(simulator.owned()) == 1
 
 
 def test_a_session_can_end_before_its_time() -> None:

@@ -44,6 +44,7 @@ class Exchange:
     passing: PassingBody | None = None
     """The body in the place of `body`, if it is not held: it can be sent only once."""
     readdress: Readdress | None = None
+    begins_upload: bool = False
     own_base: Callable[[], str] = str
     """This gateway's address as the client knows it."""
     only: str | None = None
@@ -57,11 +58,7 @@ class Exchange:
     @property
     def harmless(self) -> bool:
         """Sent twice it has no more effect than once: it only asks, or begins what nobody has to go on with."""
-        return (
-            self.method in ("GET", "HEAD")
-            or self.call.kind == "count"
-            or (self.readdress is not None and self.passing is None)
-        )
+        return self.method in ("GET", "HEAD") or self.call.kind == "count" or self.begins_upload
 
     def exchange(self, readable: bytes) -> None:
         """Another body in the place of the client's: its own but for some addresses."""

@@ -35,7 +35,7 @@ from pollux.pool import StoppingError
 from pollux.relay import Relay
 from pollux.settings import Settings, in_cloud
 from pollux.store import StoreError, StoreUnavailableError
-from pollux.uploads import Uploads
+from pollux.uploads import Uploads, is_large
 from pollux.wire import Call
 from pollux.wire.error import WireError
 
@@ -162,7 +162,7 @@ class Reception:
         """Its body, and then its life, which ends if the client leaves."""
         headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
         passing = None
-        if upload is not None and upload.form == "once":
+        if upload is not None and upload.form == "once" and is_large(headers, self._settings.max_body):
             watch = Watch(receive, None)
             body, passing = b"", PassingBody(headers, receive, watch.begin)
         else:
@@ -176,6 +176,7 @@ class Reception:
                 x.own_base()  # a Host that is none is refused before anything is made
             if upload is not None:
                 x.readdress = self._uploads.readdress(scope, call, record.client)
+                x.begins_upload = upload.form == "start"
             if passing is not None:
                 x.passing, x.headers = passing, wire.upstream_headers(headers, content=True)
             self._memory.hold(len(x.readable) - held)  # what it was inflated to

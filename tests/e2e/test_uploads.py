@@ -170,7 +170,7 @@ def test_forged_tokens_and_those_of_others_reach_nobody(pair: Pair) -> None:
 
 def test_google_refuses_before_the_body_has_come(pair: Pair) -> None:
     session = begin(pair.gateway)
-    pair.simulator.faults.append(Fault(kind="overloaded", verb="upload.chunk", count=1))
+    pair.simulator.faults.append(Fault(kind="overloaded", verb="upload.chunk", count=1, after=0))
     assert state(send(pair.gateway.url, session, "upload, finalize", b"x" * 20 * MIB)) == (503, None)
     assert state(send(pair.gateway.url, session, "upload, finalize", b"x" * MIB)) == (200, "final")
 

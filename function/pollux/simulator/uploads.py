@@ -133,6 +133,10 @@ class Uploads:
         async for piece in pieces:
             content.write(position, piece)
             position += len(piece)
+        if session.state == "final":  # the same chunk came twice at once
+            return Reply(session.answer, _status("final"))
+        if session.state != "active":
+            raise error("upload-terminated")
         if not final:
             return Reply(headers=_status("active"))
         self._check_size(session, position, "0", final)
