@@ -325,6 +325,68 @@ def test_an_event_with_an_id_passes_when_that_is_bound() -> None:
     play(scene)
 
 
+def test_an_interaction_takes_a_place_in_the_quota_of_its_model() -> None:
+    async def scene() -> None:
+        google = Google()
+        async with gateway(google, projects(2, rpm=1), max_wait=100.0) as app:
+            body = {"model": FLASH, "input": "hello"}
+            for _ in range(2):
+                assert (await call(app, path="/v1beta/interactions", body=body)).status == 200
+            assert len({where for _, _, where in google.asked()}) == 2
+            more = body | {"previous_interaction_id": "i1"}
+            assert (await call(app, path="/v1beta/interactions", body=more)).status == 200
+            assert google.asked()[2][2] == google.owned["interactions/i1"]
+            assert google.sent[2].at - google.sent[0].at > 60, "it waited for its own project"
+            assert json.loads(google.sent[2].body) == more
+            short = {"x-pollux-max-wait": "1"}
+            got = await call(app, path="/v1beta/interactions", body=more, headers=short)
+            assert got.status == 200
+            assert json.loads(google.sent[3].body) == more | {"model": got.headers["x-pollux-model"]}
+            assert got.headers["x-pollux-model"] != FLASH, "another model of the chain, at the same project"
+            assert google.asked()[3][2] == google.owned["interactions/i1"]
+
+    play(scene)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_tokens_of_an_interaction_are_settled(streamed: bool) -> None:
+    async def scene() -> None:
+        said: dict[str, Any] = {"id": "v1_x", "usage": {"total_input_tokens": 4000, "total_tokens": 4100}}
+        if streamed:
+            created = {"event_type": "interaction.created", "interaction": {"id": "v1_x"}}
+            events = [
+                created,
+                {"event_type": "step.delta"},
+                {"event_type": "interaction.completed", "interaction": said},
+            ]
+            data = b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events)
+            google = FakeUpstream([Says([data], headers=((b"content-type", b"text/event-stream"),))])
+        else:
+            google = FakeUpstream([whole(said)])
+        async with gateway(google, projects(1, tpm=100_000)) as app:
+            body = {"model": FLASH, "input": "hello", "stream": streamed}
+            got = await call(app, path="/v1beta/interactions", body=body)
+            assert got.status == 200
+            admin = {"authorization": f"Bearer {ADMIN}"}
+            record = (await call(app, "GET", f"/admin/requests/{got.headers['x-pollux-request-id']}", admin)).json
+            assert (record["tokens"], record["call"], record["model_used"]) == (4000, "interactions", FLASH)
+            (quota,) = (await call(app, "GET", "/admin/status", admin)).json["quotas"]
+            assert quota["used"]["tpm"] == 4000
+
+    play(scene)
+
+
+def test_what_an_agent_does_takes_no_quota_of_a_model() -> None:
+    async def scene() -> None:
+        google = Google()
+        async with gateway(google, projects(1, rpm=1), max_wait=1.0) as app:
+            for _ in range(3):
+                body = {"agent": "deep-research-preview-04-2026", "input": "x"}
+                assert (await call(app, path="/v1beta/interactions", body=body)).status == 200
+
+    play(scene)
+
+
 # --- what they cost --------------------------------------------------------------------------------------------------
 
 

@@ -114,7 +114,7 @@ class Attempts:
                 body = wire.with_aliases(await answer.read(), x.call, self._aliases)
                 await pass_whole(x.reply, answer.status, headers, body, _nothing_to_settle, secret=secret)
             elif wire.is_resource_call(x.call):
-                await self._resources.pass_on(x, answer, headers, key.project, secret=secret)
+                await self._resources.pass_on(x, answer, headers, key.project, _nothing_to_settle, secret=secret)
             else:
                 await pass_on(x.reply, answer, headers, _nothing_to_settle, secret=secret)
         except UpstreamError as error:
@@ -195,11 +195,13 @@ class Attempts:
                 await self._well(x, reservation)
                 x.record.ended = await pass_stream(x.reply, answer, headers, reader, first, settle, secret=secret)
                 return None
+            if wire.is_resource_call(x.call):
+                await self._well(x, reservation)
+                await self._resources.pass_on(x, answer, headers, key.project, settle, secret=secret)
+                return None
             streams = (x.call.verb or "").startswith("stream")  # in a form that is not read here: passed as it comes
             body, whole = (b"", False) if streams else await collect(answer)
             await self._well(x, reservation)
-            if whole and wire.is_resource_call(x.call):
-                body = await self._resources.answered(x, key.project, covered(body, secret))
             if whole:
                 await pass_whole(x.reply, answer.status, headers, body, settle, secret=secret)
             else:

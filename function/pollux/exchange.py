@@ -84,7 +84,7 @@ class Exchange:
         call, body, headers = self.call, self.body, list(self.headers)
         path = call.path
         if model is not None and model != call.model:
-            if call.api == "native" or call.kind == "get-model":
+            if call.kind == "get-model" or (call.api == "native" and call.verb != wire.INTERACTION):
                 path = wire.path_for(call, model)
                 if path != call.path:  # the client's own was checked when it came
                     path = wire.gated(path)
@@ -99,7 +99,7 @@ class Exchange:
 
     def size_question(self, model: str) -> tuple[str, bytes] | None:
         """The countTokens call that tells this request's size; None where none fits."""
-        if self.call.kind != "generate" or self.parsed is None:
+        if self.call.kind != "generate" or self.call.verb == wire.INTERACTION or self.parsed is None:
             return None
         inner = dict(self.parsed) if self.call.api == "native" else _as_contents(self.parsed)
         if not inner:

@@ -210,8 +210,9 @@ class Reception:
         readable, parsed, stream = body, None, call.stream
         if call.kind in READ_KINDS or (call.kind == "other" and _may_name(call, headers, body)):
             readable, parsed = self._parsed(call, headers, body)
-        if call.api == "openai" and call.kind in READ_KINDS and parsed is not None:
+        if parsed is not None:
             call = wire.with_body(call, parsed)
+            record.what = call.verb if call.verb == wire.INTERACTION else record.what
             stream = call.stream
         record.asked = call.model or ""
         own, server = wire.client_deadline(headers)

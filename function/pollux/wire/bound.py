@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 from urllib.parse import unquote
 
-from pollux.wire.target import Call
+from pollux.wire.target import INTERACTION, Call
 
 GOOGLE = "https://generativelanguage.googleapis.com"
 """What URIs begin with, wherever the upstream really is."""
@@ -37,7 +37,7 @@ COLLECTIONS = frozenset(
 )
 CHAINED = frozenset({"agents", "environments", "interactions", "triggers"})
 """Their bodies name one another by bare ids."""
-MAKING = frozenset({"batchGenerateContent", "asyncBatchEmbedContent", "predictLongRunning"})
+MAKING = frozenset({"batchGenerateContent", "asyncBatchEmbedContent", "predictLongRunning", INTERACTION})
 """Verbs of a model that make something to be asked for later."""
 MARKS = (b"files", b"cachedContents", b"fileSearchStores", b"corpora", b"tunedModels", b"file_id", b"fileName")
 """One of these stands in every body that names a resource and goes to none of CHAINED."""
@@ -142,7 +142,7 @@ def references(parsed: Mapping[str, Any], call: Call) -> Set[str]:
     found: Found = []
     if call.api == "openai":
         _openai(parsed, found)
-    elif call.kind == "other" and collection(call) in CHAINED:
+    elif call.verb == INTERACTION or (call.kind == "other" and collection(call) in CHAINED):
         _chained(parsed, found)
     else:
         _request(parsed, found)
