@@ -147,6 +147,33 @@ def test_when_all_refuse_the_first_refusal_is_the_client_s() -> None:
     play(scene)
 
 
+def test_when_no_key_is_good_the_gateway_says_so_and_google_does_not() -> None:
+    async def scene() -> None:
+        google = FakeUpstream(lambda sent: refuses("invalid-key", key=sent.key))
+        keys = projects(3)
+        async with gateway(google, keys) as app:
+            for path in ("/v1beta/files", "/v1beta/files", "/v1beta/openai/files"):
+                got = await call(app, "GET", path)
+                assert (got.status, got.reason) == (503, "NO_USABLE_KEY")
+                assert "pollux keys check" in got.message
+            assert len(google.sent) == 3
+            keys.all = ()
+            got = await call(app, "GET", "/v1beta/files")
+            assert (got.status, got.reason) == (503, "NO_USABLE_KEY")
+
+    play(scene)
+
+
+def test_when_nobody_answers_in_time_that_is_what_is_said() -> None:
+    async def scene() -> None:
+        google = FakeUpstream(lambda _: whole({}, after=60.0))
+        async with gateway(google, projects(2)) as app:
+            got = await call(app, "GET", "/v1beta/files")
+            assert (got.status, got.reason) == (504, "UPSTREAM_TIMEOUT")
+
+    play(scene)
+
+
 def test_a_project_that_leaves_between_two_pages_is_named() -> None:
     async def scene() -> None:
         google = Lists(9, 9)
@@ -218,6 +245,18 @@ def test_openai_s_list_cannot_go_on_after_what_nobody_owns() -> None:
             got = await call(app, "GET", "/v1beta/openai/files?after=files/never")
             assert got.status == 400
             assert got.reason == "BAD_REQUEST"
+
+    play(scene)
+
+
+def test_the_operations_of_a_model_are_those_of_all_projects() -> None:
+    async def scene() -> None:
+        google = FakeUpstream(lambda sent: whole({"operations": [{"name": f"models/veo/operations/{sent.key}"}]}))
+        async with gateway(google, projects(2)) as app:
+            got = await call(app, "GET", "/v1beta/models/veo/operations")
+            assert [entry["name"][-2:] for entry in got.json["operations"]] == ["k1", "k2"]
+            assert (await call(app, "GET", "/v1beta/models/veo/operations/k2")).status == 200
+            assert google.sent[-1].key == "k2"
 
     play(scene)
 

@@ -1,9 +1,12 @@
 """Requests that name what a project owns: where they go, what they cost, and how they fail."""
 
+import asyncio
+import gzip
 import json
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -241,6 +244,29 @@ def test_a_poll_is_tried_again_and_what_creates_is_not() -> None:
     play(scene)
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1beta/models/veo-3.1:predictLongRunning", {"instances": [{"prompt": "x"}]}),
+        ("/v1beta/interactions", {"model": FLASH, "input": "x"}),
+        ("/v1beta/cachedContents", {"model": f"models/{FLASH}"}),
+    ],
+)
+def test_what_makes_something_is_sent_once_unless_it_was_surely_refused(path: str, body: Any) -> None:
+    async def scene() -> None:
+        google = Google()
+        async with gateway(google, projects(1)) as app:
+            google.says["p1"] = [UpstreamError("reset", "broke")]
+            assert (await call(app, path=path, body=body)).status == 502
+            assert len(google.sent) == 1
+        async with gateway(google, projects(2)) as app:
+            google.says["p1"] = [refuses("rpm", key="k1", limit=5, retry_s=20.0)]
+            assert [(await call(app, path=path, body=body)).status for _ in range(2)] == [200, 200]
+            assert not google.says["p1"], "another project had its turn after that refusal"
+
+    play(scene)
+
+
 def test_a_tuned_model_is_used_where_it_was_tuned() -> None:
     async def scene() -> None:
         google = Google({"tunedModels/t": "p4"})
@@ -295,6 +321,68 @@ def test_an_event_with_an_id_passes_when_that_is_bound() -> None:
             assert bound_at == [True]
             assert got.chunks[0] == created, "not in parts: nobody may see the id before"
             assert app.affinity.remembered("interactions/v1_x") is not None
+
+    play(scene)
+
+
+def test_an_interaction_takes_a_place_in_the_quota_of_its_model() -> None:
+    async def scene() -> None:
+        google = Google()
+        async with gateway(google, projects(2, rpm=1), max_wait=100.0) as app:
+            body = {"model": FLASH, "input": "hello"}
+            for _ in range(2):
+                assert (await call(app, path="/v1beta/interactions", body=body)).status == 200
+            assert len({where for _, _, where in google.asked()}) == 2
+            more = body | {"previous_interaction_id": "i1"}
+            assert (await call(app, path="/v1beta/interactions", body=more)).status == 200
+            assert google.asked()[2][2] == google.owned["interactions/i1"]
+            assert google.sent[2].at - google.sent[0].at > 60, "it waited for its own project"
+            assert json.loads(google.sent[2].body) == more
+            short = {"x-pollux-max-wait": "1"}
+            got = await call(app, path="/v1beta/interactions", body=more, headers=short)
+            assert got.status == 200
+            assert json.loads(google.sent[3].body) == more | {"model": got.headers["x-pollux-model"]}
+            assert got.headers["x-pollux-model"] != FLASH, "another model of the chain, at the same project"
+            assert google.asked()[3][2] == google.owned["interactions/i1"]
+
+    play(scene)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_tokens_of_an_interaction_are_settled(streamed: bool) -> None:
+    async def scene() -> None:
+        said: dict[str, Any] = {"id": "v1_x", "usage": {"total_input_tokens": 4000, "total_tokens": 4100}}
+        if streamed:
+            created = {"event_type": "interaction.created", "interaction": {"id": "v1_x"}}
+            events = [
+                created,
+                {"event_type": "step.delta"},
+                {"event_type": "interaction.completed", "interaction": said},
+            ]
+            data = b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events)
+            google = FakeUpstream([Says([data], headers=((b"content-type", b"text/event-stream"),))])
+        else:
+            google = FakeUpstream([whole(said)])
+        async with gateway(google, projects(1, tpm=100_000)) as app:
+            body = {"model": FLASH, "input": "hello", "stream": streamed}
+            got = await call(app, path="/v1beta/interactions", body=body)
+            assert got.status == 200
+            admin = {"authorization": f"Bearer {ADMIN}"}
+            record = (await call(app, "GET", f"/admin/requests/{got.headers['x-pollux-request-id']}", admin)).json
+            assert (record["tokens"], record["call"], record["model_used"]) == (4000, "interactions", FLASH)
+            (quota,) = (await call(app, "GET", "/admin/status", admin)).json["quotas"]
+            assert quota["used"]["tpm"] == 4000
+
+    play(scene)
+
+
+def test_what_an_agent_does_takes_no_quota_of_a_model() -> None:
+    async def scene() -> None:
+        google = Google()
+        async with gateway(google, projects(1, rpm=1), max_wait=1.0) as app:
+            for _ in range(3):
+                body = {"agent": "deep-research-preview-04-2026", "input": "x"}
+                assert (await call(app, path="/v1beta/interactions", body=body)).status == 200
 
     play(scene)
 
@@ -402,13 +490,37 @@ def test_a_search_that_not_all_answered_is_not_remembered() -> None:
 
 def test_many_requests_for_one_unknown_name_look_for_it_once() -> None:
     async def scene() -> None:
-        import asyncio
-
         google = Google({"files/a": "p3"})
         async with gateway(google, projects(4)) as app:
             got = await asyncio.gather(*(call(app, body=about("files/a")) for _ in range(5)))
             assert {one.status for one in got} == {200}
             assert sum(method == "GET" for method, _, _ in google.asked()) <= 4
+
+    play(scene)
+
+
+def test_a_request_with_many_unknown_names_does_not_become_a_flood() -> None:
+    async def scene() -> None:
+        google = Google()
+        async with gateway(google, projects(3)) as app:
+            got = await call(app, body=about(*(f"files/f{n}" for n in range(200))))
+            assert got.status == 403
+            assert len(google.sent) == 16 * 3 + 1
+            admin = {"authorization": f"Bearer {ADMIN}"}
+            record = (await call(app, "GET", f"/admin/requests/{got.headers['x-pollux-request-id']}", admin)).json
+            assert len(record["bound"]) == 20
+
+    play(scene)
+
+
+def test_what_was_deleted_here_is_not_looked_for() -> None:
+    async def scene() -> None:
+        google = Google({"files/a": "p2"})
+        async with gateway(google, projects(4)) as app:
+            await app.affinity.bind({"files/a": None}, "p2", "tester")
+            assert (await call(app, "DELETE", "/v1beta/files/a")).status == 200
+            assert (await call(app, "GET", "/v1beta/files/a")).status == 403
+            assert [where for _, _, where in google.asked()] == ["p2", "p2"]
 
     play(scene)
 
@@ -462,7 +574,63 @@ def test_an_owner_that_left_the_pool_is_named() -> None:
             for got in (await call(app, body=about("files/a")), await call(app, "GET", "/v1beta/files/a")):
                 assert (got.status, got.reason) == (409, "OWNER_GONE")
                 assert "files/a belongs to project p4" in got.message
-            assert not google.sent
+            assert len(google.sent) == 3, "looked for once, in case the project has another name by now"
+
+    play(scene)
+
+
+def test_an_owner_that_got_another_name_is_found_again() -> None:
+    async def scene() -> None:
+        google = Google({"files/a": "p3"})
+        async with gateway(google, projects(4)) as app:
+            await app.affinity.bind({"files/a": None}, "the-old-name", "tester")
+            for _ in range(2):
+                assert (await call(app, body=about("files/a"))).status == 200
+            assert google.asked()[-2:] == [("POST", GENERATE, "p3")] * 2
+            kept = await app.store.read(["bound/files/a"])
+            assert kept["bound/files/a"][0]["project"] == "p3"
+
+    play(scene)
+
+
+def test_what_lies_below_a_thing_does_not_take_its_owner_along() -> None:
+    async def scene() -> None:
+        google = Google({"fileSearchStores/s": "p2"})
+        async with gateway(google, projects(4)) as app:
+            await app.affinity.bind({"fileSearchStores/s": None}, "p2", "tester")
+            google.says["p2"] = [whole({})]
+            assert (await call(app, "DELETE", "/v1beta/fileSearchStores/s/documents/d")).status == 200
+            assert app.affinity.remembered("fileSearchStores/s") is not None
+            assert (await call(app, "DELETE", "/v1beta/fileSearchStores/s?force=true")).status == 200
+            assert await app.affinity.owner("fileSearchStores/s") is None
+            assert {where for _, _, where in google.asked()} == {"p2"}
+
+    play(scene)
+
+
+def test_a_refused_delete_forgets_nothing() -> None:
+    async def scene() -> None:
+        google = Google({"files/a": "p2"})
+        async with gateway(google, projects(4)) as app:
+            await app.affinity.bind({"files/a": None}, "p2", "tester")
+            google.says["p2"] = [whole({"error": {"code": 503, "message": "busy", "status": "UNAVAILABLE"}}, 503)]
+            assert (await call(app, "DELETE", "/v1beta/files/a")).status == 503
+            assert app.affinity.remembered("files/a") is not None
+
+    play(scene)
+
+
+def test_a_poll_of_a_project_with_one_key_is_tried_there_again() -> None:
+    async def scene() -> None:
+        google = Google({"batches/b": "p2"})
+        unwell = whole({"error": {"code": 503, "message": "busy", "status": "UNAVAILABLE"}}, 503)
+        async with gateway(google, projects(3)) as app:
+            await app.affinity.bind({"batches/b": None}, "p2", "tester")
+            google.says["p2"] = [unwell, UpstreamError("reset", "broke")]
+            assert (await call(app, "GET", "/v1beta/batches/b")).status == 200
+            google.says["p2"] = [unwell] * 3
+            assert (await call(app, "GET", "/v1beta/batches/b")).status == 503
+            assert [where for _, _, where in google.asked()] == ["p2"] * 6
 
     play(scene)
 
@@ -540,6 +708,25 @@ def test_addresses_are_ours_in_answers_and_google_s_again_in_requests() -> None:
     play(scene)
 
 
+def test_a_compressed_body_travels_as_it_is_unless_an_address_in_it_changes() -> None:
+    async def scene() -> None:
+        google = FakeUpstream(lambda _: whole(answer()))
+        async with gateway(google, projects(4)) as app:
+            await app.affinity.bind({"files/a": None}, "p2", "tester")
+            plain = json.dumps(about("files/a")).encode()
+            packed = gzip.compress(plain)
+            encoded = {"content-encoding": "gzip"}
+            assert (await call(app, body=packed, headers=encoded)).status == 200
+            assert google.sent[-1].body == packed
+            ours = gzip.compress(plain.replace(f"{GOOGLE}/v1beta/files/".encode(), OURS.encode()))
+            assert (await call(app, body=ours, headers=encoded)).status == 200
+            assert google.sent[-1].body == plain
+            assert google.sent[-1].header("content-encoding") is None
+            assert {sent.key for sent in google.sent} == {"k2"}
+
+    play(scene)
+
+
 def test_an_answer_of_a_model_stays_as_it_is() -> None:
     async def scene() -> None:
         said = json.dumps(answer() | {"uri": f"{GOOGLE}/v1beta/files/a"}).encode()
@@ -570,6 +757,24 @@ def test_a_public_address_of_its_own_is_used_and_understood() -> None:
             body = json.dumps(about("files/a")).replace(GOOGLE, "https://pollux.example/gemini")
             assert (await call(app, body=body.encode())).status == 200
             assert json.loads(google.sent[-1].body) == about("files/a")
+
+    play(scene)
+
+
+def test_what_stands_in_for_google_gets_its_own_address() -> None:
+    async def scene() -> None:
+        google = FakeUpstream(lambda _: whole(answer()))
+        async with gateway(google, projects(2)) as app:
+            app.pool.settings = replace(app.settings, upstream="http://127.0.0.1:9/mirror")
+            await app.affinity.bind({"files/a": None}, "p2", "tester")
+            for base in (GOOGLE, f"http://{HOST}", "http://127.0.0.1:9/mirror"):
+                body = json.dumps(about("files/a")).replace(GOOGLE, base)
+                assert (await call(app, body=body.encode())).status == 200
+                assert (
+                    google.sent[-1].body
+                    == json.dumps(about("files/a")).replace(GOOGLE, "http://127.0.0.1:9/mirror").encode()
+                )
+                assert google.sent[-1].key == "k2"
 
     play(scene)
 

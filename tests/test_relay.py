@@ -879,7 +879,7 @@ def test_a_client_that_leaves_in_a_stream_closes_it_upstream() -> None:
 
 # --- calls that take no quota ----------------------------------------------------------------------------------------
 
-FILES = "/v1beta/files"
+FILES = "/v1beta/unheard-of"
 
 
 def test_uncounted_calls_take_the_keys_in_turn_and_no_quota() -> None:

@@ -162,6 +162,9 @@ def test_a_film_is_downloaded_once_it_is_done() -> None:
     assert (film.headers["content-type"], film.body[-5:]) == ("video/mp4", b"A cat")
     refused(call(simulator, path, headers=OTHER), 404, "NOT_FOUND", GONE)
     assert call(simulator, uris[0].removeprefix(BASE), headers=OTHER).status == 403
+    again = f"/v1beta/models/{FLASH}:generateContent"
+    assert call(simulator, again, naming({"uri": uris[0]})).status == 200
+    assert call(simulator, again, naming({"uri": uris[0]}), headers=OTHER).status == 403
     assert simulator.enforcer.admitted["simulated-project-1", "veo-3.1-generate-001"] == 1
 
 
@@ -226,7 +229,7 @@ def test_a_store_is_used_by_its_project_alone_and_deleted_when_empty() -> None:
     body = {"contents": [{"parts": [{"text": "What?"}]}], "tools": tools}
     path = f"/v1beta/models/{FLASH}:generateContent"
     assert call(simulator, path, body).status == 200
-    refused(call(simulator, path, body, headers=OTHER), 403, "PERMISSION_DENIED", "FileSearchStore")
+    refused(call(simulator, path, body, headers=OTHER), 403, "PERMISSION_DENIED", "file search store")
     name = upload(simulator)["name"]
     call(simulator, f"/v1beta/{store}:importFile", {"fileName": name})
     refused(call(simulator, f"/v1beta/{store}", method="DELETE"), 400, "FAILED_PRECONDITION", "non-empty")
@@ -241,7 +244,7 @@ def test_nothing_is_uploaded_into_the_stores_of_others() -> None:
     path = f"/upload/v1beta/{store}:uploadToFileSearchStore"
     start = {"x-goog-upload-protocol": "resumable", "x-goog-upload-command": "start"}
     for headers in (start, {"x-goog-upload-protocol": "raw", "content-type": "text/plain"}):
-        refused(call(simulator, path, {}, headers=OTHER | headers), 403, "PERMISSION_DENIED", "FileSearchStore")
+        refused(call(simulator, path, {}, headers=OTHER | headers), 403, "PERMISSION_DENIED", "file search store")
         assert call(simulator, path, {}, headers=MINE | headers).status == 200
     assert call(simulator, f"/v1beta/{store}").json["activeDocumentsCount"] == "1"
 
@@ -368,7 +371,7 @@ def test_the_sdk_fills_a_file_search_store(client: genai.Client) -> None:
     tool = types.Tool(file_search=types.FileSearch(file_search_store_names=[store.name]))
     assert client.models.generate_content(model=FLASH, contents="Well?", config={"tools": [tool]}).text
     client.file_search_stores.delete(name=store.name, config={"force": True})
-    with pytest.raises(genai.errors.ClientError, match="FileSearchStore"):
+    with pytest.raises(genai.errors.ClientError, match="file search store"):
         client.file_search_stores.get(name=store.name)
 
 

@@ -126,6 +126,15 @@ def test_what_only_looks_like_a_file_is_nobodys() -> None:
     assert call(simulator, GENERATE, talk, headers=OTHER).status == 200
 
 
+def test_the_address_of_a_file_must_be_its_own() -> None:
+    simulator = make()
+    name = upload(simulator)["name"]
+    assert call(simulator, GENERATE, naming({"uri": name})).status == 200
+    for root in ("http://127.0.0.1:3145", "https://gateway.example/some/path"):
+        answer = call(simulator, GENERATE, naming({"uri": f"{root}/v1beta/{name}"}))
+        refused(answer, 400, "INVALID_ARGUMENT", f"Unsupported file URI: {root}")
+
+
 def test_a_file_ends_after_48_hours() -> None:
     clock = Clock()
     simulator = make(clock)

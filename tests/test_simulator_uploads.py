@@ -1,10 +1,11 @@
 """Uploads to the simulator: sessions, offsets, chunks that come twice or half, the published SDK, bounded memory."""
 
+import asyncio
 import hashlib
 import io
 import socket
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from urllib.parse import urlsplit
 
 import httpx
@@ -14,6 +15,7 @@ from google import genai
 from pollux.simulator import Fault, Simulator, demo_keys, running
 from pollux.simulator.content import Content
 from pollux.simulator.service import Owning
+from pollux.simulator.streams import Reply
 from tests.test_simulator_api import FLASH, Answer, Clock, call
 from tests.test_simulator_resources import BASE, MINE, OTHER, make, naming
 
@@ -78,7 +80,7 @@ def test_a_wrong_offset_is_refused_and_the_session_lives() -> None:
     for offset in (5, 8):
         answer = send(simulator, session, "upload", b"efgh", offset)
         assert state(answer) == (400, "active")
-        assert "4 bytes have been received" in answer.error["message"]
+        assert answer.body == b"Invalid offset %d: 4 bytes have been received." % offset
     assert received(simulator, session) == "4"
     assert state(send(simulator, session, "upload, finalize", b"ef", 4)) == (200, "final")
 
@@ -188,6 +190,38 @@ def test_faults_meet_chunks() -> None:
     assert state(send(simulator, session, "upload, finalize", b"abcd")) == (200, "final")
 
 
+def test_a_last_chunk_that_comes_twice_at_once_makes_one_file() -> None:
+    simulator = make()
+    session = open_session(simulator)
+    uploads = simulator.service.uploads
+    opened = next(iter(uploads._sessions.values()))
+    headers = {"x-goog-upload-command": "upload, finalize", "x-goog-upload-offset": "0"}
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for piece in (b"ab", b"cd"):
+            yield piece
+            await asyncio.sleep(0)
+
+    async def both() -> list[Reply]:
+        return await asyncio.gather(*(uploads.take(opened, headers, pieces()) for _ in range(2)))
+
+    first, second = asyncio.run(both())
+    assert first == second
+    assert received(simulator, session) == "4"
+    assert len(simulator.owned()) == 1
+
+
+def test_a_session_can_end_before_its_time() -> None:
+    simulator = make(granularity=1)
+    session = open_session(simulator)
+    simulator.faults.append(Fault(kind="upload-terminated", verb="upload.chunk", count=1))
+    for _ in range(2):
+        answer = send(simulator, session, "upload, finalize", b"ab")
+        assert state(answer) == (400, "cancelled")
+        assert answer.headers["content-type"] == "text/plain; charset=UTF-8"
+        assert answer.body == b"Upload has already been terminated."
+
+
 def test_content_keeps_little_of_much() -> None:
     content = Content(8)
     content.write(0, b"12345678")
@@ -294,6 +328,15 @@ def test_an_answer_that_is_lost_leaves_the_file(simulator: Simulator, url: str) 
     again = httpx.post(session, headers=headers, content=b"once")
     assert again.json()["file"]["sizeBytes"] == "4"
     assert len(simulator.owned()) == count
+
+
+def test_a_chunk_that_hangs_was_taken(simulator: Simulator, url: str) -> None:
+    session = start(url)
+    simulator.faults.append(Fault(kind="hang", verb="upload.chunk", count=1))
+    headers = {"x-goog-upload-command": "upload", "x-goog-upload-offset": "0"}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(session, headers=headers, content=b"x" * 2**18, timeout=0.3)
+    assert ask(session) == 2**18
 
 
 def test_an_error_can_come_before_the_body_has(simulator: Simulator, url: str) -> None:

@@ -12,12 +12,14 @@ import pytest
 
 from pollux.app import App
 from pollux.auth import Tokens
+from pollux.cli_watch import request_text
 from pollux.inbound import STALLED_AFTER
 from pollux.keys import Key
 from pollux.log_safety import redact
 from pollux.simulator import Fault
 from pollux.store.memory import MemoryStore
 from pollux.upload_token import LIFETIME, claimed, seal
+from pollux.uploads import HELD_MOST
 from pollux.upstream import UpstreamError
 from tests.gateway import (
     ADMIN,
@@ -363,7 +365,7 @@ def test_a_wrong_offset_is_googles_to_refuse_and_the_session_lives() -> None:
             await send(app, address, "upload", b"a" * KIB256)
             wrong = await send(app, address, "upload, finalize", b"x", KIB256 + 7)
             assert state(wrong) == (400, "active")
-            assert "bytes have been received" in wrong.json["error"]["message"]
+            assert b"bytes have been received" in wrong.body
             assert state(await send(app, address, "upload, finalize", b"x", KIB256)) == (200, "final")
 
     play(scene)
@@ -417,14 +419,33 @@ def test_a_start_is_tried_elsewhere() -> None:
     play(scene)
 
 
-def test_what_had_a_body_is_sent_once() -> None:
+@pytest.mark.parametrize("size", [4, HELD_MOST + 1])
+def test_what_may_have_arrived_is_sent_once(size: int) -> None:
     async def scene() -> None:
         google = simulated(projects(3), {})
         google.simulator.faults.append(Fault(kind="overloaded", count=1))
         async with gateway(google, projects(3)) as app:
-            headers = {**HOST, "x-goog-upload-protocol": "raw", "content-length": "4", "content-type": "text/plain"}
-            assert (await call(app, "POST", FILES, headers, b"data")).status == 503
+            headers = {**HOST, "x-goog-upload-protocol": "raw", "content-type": "text/plain"}
+            assert (await call(app, "POST", FILES, headers, b"x" * size)).status == 503
             assert len(google.simulator.calls) == 1
+
+    play(scene)
+
+
+def test_a_small_one_costs_no_client_a_bad_key_and_a_large_one_can_be_sent_again() -> None:
+    async def scene() -> None:
+        google = simulated(projects(4), {})
+        async with gateway(google, projects(4)) as app:
+            headers = {**HOST, "x-goog-upload-protocol": "raw", "content-type": "text/plain"}
+            google.simulator.faults.append(Fault(kind="invalid-key", count=1))
+            assert (await call(app, "POST", FILES, headers, b"data")).json["file"]["sizeBytes"] == "4"
+            assert len(google.simulator.calls) == 2
+            google.simulator.faults.append(Fault(kind="invalid-key", count=1))
+            large = b"x" * (HELD_MOST + 1)
+            refused = await call(app, "POST", FILES, headers, large)
+            assert (refused.status, refused.headers["retry-after"]) == (429, "1")
+            assert (await call(app, "POST", FILES, headers, large)).status == 200
+            assert len({call.key for call in google.simulator.calls}) == 4
 
     play(scene)
 
@@ -506,6 +527,17 @@ def test_below_a_public_url() -> None:
     play(scene)
 
 
+@pytest.mark.parametrize("address", ["nonsense", "https://[", "", "https://google.test/" + "x" * 9000])
+def test_an_address_that_is_none_begins_nothing(address: str) -> None:
+    async def scene() -> None:
+        async with gateway(FakeUpstream([starts(address)]), projects(1)) as app:
+            got = await call(app, "POST", FILES, START, {})
+            assert (got.status, got.reason) == (503, "UPSTREAM_ERROR")
+            assert "x-goog-upload-url" not in got.headers
+
+    play(scene)
+
+
 def test_a_key_in_googles_address_goes_no_further() -> None:
     async def scene() -> None:
         async with gateway(FakeUpstream([starts(AT_GOOGLE + "&key=" + value_of("k1"))]), projects(1)) as app:
@@ -529,7 +561,7 @@ def test_records_and_logs_show_uploads_and_never_the_token(caplog: pytest.LogCap
             assert record is not None
             said = record.as_json()
             assert (said["call"], said["client"], said["project"], said["key"]) == (
-                "upload-upload",
+                "upload-chunk",
                 "tester",
                 "p1",
                 "k1",
@@ -544,7 +576,60 @@ def test_records_and_logs_show_uploads_and_never_the_token(caplog: pytest.LogCap
     play(scene)
 
 
+def test_a_browser_may_read_the_address() -> None:
+    async def scene() -> None:
+        google = simulated(projects(1), {})
+        async with gateway(google, projects(1), cors_origins=("https://page.example",)) as app:
+            got = await call(app, "POST", FILES, {**START, "origin": "https://page.example"}, {})
+            exposed = got.headers["access-control-expose-headers"].split(", ")
+            assert {"x-goog-upload-url", "x-goog-upload-status", "x-pollux-key", "retry-after"} <= set(exposed)
+
+    play(scene)
+
+
+def test_explain_tells_how_much_passed() -> None:
+    async def scene() -> None:
+        async with gateway(simulated(projects(1), {}), projects(1)) as app:
+            got = await send(app, await start(app), "upload, finalize", b"12345")
+            admin = {"authorization": f"Bearer {ADMIN}"}
+            shown = await call(app, "GET", f"/admin/requests/{got.headers['x-pollux-request-id']}", admin)
+            text = request_text(shown.json)
+            assert "upload-chunk" in text
+            assert "a call without a model on p1 (key k1): ok: 5 bytes passed" in text
+
+    play(scene)
+
+
 def test_an_address_in_a_log_line_is_redacted() -> None:
     text = "POST /upload/v1beta/files?upload_id=abc.DEF-1_2&upload_protocol=resumable"
     assert redact(text) == "POST /upload/v1beta/files?upload_id=[redacted]&upload_protocol=resumable"
     assert "abc" not in redact("u=%2Ffiles%3Fupload_id%3Dabc.DEF%26x")
+
+
+# --- downloads -------------------------------------------------------------------------------------------------------
+
+
+def test_a_part_of_a_file_is_asked_for_and_passed_as_it_is() -> None:
+    async def scene() -> None:
+        headers = [(b"Content-Type", b"video/mp4"), (b"Content-Range", b"bytes 2-5/9"), (b"Content-Length", b"4")]
+        google = FakeUpstream([Says([b"cd", b"ef"], 206, headers, length=4)])
+        async with gateway(google, projects(1)) as app:
+            got = await call(app, "GET", "/v1beta/files/a-1:download?alt=media", {**HOST, "range": "bytes=2-5"}, b"")
+        assert (got.status, got.body, got.headers["content-range"]) == (206, b"cdef", "bytes 2-5/9")
+        assert google.sent[-1].header("range") == "bytes=2-5"
+        assert google.sent[-1].target.endswith("/files/a-1:download?alt=media")
+
+    play(scene)
+
+
+def test_a_download_leaves_piece_by_piece_while_it_comes() -> None:
+    async def scene() -> None:
+        pieces: list[bytes | float | UpstreamError] = [b"a" * 100_000, 5.0, b"b" * 100_000, 5.0, b"c"]
+        headers = [(b"Content-Type", b"video/mp4"), (b"Content-Length", b"200001")]
+        google = FakeUpstream([Says(pieces, 200, headers, length=200_001)])
+        async with gateway(google, projects(1)) as app:
+            got = await call(app, "GET", "/v1beta/files/a-1:download?alt=media", HOST, b"")
+        assert got.body == b"a" * 100_000 + b"b" * 100_000 + b"c"
+        assert got.times[-1] - got.times[0] == pytest.approx(10.0)
+
+    play(scene)

@@ -329,6 +329,13 @@ ANSWERS: list[tuple[str, Any, dict[str, float | None]]] = [
 ]
 
 
+def test_what_a_client_wrote_into_an_answer_binds_nothing() -> None:
+    batch = {"id": "batches/b", "metadata": {"name": "files/of-another"}, "endpoint": "files/x"}
+    assert answer_names(batch, post("/v1beta/openai/batches")) == {"batches/b": None}
+    interaction = {"id": "v1_a", "metadata": {"name": "files/of-another"}, "response": {"name": "files/of-another"}}
+    assert answer_names(interaction, post("/v1beta/interactions")) == {"interactions/v1_a": None}
+
+
 @pytest.mark.parametrize(("path", "answer", "names"), ANSWERS)
 def test_an_answer_names_what_it_made(path: str, answer: Any, names: dict[str, float | None]) -> None:
     assert answer_names(answer, post(path)) == names

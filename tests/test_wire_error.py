@@ -102,6 +102,7 @@ OPENAI_ERRORS: dict[int, type[openai.APIStatusError]] = {
     400: openai.BadRequestError,
     401: openai.AuthenticationError,
     403: openai.PermissionDeniedError,
+    404: openai.NotFoundError,
     408: openai.APIStatusError,
     409: openai.ConflictError,
     413: openai.APIStatusError,

@@ -25,11 +25,12 @@ def test_a_start_in_every_version(version: str, tail: str) -> None:
 @pytest.mark.parametrize(
     ("command", "first"),
     [
-        ("upload", "upload"),
-        ("upload, finalize", "upload"),
+        ("upload", "chunk"),
+        ("upload, finalize", "chunk"),
         ("query", "query"),
         ("cancel", "cancel"),
         ("finalize", "finalize"),
+        ("whatever" * 9, "other"),
     ],
 )
 def test_what_comes_to_an_address(command: str, first: str) -> None:
@@ -40,7 +41,7 @@ def test_what_comes_to_an_address(command: str, first: str) -> None:
 
 def test_the_older_protocol_names_no_command() -> None:
     assert read("PUT", f"/upload/v1beta/files?uploadType=resumable&upload_id={TOKEN}") == Upload(
-        "session", "upload", TOKEN
+        "session", "chunk", TOKEN
     )
 
 
@@ -55,13 +56,13 @@ def test_the_older_protocol_names_no_command() -> None:
     ],
 )
 def test_all_in_one(headers: dict[str, str]) -> None:
-    assert read("POST", "/upload/v1beta/files", **headers) == Upload("once", "upload")
+    assert read("POST", "/upload/v1beta/files", **headers) == Upload("once", "whole")
 
 
 def test_openais_files() -> None:
-    assert read("POST", "/v1beta/openai/files") == Upload("once", "upload")
+    assert read("POST", "/v1beta/openai/files") == Upload("once", "whole")
     assert read("GET", "/v1beta/openai/files") is None
-    assert read("POST", f"/v1beta/openai/files?upload_id={TOKEN}") == Upload("once", "upload"), (
+    assert read("POST", f"/v1beta/openai/files?upload_id={TOKEN}") == Upload("once", "whole"), (
         "by a client's token only"
     )
 

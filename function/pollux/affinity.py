@@ -143,6 +143,7 @@ class Affinity:
         """It was deleted."""
         self.drop(name)
         self._absent[name] = self._now() + ABSENT_FOR
+        self.nowhere(name)
         await self._all_of({name: self._delete(name)}, "deleted")
 
     def drop(self, name: str) -> None:

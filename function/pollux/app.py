@@ -32,7 +32,8 @@ log = logging.getLogger("pollux")
 CORS_METHODS = b"GET, POST, PUT, PATCH, DELETE, OPTIONS"
 CORS_EXPOSED = (
     b", ".join(b"x-pollux-" + name for name in (b"request-id", b"key", b"model", b"attempts", b"wait-ms", b"not-asked"))
-    + b", retry-after"
+    + b", retry-after, "
+    + b", ".join(b"x-goog-upload-" + name for name in (b"url", b"status", b"chunk-granularity", b"size-received"))
 )
 
 

@@ -45,6 +45,9 @@ class Failure:
     problem: RequestError | None = None
     """Set when there was no answer to pass on."""
 
+    unsent: bool = False
+    """Nothing of the request reached Google."""
+
     @property
     def timed_out(self) -> bool:
         return self.problem is not None and self.problem.reason == "UPSTREAM_TIMEOUT"
@@ -111,7 +114,7 @@ class Attempts:
                 body = wire.with_aliases(await answer.read(), x.call, self._aliases)
                 await pass_whole(x.reply, answer.status, headers, body, _nothing_to_settle, secret=secret)
             elif wire.is_resource_call(x.call):
-                await self._resources.pass_on(x, answer, headers, key.project, secret=secret)
+                await self._resources.pass_on(x, answer, headers, key.project, _nothing_to_settle, secret=secret)
             else:
                 await pass_on(x.reply, answer, headers, _nothing_to_settle, secret=secret)
         except UpstreamError as error:
@@ -192,11 +195,13 @@ class Attempts:
                 await self._well(x, reservation)
                 x.record.ended = await pass_stream(x.reply, answer, headers, reader, first, settle, secret=secret)
                 return None
+            if wire.is_resource_call(x.call):
+                await self._well(x, reservation)
+                await self._resources.pass_on(x, answer, headers, key.project, settle, secret=secret)
+                return None
             streams = (x.call.verb or "").startswith("stream")  # in a form that is not read here: passed as it comes
             body, whole = (b"", False) if streams else await collect(answer)
             await self._well(x, reservation)
-            if whole and wire.is_resource_call(x.call):
-                body = await self._resources.answered(x, key.project, covered(body, secret))
             if whole:
                 await pass_whole(x.reply, answer.status, headers, body, settle, secret=secret)
             else:
@@ -244,7 +249,8 @@ class Attempts:
     def _broken(self, model: str, key: Key, secret: str, error: UpstreamError) -> Failure:
         said = redact(str(error), [secret])
         verdict = replace(judge(None, b"", now=self.pool.now()), message=said)
-        return Failure(verdict, model, key, 0, (), b"", unanswered(error, secret))
+        unsent = error.kind == "unreachable"
+        return Failure(verdict, model, key, 0, (), b"", unanswered(error, secret), unsent)
 
 
 def unreadable(model: str, key: Key, error: KeySourceError) -> Failure:

@@ -187,7 +187,8 @@ def request_text(found: Mapping[str, Any]) -> str:
         held = f"only project {owner} could serve it, which owns" if owner else "no project is known to own"
         lines.append(f"  {held} {', '.join(names)}")
     for number, attempt in enumerate(found["attempts"], 1):
-        where = f"{attempt['project']} (key {attempt['key']})" if attempt["project"] else "no project"
+        where = attempt["project"] or "no project"
+        where += f" (key {attempt['key']})" if attempt["key"] else ""
         detail = f": {attempt['detail']}" if attempt.get("detail") else ""
         model = attempt["model"] or "a call without a model"
         lines.append(f"  {number}. {model} on {where}: {attempt['cause']}{detail}")

@@ -47,6 +47,7 @@ class Exchange:
     passing: PassingBody | None = None
     """The body in the place of `body`, if it is not held: it can be sent only once."""
     readdress: Readdress | None = None
+    begins_upload: bool = False
     own_base: Callable[[], str] = str
     """This gateway's address as the client knows it."""
     only: str | None = None
@@ -66,11 +67,7 @@ class Exchange:
     @property
     def harmless(self) -> bool:
         """Sent twice it has no more effect than once: it only asks, or begins what nobody has to go on with."""
-        return (
-            self.method in ("GET", "HEAD")
-            or self.call.kind == "count"
-            or (self.readdress is not None and self.passing is None)
-        )
+        return self.method in ("GET", "HEAD") or self.call.kind == "count" or self.begins_upload
 
     def exchange(self, readable: bytes) -> None:
         """Another body in the place of the client's: its own but for some addresses."""
@@ -102,7 +99,7 @@ class Exchange:
         call, body, headers = self.call, self.body, list(self.headers)
         path = call.path
         if model is not None and model != call.model:
-            if call.api == "native" or call.kind == "get-model":
+            if call.kind == "get-model" or (call.api == "native" and call.verb != wire.INTERACTION):
                 path = wire.path_for(call, model)
                 if path != call.path:  # the client's own was checked when it came
                     path = wire.gated(path)
@@ -119,7 +116,7 @@ class Exchange:
 
     def size_question(self, model: str) -> tuple[str, bytes] | None:
         """The countTokens call that tells this request's size; None where none fits."""
-        if self.call.kind != "generate" or self.parsed is None:
+        if self.call.kind != "generate" or self.call.verb == wire.INTERACTION or self.parsed is None:
             return None
         inner = dict(self.parsed) if self.call.api == "native" else _as_contents(self.parsed)
         if not inner:

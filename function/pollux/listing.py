@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, unquote_plus
 
-from pollux import wire
+from pollux import reasons, wire
 from pollux.affinity import Affinity
 from pollux.attempts import Attempts, Failure
 from pollux.exchange import Exchange
@@ -19,12 +19,13 @@ from pollux.inbound import RequestError
 from pollux.journal import Attempt
 from pollux.owners import Owners
 from pollux.questions import Questions, Told
+from pollux.windows import Want
 from pollux.wire import Call
 
 LISTED = frozenset(
     {
         "agents", "batches", "cachedContents", "corpora", "environments", "fileSearchStores", "files", "generatedFiles",
-        "triggers", "tunedModels", "voices",
+        "operations", "triggers", "tunedModels", "voices",
     }
 )  # fmt: skip
 LISTED_BY_OPENAI = frozenset({"files", "batches"})
@@ -42,7 +43,10 @@ def is_list(method: str, call: Call) -> bool:
     """A list of what projects own; that of models is the same in all of them, nearly."""
     if method != "GET" or call.kind != "other":
         return False
-    return wire.below(call).rstrip("/") in (LISTED_BY_OPENAI if call.api == "openai" else LISTED)
+    what = wire.below(call).rstrip("/")
+    if call.api == "openai":
+        return what in LISTED_BY_OPENAI
+    return what in LISTED or (what.startswith("models/") and what.count("/") == 2 and what.endswith("/operations"))
 
 
 class Listing:
@@ -56,8 +60,6 @@ class Listing:
 
     async def run(self, x: Exchange) -> None:
         await self._roster.ready()
-        if not self._roster.projects:
-            raise RequestError("NO_USABLE_KEY", "there is no usable key in the pool: add one with `pollux keys add`")
         document, unasked = await (self._of_openai(x) if x.call.api == "openai" else self._of_google(x))
         if document is None:
             return
@@ -74,7 +76,7 @@ class Listing:
         asked = _shares([project for project in places if project not in gone], size)
         answers = await self._ask_all(x, {project: _with(x.call, places[project], n) for project, n in asked.items()})
         told = {project: answer for project, answer in answers.items() if isinstance(answer, Told)}
-        if not told and answers:
+        if not told and (answers or not self._roster.projects):
             await self._refuse(x, answers)
             return None, []
         left = {project: place for project, place in places.items() if project not in asked and project not in gone}
@@ -154,13 +156,17 @@ class Listing:
         return answers
 
     async def _refuse(self, x: Exchange, answers: Mapping[str, Told | Failure | None]) -> None:
-        """Nobody could say anything: the first refusal is the client's."""
+        """Nobody could say anything: the first refusal is the client's, but that of a key, which is none of its."""
         failures = [answer for answer in answers.values() if isinstance(answer, Failure)]
-        if not failures:
-            raise RequestError(
-                "NO_USABLE_KEY", f"none of the projects could be asked ({', '.join(answers)}): `pollux status` says why"
-            )
-        await self._attempts.give(x, failures[0])
+        first = next((failure for failure in failures if failure.verdict.blames != "key"), None)
+        if first is not None:
+            await self._attempts.give(x, first)
+            return
+        now = self._attempts.pool.now()
+        able, refusals = self._roster.candidates("", (), (), now)
+        if able:
+            raise RequestError("UPSTREAM_TIMEOUT", f"no project said within {WITHIN:g} s what it has")
+        raise reasons.problem("", refusals, now, want=Want())
 
 
 def _leave_out(document: dict[str, Any], hidden: Collection[str]) -> None:

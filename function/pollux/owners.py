@@ -12,11 +12,15 @@ from pollux import wire
 from pollux.affinity import Affinity, Bound
 from pollux.exchange import Exchange
 from pollux.inbound import RequestError
+from pollux.journal import Attempt
 from pollux.pool import Pool
 from pollux.pooled.using import Using
 from pollux.questions import Questions, Told
 
 AT_ONCE = 8
+SEARCHED_MOST = 16
+"""So many names of one request are looked for: each costs a call to every project."""
+SHOWN_MOST = 20
 WITHIN = 8.0
 """No project is waited for longer when it is asked whether it knows a name."""
 NOT_THERE = frozenset({"resource-permission", "not-found", "model-access", "bad-request"})
@@ -35,9 +39,8 @@ class Owners:
     async def place(self, x: Exchange) -> None:
         """Hold the request to the owner of what it names, and turn URIs of ours in it back into Google's."""
         names = set(wire.path_names(x.call))
-        model = x.call.model or ""
-        if model.startswith("tunedModels/") or "/" in (model := self._pool.roster.catalog.resolve(model)):
-            names.update(filter(None, (wire.resource(model),)))
+        if x.call.model is not None and "/" in (model := self._pool.roster.catalog.resolve(x.call.model)):
+            names.update(filter(None, (wire.resource(model),)))  # a tuned one, which an alias or a body may name
         asked_for = frozenset(names)
         if x.parsed is not None and (references := wire.references(x.parsed, x.call)):
             names |= self._of_body(x, references)
@@ -51,7 +54,8 @@ class Owners:
         owners = await self.of(x, sorted(names - agents))
         if agents:
             owners |= await self._affinity.owners(sorted(agents))
-        x.record.bound = x.names = tuple(sorted((names - agents) | owners.keys()))
+        x.names = tuple(sorted((names - agents) | owners.keys()))
+        x.record.bound = x.names[:SHOWN_MOST]
         if self.pooled is not None:
             owners = await self.pooled.claim(x, owners)
         if owners:
@@ -62,8 +66,15 @@ class Owners:
     async def of(self, x: Exchange, names: Sequence[str]) -> dict[str, Bound]:
         """Of those that are known, or found now."""
         owners = await self._affinity.owners(names)
+        projects = self._pool.roster.projects
         lost = [name for name in names if name not in owners]
-        return owners | await self._located(x, lost) if lost else owners
+        # A project of another name by now, as a key may get one, is found again; else its own is told.
+        gone = [name for name, bound in owners.items() if bound.project not in projects]
+        if lost and len(projects) == 1:  # nobody else can own it
+            owners |= {name: Bound(project, x.record.client, 0.0) for name in lost for project in projects}
+        elif lost or gone:
+            owners |= await self._searched(x, lost + gone)
+        return owners
 
     def _of_body(self, x: Exchange, references: Collection[str]) -> set[str]:
         settings = self._pool.settings
@@ -71,8 +82,11 @@ class Owners:
         if any("://" in reference for reference in references):
             with suppress(RequestError):  # a Host that is none: then nothing can be ours
                 own.append(x.own_base())
+        if settings.upstream != wire.GOOGLE:  # what stands in for Google knows only its own address
+            own.append(wire.GOOGLE)
+        own = [base for base in own if base]
         bases = (wire.GOOGLE, settings.upstream, *own)
-        if any(reference.startswith(base) for reference in references for base in own):
+        if any(reference.startswith(base + "/") for reference in references for base in own):
             x.exchange(wire.to_upstream(x.readable, own, settings.upstream, references))
         return {name for reference in references if (name := wire.named_by(reference, bases)) is not None}
 
@@ -104,13 +118,13 @@ class Owners:
         names = [project.name for project, _ in able]
         return sorted(names, key=lambda name: name not in first)
 
-    async def _located(self, x: Exchange, names: Sequence[str]) -> dict[str, Bound]:
-        projects = self._pool.roster.projects
-        if len(projects) == 1:  # nobody else can own it
-            return {name: Bound(project, x.record.client, 0.0) for name in names for project in projects}
-        unknown = [name for name in names if not self._affinity.is_nowhere(name)]
+    async def _searched(self, x: Exchange, names: Sequence[str]) -> dict[str, Bound]:
+        unknown = [name for name in names if not self._affinity.is_nowhere(name)][:SEARCHED_MOST]
         found = await asyncio.gather(*(self._search(x, name) for name in unknown))
-        return {name: bound for name, bound in zip(unknown, found, strict=True) if bound is not None}
+        located = {name: bound for name, bound in zip(unknown, found, strict=True) if bound is not None}
+        for name, bound in located.items():
+            x.noted(Attempt("", bound.project, "", "located", None, detail=f"{name} was looked for and found there"))
+        return located
 
     async def _search(self, x: Exchange, name: str) -> Bound | None:
         """One search at a time for each name, whoever asks; it goes on if one of them leaves."""

@@ -32,6 +32,7 @@ WORDS = {
     "store-down": "the store does not answer, and the share that is safe without it is used up",
     "paused": "all projects were refused at once, so that the whole pool rests",
 }
+NAMED_MOST = 5
 SPENT = frozenset({"rpd", "tpd"})
 KEYLESS = frozenset(
     {
@@ -113,7 +114,9 @@ def of_owner(error: RequestError, owner: str | None, names: Collection[str]) -> 
     if owner is None:
         return error
     said = f"{error.message}; only project {owner} can serve the request"
-    said += f", which owns {', '.join(sorted(names))}" if names else ""
+    shown = sorted(names)[:NAMED_MOST]
+    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    said += f", which owns {', '.join(shown)}{more}" if shown else ""
     return RequestError(error.reason, said, retry_after=error.retry_after)
 
 

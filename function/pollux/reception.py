@@ -35,7 +35,7 @@ from pollux.pool import StoppingError
 from pollux.relay import Relay
 from pollux.settings import Settings, in_cloud
 from pollux.store import StoreError, StoreUnavailableError
-from pollux.uploads import Uploads
+from pollux.uploads import Uploads, is_large
 from pollux.wire import Call
 from pollux.wire.error import WireError
 
@@ -139,7 +139,7 @@ class Reception:
             raise RequestError("NO_LIVE_API", "the Live API is not served here: call it at Google itself")
         upload = wire.read_upload(scope["method"], call, headers)
         if upload is not None:
-            record.what = f"upload-{upload.command}"
+            record.what = f"upload-{upload.what}"
         if upload is not None and upload.form == "session":
             session, value = await self.callers.uploader(upload.token, headers, query)
             record.client = session.client
@@ -154,8 +154,15 @@ class Reception:
                 "its owner may name it in POLLUX_ALLOW_PATHS",
             )
         self._crowded()
+        await self._take_in(scope, receive, call, upload, reply, record)
+
+    async def _take_in(
+        self, scope: Scope, receive: Receive, call: Call, upload: wire.Upload | None, reply: Reply, record: Record
+    ) -> None:
+        """Its body, and then its life, which ends if the client leaves."""
+        headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
         passing = None
-        if upload is not None and upload.form == "once":
+        if upload is not None and upload.form == "once" and is_large(headers, self._settings.max_body):
             watch = Watch(receive, None)
             body, passing = b"", PassingBody(headers, receive, watch.begin)
         else:
@@ -171,6 +178,7 @@ class Reception:
                 x.own_base()  # a Host that is none is refused before anything is made
             if upload is not None:
                 x.readdress = self._uploads.readdress(scope, call, record.client)
+                x.begins_upload = upload.form == "start"
             if passing is not None:
                 x.passing, x.headers = passing, wire.upstream_headers(headers, content=True)
             self._memory.hold(len(x.readable) - held)  # what it was inflated to
@@ -204,8 +212,9 @@ class Reception:
         readable, parsed, stream = body, None, call.stream
         if call.kind in READ_KINDS or (call.kind == "other" and _may_name(call, headers, body)):
             readable, parsed = self._parsed(call, headers, body)
-        if call.api == "openai" and call.kind in READ_KINDS and parsed is not None:
+        if parsed is not None:
             call = wire.with_body(call, parsed)
+            record.what = call.verb if call.verb == wire.INTERACTION else record.what
             stream = call.stream
         record.asked = call.model or ""
         own, server = wire.client_deadline(headers)
@@ -240,7 +249,7 @@ class Reception:
         try:
             readable = wire.inflate(body, header(headers, b"content-encoding"), self._settings.max_body)
         except WireError as error:
-            if error.status == 415 and call.api == "native":
+            if call.kind not in READ_KINDS or (error.status == 415 and call.api == "native"):
                 return body, None
             raise
         if sum(map(readable.count, (b"[", b"{", b","))) > VALUES_MOST:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from pollux import reasons, uncounted
+from pollux import reasons, uncounted, wire
 from pollux.affinity import Affinity
 from pollux.attempts import Attempts, Failure
 from pollux.exchange import Exchange
@@ -65,7 +65,7 @@ class Relay:
             else:
                 if self.pooled is not None and x.files is not None:
                     await self.pooled.held(x)
-                await uncounted.run(x, self.attempts)
+                await uncounted.run(x, self.attempts, self._sleep)
         finally:
             if x.files is not None:
                 await x.files.close()
@@ -140,6 +140,9 @@ class Relay:
                     final = x.record.sent + 1 == self._settings.max_attempts
                     if final and not last and failure.verdict.cause in FOR_LONG:
                         return False  # more projects than attempts: the last one is for a model that may be there
+                case "retry" if wire.is_resource_call(x.call) and not failure.unsent:
+                    await self.attempts.give(x, failure)  # it may have made something: another would be a second one
+                    return True
                 case "retry":
                     hung = sum(isinstance(f, Failure) and f.timed_out for f in failures)
                     if hung > 1 or (hung and self.pool.now() > x.deadline):

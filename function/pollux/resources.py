@@ -8,7 +8,7 @@ from typing import Any
 from pollux import wire
 from pollux.affinity import Affinity
 from pollux.exchange import Exchange
-from pollux.outbound import BrokenAnswerError, collect, covered, pass_on
+from pollux.outbound import TAIL, BrokenAnswerError, Settle, collect, covered, pass_on, prompt_tokens
 from pollux.redaction import Screen, redact
 from pollux.upstream import Answer, UpstreamError
 
@@ -35,7 +35,9 @@ class Resources:
         await self._bind(x, project, document)
         return wire.to_client(body, self._upstream, x.own_base()) if b"://" in body or b":\\/" in body else body
 
-    async def pass_on(self, x: Exchange, answer: Answer, headers: RawHeaders, project: str, *, secret: str) -> None:
+    async def pass_on(
+        self, x: Exchange, answer: Answer, headers: RawHeaders, project: str, settle: Settle, *, secret: str
+    ) -> None:
         """A resource call's good answer. What is neither JSON nor events, or is too long to read, passes unseen."""
         if x.method == "DELETE":
             for name in wire.path_names(x.call):
@@ -44,15 +46,17 @@ class Resources:
         kind = next((value for name, value in headers if name == b"content-type"), b"").lower()
         encoded = any(name == b"content-encoding" for name, _ in headers)
         if kind.startswith(b"text/event-stream") and not encoded:
-            await self._pass_events(x, answer, headers, project, secret)
+            await self._pass_events(x, answer, headers, project, settle, secret)
             return
         body, whole = await collect(answer) if b"json" in kind and not encoded else (b"", False)
         if not whole:
-            await pass_on(x.reply, answer, headers, _nothing_to_settle, body, secret=secret)
+            await pass_on(x.reply, answer, headers, settle, body, secret=secret)
             return
+        tokens = prompt_tokens(body)
         if x.method != "DELETE":
             body = await self.answered(x, project, covered(body, secret))
         x.reply.ending = True
+        await settle(tokens)
         await x.reply.whole(answer.status, headers, covered(body, secret))
 
     async def _bind(self, x: Exchange, project: str, document: Any) -> None:
@@ -60,11 +64,13 @@ class Resources:
         if names:
             await self.affinity.bind(names, project, x.record.client)
 
-    async def _pass_events(self, x: Exchange, answer: Answer, headers: RawHeaders, project: str, secret: str) -> None:
+    async def _pass_events(
+        self, x: Exchange, answer: Answer, headers: RawHeaders, project: str, settle: Settle, secret: str
+    ) -> None:
         """Byte for byte; but an event passes only when it is complete, and one that names something, once that is
         bound."""
         await x.reply.begin(answer.status, [(n, v) for n, v in headers if n != b"content-length"])
-        screen, held = Screen(secret), b""
+        screen, held, tail = Screen(secret), b"", b""
         try:
             while data := await answer.chunk():
                 held += data
@@ -78,10 +84,12 @@ class Resources:
                     end = len(held)
                 if end:
                     await x.reply.chunk(screen.through(held[:end]))
+                    tail = (tail + held[:end])[-TAIL:]
                     held = held[end:]
         except UpstreamError as error:
             raise BrokenAnswerError(redact(str(error), [secret])) from None
         x.reply.ending = True
+        await settle(prompt_tokens(tail + held))
         await x.reply.end(screen.through(held) + screen.rest())
 
 
@@ -92,7 +100,3 @@ def _data_of(event: bytes) -> Any:
         return json.loads(b"\n".join(lines)) if lines else None
     except (ValueError, RecursionError):
         return None
-
-
-async def _nothing_to_settle(_: int | None) -> None:
-    return None

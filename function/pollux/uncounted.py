@@ -4,6 +4,9 @@ that owns what they name, if they name something.
 What is surely refused (a bad key, a 429) is tried with another; what may have had an effect is never sent twice.
 """
 
+import asyncio
+from collections.abc import Awaitable, Callable
+
 from pollux import reasons
 from pollux.attempts import Attempts, Failure
 from pollux.exchange import Exchange
@@ -11,10 +14,14 @@ from pollux.journal import Attempt
 from pollux.pool import Tried
 from pollux.windows import Want
 
+MOST_TROUBLES = 2
+BACKOFF = 0.25
 
-async def run(x: Exchange, attempts: Attempts) -> None:
+
+async def run(x: Exchange, attempts: Attempts, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
     pool = attempts.pool
     tried = Tried()
+    troubles = 0
     model = pool.roster.catalog.resolve(x.call.model) if x.call.model else None
     last: Failure | None = None
     await pool.roster.ready()
@@ -35,9 +42,13 @@ async def run(x: Exchange, attempts: Attempts) -> None:
                     tried.keys.discard(key.id)
             case "next-project":
                 tried.projects.add(key.project)
-            case "retry" if x.harmless:
-                if x.only is None:  # else another key of the same project, if it has one
-                    tried.projects.add(key.project)
+            case "retry" if x.harmless and x.only is None:
+                tried.projects.add(key.project)
+            case "retry" if x.harmless and troubles < MOST_TROUBLES and not last.timed_out:
+                troubles += 1
+                await sleep(BACKOFF * 2 ** (troubles - 1))
+                if await pool.pick(model, tried, x.only) is None:  # no other key of that project: the same once more
+                    tried.keys.clear()
             case _:
                 break
     if last is not None and last.verdict.blames != "key":

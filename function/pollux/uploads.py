@@ -13,7 +13,7 @@ from pollux.address import own_base
 from pollux.affinity import Affinity
 from pollux.attempts import judged, unanswered
 from pollux.exchange import Readdress
-from pollux.inbound import PassingBody, Receive, RequestError, Scope, Watch, uncancel
+from pollux.inbound import PassingBody, Receive, RequestError, Scope, Watch, body_length, uncancel
 from pollux.journal import Attempt, Record
 from pollux.keys import Key, Secret
 from pollux.log import guard
@@ -25,6 +25,8 @@ from pollux.upload_token import LIFETIME, Session, UploadTokenError, seal
 from pollux.upstream import Answer, Upstream, UpstreamError
 from pollux.wire import Call
 
+HELD_MOST = 1 << 20
+"""An upload in one request, up to this size, is read whole."""
 GO_ON = 308
 """In the older protocol: more is to come."""
 
@@ -167,7 +169,15 @@ class Uploads:
         return wire.to_client(body, upstream, base) if names else body
 
 
+def is_large(headers: RawHeaders, most: int) -> bool:
+    """Too large to be held, so that it can be sent only once. A smaller one is sent again if its key is refused."""
+    length = body_length(headers)
+    return length is None or length > min(HELD_MOST, most)
+
+
 def _at(address: str, session: Session, value: str) -> bytes:
+    if not session.target:
+        raise RequestError("UPSTREAM_ERROR", "Gemini began an upload and gave an address that is none")
     try:
         token = seal(session, value)
     except UploadTokenError as error:

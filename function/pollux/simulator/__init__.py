@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import re
 import socket
 import sys
 import threading
@@ -162,8 +163,15 @@ def _several(text: str) -> int:
     return value
 
 
+def _address(text: str) -> str:
+    if not re.fullmatch(r"(https?://[^/\s]+/?)?", text):
+        raise ValueError
+    return text
+
+
 # argparse says "invalid NAME value": the names are what the user shall read.
 _limit.__name__, _seconds.__name__, _several.__name__ = "limit (a whole number or off)", "seconds", "count"
+_address.__name__ = "scheme and host"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -188,7 +196,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--working", type=_seconds, default=0.0, metavar="S", help="seconds until a batch or another operation is done"
     )
-    parser.add_argument("--base", default="", metavar="URL", help="scheme and host that URIs in answers begin with")
+    parser.add_argument(
+        "--base", type=_address, default="", metavar="URL", help="scheme and host that URIs in answers begin with"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of what is random (%(default)s)")
     parser.add_argument(
         "--fault",

@@ -178,7 +178,7 @@ class Simulator:
         if request.verb == "other":
             raise error("no-such-path", request.case())
         project = call.project or ""
-        if not request.name and request.verb not in STARTS:
+        if not (request.name or request.names_owned or request.verb in STARTS):
             return self.generation.answer(call, request, project)
         self.place(exchange, request)
         if request.verb == "interactions.create":

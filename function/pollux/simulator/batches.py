@@ -65,7 +65,7 @@ class Batches:
         return batch
 
     def _check(self, document: Any, project: str) -> None:
-        for name in names_in(document):
+        for name in names_in(document, self._resources.roots):
             self._resources.get(name, project)
 
     def _finish(self, batch: Resource, work: Work, entries: list[Entry] | None) -> None:

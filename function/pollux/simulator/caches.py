@@ -40,7 +40,7 @@ class Caches:
         model = document.get("model")
         if not isinstance(model, str) or model.removeprefix("models/") not in self._models:
             raise bad_request("* CreateCachedContentRequest.cached_content.model: the model is missing or unknown\n")
-        for name in names_in(document):
+        for name in names_in(document, self._resources.roots):
             self._resources.get(name, request.project)
         if not field(document, "contents") and (instruction := field(document, "systemInstruction")):
             document = document | {"contents": instruction}

@@ -84,7 +84,7 @@ class Interactions:
 
     def _names(self, document: dict[str, Any]) -> Iterator[str]:
         for item in _items(document.get("input")):
-            if name := file_of(item.get("uri")):
+            if name := file_of(item.get("uri"), self._resources.roots):
                 yield name
         if isinstance(cache := document.get("cached_content"), str):
             yield cache

@@ -36,6 +36,8 @@ async def receive_upload(simulator: "Simulator", exchange: Exchange) -> tuple[Re
             return await _take(simulator, exchange, request, session, headers, _cut(exchange, pieces)), fault
         return await _take(simulator, exchange, request, session, headers, pieces), fault
     except ApiError as trouble:
+        if session is not None and call.fault == "upload-terminated":
+            session.state = "cancelled"
         if not trouble.early:
             async for _ in pieces:
                 pass

@@ -17,13 +17,13 @@ FILE_LIFE = 48 * 3600.0
 TIDY = 1000
 """How many things there may be before those that have ended are thrown away; then twice as many as are left."""
 _ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
-# What Google says of a thing that another project owns, that never was, or that has ended. The texts for files, caches
-# and corpora were seen; the others are made after them.
+# What Google says of a thing that another project owns, that never was, or that has ended. The texts for documents and
+# generated files are made after the others, which were seen.
 _NOT_YOURS = {
     "files": "You do not have permission to access the File {id} or it may not exist.",
     "generatedFiles": "You do not have permission to access the GeneratedFile {id} or it may not exist.",
     "cachedContents": "CachedContent not found (or permission denied)",
-    "fileSearchStores": "You do not have permission to access the FileSearchStore {id} or it may not exist.",
+    "fileSearchStores": "You do not have permission to access the file search store {id} or it may not exist.",
     "documents": "You do not have permission to access the Document {id} or it may not exist.",
     "corpora": "You do not have permission to access the Corpus {id} or it may not exist.",
     "tunedModels": "You do not have permission to access tuned model {id}.",
@@ -74,6 +74,8 @@ class Resources:
         self._all: dict[str, Resource] = {}
         self._later: list[tuple[float, Callable[[], None]]] = []
         self._tidy_at = TIDY
+        self.roots: set[str] = set()
+        """What addresses that were told begin with: they name things here."""
 
     def token(self, length: int = 12) -> str:
         """The next id: lower-case letters and digits, other ones with another seed."""

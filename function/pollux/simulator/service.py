@@ -61,7 +61,10 @@ class Service:
         }
 
     def root(self, scheme: str, host: str) -> str:
-        return self.owning.base.rstrip("/") or f"{scheme}://{host}"
+        """What addresses begin with, for a caller who came by this one."""
+        root = self.owning.base.rstrip("/") or f"{scheme}://{host}"
+        self.resources.roots.add(root)
+        return root
 
     def answer(self, request: Request) -> Any:
         """A document, a list of events, or Media. Raises ApiError."""
@@ -73,7 +76,7 @@ class Service:
 
     def check(self, request: Request, project: str, model: str) -> int:
         """Whether all that the body names is this project's, and how many tokens of it are cached. Raises ApiError."""
-        return self.check_names(names_in(request.document), project, model)
+        return self.check_names(names_in(request.document, self.resources.roots), project, model)
 
     def check_names(self, names: Iterable[str], project: str, model: str) -> int:
         cached = 0

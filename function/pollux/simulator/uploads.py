@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 from pollux.simulator.answers import encode
 from pollux.simulator.content import Content
-from pollux.simulator.errors import ApiError, bad_request, said
+from pollux.simulator.errors import ApiError, bad_request, error, said
 from pollux.simulator.multipart import Part, boundary_of, parts
 from pollux.simulator.request import Request
 from pollux.simulator.resources import TIDY, Resources
@@ -74,7 +74,7 @@ class Uploads:
         metadata = _metadata(body)
         declared = headers.get("x-goog-upload-header-content-length")
         if declared is not None and not (declared.isascii() and declared.isdigit()):
-            raise bad_request("Invalid X-Goog-Upload-Header-Content-Length.")
+            raise ApiError(400, "Invalid X-Goog-Upload-Header-Content-Length.")
         kind = headers.get("x-goog-upload-header-content-type") or "application/octet-stream"
         upload = Uploaded(
             request.api,
@@ -119,20 +119,24 @@ class Uploads:
         command = headers.get("x-goog-upload-command", "")
         commands = {word.strip() for word in command.split(",")}
         if commands - {"upload", "finalize"}:
-            raise bad_request(f"Invalid X-Goog-Upload-Command: {command}")
+            raise ApiError(400, f"Invalid X-Goog-Upload-Command: {command}")
         if session.state == "final":
             return Reply(session.answer, _status("final"))
         if session.state != "active":
-            raise bad_request("Upload has already been terminated.")
+            raise error("upload-terminated")
         content = session.upload.content
         given = headers.get("x-goog-upload-offset", "0")
         if not (given.isascii() and given.isdigit()) or int(given) > content.size:
-            raise bad_request(f"Invalid offset {given}: {content.size} bytes have been received.")
+            raise ApiError(400, f"Invalid offset {given}: {content.size} bytes have been received.")
         position, final = int(given), "finalize" in commands
         self._check_size(session, position, headers.get("content-length"), final)
         async for piece in pieces:
             content.write(position, piece)
             position += len(piece)
+        if session.state == "final":  # the same chunk came twice at once
+            return Reply(session.answer, _status("final"))
+        if session.state != "active":
+            raise error("upload-terminated")
         if not final:
             return Reply(headers=_status("active"))
         self._check_size(session, position, "0", final)
@@ -145,9 +149,9 @@ class Uploads:
             return
         end = position + int(length)
         if not final and int(length) % self._granularity:
-            raise bad_request(f"Invalid chunk: {length} bytes are no multiple of {self._granularity}.")
+            raise ApiError(400, f"Invalid chunk: {length} bytes are no multiple of {self._granularity}.")
         if session.declared is not None and (end != session.declared if final else end > session.declared):
-            raise bad_request(f"Invalid size: {end} bytes, but {session.declared} were declared.")
+            raise ApiError(400, f"Invalid size: {end} bytes, but {session.declared} were declared.")
 
     async def whole(self, request: Request, headers: Mapping[str, str], pieces: AsyncIterator[bytes]) -> Reply:
         """A file in one request: multipart, or raw. Raises ApiError."""

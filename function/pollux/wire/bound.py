@@ -6,11 +6,11 @@ A name is what the project owns: `files/ID`, `cachedContents/ID`, `models/M/oper
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 from urllib.parse import unquote
 
-from pollux.wire.target import Call
+from pollux.wire.target import INTERACTION, Call
 
 GOOGLE = "https://generativelanguage.googleapis.com"
 """What URIs begin with, wherever the upstream really is."""
@@ -37,7 +37,7 @@ COLLECTIONS = frozenset(
 )
 CHAINED = frozenset({"agents", "environments", "interactions", "triggers"})
 """Their bodies name one another by bare ids."""
-MAKING = frozenset({"batchGenerateContent", "asyncBatchEmbedContent", "predictLongRunning"})
+MAKING = frozenset({"batchGenerateContent", "asyncBatchEmbedContent", "predictLongRunning", INTERACTION})
 """Verbs of a model that make something to be asked for later."""
 MARKS = (b"files", b"cachedContents", b"fileSearchStores", b"corpora", b"tunedModels", b"file_id", b"fileName")
 """One of these stands in every body that names a resource and goes to none of CHAINED."""
@@ -56,6 +56,7 @@ _SNAKE = {
         "semanticRetriever", "systemInstruction",
     )
 }  # fmt: skip
+_NONE: frozenset[str] = frozenset()
 _KINDS_WITH_URI = frozenset({"image", "audio", "video", "document", "file"})
 
 
@@ -136,15 +137,16 @@ def body_names(parsed: Mapping[str, Any], call: Call, bases: Iterable[str] = (GO
     return {name for name in names if name is not None}
 
 
-def references(parsed: Mapping[str, Any], call: Call) -> set[str]:
+def references(parsed: Mapping[str, Any], call: Call) -> Set[str]:
     """Names and URIs as they stand there, wherever one may stand; not all of them are of a project's resources."""
+    found: Found = []
     if call.api == "openai":
-        found = _openai(parsed)
-    elif call.kind == "other" and collection(call) in CHAINED:
-        found = _chained(parsed)
+        _openai(parsed, found)
+    elif call.verb == INTERACTION or (call.kind == "other" and collection(call) in CHAINED):
+        _chained(parsed, found)
     else:
-        found = _request(parsed)
-    return {reference for reference in found if isinstance(reference, str)}
+        _request(parsed, found)
+    return {reference for reference in found if isinstance(reference, str)} if found else _NONE
 
 
 # --- bodies ----------------------------------------------------------------------------------------------------------
@@ -162,86 +164,106 @@ def dicts(value: Any) -> list[dict[str, Any]]:
     return [value] if isinstance(value, dict) else []
 
 
-def _strings(value: Any) -> list[str]:
-    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
+Found = list[Any]
+"""References as they stand there; what is no string is sorted out at the end."""
 
 
-def _request(request: Mapping[str, Any], depth: int = 6) -> Iterator[Any]:
-    """A GenerateContentRequest, or whatever else has contents, tools or requests of its own."""
-    for name in ("contents", "content"):
-        for content in dicts(request.get(name)):
-            yield from _parts(content)
-    for content in dicts(_get(request, "systemInstruction")):
-        yield from _parts(content)
-    yield with_kind("cachedContents", _get(request, "cachedContent"))
-    yield _get(request, "fileName")
-    for tool in dicts(request.get("tools")):
-        yield from _tool(tool)
-    for retriever in dicts(_get(request, "semanticRetriever")):
-        yield retriever.get("source")
-    for instance in dicts(request.get("instances")):
-        for part in instance.values():
-            yield from (medium.get("uri") for medium in dicts(part))
-    if depth and not request.keys().isdisjoint(_INNER):
-        yield from _inner(request, depth - 1)
+def _request(request: Mapping[str, Any], found: Found, depth: int = 6) -> None:
+    """A GenerateContentRequest, or whatever else has contents, tools or requests of its own. Of nearly every request
+    this looks at a handful of names, and once into each part.
+    """
+    for name, value in request.items():
+        if (read := _FIELDS.get(name)) is not None:
+            read(value, found, depth)
 
 
-_INNER = frozenset(
-    {
-        "batch",
-        "inputConfig",
-        "input_config",
-        "requests",
-        "request",
-        "generateContentRequest",
-        "generate_content_request",
-    }
-)
+def _contents(value: Any, found: Found, depth: int) -> None:
+    for content in value if isinstance(value, list) else (value,):
+        parts = content.get("parts") if isinstance(content, dict) else None
+        for part in parts if isinstance(parts, list) else (parts,):
+            if isinstance(part, dict) and not _NAMING_PARTS.isdisjoint(part):
+                _part(part, found)
 
 
-def _inner(request: Mapping[str, Any], depth: int) -> Iterator[Any]:
-    """Requests in a request: a batch's input, the texts of an embedding, what is to be counted."""
-    for name in _INNER:
-        for inner in dicts(request.get(name)):
-            yield from _request(inner, depth)
+_NAMING_PARTS = frozenset({"fileData", "file_data", "functionResponse", "function_response"})
 
 
-def _parts(content: Mapping[str, Any], depth: int = 1) -> Iterator[Any]:
-    for part in dicts(content.get("parts")):
-        if (file := _get(part, "fileData")) is not None:
-            yield from (_get(data, "fileUri") for data in dicts(file))
-        if depth and (response := _get(part, "functionResponse")) is not None:
-            for answered in dicts(response):
-                yield from _parts(answered, 0)
+def _part(part: Mapping[str, Any], found: Found) -> None:
+    found += [_get(data, "fileUri") for data in dicts(_get(part, "fileData"))]
+    for answered in dicts(_get(part, "functionResponse")):
+        for inner in dicts(answered.get("parts")):
+            found += [_get(data, "fileUri") for data in dicts(_get(inner, "fileData"))]
 
 
-def _tool(tool: Mapping[str, Any]) -> Iterator[Any]:
+def _cache(value: Any, found: Found, depth: int) -> None:
+    found.append(with_kind("cachedContents", value))
+
+
+def _itself(value: Any, found: Found, depth: int) -> None:
+    found.append(value)
+
+
+def _tools(value: Any, found: Found, depth: int) -> None:
     """Native ones have a field `fileSearch`, those of interactions the names themselves."""
-    for search in (tool, *dicts(_get(tool, "fileSearch"))):
-        yield from _strings(_get(search, "fileSearchStoreNames"))
+    for tool in dicts(value):
+        for search in (tool, *dicts(_get(tool, "fileSearch"))):
+            names = _get(search, "fileSearchStoreNames")
+            found += names if isinstance(names, list) else []
 
 
-def _chained(parsed: Mapping[str, Any], depth: int = 1) -> Iterator[Any]:
+def _retriever(value: Any, found: Found, depth: int) -> None:
+    found += [retriever.get("source") for retriever in dicts(value)]
+
+
+def _instances(value: Any, found: Found, depth: int) -> None:
+    for instance in dicts(value):
+        for part in instance.values():
+            found += [medium.get("uri") for medium in dicts(part)]
+
+
+def _inner(value: Any, found: Found, depth: int) -> None:
+    """Requests in a request: a batch's input, the texts of an embedding, what is to be counted."""
+    for inner in dicts(value) if depth else ():
+        _request(inner, found, depth - 1)
+
+
+_FIELDS: dict[str, Callable[[Any, Found, int], None]] = {
+    "contents": _contents,
+    "content": _contents,
+    "systemInstruction": _contents,
+    "cachedContent": _cache,
+    "fileName": _itself,
+    "tools": _tools,
+    "semanticRetriever": _retriever,
+    "instances": _instances,
+    "batch": _inner,
+    "inputConfig": _inner,
+    "requests": _inner,
+    "request": _inner,
+    "generateContentRequest": _inner,
+}
+_FIELDS |= {_SNAKE[name]: read for name, read in _FIELDS.items() if name in _SNAKE}
+
+
+def _chained(parsed: Mapping[str, Any], found: Found, depth: int = 1) -> None:
     """An interaction, or what makes one later."""
-    yield with_kind("interactions", _get(parsed, "previousInteractionId"))
-    yield with_kind("environments", _get(parsed, "environmentId"))
+    found.append(with_kind("interactions", _get(parsed, "previousInteractionId")))
+    found.append(with_kind("environments", _get(parsed, "environmentId")))
     for name in ("environment", "base_environment", "from_environment"):
         place = parsed.get(name)
-        yield from (with_kind("environments", _get(one, "environmentId")) for one in dicts(place))
+        found += [with_kind("environments", _get(one, "environmentId")) for one in dicts(place)]
         if place != "remote":
-            yield with_kind("environments", place)
+            found.append(with_kind("environments", place))
     for name in ("agent", "base_agent"):
-        yield with_kind("agents", parsed.get(name))
-    yield with_kind("cachedContents", _get(parsed, "cachedContent"))
-    for tool in dicts(parsed.get("tools")):
-        yield from _tool(tool)
+        found.append(with_kind("agents", parsed.get(name)))
+    _cache(_get(parsed, "cachedContent"), found, 0)
+    _tools(parsed.get("tools"), found, 0)
     for step in dicts(parsed.get("input")):
         for item in (step, *dicts(step.get("content")), *dicts(step.get("result"))):
             if item.get("type") in _KINDS_WITH_URI:
-                yield item.get("uri")
-    if depth:
-        for inner in dicts(parsed.get("interaction")):
-            yield from _chained(inner, 0)
+                found.append(item.get("uri"))
+    for inner in dicts(parsed.get("interaction")) if depth else ():
+        _chained(inner, found, 0)
 
 
 def with_kind(kind: str, value: Any) -> str | None:
@@ -251,14 +273,15 @@ def with_kind(kind: str, value: Any) -> str | None:
     return value if value.startswith(kind + "/") else f"{kind}/{value}"
 
 
-def _openai(parsed: Mapping[str, Any]) -> Iterator[Any]:
-    yield with_kind("files", _get(parsed, "inputFileId"))
+def _openai(parsed: Mapping[str, Any], found: Found) -> None:
+    found.append(with_kind("files", _get(parsed, "inputFileId")))
     for holder in (parsed, *dicts(parsed.get("extra_body"))):
         for google in (holder, *dicts(holder.get("google"))):
-            yield with_kind("cachedContents", _get(google, "cachedContent"))
-            for tool in dicts(google.get("tools")):
-                yield from _tool(tool)
+            _cache(_get(google, "cachedContent"), found, 0)
+            _tools(google.get("tools"), found, 0)
     for message in dicts(parsed.get("messages")):
-        for part in dicts(message.get("content")):
-            yield from (image.get("url") for image in dicts(part.get("image_url")))
-            yield from (with_kind("files", file.get("file_id")) for file in dicts(part.get("file")))
+        content = message.get("content")
+        for part in content if isinstance(content, list) else ():
+            if isinstance(part, dict):
+                found += [image.get("url") for image in dicts(part.get("image_url"))]
+                found += [with_kind("files", file.get("file_id")) for file in dicts(part.get("file"))]

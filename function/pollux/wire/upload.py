@@ -16,36 +16,39 @@ RawHeaders = Iterable[tuple[bytes, bytes]]
 _PATH = re.compile(r"/(?:resumable/)?upload/v\d\w*/.+")
 UPLOAD_ADDRESSES = (b"x-goog-upload-url", b"x-goog-upload-control-url", b"location")
 """Answer headers that name a session's address."""
+_WHAT = {"upload": "chunk", "query": "query", "cancel": "cancel", "finalize": "finalize"}
 
 
 class Upload(NamedTuple):
     form: Literal["start", "session", "once"]
     """start: asks for an address. session: at such an address. once: all in one request."""
-    command: str = ""
-    """start, upload, query, cancel or finalize; of several the first."""
+    what: str
+    """start, chunk, query, cancel, finalize, whole or other: for records."""
     token: str = ""
 
 
 def read_upload(method: str, call: Call, headers: RawHeaders) -> Upload | None:
     """What of an upload a request is, None for any other request."""
-    if call.kind == "guarded":
+    if call.kind != "other":  # nearly every request, and what is guarded
         return None
     if call.api == "openai":
-        return Upload("once", "upload") if method == "POST" and call.verb == "files" else None
-    if _PATH.fullmatch(unquote(call.path)) is None:
+        return Upload("once", "whole") if method == "POST" and call.verb == "files" else None
+    path = unquote(call.path) if "%" in call.path else call.path
+    if _PATH.fullmatch(path) is None:
         return None
     said = {name: value.decode("latin-1").strip().lower() for name, value in headers if name.startswith(b"x-goog-upl")}
     commands = [word.strip() for word in said.get(b"x-goog-upload-command", "").split(",") if word.strip()]
     asked = {unquote_plus(name).lower(): value for name, value in _parameters(call.query)}
     if "upload_id" in asked:
-        command = commands[0] if commands else "upload" if method in ("POST", "PUT") else method.lower()
-        return Upload("session", command[:16], unquote_plus(asked["upload_id"]))
+        return Upload(
+            "session", _WHAT.get(commands[0] if commands else "upload", "other"), unquote_plus(asked["upload_id"])
+        )
     if method != "POST":
         return None
     resumable = said.get(b"x-goog-upload-protocol") == "resumable" or asked.get("uploadtype") == "resumable"
     if resumable and commands in ([], ["start"]):
         return Upload("start", "start")
-    return Upload("once", "upload")
+    return Upload("once", "whole")
 
 
 def session_target(address: bytes, upstream: str) -> str:
