@@ -12,6 +12,7 @@ import pytest
 
 from pollux.app import App
 from pollux.auth import Tokens
+from pollux.cli_watch import request_text
 from pollux.inbound import STALLED_AFTER
 from pollux.keys import Key
 from pollux.log_safety import redact
@@ -526,6 +527,17 @@ def test_below_a_public_url() -> None:
     play(scene)
 
 
+@pytest.mark.parametrize("address", ["nonsense", "https://[", "", "https://google.test/" + "x" * 9000])
+def test_an_address_that_is_none_begins_nothing(address: str) -> None:
+    async def scene() -> None:
+        async with gateway(FakeUpstream([starts(address)]), projects(1)) as app:
+            got = await call(app, "POST", FILES, START, {})
+            assert (got.status, got.reason) == (503, "UPSTREAM_ERROR")
+            assert "x-goog-upload-url" not in got.headers
+
+    play(scene)
+
+
 def test_a_key_in_googles_address_goes_no_further() -> None:
     async def scene() -> None:
         async with gateway(FakeUpstream([starts(AT_GOOGLE + "&key=" + value_of("k1"))]), projects(1)) as app:
@@ -560,6 +572,30 @@ def test_records_and_logs_show_uploads_and_never_the_token(caplog: pytest.LogCap
             )
             kept = json.dumps([r.as_json() for r in app.journal._recent.values()]) + caplog.text + repr(app.journal)
             assert token_of(address)[:40] not in kept
+
+    play(scene)
+
+
+def test_a_browser_may_read_the_address() -> None:
+    async def scene() -> None:
+        google = simulated(projects(1), {})
+        async with gateway(google, projects(1), cors_origins=("https://page.example",)) as app:
+            got = await call(app, "POST", FILES, {**START, "origin": "https://page.example"}, {})
+            exposed = got.headers["access-control-expose-headers"].split(", ")
+            assert {"x-goog-upload-url", "x-goog-upload-status", "x-pollux-key", "retry-after"} <= set(exposed)
+
+    play(scene)
+
+
+def test_explain_tells_how_much_passed() -> None:
+    async def scene() -> None:
+        async with gateway(simulated(projects(1), {}), projects(1)) as app:
+            got = await send(app, await start(app), "upload, finalize", b"12345")
+            admin = {"authorization": f"Bearer {ADMIN}"}
+            shown = await call(app, "GET", f"/admin/requests/{got.headers['x-pollux-request-id']}", admin)
+            text = request_text(shown.json)
+            assert "upload-chunk" in text
+            assert "a call without a model on p1 (key k1): ok: 5 bytes passed" in text
 
     play(scene)
 

@@ -25,6 +25,7 @@ from pollux.upstream import Answer, Upstream, UpstreamError
 from pollux.wire import Call
 
 HELD_MOST = 1 << 20
+"""An upload in one request, up to this size, is read whole."""
 GO_ON = 308
 """In the older protocol: more is to come."""
 
@@ -132,6 +133,8 @@ def is_large(headers: RawHeaders, most: int) -> bool:
 
 
 def _at(address: str, session: Session, value: str) -> bytes:
+    if not session.target:
+        raise RequestError("UPSTREAM_ERROR", "Gemini began an upload and gave an address that is none")
     try:
         token = seal(session, value)
     except UploadTokenError as error:

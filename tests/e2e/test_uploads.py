@@ -1,5 +1,6 @@
 """Uploads and downloads with Google's SDK and with a plain client, through gateways that are processes of their own."""
 
+import asyncio
 import hashlib
 import http.client
 import io
@@ -10,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from google import genai
 from google.genai import _api_client, types
 
 from bench.overhead import free_port
@@ -30,7 +32,7 @@ from tests.e2e.processes import (
     simulated,
     write_keys,
 )
-from tests.e2e.test_google_genai import client
+from tests.e2e.test_google_genai import AIOHTTP, client
 
 MIB = 2**20
 FILES = "/upload/v1beta/files"
@@ -90,6 +92,35 @@ def test_the_sdk_uploads_in_chunks(pair: Pair, version: str) -> None:
     assert [call.verb for call in calls] == ["upload.start", *["upload.chunk"] * 3]
     assert {call.path for call in calls} == {f"/upload/{version}/files"}
     assert [call.header("x-goog-api-key") is None for call in calls] == [False, True, True, True]
+
+
+@AIOHTTP
+def test_the_sdk_uploads_from_async_code(pair: Pair) -> None:
+    data = some_bytes(MIB)  # of a larger chunk aiohttp says that it should not be sent like that
+
+    async def upload() -> types.File:
+        made = genai.Client(api_key=TOKEN, http_options=types.HttpOptions(base_url=pair.gateway.url)).aio
+        try:
+            return await made.files.upload(file=io.BytesIO(data), config={"mime_type": "text/plain"})
+        finally:
+            await made.aclose()
+
+    file = asyncio.run(upload())
+    assert digests(pair.simulator)[file.name or ""] == hashlib.sha256(data).hexdigest()
+
+
+def test_the_sdk_uploads_to_a_store_at_its_owner(pair: Pair) -> None:
+    with client(pair.gateway.url) as made:
+        for _ in range(3):  # whoever is asked next, it is not always the store's owner
+            store = made.file_search_stores.create(config={"display_name": "Notes"})
+            operation = made.file_search_stores.upload_to_file_search_store(
+                file_search_store_name=store.name or "", file=io.BytesIO(b"a" * MIB), config={"mime_type": "text/plain"}
+            )
+            assert (operation.name or "").startswith(f"{store.name}/")
+            calls = [call for call in pair.simulator.calls if call.verb in ("upload.start", "upload.chunk")][-2:]
+            owners = {owned["project"] for owned in pair.simulator.owned() if owned["name"] == store.name}
+            assert {call.project for call in calls} == owners
+            made.models.count_tokens(model=FLASH, contents="Hello")
 
 
 def test_below_a_prefix(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ ERRORS: Mapping[str, Problem] = {
     "UPSTREAM_ERROR": Problem(
         503,
         "UNAVAILABLE",
-        "Gemini began a stream and sent an error in place of its first content, on every attempt.",
+        "Gemini began a stream with an error in place of content, on every attempt, or an upload without an address.",
         "Try again later, or with another model.",
     ),
     "QUOTA_EXHAUSTED_TODAY": Problem(
