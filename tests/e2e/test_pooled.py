@@ -1,6 +1,7 @@
 """POLLUX_FILES=pooled with Google's SDK and gateways as processes: one upload, served by every project, kept once."""
 
 import io
+import itertools
 import os
 import signal
 import time
@@ -32,6 +33,7 @@ from tests.e2e.test_google_genai import client
 ONE, TWO = "pooled-token-of-one", "pooled-token-of-two"
 LIMITS = {FLASH: {"rpm": 5}}
 DATA = bytes(range(251)) * 80_000  # three chunks of an SDK
+NUMBERS = itertools.count()
 QUICK = {"x-pollux-fallback": "off"}
 
 
@@ -122,7 +124,7 @@ def test_a_file_that_is_being_processed_is_copied_and_waited_for(tmp_path: Path)
 @pytest.fixture
 def shared(tmp_path: Path, firestore_emulator: str) -> Iterator[tuple[Simulator, Gateway, Gateway]]:
     settings = token(
-        {"store": f"firestore://pooled-{os.getpid()}-{tmp_path.name}", "admin_token": "pooled-admin-token"}
+        {"store": f"firestore://pooled-{os.getpid()}-{next(NUMBERS)}", "admin_token": "pooled-admin-token"}
     )
     settings |= {"keys_file": str(write_keys(tmp_path, [1, 2, 3, 4], LIMITS)), "blobs": f"file://{tmp_path / 'blobs'}"}
     with simulated(4) as (simulator, url):

@@ -138,7 +138,7 @@ class Contents:
             log.info("%d blobs had expired and were deleted", gone)
 
     def _down(self, error: BaseException) -> None:
-        self._failed = self._now()
+        self._failed, self._answered = self._now(), float("-inf")
         why = str(error) or f"no answer within {PROBE_WITHIN:g} s"
         if not self.trouble:
             log.error("the blob store does not work, files stay in the project that takes them: %s", why)
