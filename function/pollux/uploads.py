@@ -15,7 +15,7 @@ from pollux.attempts import judged, unanswered
 from pollux.exchange import Readdress
 from pollux.inbound import PassingBody, Receive, RequestError, Scope, Watch, body_length, uncancel
 from pollux.journal import Attempt, Record
-from pollux.keys import Key, Secret
+from pollux.keys import Key, KeySourceError, Secret
 from pollux.log import guard
 from pollux.outbound import Reply, collect, covered, pass_on
 from pollux.pool import Pool
@@ -105,7 +105,10 @@ class Uploads:
                 if kept is None:
                     return
                 session = kept
-                value = await self._pool.roster.keyring.value(session.key)
+                try:
+                    value = await self._pool.roster.keyring.value(session.key)
+                except KeySourceError as error:
+                    raise RequestError("NO_USABLE_KEY", str(error), retry_after=5.0) from None
                 guard(value.reveal())
             record.project, record.key = session.project, session.key
             headers = wire.upstream_headers(scope["headers"], content=body.length != 0)

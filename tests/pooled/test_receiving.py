@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from pollux.simulator import Fault
 from pollux.store.memory import MemoryStore
 from pollux.upload_token import LIFETIME
 from tests.gateway import HOST, TOKEN, call, now, play, projects
@@ -284,5 +285,101 @@ def test_a_client_without_a_token_starts_nothing_and_another_does_not_go_on() ->
             address = await start(app)
             assert (await chunk(app, address, "upload", b"a" * KIB256, token=OTHER)).status == 403
             assert status(await chunk(app, address, "upload", b"a" * KIB256, token=TOKEN)) == (200, "active")
+
+    play(scene)
+
+
+def test_what_google_refuses_at_the_end_is_told_and_the_session_goes_on() -> None:
+    async def scene() -> None:
+        keys = projects(3)
+        upstream = google(keys)
+        async with gateway(upstream, keys, MemoryBlobs()) as app:
+            upstream.simulator.faults.append(Fault(kind="overloaded", verb="upload.start"))
+            address = await start(app)
+            refused = await chunk(app, address, "upload, finalize", TEXT)
+            assert status(refused) == (503, None), "without a status the SDKs send the chunk again"
+            upstream.simulator.faults.clear()
+            again = await chunk(app, address, "upload, finalize", TEXT)
+            assert status(again) == (200, "final")
+            assert contents(upstream.simulator) == [sha256(TEXT)]
+
+    play(scene)
+
+
+@pytest.mark.parametrize("kind", ["overloaded", "prepay", "invalid-key", "mid-reset"])
+def test_a_project_that_does_not_take_the_file_is_passed_over(kind: str) -> None:
+    async def scene() -> None:
+        keys = projects(2)
+        upstream = google(keys)
+        async with gateway(upstream, keys, MemoryBlobs()) as app:
+            for verb in ("upload.start", "upload.chunk"):
+                upstream.simulator.faults.append(Fault(kind=kind, verb=verb, project="p1"))
+            files = [await upload(app, b"%d" % number) for number in range(3)]
+            assert {owned(upstream.simulator)[file["name"]] for file in files} == {"p2"}
+
+    play(scene)
+
+
+def test_trouble_while_google_takes_the_file_is_gone_on_from_where_it_came_to() -> None:
+    async def scene() -> None:
+        keys = projects(1)
+        upstream = google(keys)
+        async with gateway(upstream, keys, MemoryBlobs()) as app:
+            data = bytes(range(256)) * 4096
+            upstream.simulator.faults.append(Fault(kind="mid-reset", verb="upload.chunk", count=1))
+            upstream.simulator.faults.append(Fault(kind="overloaded", verb="upload.chunk", count=1))
+            await upload(app, data)
+            assert contents(upstream.simulator) == [sha256(data)]
+            assert sum(call.verb == "upload.start" for call in upstream.simulator.calls) == 1
+
+    play(scene)
+
+
+def test_a_file_whose_answer_was_lost_is_found_by_whoever_takes_over() -> None:
+    async def scene() -> None:
+        keys, store = projects(3), MemoryStore(now)
+        upstream = google(keys)
+        async with gateway(upstream, keys, MemoryBlobs(), store=store) as app:
+            first = await upload(app)
+            ((name, (document, version)),) = (await store.scan("content/")).items()
+            born, home = (await store.scan("pooled/"))[f"pooled/{first['name']}"][0]["born"], "p1"
+            del born
+            # As it was just before the end: the lease of an instance that died then.
+            made = next(iter((await store.scan("bound/files")).values()))[0]
+            home = made["project"]
+            lease = {
+                "v": 1,
+                "by": "dead",
+                "until": now() - 1,
+                "born": now(),
+                "project": home,
+                "expires": document["expires"],
+            }
+            await store.commit(name, lease, version)
+            for gone, (_, its) in {**await store.scan("pooled/"), **await store.scan("bound/")}.items():
+                await store.delete(gone, its)
+            found = await upload(app)
+            assert found["name"] == first["name"]
+            assert len(owned(upstream.simulator)) == 1
+
+    play(scene)
+
+
+def test_more_than_google_takes_is_refused_at_once() -> None:
+    async def scene() -> None:
+        keys = projects(1)
+        async with gateway(google(keys), keys, MemoryBlobs()) as app:
+            headers = {**AT, "x-goog-upload-protocol": "resumable", "x-goog-upload-command": "start"}
+            headers["x-goog-upload-header-content-length"] = str(2 * 2**30 + 1)
+            refused = await call(app, "POST", FILES, headers, {"file": {}})
+            assert (refused.status, refused.reason) == (400, "BAD_REQUEST")
+            odd = await call(
+                app, "POST", FILES, headers | {"x-goog-upload-header-content-length": "many"}, {"file": {}}
+            )
+            assert odd.status == 400
+            for body in (b"{", b"[]", b'{"file": 3}'):
+                assert (
+                    await call(app, "POST", FILES, {k: v for k, v in headers.items() if "length" not in k}, body)
+                ).status == 400
 
     play(scene)

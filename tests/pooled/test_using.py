@@ -289,6 +289,25 @@ def test_with_a_cache_beside_it_the_file_comes_to_the_caches_project() -> None:
     play(scene)
 
 
+def test_a_cache_of_a_pooled_file_is_made_where_the_file_is() -> None:
+    async def scene() -> None:
+        keys = projects(4)
+        upstream = google(keys)
+        async with gateway(upstream, keys, MemoryBlobs()) as app:
+            file = await upload(app, b"word " * 8000)
+            body = asks(file, text="word " * 6000) | {"model": f"models/{FLASH}"}
+            for _ in range(4):
+                cache = await call(app, "POST", "/v1beta/cachedContents", AT, body)
+                assert cache.status == 200, cache.body
+                owner = await app.affinity.owner(cache.json["name"])
+                assert owner is not None
+                assert owner.project == owned(upstream.simulator)[file["name"]]
+                used = await call(app, "POST", path_of(FLASH), AT, HELLO | {"cachedContent": cache.json["name"]})
+                assert used.status == 200, used.body
+
+    play(scene)
+
+
 def test_counting_and_openais_paths_take_pooled_files_too() -> None:
     async def scene() -> None:
         keys = projects(3, rpm=1)

@@ -13,6 +13,10 @@ GRANULARITY = 256 * 1024
 """What every chunk but the last is a multiple of."""
 
 
+LARGEST = 2 * 2**30
+"""Google takes no larger file."""
+
+
 class Passed(NamedTuple):
     """It went on at Google instead: there was no blob store when it began."""
 
@@ -54,6 +58,11 @@ class Incoming:
     def with_part(self, part: Part | None, state: str) -> "Incoming":
         return replace(self, parts=self.parts if part is None else (*self.parts, part), state=state)
 
+    def check_size(self, size: int) -> None:
+        """Raises ChunkError for what Google would refuse when all has come."""
+        if size > LARGEST:
+            raise ChunkError(f"The file is too large: {size} bytes, and at most {LARGEST} are taken.")
+
     def place(self, offset: str, length: int | None, *, final: bool) -> int:
         """Where the chunk begins, at or before the end of what has come. Raises ChunkError in Google's words."""
         if not (offset.isascii() and offset.isdigit()) or int(offset) > self.received:
@@ -62,6 +71,7 @@ class Incoming:
         if length is None:
             return begin
         end = begin + length
+        self.check_size(end)
         if not final and length % GRANULARITY:
             raise ChunkError(f"Invalid chunk: {length} bytes are no multiple of {GRANULARITY}.")
         if self.declared is not None and (end != self.declared if final else end > self.declared):

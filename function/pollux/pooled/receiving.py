@@ -16,6 +16,7 @@ from pollux.affinity import Recent
 from pollux.blobs import BlobError
 from pollux.inbound import ClientGoneError, PassingBody, RequestError, header
 from pollux.journal import Attempt, Record
+from pollux.keys import KeySourceError
 from pollux.outbound import Reply
 from pollux.pool import Pool, Tried
 from pollux.pooled.contents import Contents
@@ -90,7 +91,10 @@ class Receiving:
         key = await self._pool.pick(None, Tried())
         if key is None:
             raise RequestError("NO_USABLE_KEY", "there is no usable key in the pool: add one with `pollux keys add`")
-        value = await self._pool.roster.keyring.value(key.id)
+        try:
+            value = await self._pool.roster.keyring.value(key.id)
+        except KeySourceError as error:
+            raise RequestError("NO_USABLE_KEY", str(error), retry_after=5.0) from None
         name = secrets.token_hex(12)
         upload = Incoming(
             a.record.client,
@@ -99,6 +103,10 @@ class Receiving:
             described,
             int(declared) if declared else None,
         )
+        try:
+            upload.check_size(upload.declared or 0)
+        except ChunkError as error:
+            raise RequestError("BAD_REQUEST", str(error)) from None
         await self._shelf.put_upload(name, packed(upload), None)
         session = Session(POOLED + name, "", key.id, upload.client, self._pool.now() + LIFETIME)
         address = f"{a.base}{a.call.path}?upload_id={seal(session, value.reveal())}&upload_protocol=resumable".encode()
@@ -210,6 +218,7 @@ class Receiving:
                     async for piece in body:
                         piece, skip = piece[skip:], max(0, skip - len(piece))
                         if piece:
+                            upload.check_size(upload.received + writer.size + len(piece))
                             await writer.write(piece)
                             if digest is not None:
                                 digest.update(piece)
@@ -268,8 +277,11 @@ class Receiving:
             reader = Parts(wire.parts(pieces, boundary))
             described, kind = await reader.head()
             pieces = reader.content()
-        async with aclosing(pieces):  # type: ignore[type-var]
-            part, trouble = await self._taken(name, upload, pieces, 0)
+        try:
+            async with aclosing(pieces):  # type: ignore[type-var]
+                part, trouble = await self._taken(name, upload, pieces, 0)
+        except ChunkError as error:
+            raise RequestError("BAD_REQUEST", str(error)) from None
         if trouble is not None:
             await self._contents.drop([part] if part else [])
             raise trouble
