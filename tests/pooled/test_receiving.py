@@ -342,8 +342,6 @@ def test_a_file_whose_answer_was_lost_is_found_by_whoever_takes_over() -> None:
         async with gateway(upstream, keys, MemoryBlobs(), store=store) as app:
             first = await upload(app)
             ((name, (document, version)),) = (await store.scan("content/")).items()
-            born, home = (await store.scan("pooled/"))[f"pooled/{first['name']}"][0]["born"], "p1"
-            del born
             # As it was just before the end: the lease of an instance that died then.
             made = next(iter((await store.scan("bound/files")).values()))[0]
             home = made["project"]

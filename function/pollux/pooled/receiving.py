@@ -3,7 +3,6 @@
 What has come lies in the blob store, and which parts it has in the store, so that any instance takes the next chunk.
 """
 
-import hashlib
 import logging
 import secrets
 from collections.abc import AsyncIterator, Sequence
@@ -12,20 +11,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pollux import wire
-from pollux.affinity import Recent
 from pollux.blobs import BlobError
-from pollux.inbound import ClientGoneError, PassingBody, RequestError, header
+from pollux.inbound import PassingBody, RequestError, header
 from pollux.journal import Attempt, Record
 from pollux.keys import KeySourceError
 from pollux.outbound import Reply
 from pollux.pool import Pool, Tried
 from pollux.pooled.contents import Contents
 from pollux.pooled.described import Parts, described_by, kind_of
-from pollux.pooled.documents import Part
 from pollux.pooled.incoming import GRANULARITY, ChunkError, Incoming, Passed, packed, unpacked
 from pollux.pooled.keeping import Keeping, Received
 from pollux.pooled.sender import RefusedError, Sender
 from pollux.pooled.shelf import Shelf
+from pollux.pooled.taking import Taking, down
 from pollux.store import ConflictError, Version
 from pollux.upload_token import LIFETIME, Session, seal
 from pollux.wire import Call, Upload
@@ -34,16 +32,11 @@ log = logging.getLogger("pollux.relay")
 
 POOLED = "pooled:"
 """What the target of such a session begins with; the rest names its document."""
-HASHES = 256
 RawHeaders = Sequence[tuple[bytes, bytes]]
 Answered = tuple[int, list[tuple[bytes, bytes]], bytes]
 _ACTIVE = (b"x-goog-upload-status", b"active")
 _FINAL = (b"x-goog-upload-status", b"final")
 _JSON = (b"content-type", b"application/json; charset=UTF-8")
-
-
-class _NothingError(Exception):
-    """No byte came that was not here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +58,7 @@ class Receiving:
         self._contents = contents
         self._keeping = keeping
         self._sender = sender
-        self._digests: Recent[str, tuple[int, Any]] = Recent(HASHES)
-        """Of uploads of which this instance has taken every chunk: the content need not be read again."""
+        self._taking = Taking(contents)
 
     async def takes(self, upload: Upload, call: Call, headers: RawHeaders) -> bool:
         """Whether the file is kept here; else the upload passes through to a project, and the file stays there."""
@@ -175,7 +167,7 @@ class Receiving:
     ) -> None:
         final = "finalize" in commands
         begin = upload.place(header(a.headers, b"x-goog-upload-offset") or "0", body.length, final=final)
-        part, trouble = await self._taken(name, upload, body, upload.received - begin)
+        part, trouble = await self._taking.take(name, upload, body, upload.received - begin)
         end = upload.received + (part.size if part else 0)
         if trouble is None:
             self._fits(upload, end, body, final=final)
@@ -192,7 +184,7 @@ class Receiving:
         if not final:
             await a.reply.whole(200, [_ACTIVE], b"")
             return
-        answer = await self._kept(a, upload, self._digest(name, end))
+        answer = await self._kept(a, upload, self._taking.digest(name, end))
         if answer is None:
             return
         await self._put(name, replace(upload, state="final", answer=answer.decode()), version)
@@ -204,39 +196,6 @@ class Receiving:
             raise ChunkError(f"Invalid size: {end} bytes, but {upload.declared} were declared.")
         if not final and body.length is None and body.passed % GRANULARITY:
             raise ChunkError(f"Invalid chunk: {body.passed} bytes are no multiple of {GRANULARITY}.")
-
-    async def _taken(
-        self, name: str, upload: Incoming, body: AsyncIterator[bytes] | PassingBody, skip: int
-    ) -> tuple[Part | None, Exception | None]:
-        """The new part, and what cut it short: what had come stays. `skip`: bytes that are here already."""
-        blob = f"u-{name}-{len(upload.parts)}-{secrets.token_hex(4)}"
-        digest = hashlib.sha256() if not upload.received else self._digest(name, upload.received)
-        trouble: Exception | None = None
-        try:
-            async with self._contents.write(blob, upload.kept_until) as writer:
-                try:
-                    async for piece in body:
-                        piece, skip = piece[skip:], max(0, skip - len(piece))
-                        if piece:
-                            upload.check_size(upload.received + writer.size + len(piece))
-                            await writer.write(piece)
-                            if digest is not None:
-                                digest.update(piece)
-                except (ClientGoneError, RequestError) as error:
-                    trouble = error
-                if not writer.size:
-                    raise _NothingError
-        except _NothingError:
-            return None, trouble
-        except BlobError as error:
-            raise _down(error) from None
-        if digest is not None:
-            self._digests[name] = upload.received + writer.size, digest
-        return Part(blob, writer.size), trouble
-
-    def _digest(self, name: str, size: int) -> Any:
-        known, digest = self._digests.get(name, (0, None))
-        return digest if known == size else None
 
     async def _put(self, name: str, upload: Incoming, version: Version | None) -> Version:
         try:
@@ -279,7 +238,7 @@ class Receiving:
             pieces = reader.content()
         try:
             async with aclosing(pieces):  # type: ignore[type-var]
-                part, trouble = await self._taken(name, upload, pieces, 0)
+                part, trouble = await self._taking.take(name, upload, pieces, 0)
         except ChunkError as error:
             raise RequestError("BAD_REQUEST", str(error)) from None
         if trouble is not None:
@@ -288,7 +247,7 @@ class Receiving:
         upload = Incoming(a.record.client, kind or "application/octet-stream", upload.began, described)
         size = part.size if part else 0
         a.record.attempts.append(Attempt("", "", "", "ok", 200, detail=f"{body.passed} bytes received"))
-        answer = await self._kept(a, upload.with_part(part, "closing"), self._digest(name, size))
+        answer = await self._kept(a, upload.with_part(part, "closing"), self._taking.digest(name, size))
         if answer is not None:
             await self._final(a, answer)
 
@@ -301,7 +260,7 @@ class Receiving:
             received = Received(upload.client, upload.parts, sha256, upload.kind, upload.described)
             return await self._keeping.keep(received)
         except BlobError as error:
-            raise _down(error) from None
+            raise down(error) from None
         except RefusedError as error:
             failure = error.failure
             if failure is None:
@@ -326,7 +285,3 @@ class Receiving:
 
 def _status(state: str) -> tuple[bytes, bytes]:
     return (b"x-goog-upload-status", state.encode())
-
-
-def _down(error: BlobError) -> RequestError:
-    return RequestError("BLOBS_DOWN", f"the file cannot be kept: {error}", retry_after=5.0)

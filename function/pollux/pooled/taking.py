@@ -1,0 +1,63 @@
+"""Takes in the bytes of an upload as they come: what is new of a chunk becomes a part, and is hashed on the way."""
+
+import hashlib
+import secrets
+from collections.abc import AsyncIterator
+from typing import Any
+
+from pollux.affinity import Recent
+from pollux.blobs import BlobError
+from pollux.inbound import ClientGoneError, PassingBody, RequestError
+from pollux.pooled.contents import Contents
+from pollux.pooled.documents import Part
+from pollux.pooled.incoming import Incoming
+
+HASHES = 256
+
+
+class _NothingError(Exception):
+    """No byte came that was not here."""
+
+
+class Taking:
+    def __init__(self, contents: Contents) -> None:
+        self._contents = contents
+        self._digests: Recent[str, tuple[int, Any]] = Recent(HASHES)
+        """Of uploads of which this instance has taken every chunk: the content need not be read again."""
+
+    async def take(
+        self, name: str, upload: Incoming, body: AsyncIterator[bytes] | PassingBody, skip: int
+    ) -> tuple[Part | None, Exception | None]:
+        """The new part, and what cut it short: what had come stays. `skip`: bytes that are here already."""
+        blob = f"u-{name}-{len(upload.parts)}-{secrets.token_hex(4)}"
+        digest = hashlib.sha256() if not upload.received else self.digest(name, upload.received)
+        trouble: Exception | None = None
+        try:
+            async with self._contents.write(blob, upload.kept_until) as writer:
+                try:
+                    async for piece in body:
+                        piece, skip = piece[skip:], max(0, skip - len(piece))
+                        if piece:
+                            upload.check_size(upload.received + writer.size + len(piece))
+                            await writer.write(piece)
+                            if digest is not None:
+                                digest.update(piece)
+                except (ClientGoneError, RequestError) as error:
+                    trouble = error
+                if not writer.size:
+                    raise _NothingError
+        except _NothingError:
+            return None, trouble
+        except BlobError as error:
+            raise down(error) from None
+        if digest is not None:
+            self._digests[name] = upload.received + writer.size, digest
+        return Part(blob, writer.size), trouble
+
+    def digest(self, name: str, size: int) -> Any:
+        known, digest = self._digests.get(name, (0, None))
+        return digest if known == size else None
+
+
+def down(error: BlobError) -> RequestError:
+    return RequestError("BLOBS_DOWN", f"the file cannot be kept: {error}", retry_after=5.0)
