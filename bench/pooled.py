@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bench.overhead import TOKEN, free_port, process, show
-from bench.uploads import CHUNK, FILES, MIB, Client, Server, high_water, seconds
+from bench.uploads import CHUNK, FILES, MIB, Server, high_water, seconds
 
 PROJECTS, RPM, REQUESTS = 8, 5, 50
 PROCESSING = 2.0
@@ -86,6 +86,11 @@ def asked(url: str, method: str, path: str, body: Any = None, **headers: str) ->
     return json.loads(data)
 
 
+def names(url: str) -> dict[str, str]:
+    """And URIs of all files."""
+    return {file["name"]: file["uri"] for file in asked(url, "GET", "/v1beta/files").get("files", ())}
+
+
 def ask(url: str, model: str, uri: str | None) -> None:
     file = [] if uri is None else [{"fileData": {"fileUri": uri, "mimeType": "text/plain"}}]
     body = {"contents": [{"role": "user", "parts": [*file, {"text": "What is it?"}]}]}
@@ -129,16 +134,14 @@ def bursts(url: str) -> Rows:
 def large(google: Server, ours: Server, size: int) -> Rows:
     """One file from a client into the blobs, from there to a project, and from there to another."""
     direct = seconds(google, f"{VALUE}1", lambda client: client.upload(size, CHUNK))
+    before = names(ours.url)
     idle = high_water(ours.pid)
     through = seconds(ours, TOKEN, lambda client: client.upload(size, CHUNK))
     rows: Rows = [
         (f"upload of {size // MIB} MiB at the simulator itself, MB/s", f"{size / 1e6 / direct:,.0f}", ""),
         ("taken in, hashed and uploaded to one project, MB/s", f"{size / 1e6 / through:,.0f}", ""),
     ]
-    client = Client(ours.url, TOKEN)
-    listed = asked(ours.url, "GET", "/v1beta/files")["files"]
-    client.close()
-    uri = next(file["uri"] for file in listed if file["sizeBytes"] == str(size))
+    (uri,) = (uri for name, uri in names(ours.url).items() if name not in before)
     time.sleep(PROCESSING)
     ask(ours.url, LARGE_MODEL, uri)
     began = time.perf_counter()

@@ -167,6 +167,8 @@ class Pool:
         if self.pause_until > max(self.now(), ask.deadline):
             return Full(model, refusals | {project.name: Refusal(self.pause_until, "paused") for project, _ in able})
         preferred = self.served_by(ask.sticky)
+        if ask.near and preferred not in ask.near:  # to bring there what it needs costs more than it saves
+            preferred = None
         if ask.prefer_key is not None or preferred is not None:
             able.sort(key=lambda pair: (pair[1].id != ask.prefer_key, pair[0].name != preferred))
         await roster.read_unseen(roster.quota(project.name, bucket) for project, _ in able)

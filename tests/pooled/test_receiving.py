@@ -381,3 +381,53 @@ def test_more_than_google_takes_is_refused_at_once() -> None:
                 ).status == 400
 
     play(scene)
+
+
+def test_chunks_of_unknown_length_that_do_not_fit_leave_nothing() -> None:
+    async def scene() -> None:
+        keys, blobs = projects(1), MemoryBlobs()
+        upstream = google(keys)
+        async with gateway(upstream, keys, blobs) as app:
+            address = await start(app, size=KIB256 + 5)
+            headers = {**AT, "x-goog-upload-offset": "0"}
+            odd = await call(
+                app, "POST", address, headers | {"x-goog-upload-command": "upload"}, pieces=[b"a" * 1000], token=None
+            )
+            assert status(odd) == (400, "active")
+            end = {"x-goog-upload-command": "upload, finalize"}
+            short = await call(app, "POST", address, headers | end, pieces=[b"a" * 1000], token=None)
+            assert status(short) == (400, "active")
+            assert not blobs.all
+            data = b"a" * KIB256 + b"12345"
+            done = await call(app, "POST", address, headers | end, pieces=[data[:70_000], data[70_000:]], token=None)
+            assert status(done) == (200, "final")
+            assert contents(upstream.simulator) == [sha256(data)]
+
+    play(scene)
+
+
+def test_two_chunks_of_one_upload_at_once() -> None:
+    async def scene() -> None:
+        keys, blobs, store = projects(2), MemoryBlobs(), MemoryStore(now)
+        upstream = google(keys)
+        async with (
+            gateway(upstream, keys, blobs, store=store) as one,
+            gateway(upstream, keys, blobs, store=store) as two,
+        ):
+            address = await start(one)
+            data = b"x" * KIB256
+            got = await asyncio.gather(*(chunk(app, address, "upload", data) for app in (one, two, one)))
+            assert {found.status for found in got} <= {200, 409}
+            asked = await chunk(two, address, "query")
+            assert asked.headers["x-goog-upload-size-received"] == str(KIB256)
+            ends = await asyncio.gather(
+                *(chunk(app, address, "upload, finalize", b"end", KIB256) for app in (one, two, one, two))
+            )
+            assert (200, "final") in [status(end) for end in ends]
+            assert {status(end) for end in ends} <= {(200, "final"), (409, None)}
+            assert contents(upstream.simulator) == [sha256(data + b"end")]
+            name = next(iter(owned(upstream.simulator)))
+            assert (await call(one, "DELETE", f"/v1beta/{name}", AT)).status == 200
+            assert not owned(upstream.simulator), "it counts as one use"
+
+    play(scene)

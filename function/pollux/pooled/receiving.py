@@ -6,7 +6,7 @@ What has come lies in the blob store, and which parts it has in the store, so th
 import logging
 import secrets
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -169,8 +169,9 @@ class Receiving:
         begin = upload.place(header(a.headers, b"x-goog-upload-offset") or "0", body.length, final=final)
         part, trouble = await self._taking.take(name, upload, body, upload.received - begin)
         end = upload.received + (part.size if part else 0)
-        if trouble is None:
-            self._fits(upload, end, body, final=final)
+        if trouble is None and (misfit := self._misfit(upload, end, body, final=final)):
+            await self._contents.drop([part] if part else [])
+            raise ChunkError(misfit)
         upload = upload.with_part(part, "closing" if final and trouble is None else upload.state)
         try:
             version = await self._put(name, upload, version)
@@ -187,15 +188,17 @@ class Receiving:
         answer = await self._kept(a, upload, self._taking.digest(name, end))
         if answer is None:
             return
-        await self._put(name, replace(upload, state="final", answer=answer.decode()), version)
+        with suppress(RequestError):  # who asked for the end a second time is told the same by the file itself
+            await self._put(name, replace(upload, state="final", answer=answer.decode()), version)
         await self._final(a, answer)
 
-    def _fits(self, upload: Incoming, end: int, body: PassingBody, *, final: bool) -> None:
+    def _misfit(self, upload: Incoming, end: int, body: PassingBody, *, final: bool) -> str:
         """What could not be known before a body of unknown length had come."""
         if final and upload.declared not in (None, end):
-            raise ChunkError(f"Invalid size: {end} bytes, but {upload.declared} were declared.")
+            return f"Invalid size: {end} bytes, but {upload.declared} were declared."
         if not final and body.length is None and body.passed % GRANULARITY:
-            raise ChunkError(f"Invalid chunk: {body.passed} bytes are no multiple of {GRANULARITY}.")
+            return f"Invalid chunk: {body.passed} bytes are no multiple of {GRANULARITY}."
+        return ""
 
     async def _put(self, name: str, upload: Incoming, version: Version | None) -> Version:
         try:
@@ -225,8 +228,9 @@ class Receiving:
 
     async def once(self, a: Arrival, body: PassingBody) -> None:
         kind = header(a.headers, b"content-type") or ""
-        boundary = wire.boundary_of(kind)
-        upload = Incoming(a.record.client, kind, self._pool.now() - LIFETIME)
+        raw = (header(a.headers, b"x-goog-upload-protocol") or "").lower() == "raw"
+        boundary = None if raw else wire.boundary_of(kind)
+        upload = Incoming(a.record.client, kind, self._pool.now() - LIFETIME)  # it ends as it begins
         name = secrets.token_hex(12)
         described: dict[str, Any] = {}
         pieces: AsyncIterator[bytes] = aiter(body)
