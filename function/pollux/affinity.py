@@ -66,6 +66,8 @@ class Affinity:
         self._made: Recent[str, str] = Recent(CLIENTS)
         self._tasks: set[asyncio.Task[bool]] = set()
         self.counters = Counters()
+        self.unread = 0
+        """How often the store did not say who owns something."""
         self.searches = 0
         """How often a name was asked for at the projects."""
 
@@ -98,6 +100,7 @@ class Affinity:
             async with asyncio.timeout(WITHIN):
                 documents = await self._watch.read([BOUND + name for name in names])
         except (StoreError, TimeoutError) as error:
+            self.unread += 1
             if not isinstance(error, StoreUnavailableError):  # of that the store's watch tells, once
                 log.error("the owner of %s cannot be read: %s", ", ".join(names), error or "no answer in time")
             return {}
@@ -123,7 +126,8 @@ class Affinity:
                 changed[name] = known._replace(expires=end)
             else:
                 end = self._now() + _kept_for(name) if end is None else end
-                changed[name] = Bound(project, client, end, pooled)
+                kept = known is not None and known.pooled  # it may be found again in a project of another name
+                changed[name] = Bound(project, known.client if known and kept else client, end, pooled or kept)
         for name, bound in changed.items():
             self._bound[name] = bound
             self._absent.pop(name, None)

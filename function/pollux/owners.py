@@ -65,7 +65,10 @@ class Owners:
 
     async def of(self, x: Exchange, names: Sequence[str]) -> dict[str, Bound]:
         """Of those that are known, or found now."""
+        unread = self._affinity.unread
         owners = await self._affinity.owners(names)
+        if self.pooled is not None and self._affinity.unread != unread:
+            self.pooled.refuse_unread(name for name in names if name not in owners)
         projects = self._pool.roster.projects
         lost = [name for name in names if name not in owners]
         # A project of another name by now, as a key may get one, is found again; else its own is told.

@@ -7,9 +7,10 @@ from collections import Counter
 import pytest
 
 from bench.virtual import run as run_virtually
+from pollux.keys import Key
 from pollux.simulator import Fault
 from pollux.store.memory import MemoryStore
-from tests.gateway import CHAT, COUNT, FLASH, HELLO, NEXT, Got, call, now, play, projects
+from tests.gateway import CHAT, COUNT, FLASH, HELLO, NEXT, Got, Keys, call, now, play, projects
 from tests.pooled.scenes import (
     AT,
     OTHER,
@@ -29,6 +30,7 @@ from tests.pooled.scenes import (
     upload,
     uploads,
 )
+from tests.pools import FaultyStore
 
 
 def test_one_request_goes_where_the_file_is_and_nothing_is_copied() -> None:
@@ -175,6 +177,41 @@ def test_another_clients_file_is_refused_in_googles_words() -> None:
             theirs = await call(app, "GET", "/v1beta/files", AT, token=OTHER)
             assert [one["name"] for one in mine.json["files"]] == [file["name"]]
             assert not theirs.json.get("files")
+
+    play(scene)
+
+
+def test_while_the_store_does_not_say_whose_a_file_is_nobody_gets_it() -> None:
+    async def scene() -> None:
+        keys, blobs, inner = projects(3), MemoryBlobs(), MemoryStore(now)
+        upstream = google(keys)
+        async with gateway(upstream, keys, blobs, store=inner) as app:
+            file = await upload(app)
+            store = FaultyStore(inner)
+            async with gateway(upstream, keys, blobs, store=store) as fresh:
+                store.out_until = asyncio.get_running_loop().time() + 30
+                theirs = await call(fresh, "GET", f"/v1beta/{file['name']}", AT, token=OTHER)
+                assert (theirs.status, theirs.reason) == (503, "STORE_DOWN")
+                await asyncio.sleep(60)
+                assert (await call(fresh, "GET", f"/v1beta/{file['name']}", AT, token=OTHER)).status == 403
+                assert (await call(fresh, "GET", f"/v1beta/{file['name']}", AT)).status == 200
+
+    play(scene)
+
+
+def test_a_file_stays_its_clients_also_when_its_project_gets_another_name() -> None:
+    async def scene() -> None:
+        keys, blobs, store = projects(3), MemoryBlobs(), MemoryStore(now)
+        upstream = google(keys)
+        async with gateway(upstream, keys, blobs, store=store) as app:
+            file = await upload(app)
+            path = f"/v1beta/{file['name']}"
+            renamed = Keys([Key(f"k{number}", f"renamed-{number}") for number in (1, 2, 3)])
+            async with gateway(upstream, renamed, blobs, store=store) as other:
+                assert (await call(other, "GET", path, AT, token=OTHER)).status == 403
+                assert (await call(other, "GET", path, AT)).status == 200
+                assert (await call(other, "GET", path, AT, token=OTHER)).status == 403
+                assert (await generate(other, file)).status == 200
 
     play(scene)
 

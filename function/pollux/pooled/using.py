@@ -21,7 +21,7 @@ from pollux.pooled.copies import Copies, CopyError, LateError
 from pollux.pooled.documents import COPY, Copy, PooledFile
 from pollux.pooled.sender import Sender
 from pollux.pooled.shelf import Shelf
-from pollux.store import StoreError
+from pollux.store import StoreError, StoreUnavailableError
 
 log = logging.getLogger("pollux.relay")
 
@@ -73,6 +73,12 @@ class Using:
         for name in names:
             if name.startswith(COPY):
                 raise _not_yours(name)
+
+    def refuse_unread(self, names: Iterable[str]) -> None:
+        """Whose a file is, only the store can say; its project would show it to anybody."""
+        for name in names:
+            if name.startswith("files/"):
+                raise StoreUnavailableError(f"the store does not say whose {name} is")
 
     async def claim(self, x: Exchange, owners: dict[str, Bound]) -> dict[str, Bound]:
         """The owners that hold the request to a project: those of pooled files in its body do not."""
