@@ -20,6 +20,7 @@ from pollux.log import guard
 from pollux.outbound import Reply, collect, covered, pass_on
 from pollux.pool import Pool
 from pollux.pooled.receiving import POOLED, Arrival, Receiving
+from pollux.pooled.taking import HeldBody
 from pollux.settings import in_cloud
 from pollux.upload_token import LIFETIME, Session, UploadTokenError, seal
 from pollux.upstream import Answer, Upstream, UpstreamError
@@ -52,14 +53,14 @@ class Uploads:
         reply: Reply,
         record: Record,
     ) -> bool:
-        """Whether the file is pooled: then the client has its answer. `passing`: the body if all comes at once."""
+        """Whether the file is pooled: then the client has its answer. `passing`: the body, if it is not held."""
         if self.receiving is None or not await self.receiving.takes(upload, call, scope["headers"]):
             return False
         arrival = self._arrival(scope, call, reply, record)
-        if passing is None:
+        if upload.form == "start":
             await self.receiving.start(arrival, body)
         else:
-            await self.receiving.once(arrival, passing)
+            await self.receiving.once(arrival, passing or HeldBody(body))
         return True
 
     def _arrival(self, scope: Scope, call: Call, reply: Reply, record: Record) -> Arrival:

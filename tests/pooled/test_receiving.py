@@ -181,6 +181,8 @@ def test_a_file_in_one_multipart_request(cut: int) -> None:
             file = got.json["file"]
             assert (file["displayName"], file["mimeType"]) == ("One", "text/markdown")
             assert contents(upstream.simulator) == [sha256(content)]
+            small = await call(app, "POST", FILES, headers, body)
+            assert small.json["file"]["name"] == file["name"]
             half = await call(app, "POST", FILES, headers, pieces=pieces[: len(pieces) // 2])
             assert half.status == 400
 
@@ -195,6 +197,8 @@ def test_a_file_in_one_raw_request() -> None:
             headers = {**AT, "x-goog-upload-protocol": "raw", "content-type": "text/plain"}
             got = await call(app, "POST", FILES, headers, pieces=[TEXT[:100], TEXT[100:]])
             assert status(got) == (200, "final"), got.body
+            small = await call(app, "POST", FILES, headers | {"x-goog-upload-command": "upload, finalize"}, TEXT)
+            assert (status(small), small.json) == ((200, "final"), got.json), "of announced length"
             assert got.json["file"]["sizeBytes"] == str(len(TEXT))
             assert contents(upstream.simulator) == [sha256(TEXT)]
 

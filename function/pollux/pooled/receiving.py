@@ -23,7 +23,7 @@ from pollux.pooled.incoming import GRANULARITY, ChunkError, Incoming, Passed, pa
 from pollux.pooled.keeping import Keeping, Received
 from pollux.pooled.sender import RefusedError, Sender
 from pollux.pooled.shelf import Shelf
-from pollux.pooled.taking import Taking, down
+from pollux.pooled.taking import HeldBody, Taking, down
 from pollux.store import ConflictError, Version
 from pollux.upload_token import LIFETIME, Session, seal
 from pollux.wire import Call, Upload
@@ -226,7 +226,7 @@ class Receiving:
 
     # --- in one request ----------------------------------------------------------------------------------------------
 
-    async def once(self, a: Arrival, body: PassingBody) -> None:
+    async def once(self, a: Arrival, body: PassingBody | HeldBody) -> None:
         kind = header(a.headers, b"content-type") or ""
         raw = (header(a.headers, b"x-goog-upload-protocol") or "").lower() == "raw"
         boundary = None if raw else wire.boundary_of(kind)

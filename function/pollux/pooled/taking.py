@@ -15,6 +15,17 @@ from pollux.pooled.incoming import Incoming
 HASHES = 256
 
 
+class HeldBody:
+    """A small body that was read whole."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.passed = len(data)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._data
+
+
 class _NothingError(Exception):
     """No byte came that was not here."""
 
