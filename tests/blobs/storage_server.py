@@ -179,10 +179,10 @@ class _Handler(BaseHTTPRequestHandler):
         if span[1] is not None:
             begin, end = int(span[1]), int(span[2]) + 1
             assert end - begin == len(body)
-            if begin > has:
-                self._refused(400, "invalid", "there is a gap")
+            if begin != has:
+                self._refused(400, "invalid", "it does not go on where the last piece ended")
                 return
-            new = body[has - begin :]
+            new = body
             if span[3] == "*":
                 new = new[: len(new) // UNIT * UNIT]
             if self.what in ("short", "none"):
