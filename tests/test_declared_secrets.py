@@ -1,4 +1,4 @@
-"""Secrets that Terraform declares, without a value: the command line puts the first one there and leaves the rest alone."""
+"""Secrets that Terraform declares, without a value: the command line puts the first one there."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def test_adding_a_declared_key_says_how_to_put_its_value(keys_shell: test_secret
     keys_shell.google.put_described("pollux-key-a", (), TERRAFORM, {})
     code, out, err = keys_shell("add", "a", stdin=f"{A}\n")
     assert (code, out) == (2, "")
-    assert "there without a value; put it there with: pollux keys rotate a" in err
+    assert "has no value yet; put it there with: pollux keys rotate a" in err
     assert keys_shell.google.values("pollux-key-a") == []
 
 
