@@ -1,50 +1,10 @@
-# Everything that can be chosen. Only `project` has no default. Patterns of ids and names are those of the code.
+# What can be chosen; who may call is in variables-access.tf, who is told what in variables-watch.tf. Only `project` has no
+# default. Patterns of ids and names are those of the code.
 variable "admin_token" {
   description = "Declare the secret of the admin token. Its value: pollux tokens add --admin."
   type        = bool
   default     = true
   nullable    = false
-}
-
-variable "alerts" {
-  description = "When to tell notification_channels: the share of answers with a 5xx status over `minutes`."
-  type = object({
-    enabled     = optional(bool, true)
-    error_share = optional(number, 0.05)
-    minutes     = optional(number, 10)
-  })
-  default  = {}
-  nullable = false
-
-  validation {
-    condition     = var.alerts.error_share > 0 && var.alerts.error_share < 1
-    error_message = "alerts.error_share is a share: above 0 and below 1, such as 0.05."
-  }
-
-  validation {
-    condition     = var.alerts.minutes >= 1 && var.alerts.minutes <= 1440 && floor(var.alerts.minutes) == var.alerts.minutes
-    error_message = "alerts.minutes is a whole number from 1 to 1440."
-  }
-}
-
-variable "budget" {
-  description = "Tell the billing account's admins, and up to five notification_channels, at 50, 90 and 100 % of this amount a month."
-  type = object({
-    amount          = number
-    billing_account = string
-    currency        = optional(string)
-  })
-  default = null
-
-  validation {
-    condition     = var.budget == null ? true : var.budget.amount >= 1 && floor(var.budget.amount) == var.budget.amount
-    error_message = "budget.amount is a whole number of the billing account's currency, 1 or more."
-  }
-
-  validation {
-    condition     = var.budget == null ? true : can(regex("^[0-9A-F]{6}-[0-9A-F]{6}-[0-9A-F]{6}$", var.budget.billing_account))
-    error_message = "budget.billing_account looks like 012345-6789AB-CDEF01; see: gcloud billing accounts list."
-  }
 }
 
 variable "database" {
@@ -76,27 +36,6 @@ variable "deletion_protection" {
   nullable    = false
 }
 
-variable "domain" {
-  description = "Serve these names through a global load balancer with Cloud Armor; the run.app address is then closed. requests_per_minute: of one address."
-  type = object({
-    names               = list(string)
-    requests_per_minute = optional(number, 600)
-  })
-  default = null
-
-  validation {
-    condition = var.domain == null ? true : length(var.domain.names) > 0 && alltrue([
-      for name in var.domain.names : can(regex("^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\\.)+[a-z]{2,63}$", name))
-    ])
-    error_message = "domain.names are one or more host names in lower case, such as gemini.example.com."
-  }
-
-  validation {
-    condition     = var.domain == null ? true : var.domain.requests_per_minute >= 1 && var.domain.requests_per_minute <= 1000000
-    error_message = "domain.requests_per_minute is a number from 1 to 1000000."
-  }
-}
-
 variable "enable_apis" {
   description = "Turn on the APIs that are needed. false: somebody else does."
   type        = bool
@@ -112,30 +51,6 @@ variable "image" {
   validation {
     condition     = var.image == null ? true : can(regex("^[^\\s/]+/\\S+(:[\\w.-]+|@sha256:[0-9a-f]{64})$", var.image))
     error_message = "image names a registry, a path and a tag or digest, such as europe-west1-docker.pkg.dev/PROJECT/pollux/pollux:1."
-  }
-}
-
-variable "invokers" {
-  description = "Who may call a private gateway: user:…, group:…, serviceAccount:…, domain:…"
-  type        = set(string)
-  default     = []
-  nullable    = false
-
-  validation {
-    condition     = var.private || length(var.invokers) == 0
-    error_message = "A public gateway is open to everybody: name invokers only together with private = true."
-  }
-
-  validation {
-    condition     = !var.private || length(var.invokers) > 0
-    error_message = "private = true needs invokers, or nobody could call."
-  }
-
-  validation {
-    condition = alltrue([
-      for member in var.invokers : can(regex("^(user|group|serviceAccount|domain|principal|principalSet):\\S+$", member))
-    ])
-    error_message = "Each of invokers is user:…, group:…, serviceAccount:…, domain:…, principal:… or principalSet:…; allUsers would be public."
   }
 }
 
@@ -214,25 +129,6 @@ variable "name" {
   }
 }
 
-variable "notification_channels" {
-  description = "Whom alerts tell: ids of google_monitoring_notification_channel."
-  type        = set(string)
-  default     = []
-  nullable    = false
-
-  validation {
-    condition     = alltrue([for channel in var.notification_channels : can(regex("^projects/[^/]+/notificationChannels/[^/]+$", channel))])
-    error_message = "Each of notification_channels is projects/PROJECT/notificationChannels/NUMBER; see: gcloud beta monitoring channels list."
-  }
-}
-
-variable "private" {
-  description = "Let only invokers call, with an ID token in X-Serverless-Authorization beside Pollux's own token."
-  type        = bool
-  default     = false
-  nullable    = false
-}
-
 variable "project" {
   description = "The Google Cloud project that everything lives in."
   type        = string
@@ -254,16 +150,6 @@ variable "region" {
     condition     = can(regex("^[a-z]+-[a-z]+[0-9]{1,2}$", var.region))
     error_message = "region is a region such as europe-west1, neither a zone (europe-west1-b) nor a multi-region (eur3)."
   }
-}
-
-variable "request_log" {
-  description = "Keep request URLs with credentials out of the project's log. That takes over the _Default sink: name its other exclusions (name -> filter) here."
-  type = object({
-    exclude_url_secrets = optional(bool, true)
-    other_exclusions    = optional(map(string), {})
-  })
-  default  = {}
-  nullable = false
 }
 
 variable "service" {
@@ -363,17 +249,5 @@ variable "tokens" {
   validation {
     condition     = alltrue([for name in var.tokens : can(regex("^[A-Za-z][A-Za-z0-9_-]{0,31}$", name))])
     error_message = "A client's name is a letter and at most 31 of letters, digits, _ and -."
-  }
-}
-
-variable "uptime_check" {
-  description = "Ask /health every five minutes. It keeps an instance warm, which is then billed for those requests."
-  type        = bool
-  default     = false
-  nullable    = false
-
-  validation {
-    condition     = !var.uptime_check || !var.private
-    error_message = "uptime_check cannot reach a private gateway, which lets nobody in without an ID token."
   }
 }
