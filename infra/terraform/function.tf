@@ -1,6 +1,5 @@
 # The gateway as a Cloud Run function, built from the zip. Used unless `image` is set.
 resource "google_cloudfunctions2_function" "gateway" {
-  #checkov:skip=CKV2_GCP_10:Its URL is https; Cloud Run serves nothing but a redirect over http.
   count = local.as_function ? 1 : 0
 
   project      = var.project

@@ -34,7 +34,10 @@ def patterns(name: str) -> list[str]:
 
 
 def environments(plan: Plan) -> list[dict[str, str]]:
-    found = [r["values"]["service_config"][0]["environment_variables"] for r in plan.resources("google_cloudfunctions2_function")]
+    found = [
+        r["values"]["service_config"][0]["environment_variables"]
+        for r in plan.resources("google_cloudfunctions2_function")
+    ]
     for resource in plan.resources("google_cloud_run_v2_service"):
         found.append({env["name"]: env["value"] for env in resource["values"]["template"][0]["containers"][0]["env"]})
     return found
@@ -130,7 +133,9 @@ def test_declared_keys_are_those_that_the_gateway_reads(module: Any, tmp_path: A
 
 
 def test_the_index_and_the_ttl_are_on_the_documents_of_the_store(function_plan: Plan) -> None:
-    found = {values["field"]: values for values in (r["values"] for r in function_plan.resources("google_firestore_field"))}
+    found = {
+        values["field"]: values for values in (r["values"] for r in function_plan.resources("google_firestore_field"))
+    }
     assert set(found) == {"*", "expires_at"}
     assert {values["collection"] for values in found.values()} == {firestore_documents.COLLECTION}
 

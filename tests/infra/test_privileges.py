@@ -69,7 +69,12 @@ def test_a_function_is_granted_exactly_this(function_plan: Plan) -> None:
 def test_a_private_image_with_a_key_is_granted_exactly_this(full_plan: Plan) -> None:
     callers = {("service pollux", "roles/run.invoker", "group:users@example.com", "")}
     agents = {
-        ("key", "roles/cloudkms.cryptoKeyEncrypterDecrypter", f"serviceAccount:service-NUMBER@{name}.iam.gserviceaccount.com", "")
+        (
+            "key",
+            "roles/cloudkms.cryptoKeyEncrypterDecrypter",
+            f"serviceAccount:service-NUMBER@{name}.iam.gserviceaccount.com",
+            "",
+        )
         for name in ("gcp-sa-artifactregistry", "gcp-sa-firestore", "gcp-sa-secretmanager", "serverless-robot-prod")
     }
     assert set(grants(full_plan)) == OF_THE_GATEWAY | callers | agents
@@ -78,7 +83,11 @@ def test_a_private_image_with_a_key_is_granted_exactly_this(full_plan: Plan) -> 
 def test_listing_is_all_that_has_no_condition(function_plan: Plan) -> None:
     role = function_plan.one("google_project_iam_custom_role")
     assert role["permissions"] == ["secretmanager.secrets.list", "secretmanager.versions.list"]
-    unconditional = {(role, member) for where, role, member, condition in grants(function_plan) if where == "project" and not condition}
+    unconditional = {
+        (role, member)
+        for where, role, member, condition in grants(function_plan)
+        if where == "project" and not condition
+    }
     assert unconditional == {("custom: list secrets", RUN), ("roles/logging.logWriter", BUILD)}
 
 

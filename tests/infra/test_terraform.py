@@ -25,9 +25,7 @@ def test_it_is_formatted_as_terraform_does_it() -> None:
 
 
 def test_there_are_suites_for_all_that_matters() -> None:
-    assert SUITES == [
-        f"{name}.tftest.hcl" for name in ("defaults", "examples", "options", "privilege", "validations")
-    ]
+    assert [f"{name}.tftest.hcl" for name in ("defaults", "examples", "options", "privilege", "validations")] == SUITES
 
 
 @pytest.mark.parametrize("suite", SUITES)
@@ -46,7 +44,11 @@ def test_an_example_is_valid(module: Path, example: str) -> None:
 def test_every_assertion_says_why() -> None:
     for path in (MODULE / "tests").glob("*.tftest.hcl"):
         text = path.read_text()
-        assert text.count("assert {") == text.count("error_message =") == len(re.findall(r'error_message = ".{20,}"', text))
+        assert (
+            text.count("assert {")
+            == text.count("error_message =")
+            == len(re.findall(r'error_message = ".{20,}"', text))
+        )
 
 
 def test_it_is_made_planned_again_without_a_change_and_destroyed(minimal: Workspace, tmp_path: Path) -> None:
@@ -88,7 +90,7 @@ def test_no_value_of_a_secret_is_in_a_plan_or_can_be(function_plan: Plan, full_p
         assert not {kind for kind in kinds if "secret_version" in kind or kind.startswith("random_")}
         assert not re.search(r"AIza|AQ\.[A-Za-z0-9_-]{8}|pollux-[A-Za-z0-9_-]{32}\b|BEGIN [A-Z ]*PRIVATE", plan.text)
         named = {found["values"]["secret_id"] for found in plan.resources("google_secret_manager_secret")}
-        environment = json.dumps([found["values"] for found in plan.resources() if "gateway" == found["name"]])
+        environment = json.dumps([found["values"] for found in plan.resources() if found["name"] == "gateway"])
         assert "POLLUX_TOKEN" not in environment
         assert "POLLUX_ADMIN_TOKEN" not in environment
         assert not [name for name in named if name in environment]
