@@ -39,26 +39,29 @@ run "an_image" {
     condition     = !contains([for env in google_cloud_run_v2_service.gateway[0].template[0].containers[0].env : env.name], "FUNCTION_USE_ASGI")
     error_message = "An image starts uvicorn itself and has no use for the Functions Framework's variable."
   }
-}
-
-run "the_same_outputs" {
-  variables {
-    image = "us-central1-docker.pkg.dev/my-project/pollux/pollux:1"
-  }
 
   assert {
     condition     = output.url == google_cloud_run_v2_service.gateway[0].uri && output.service == "pollux" && output.database == "firestore://my-project/pollux"
     error_message = "Whatever runs the handler, what is around it and the outputs are the same."
   }
+
+  assert {
+    condition = (
+      length(google_service_account.build) + length(google_project_iam_member.build_log) + length(google_project_iam_member.build_copy)
+      + length(google_storage_bucket_iam_member.build_source) + length(google_artifact_registry_repository_iam_member.build_push) == 0
+    )
+    error_message = "With an image nobody builds, so nobody may."
+  }
 }
 
-run "keys_are_declared_as_the_gateway_reads_them" {
+run "keys_and_settings" {
   variables {
     keys = {
       alice = { project = "team-a", tier = "tier1" }
       bob   = { project = "example.com:Team-B", limits = { "*" = { rpm = 5 } }, enabled = false }
       carol = {}
     }
+    settings = { max_wait = 0.5, sticky = false, allow_paths = ["webhooks", "batch"], strategy = "round_robin" }
   }
 
   assert {
@@ -87,12 +90,6 @@ run "keys_are_declared_as_the_gateway_reads_them" {
   assert {
     condition     = strcontains(output.next_commands, "pollux keys rotate alice")
     error_message = "The first value of a declared key is put there by rotate: add would make a secret."
-  }
-}
-
-run "settings" {
-  variables {
-    settings = { max_wait = 0.5, sticky = false, allow_paths = ["webhooks", "batch"], strategy = "round_robin" }
   }
 
   assert {
@@ -154,9 +151,14 @@ run "an_image_behind_a_domain" {
   }
 }
 
-run "recovery" {
+run "recovered_and_watched" {
   variables {
-    database = { backup_days = 7, point_in_time_recovery = true, location = "nam5", name = "counters" }
+    database              = { backup_days = 7, point_in_time_recovery = true, location = "nam5", name = "counters" }
+    budget                = { amount = 20, billing_account = "012345-6789AB-CDEF01" }
+    notification_channels = ["projects/my-project/notificationChannels/1"]
+    uptime_check          = true
+    enable_apis           = false
+    request_log           = { other_exclusions = { noise = "severity<INFO" } }
   }
 
   assert {
@@ -167,14 +169,6 @@ run "recovery" {
   assert {
     condition     = google_project_iam_member.run_firestore.condition[0].expression == "resource.name == \"projects/my-project/databases/counters\"" && google_firestore_database.pollux.location_id == "nam5"
     error_message = "Another database has another name in the condition as well."
-  }
-}
-
-run "watched" {
-  variables {
-    budget                = { amount = 20, billing_account = "012345-6789AB-CDEF01" }
-    notification_channels = ["projects/my-project/notificationChannels/1"]
-    uptime_check          = true
   }
 
   assert {
@@ -193,6 +187,16 @@ run "watched" {
   assert {
     condition     = google_monitoring_uptime_check_config.health[0].http_check[0].path == "/health"
     error_message = "Paths that end in z are reserved on run.app: /health it is."
+  }
+
+  assert {
+    condition     = length(google_logging_project_sink.default[0].exclusions) == 2 && google_logging_project_sink.default[0].exclusions[1].name == "noise"
+    error_message = "The sink has one owner: exclusions that were there before can be named."
+  }
+
+  assert {
+    condition     = length(google_project_service.this) == 0
+    error_message = "Where somebody else turns APIs on, Terraform leaves them alone."
   }
 }
 
@@ -214,22 +218,13 @@ run "a_key_of_ones_own" {
     ])
     error_message = "One key encrypts all that is kept."
   }
-}
-
-run "other_exclusions_and_no_apis" {
-  variables {
-    enable_apis = false
-    request_log = { other_exclusions = { noise = "severity<INFO" } }
-  }
 
   assert {
-    condition     = length(google_logging_project_sink.default[0].exclusions) == 2 && google_logging_project_sink.default[0].exclusions[1].name == "noise"
-    error_message = "The sink has one owner: exclusions that were there before can be named."
-  }
-
-  assert {
-    condition     = length(google_project_service.this) == 0
-    error_message = "Where somebody else turns APIs on, Terraform leaves them alone."
+    condition = alltrue([
+      for member in values(google_kms_crypto_key_iam_member.agents) :
+      member.role == "roles/cloudkms.cryptoKeyEncrypterDecrypter" && startswith(member.member, "serviceAccount:service-123456789012@")
+    ]) && length(google_kms_crypto_key_iam_member.agents) == 6
+    error_message = "Google's service agents may use the key; no account of ours may."
   }
 }
 

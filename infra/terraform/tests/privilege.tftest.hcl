@@ -26,7 +26,7 @@ variables {
   project = "my-project"
 }
 
-run "run_time" {
+run "a_function" {
   assert {
     condition     = google_cloudfunctions2_function.gateway[0].service_config[0].service_account_email == "run@example"
     error_message = "The gateway runs as its own account: the default one may edit the whole project."
@@ -63,9 +63,7 @@ run "run_time" {
     ])
     error_message = "These roles are the run-time account's alone."
   }
-}
 
-run "build_time" {
   assert {
     condition     = google_cloudfunctions2_function.gateway[0].build_config[0].service_account == google_service_account.build[0].id
     error_message = "The build runs as its own account, not as that of the gateway: a build script must not read keys."
@@ -84,20 +82,6 @@ run "build_time" {
   }
 }
 
-run "an_image_needs_no_build" {
-  variables {
-    image = "us-central1-docker.pkg.dev/my-project/pollux/pollux:1"
-  }
-
-  assert {
-    condition = (
-      length(google_service_account.build) + length(google_project_iam_member.build_log) + length(google_project_iam_member.build_copy)
-      + length(google_storage_bucket_iam_member.build_source) + length(google_artifact_registry_repository_iam_member.build_push) == 0
-    )
-    error_message = "With an image nobody builds, so nobody may."
-  }
-}
-
 run "a_private_gateway" {
   variables {
     private  = true
@@ -107,19 +91,5 @@ run "a_private_gateway" {
   assert {
     condition     = keys(google_cloud_run_v2_service_iam_member.invokers) == ["group:users@example.com"]
     error_message = "Private means that allUsers may not call."
-  }
-}
-
-run "a_key_of_ones_own" {
-  variables {
-    kms_key = "projects/my-project/locations/us-central1/keyRings/ring/cryptoKeys/key"
-  }
-
-  assert {
-    condition = alltrue([
-      for member in values(google_kms_crypto_key_iam_member.agents) :
-      member.role == "roles/cloudkms.cryptoKeyEncrypterDecrypter" && startswith(member.member, "serviceAccount:service-123456789012@")
-    ]) && length(google_kms_crypto_key_iam_member.agents) == 6
-    error_message = "Google's service agents may use the key; no account of ours may."
   }
 }
