@@ -3,10 +3,13 @@
 import asyncio
 import json
 import logging
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pollux import announce
 from pollux.announce import NEARLY
 from pollux.log import JsonFormatter
 from pollux.verdict import Verdict, judge
@@ -88,6 +91,19 @@ def test_a_day_that_is_nearly_spent_is_told_once_a_day(
         assert [line["fields"]["event"] for line in spoken(caplog)] == ["day-nearly-spent"]
 
     play(scene())
+
+
+def test_the_page_names_each_event_with_its_fields() -> None:
+    page = (Path(__file__).parent.parent / "docs/operating.md").read_text()
+    package = Path(announce.__file__).parent
+    said = re.findall(r'extra=(\{"event".*?\})', "".join(path.read_text() for path in package.rglob("*.py")))
+    events = {}
+    for extra in said:
+        names = re.findall(r'"(\w+)":', extra)
+        events[re.findall(r'"event": "([\w-]+)"', extra)[0]] = set(names) - {"event"}
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| (.*) \|$", page.partition("| `event` |")[2], re.MULTILINE))
+    assert {event: set(re.findall(r"`(\w+)`", text)) for event, text in rows.items()} == events
+    assert len(events) == 4
 
 
 def test_a_day_without_a_limit_is_never_nearly_spent(caplog: pytest.LogCaptureFixture) -> None:

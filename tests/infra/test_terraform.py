@@ -1,8 +1,12 @@
-"""infra/terraform: formatted, valid, tested with mocks; planned, applied, planned again and destroyed."""
+"""infra/terraform: formatted, valid, tested with mocks, free of values; its source packed when it changed, and only then.
+
+Applied, planned again and destroyed it is in test_deploy_page, as docs/deploy.md says it.
+"""
 
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,8 +17,6 @@ SUITES = sorted(path.name for path in (MODULE / "tests").glob("*.tftest.hcl"))
 
 
 def test_it_is_formatted_as_terraform_does_it() -> None:
-    import subprocess
-
     done = subprocess.run(
         [command(), f"-chdir={MODULE}", "fmt", "-check", "-recursive", "-diff"],
         capture_output=True,
@@ -49,18 +51,6 @@ def test_every_assertion_says_why() -> None:
             == text.count("error_message =")
             == len(re.findall(r'error_message = ".{20,}"', text))
         )
-
-
-def test_it_is_made_planned_again_without_a_change_and_destroyed(minimal: Workspace, tmp_path: Path) -> None:
-    words = ("-input=false", "-no-color", "-var=project=my-project")
-    state = f"-state={tmp_path / 'test.tfstate'}"
-    minimal.run("apply", "-auto-approve", state, *words)
-    again = minimal.run("plan", "-detailed-exitcode", state, *words)
-    assert "No changes" in again.stdout
-    outputs = json.loads(minimal.run("output", "-json", state).stdout)
-    assert outputs["url"]["value"].startswith("https://")
-    minimal.run("destroy", "-auto-approve", state, *words)
-    assert json.loads((tmp_path / "test.tfstate").read_text())["resources"] == []
 
 
 def test_a_changed_source_is_a_changed_plan_and_a_changed_cache_is_not(
