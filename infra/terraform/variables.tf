@@ -124,8 +124,8 @@ variable "name" {
   nullable    = false
 
   validation {
-    condition     = can(regex("^[a-z][a-z0-9-]{0,21}[a-z0-9]$", var.name)) && !endswith(var.name, "z")
-    error_message = "name is 2 to 23 of a-z, 0-9 and -, from a letter to a letter or digit that is not z: accounts are named after it."
+    condition     = can(regex("^[a-z][a-z0-9-]{0,21}[a-z0-9]$", var.name))
+    error_message = "name is 2 to 23 of a-z, 0-9 and -, from a letter to a letter or digit: accounts are named after it."
   }
 }
 
@@ -135,7 +135,7 @@ variable "project" {
   nullable    = false
 
   validation {
-    condition     = can(regex("^([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]$", var.project))
+    condition     = can(regex("^[a-z][a-z0-9-]{4,28}[a-z0-9]$", var.project))
     error_message = "project is a project's id, not its name or number: 6 to 30 of a-z, 0-9 and -."
   }
 }

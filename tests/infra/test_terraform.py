@@ -1,4 +1,4 @@
-"""infra/terraform: formatted, valid, tested with mocks, free of values; its source packed when it changed, and only then.
+"""infra/terraform: formatted, valid, tested with mocks, free of values; its source packed when it changed, not else.
 
 Applied, planned again and destroyed it is in test_deploy_page, as docs/deploy.md says it.
 """
@@ -64,7 +64,7 @@ def test_a_changed_source_is_a_changed_plan_and_a_changed_cache_is_not(
         return str(workspace.plan("-var=project=my-project").one("google_storage_bucket_object")["name"])
 
     before = str(function_plan.one("google_storage_bucket_object")["name"])
-    (checkout / "function/pollux/__pycache__").mkdir()
+    (checkout / "function/pollux/__pycache__").mkdir(exist_ok=True)
     (checkout / "function/pollux/__pycache__/quota.cpython-313.pyc").write_bytes(b"cache")
     (checkout / "function/keys.json").write_text("{}")
     assert name() == before

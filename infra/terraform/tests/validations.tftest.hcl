@@ -28,8 +28,8 @@ run "wrong_values_one" {
     keys = { Alice = {} }
     # a client whose name starts with a digit
     tokens = ["1st"]
-    # a name that ends in z
-    name = "quartz"
+    # a name that ends in a dash
+    name = "pollux-"
     # a domain with a scheme
     domain = { names = ["https://gemini.example.com"] }
     # a database with capitals
