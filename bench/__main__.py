@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import contention, overhead, overload, scheduling
+from bench import contention, overhead, overload, scheduling, uploads
 
 MINUTES = 3.0
 
@@ -21,6 +21,8 @@ def main() -> None:
     print(f"Overload in real time, {MINUTES:g} minutes (bench/overload.py; --minutes 10 for the long one):")
     with tempfile.TemporaryDirectory() as folder:
         overhead.show(asyncio.run(overload.measure(MINUTES, "sliding", 1.5, Path(folder), "sliding")))
+    print("Uploads and downloads, against the simulator itself (bench/uploads.py):")
+    overhead.show(uploads.measure(500 * uploads.MIB, 5))
     print("Many gateways on one Firestore (bench/contention.py; ten minutes for the long one):")
     sys.exit(bool(contention.bench(MINUTES, contention.FAST_SECONDS)))
 

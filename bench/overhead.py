@@ -94,6 +94,7 @@ def gateway(
     limits: Mapping[str, int] = LIMITS,
     value: str = "bench-key-value-",
     window: str = "sliding",
+    core: int | None = 0,
 ) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
@@ -108,7 +109,7 @@ def gateway(
         "POLLUX_TOKEN": TOKEN,
         "POLLUX_WINDOW": window,
     }
-    with process(["-m", "pollux.cli", "serve", "--port", str(port)], environment, url) as child:
+    with process(["-m", "pollux.cli", "serve", "--port", str(port)], environment, url, core) as child:
         yield url, child
 
 

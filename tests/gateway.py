@@ -19,7 +19,7 @@ from pollux.simulator.errors import Case, error
 from pollux.simulator.exchange import BrokenConnectionError
 from pollux.store import Store
 from pollux.store.memory import MemoryStore
-from pollux.upstream import Answer, Upstream, UpstreamError
+from pollux.upstream import Answer, Streamed, Upstream, UpstreamError
 
 T = TypeVar("T")
 BEGAN = 1_790_000_000.0  # a morning in California: no midnight is near
@@ -30,6 +30,7 @@ STREAM = f"/v1beta/models/{FLASH}:streamGenerateContent?alt=sse"
 COUNT = f"/v1beta/models/{FLASH}:countTokens"
 CHAT = "/v1beta/openai/chat/completions"
 HELLO: dict[str, Any] = {"contents": [{"role": "user", "parts": [{"text": "Hello"}]}]}
+HOST = "gateway.test"
 DEADLOCK = 2 * 86400.0
 
 
@@ -199,8 +200,10 @@ class FakeUpstream:
         self.sent: list[Sent] = []
         self.answers: list[FakeAnswer] = []
 
-    async def send(self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes) -> Answer:
-        sent = Sent(method, target, list(headers), body, now())
+    async def send(
+        self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes | Streamed
+    ) -> Answer:
+        sent = Sent(method, target, list(headers), await _whole(body), now())
         self.sent.append(sent)
         says = self._answers(sent)
         if isinstance(says, UpstreamError):
@@ -219,6 +222,10 @@ class FakeUpstream:
     @property
     def models(self) -> list[str]:
         return [sent.model for sent in self.sent]
+
+
+async def _whole(body: bytes | Streamed) -> bytes:
+    return body if isinstance(body, bytes) else b"".join([piece async for piece in body])
 
 
 def _in_turn(answers: Sequence[Says | UpstreamError]) -> Answers:
@@ -260,7 +267,10 @@ class Simulated:
     def __init__(self, simulator: Simulator) -> None:
         self.simulator = simulator
 
-    async def send(self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes) -> Answer:
+    async def send(
+        self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes | Streamed
+    ) -> Answer:
+        body = await _whole(body)
         messages: asyncio.Queue[Message | None] = asyncio.Queue()
         path, _, query = target.partition("?")
         raw = [(name.encode(), value.encode("latin-1")) for name, value in headers]
@@ -364,7 +374,7 @@ async def call(
     data = body if isinstance(body, bytes) else json.dumps(body).encode() if method == "POST" else b""
     unread = list(pieces) or [data]
     raw_path, _, query = path.partition("?")
-    given = dict(headers or {})
+    given = {"host": HOST} | dict(headers or {})
     if token is not None and "authorization" not in given:
         given.setdefault("x-goog-api-key", token)
     if not pieces and data:

@@ -108,14 +108,14 @@ class Source:
 def test_while_tokens_cannot_be_read_nobody_is_told_that_his_is_wrong(caplog: pytest.LogCaptureFixture) -> None:
     async def scene() -> None:
         async with gateway(FakeUpstream([whole(answer())])) as app:
-            app.reception._tokens = app.tokens = Source(None)
+            app.reception.callers.tokens = app.tokens = Source(None)
             got = await call(app)
             assert (got.status, got.reason, got.headers["retry-after"]) == (503, "TOKENS_UNREADABLE", "5")
             assert "denied" not in got.body.decode(), "the operator's business, in the log"
             admin = {"authorization": f"Bearer {ADMIN}"}
             assert (await call(app, "GET", "/admin/status", admin)).status == 503
             own = Tokens([f"tester={TOKEN}"], None, query_token=False)
-            app.reception._tokens = app.tokens = Source(own.joined(None))
+            app.reception.callers.tokens = app.tokens = Source(own.joined(None))
             assert (await call(app, token="another-token")).reason == "TOKENS_UNREADABLE"
             assert (await call(app, "GET", "/admin/status", admin)).status == 503
             assert (await call(app)).status == 200
@@ -128,7 +128,7 @@ def test_a_change_of_tokens_counts_with_the_next_request() -> None:
     async def scene() -> None:
         async with gateway(FakeUpstream(lambda _: whole(answer()))) as app:
             source = Source(Tokens([TOKEN], None, query_token=False))
-            app.reception._tokens = source
+            app.reception.callers.tokens = source
             assert (await call(app)).status == 200
             source.known = Tokens(["a-new-token"], None, query_token=False)
             assert [(await call(app, token=token)).status for token in (TOKEN, "a-new-token")] == [401, 200]

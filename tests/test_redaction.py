@@ -118,6 +118,19 @@ def test_a_beginning_is_held_back_until_it_is_known_what_it_is() -> None:
     assert screened(b"a Zx9Q") == [b"a ", b"Zx9Q"]
 
 
+@given(data=st.data(), at=st.integers(0, 400), size=st.integers(40, 200))
+def test_nor_among_long_pieces_which_pass_as_they_are(data: st.DataObject, at: int, size: int) -> None:
+    filling = data.draw(st.lists(st.sampled_from([b"Zx9Q", b"Zx9Quartz-", b"Z", b"other"]), min_size=100, max_size=100))
+    clean = b"".join(filling)
+    text = clean[:at] + OPAQUE.encode() + clean[at:]
+    for whole in (text, clean):
+        pieces = [whole[start : start + size] for start in range(0, len(whole), size)]
+        passed = b"".join(screened(*pieces, same_length=True))
+        assert len(passed) == len(whole)
+        assert OPAQUE.encode()[3:] not in passed
+        assert (passed == whole) is (whole is clean)
+
+
 @given(cuts=st.lists(st.integers(0, 120), max_size=8), same_length=st.booleans())
 def test_a_secret_does_not_pass_wherever_it_is_cut(cuts: list[int], same_length: bool) -> None:
     text = f"first {OPAQUE} then Zx9Quartz-Opaque_{OPAQUE}{OPAQUE} end".encode()

@@ -879,7 +879,7 @@ def test_a_client_that_leaves_in_a_stream_closes_it_upstream() -> None:
 
 # --- calls that take no quota ----------------------------------------------------------------------------------------
 
-FILES = "/v1beta/files"
+FILES = "/v1beta/unheard-of"
 
 
 def test_uncounted_calls_take_the_keys_in_turn_and_no_quota() -> None:
@@ -935,7 +935,7 @@ def test_a_refusal_of_an_uncounted_call_is_passed_on() -> None:
 def test_a_download_passes_in_pieces_and_breaks_as_one() -> None:
     async def scene() -> None:
         said = Says([b"a" * 10, 1.0, b"b" * 10, RESET], length=30)
-        async with gateway(FakeUpstream([said]), projects(2)) as app:
+        async with gateway(FakeUpstream([said]), projects(1)) as app:
             got = await call(app, "GET", "/v1beta/files/x:download")
             assert app.journal.totals()["endings"] == {"broken": 1}
         assert got.broken

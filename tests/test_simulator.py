@@ -270,6 +270,8 @@ def test_options_are_read() -> None:
         Fault(kind="overloaded", probability=0.05),
         Fault(kind="hang", seconds=3, key="simulated-2"),
     ]
+    read = options("--processing", "2", "--working", "0.5", "--base", "https://generativelanguage.googleapis.com")
+    assert (read.processing, read.working, read.base) == (2, 0.5, "https://generativelanguage.googleapis.com")
 
 
 @pytest.mark.parametrize(
@@ -282,6 +284,7 @@ def test_options_are_read() -> None:
         (("--rpm", "-1"), "limit"),
         (("--latency", "nan"), "seconds"),
         (("--keys", "0"), "count"),
+        (("--base", "google"), "scheme and host"),
         (("--enforce", "hourly"), "invalid choice"),
     ],
 )

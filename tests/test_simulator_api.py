@@ -297,7 +297,7 @@ def test_models_are_listed_in_pages_and_described() -> None:
 
 def test_paths_and_models_that_do_not_exist_are_404_in_shape() -> None:
     simulator = make()
-    for path in ("/v1beta/files", "/v1beta/models/x:generateContent", "/nothing", GENERATE, "/v1beta/models/x"):
+    for path in ("/v1beta/voices", "/v1beta/models/x:generateContent", "/nothing", GENERATE, "/v1beta/models/x"):
         answer = call(simulator, path)
         assert (answer.status, answer.error["status"]) == (404, "NOT_FOUND")
     assert (

@@ -103,6 +103,7 @@ OPENAI_ERRORS: dict[int, type[openai.APIStatusError]] = {
     401: openai.AuthenticationError,
     403: openai.PermissionDeniedError,
     408: openai.APIStatusError,
+    409: openai.ConflictError,
     413: openai.APIStatusError,
     415: openai.APIStatusError,
     429: openai.RateLimitError,

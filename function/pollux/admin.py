@@ -96,6 +96,7 @@ async def status(app: "App") -> dict[str, Any]:
             "problems": problems,
             **app.journal.totals(),
         },
+        "resources": app.affinity.as_json(),
         "store": {"url": app.settings.store_url, "instances": instances, **roster.watch.as_json()},
     }
 

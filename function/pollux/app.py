@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from pollux import admin
+from pollux.address import inside
+from pollux.affinity import Affinity
 from pollux.auth import JoinedTokens, LocalTokens, TokenError, Tokens, TokenSource, load_or_make
 from pollux.catalog import Catalog, CatalogError, builtin_text
 from pollux.inbound import HEAD_MOST, Receive, Scope, Send, head_size, header
@@ -19,12 +21,17 @@ from pollux.relay import Relay
 from pollux.roster import Roster
 from pollux.settings import Settings, SettingsError, in_cloud
 from pollux.store import Store, open_store
+from pollux.uploads import Uploads
 from pollux.upstream import HttpUpstream, Upstream
 
 log = logging.getLogger("pollux")
 
 CORS_METHODS = b"GET, POST, PUT, PATCH, DELETE, OPTIONS"
-CORS_EXPOSED = b"x-pollux-request-id, x-pollux-key, x-pollux-model, x-pollux-attempts, x-pollux-wait-ms, retry-after"
+CORS_EXPOSED = (
+    b", ".join(b"x-pollux-" + name for name in (b"request-id", b"key", b"model", b"attempts", b"wait-ms", b"not-asked"))
+    + b", retry-after, "
+    + b", ".join(b"x-goog-upload-" + name for name in (b"url", b"status", b"chunk-granularity", b"size-received"))
+)
 
 
 def load_catalog(settings: Settings) -> Catalog:
@@ -115,7 +122,12 @@ class App:
         )
         self.roster = Roster(self.store, self.keyring, load_catalog(settings))
         self.pool = Pool(settings, self.roster)
-        self.reception = Reception(settings, tokens, Relay(self.pool, self.upstream), self.journal)
+        self.affinity = Affinity(self.roster)
+        relay, uploads = (
+            Relay(self.pool, self.upstream, self.affinity),
+            Uploads(self.pool, self.upstream, self.affinity),
+        )
+        self.reception = Reception(settings, tokens, relay, uploads, self.journal)
 
     async def start(self) -> None:
         """All that is far is asked at once. What fails leaves nothing open."""
@@ -165,6 +177,7 @@ class App:
                 return
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope = inside(scope, self.settings.public_url)
         path: str = scope["path"]
         cors = self._cors(scope)
         if is_health(scope):

@@ -17,6 +17,7 @@ from pollux.outbound import collect, covered, pass_on, pass_stream, pass_whole
 from pollux.outcome import Outcomes
 from pollux.pool import Pool, Reservation, Tried
 from pollux.redaction import without
+from pollux.resources import Resources
 from pollux.store import StoreError
 from pollux.stream import StreamReader
 from pollux.upstream import Answer, Upstream, UpstreamError
@@ -25,8 +26,8 @@ from pollux.verdict import Verdict, judge, redact
 log = logging.getLogger("pollux.relay")
 
 SETTLE_WITHIN = 0.1
-COUNT_WITHIN = 5.0
 UNREADABLE, UNREADABLE_KEY_RESTS = "key-source", 60.0
+NOT_SHOWN = frozenset({"resource-permission", "not-found", "model-access"})
 ERROR_MOST = 1 << 20
 """No error is larger, inflated."""
 
@@ -44,14 +45,18 @@ class Failure:
     problem: RequestError | None = None
     """Set when there was no answer to pass on."""
 
+    unsent: bool = False
+    """Nothing of the request reached Google."""
+
     @property
     def timed_out(self) -> bool:
         return self.problem is not None and self.problem.reason == "UPSTREAM_TIMEOUT"
 
 
 class Attempts:
-    def __init__(self, pool: Pool, upstream: Upstream) -> None:
+    def __init__(self, pool: Pool, upstream: Upstream, resources: Resources) -> None:
         self.pool = pool
+        self._resources = resources
         self._outcomes = Outcomes(pool)
         self._upstream = upstream
         self._keyring = pool.roster.keyring
@@ -81,6 +86,7 @@ class Attempts:
                 answer, secret = sent
                 failure = await self._served(x, reservation, answer, secret)
             if failure is not None:
+                failure = self.of_resources(x, failure)
                 if failure.verdict.blames != "key":
                     await self._outcomes.failed(reservation, failure.verdict)
                 x.noted(Attempt(model, project, key.id, failure.verdict.cause, failure.status, failure.verdict.message))
@@ -99,12 +105,16 @@ class Attempts:
         answer, secret = sent
         try:
             headers = _client_headers(answer, secret)
+            if x.readdress is not None:
+                headers = x.readdress(answer.headers, headers, key, secret)
             if answer.status >= 300:
                 return self._judged(model or "", key, secret, answer.status, headers, await answer.read())
             x.noted(Attempt(model or "", key.project, key.id, "ok", answer.status))
             if x.call.kind == "list-models" and x.method == "GET":
                 body = wire.with_aliases(await answer.read(), x.call, self._aliases)
                 await pass_whole(x.reply, answer.status, headers, body, _nothing_to_settle, secret=secret)
+            elif wire.is_resource_call(x.call):
+                await self._resources.pass_on(x, answer, headers, key.project, _nothing_to_settle, secret=secret)
             else:
                 await pass_on(x.reply, answer, headers, _nothing_to_settle, secret=secret)
         except UpstreamError as error:
@@ -112,6 +122,18 @@ class Attempts:
         finally:
             answer.close()
         return None
+
+    def of_resources(self, x: Exchange, failure: Failure) -> Failure:
+        """A resource that its owner does not know, or does not show: the client's matter, whatever the words are, and
+        no reason to rest anything."""
+        if not x.names or failure.verdict.cause not in NOT_SHOWN:
+            return failure
+        for name in x.names:
+            self._resources.affinity.drop(name)
+        if failure.verdict.cause != "model-access":
+            return failure
+        verdict = replace(failure.verdict, cause="resource-permission", blames="client", action="to-client")
+        return replace(failure, verdict=replace(verdict, cooldown_s=None))
 
     async def key_changed(self, key: Key, verdict: Verdict, tried: Tried) -> bool:
         """After a refusal of the key: read its source once more, and only once. Unchanged, it is set aside."""
@@ -134,20 +156,6 @@ class Attempts:
             raise RequestError("UPSTREAM_ERROR", failure.verdict.message)
         await x.reply.whole(failure.status, failure.headers, failure.body)
 
-    async def count(self, key: Key, target: str, body: bytes) -> int | None:
-        """Google's own count; None if it cannot be had, then the estimate stands."""
-        try:
-            value = await self._keyring.value(key.id)
-            headers = [("content-type", "application/json"), ("x-goog-api-key", value.reveal())]
-            async with asyncio.timeout(COUNT_WITHIN):
-                answer = await self._upstream.send("POST", target, headers, body)
-                try:
-                    return wire.total_tokens(await answer.read()) if answer.status == 200 else None
-                finally:
-                    answer.close()
-        except (UpstreamError, KeySourceError, TimeoutError):
-            return None
-
     async def _send(
         self, x: Exchange, key: Key, model: str | None, reservation: Reservation | None = None
     ) -> tuple[Answer, str] | Failure:
@@ -155,10 +163,7 @@ class Attempts:
         try:
             value = await self._keyring.value(key.id)
         except KeySourceError as error:
-            # What may pass by itself is this instance's trouble: others may hold the value, and go on with the key.
-            rests = 0.0 if error.passing else UNREADABLE_KEY_RESTS
-            verdict = Verdict(UNREADABLE, "key", "next-key", rests, message=str(error))
-            return Failure(verdict, model or "", key, 0, (), b"", RequestError("NO_USABLE_KEY", str(error)))
+            return unreadable(model or "", key, error)
         if value not in self._guarded:
             self._guarded.add(value)
             guard(value.reveal())
@@ -167,7 +172,8 @@ class Attempts:
             reservation.sent = True
         x.record.sent += 1
         try:
-            return await self._upstream.send(x.method, target, headers, body), value.reveal()
+            sent = body if x.passing is None else x.passing
+            return await self._upstream.send(x.method, target, headers, sent), value.reveal()
         except UpstreamError as error:
             if reservation is not None and error.kind == "unreachable":
                 reservation.sent = False  # nothing reached Google: the slot is given back
@@ -188,6 +194,10 @@ class Attempts:
                     return self._judged(model, key, secret, answer.status, headers, first or b"")
                 await self._well(x, reservation)
                 x.record.ended = await pass_stream(x.reply, answer, headers, reader, first, settle, secret=secret)
+                return None
+            if wire.is_resource_call(x.call):
+                await self._well(x, reservation)
+                await self._resources.pass_on(x, answer, headers, key.project, settle, secret=secret)
                 return None
             streams = (x.call.verb or "").startswith("stream")  # in a form that is not read here: passed as it comes
             body, whole = (b"", False) if streams else await collect(answer)
@@ -233,20 +243,40 @@ class Attempts:
     ) -> Failure:
         if 200 <= status < 300 and not body:
             return self._broken(model, key, secret, UpstreamError("reset", "the stream ended before it began"))
-        headers, body = _inflated(headers, body)
-        # Before it is judged: a message is cut, and half a key would not be known as one. After: it is unescaped then.
-        body = without(body, [secret])
-        verdict = judge(status, body, now=self.pool.now())
-        verdict = replace(verdict, message=redact(verdict.message, [secret]))
-        return Failure(verdict, model, key, status, headers, redact(body))
+        verdict, headers, body = judged(status, headers, body, secret, self.pool.now())
+        return Failure(verdict, model, key, status, headers, body)
 
     def _broken(self, model: str, key: Key, secret: str, error: UpstreamError) -> Failure:
         said = redact(str(error), [secret])
         verdict = replace(judge(None, b"", now=self.pool.now()), message=said)
-        reason, setting = "UPSTREAM_UNREACHABLE", ""
-        if error.kind == "timeout":
-            reason, setting = "UPSTREAM_TIMEOUT", " (POLLUX_TIMEOUT)"
-        return Failure(verdict, model, key, 0, (), b"", RequestError(reason, f"Gemini did not answer: {said}{setting}"))
+        unsent = error.kind == "unreachable"
+        return Failure(verdict, model, key, 0, (), b"", unanswered(error, secret), unsent)
+
+
+def unreadable(model: str, key: Key, error: KeySourceError) -> Failure:
+    # What may pass by itself is this instance's trouble: others may hold the value, and go on with the key.
+    rests = 0.0 if error.passing else UNREADABLE_KEY_RESTS
+    verdict = Verdict(UNREADABLE, "key", "next-key", rests, message=str(error))
+    return Failure(verdict, model, key, 0, (), b"", RequestError("NO_USABLE_KEY", str(error)))
+
+
+def judged(
+    status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes, secret: str, now: float
+) -> tuple[Verdict, Sequence[tuple[bytes, bytes]], bytes]:
+    """What a refusal means, and its headers and body as a client may see them."""
+    headers, body = _inflated(headers, body)
+    # Before it is judged: a message is cut, and half a key would not be known as one. After: it is unescaped then.
+    body = without(body, [secret])
+    verdict = judge(status, body, now=now)
+    return replace(verdict, message=redact(verdict.message, [secret])), headers, redact(body)
+
+
+def unanswered(error: UpstreamError, secret: str) -> RequestError:
+    """What the client is told when no answer came."""
+    reason, setting = "UPSTREAM_UNREACHABLE", ""
+    if error.kind == "timeout":
+        reason, setting = "UPSTREAM_TIMEOUT", " (POLLUX_TIMEOUT)"
+    return RequestError(reason, f"Gemini did not answer: {redact(str(error), [secret])}{setting}")
 
 
 def _client_headers(answer: Answer, secret: str) -> list[tuple[bytes, bytes]]:

@@ -105,6 +105,10 @@ class Tokens:
             found = self._client(presented) or found
         return found
 
+    def knows(self, client: str) -> bool:
+        """Whether a client of that name has a valid token."""
+        return any(name == client for _, name in self._clients)
+
     def admin(self, headers: RawHeaders) -> bool:
         """Whether an admin token is presented, as Bearer."""
         found = False

@@ -97,6 +97,11 @@ def status_text(found: Mapping[str, Any]) -> str:
         f"window {found['window']}",
         f"requests: {pool['requests']} ({statuses}), {pool['under_way']} under way, {pool['waiting']} waiting",
     ]
+    if (known := found.get("resources")) and any(known.values()):
+        lines.append(
+            f"resources: {known['remembered']} remembered with their owners, {known['searches']} looked for, "
+            f"{known['commits']} commits"
+        )
     lines.append(_store(found["store"], pool["requests"]))
     if found["store"]["state"] != "ok":
         since = datetime.fromtimestamp(found["store"]["since"]).strftime("%H:%M:%S")
@@ -177,10 +182,16 @@ def request_text(found: Mapping[str, Any]) -> str:
         f"  waited {found['waited_ms']} ms, first byte after {found['first_byte_ms']} ms, total {found['total_ms']} ms",
         f"  tokens: {found['tokens_estimated']} estimated, {found['tokens']} reported",
     ]
+    if names := found.get("bound"):
+        owner = found["owner"]
+        held = f"only project {owner} could serve it, which owns" if owner else "no project is known to own"
+        lines.append(f"  {held} {', '.join(names)}")
     for number, attempt in enumerate(found["attempts"], 1):
-        where = f"{attempt['project']} (key {attempt['key']})" if attempt["project"] else "no project"
+        where = attempt["project"] or "no project"
+        where += f" (key {attempt['key']})" if attempt["key"] else ""
         detail = f": {attempt['detail']}" if attempt.get("detail") else ""
-        lines.append(f"  {number}. {attempt['model']} on {where}: {attempt['cause']}{detail}")
+        model = attempt["model"] or "a call without a model"
+        lines.append(f"  {number}. {model} on {where}: {attempt['cause']}{detail}")
     if found["reason"] or found["ended"]:
         lines.append(f"  ended: {found['reason'] or found['ended']}")
     return "\n".join(lines)

@@ -7,7 +7,7 @@ request does here (docs/performance.md).
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import cast
 
 import httptools
@@ -52,6 +52,10 @@ class Connection(asyncio.Protocol):
         """Its end is told by a length or by chunks, not by the end of the connection."""
         self._lost: UpstreamError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._full: asyncio.Future[None] | None = None
+        """Set while the upstream takes nothing more."""
+        self._cut = False
+        """Of the request's body not all was written: the connection is not used again."""
 
     # --- what asyncio tells --------------------------------------------------------------------------------------
 
@@ -76,6 +80,15 @@ class Connection(asyncio.Protocol):
             self._lost = UpstreamError("reset", f"the connection broke ({why})")
         self._transport = None
         self._wake()
+        self.resume_writing()
+
+    def pause_writing(self) -> None:
+        self._full = self._full or self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        full, self._full = self._full, None
+        if full is not None and not full.done():
+            full.set_result(None)
 
     # --- what the parser tells -----------------------------------------------------------------------------------
 
@@ -138,6 +151,54 @@ class Connection(asyncio.Protocol):
         if len(body) >= HIGH_WATER:
             self._transport.write(body)
 
+    async def pour(self, pieces: AsyncIterator[bytes], length: int | None) -> None:
+        """Write a body while it comes, no faster than the upstream takes it, until its end or until an answer begins.
+
+        Without a length it goes in chunks. What `pieces` raises is raised here; the connection must then be closed.
+        """
+        self._cut = True
+        pump = self._loop.create_task(self._pump(pieces, length))
+        pump.add_done_callback(lambda _: self._wake())
+        try:
+            while not (pump.done() or self._begun):
+                if self._lost is not None:
+                    raise self._lost
+                await self._arrival()  # the time allowed is not counted: so much can still be said by us
+        finally:
+            if not pump.done():
+                pump.cancel()
+                await asyncio.wait({pump})
+        trouble = None if pump.cancelled() else pump.exception()
+        if trouble is not None and not self._begun:  # what was answered says more than that a pipe broke
+            raise trouble
+        self._cut = pump.cancelled() or trouble is not None
+
+    async def _pump(self, pieces: AsyncIterator[bytes], length: int | None) -> None:
+        written = 0
+        async for piece in pieces:
+            written += len(piece)
+            if length is not None and written > length:  # what is too much would be read as the next request
+                break
+            self._write(piece if length is not None else b"%x\r\n%b\r\n" % (len(piece), piece))
+            if self._full is not None:
+                await self._room(self._full)
+        if length is None:
+            self._write(b"0\r\n\r\n")
+        elif written != length:
+            raise UpstreamError("reset", f"the body was to have {length} bytes, and {written} came")
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is None:
+            raise self._lost or UpstreamError("reset", "the connection is closed")
+        self._transport.write(data)
+
+    async def _room(self, full: asyncio.Future[None]) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                await asyncio.shield(full)
+        except TimeoutError:
+            raise UpstreamError("timeout", "the body was not taken within the time allowed") from None
+
     async def begun(self) -> None:
         while not self._begun:
             await self._more()
@@ -165,6 +226,7 @@ class Connection(asyncio.Protocol):
             and self._transport is not None
             and not self._transport.is_closing()
             and self._stays
+            and not self._cut
         )
 
     def close(self) -> None:
@@ -175,12 +237,17 @@ class Connection(asyncio.Protocol):
         """Until something comes. The time allowed is between two arrivals."""
         if self._lost is not None:
             raise self._lost
-        self._waiter = waiter = self._loop.create_future()
         timer = self._loop.call_later(self._timeout, self._too_late)
+        try:
+            await self._arrival()
+        finally:
+            timer.cancel()
+
+    async def _arrival(self) -> None:
+        self._waiter = waiter = self._loop.create_future()
         try:
             await waiter
         finally:
-            timer.cancel()
             self._waiter = None
 
     def _too_late(self) -> None:
@@ -196,11 +263,21 @@ class Connection(asyncio.Protocol):
             self._waiter.set_result(None)
 
 
-def head_of(method: str, target: str, host: str, headers: Sequence[tuple[str, str]], length: int | None) -> bytes:
+def head_of(
+    method: str,
+    target: str,
+    host: str,
+    headers: Sequence[tuple[str, str]],
+    length: int | None,
+    *,
+    chunked: bool = False,
+) -> bytes:
     """The request line and headers. A line feed in any of them would begin a header, or a request, of its own."""
     lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", *(f"{name}: {value}" for name, value in headers)]
     if length is not None:
         lines.append(f"Content-Length: {length}")
+    elif chunked:
+        lines.append("Transfer-Encoding: chunked")
     text = "\r\n".join(lines)
     if text.count("\n") != len(lines) - 1 or text.count("\r") != len(lines) - 1 or " " in target or "\0" in text:
         raise UpstreamError("unreachable", "the request has a line feed, a space or a null where none may be")

@@ -1,18 +1,22 @@
 """One request as the relay works on it: what came, what goes upstream for a given key and model, and its record."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pollux import wire
 from pollux.estimate import estimate
+from pollux.inbound import PassingBody
 from pollux.journal import Attempt, Record
-from pollux.keys import Secret
+from pollux.keys import Key, Secret
 from pollux.outbound import Reply
 from pollux.pool import Ask
 from pollux.windows import Want
 from pollux.wire import Call
+
+Readdress = Callable[[Sequence[tuple[bytes, bytes]], list[tuple[bytes, bytes]], Key, str], list[tuple[bytes, bytes]]]
+"""From an answer's headers and what may pass of them, with the key and its value: what the client gets."""
 
 OPENING = 1000
 """Characters of a conversation's opening by which it is known again."""
@@ -37,9 +41,30 @@ class Exchange:
     mode: str = "both"
     prefer_key: str | None = None
     sticky: int | None = None
+    passing: PassingBody | None = None
+    """The body in the place of `body`, if it is not held: it can be sent only once."""
+    readdress: Readdress | None = None
+    begins_upload: bool = False
+    own_base: Callable[[], str] = str
+    """This gateway's address as the client knows it."""
+    only: str | None = None
+    """The one project that can serve it: it owns what the request names."""
+    names: tuple[str, ...] = ()
+    """The resources that the request names."""
 
     def may_try(self, most: int) -> bool:
-        return self.record.sent < most
+        return self.record.sent < (most if self.passing is None or not self.passing.asked else 1)
+
+    @property
+    def harmless(self) -> bool:
+        """Sent twice it has no more effect than once: it only asks, or begins what nobody has to go on with."""
+        return self.method in ("GET", "HEAD") or self.call.kind == "count" or self.begins_upload
+
+    def exchange(self, readable: bytes) -> None:
+        """Another body in the place of the client's: its own but for some addresses."""
+        self.body = self.readable = readable
+        self.parsed = json.loads(readable)
+        self.headers = [(name, value) for name, value in self.headers if name != "content-encoding"]
 
     def noted(self, attempt: Attempt) -> None:
         self.record.attempts.append(attempt)
@@ -52,14 +77,14 @@ class Exchange:
         """What it takes of a quota, by estimate. A model that makes images makes one at least."""
         found = estimate(self.parsed, size=len(self.readable), verb=self.call.verb, generation=generation)
         want = Want(found.requests, found.tokens, max(found.images, kind == "image"))
-        return Ask(want, self.deadline, self.patient, self.sticky, self.prefer_key)
+        return Ask(want, self.deadline, self.patient, self.sticky, self.prefer_key, self.only)
 
     def outgoing(self, key: Secret, model: str | None) -> tuple[str, list[tuple[str, str]], bytes]:
         """Target, headers and body of an attempt: the client's own, but for the credential and, perhaps, the model."""
         call, body, headers = self.call, self.body, list(self.headers)
         path = call.path
         if model is not None and model != call.model:
-            if call.api == "native" or call.kind == "get-model":
+            if call.kind == "get-model" or (call.api == "native" and call.verb != wire.INTERACTION):
                 path = wire.path_for(call, model)
                 if path != call.path:  # the client's own was checked when it came
                     path = wire.gated(path)
@@ -74,7 +99,7 @@ class Exchange:
 
     def size_question(self, model: str) -> tuple[str, bytes] | None:
         """The countTokens call that tells this request's size; None where none fits."""
-        if self.call.kind != "generate" or self.parsed is None:
+        if self.call.kind != "generate" or self.call.verb == wire.INTERACTION or self.parsed is None:
             return None
         inner = dict(self.parsed) if self.call.api == "native" else _as_contents(self.parsed)
         if not inner:

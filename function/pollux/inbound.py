@@ -1,7 +1,7 @@
 """What a client sends, from ASGI: its body within the limits, and whether it is still there. `wire` reads it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 Scope = MutableMapping[str, Any]
@@ -57,6 +57,12 @@ def header(headers: RawHeaders, name: bytes) -> str | None:
     return None
 
 
+def body_length(headers: RawHeaders) -> int | None:
+    """What Content-Length says, if it says anything."""
+    declared = header(headers, b"content-length") or ""
+    return int(declared) if declared.isascii() and declared.isdigit() else None
+
+
 def head_size(scope: Scope) -> int:
     """The bytes of a request's line and headers, nearly."""
     size = len(scope.get("raw_path") or scope["path"]) + len(scope.get("query_string", b""))
@@ -93,8 +99,7 @@ async def read_body(headers: RawHeaders, receive: Receive, limit: int, memory: B
 
     What is held is released by the caller: it holds exactly len(body) when this returns, nothing when it raises.
     """
-    declared = header(headers, b"content-length") or ""
-    expected = int(declared) if declared.isascii() and declared.isdigit() else 0
+    expected = body_length(headers) or 0
     if expected > limit:
         raise _too_large(limit)
     memory.hold(expected)
@@ -122,7 +127,7 @@ async def read_body(headers: RawHeaders, receive: Receive, limit: int, memory: B
         if not stall.passed:
             raise
         uncancel()
-        raise RequestError("BODY_STALLED", f"{size} bytes of the body came, then none for a minute") from None
+        raise _stalled(size) from None
     except BaseException:
         memory.release(held)
         raise
@@ -132,11 +137,47 @@ async def read_body(headers: RawHeaders, receive: Receive, limit: int, memory: B
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
+class PassingBody:
+    """A body that is not held: its pieces as the client sends them, each when it is asked for.
+
+    `length` is None if the client did not announce it. Raises like `read_body`.
+    """
+
+    def __init__(self, headers: RawHeaders, receive: Receive, ended: Callable[[], None]) -> None:
+        self.length = body_length(headers)
+        if self.length is None and header(headers, b"transfer-encoding") is None:
+            self.length = 0
+        self.asked = False
+        self.passed = 0
+        self._receive = receive
+        self._ended = ended
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        more = self.asked = True
+        while more:
+            try:
+                async with asyncio.timeout(STALLED_AFTER):
+                    message = await self._receive()
+            except TimeoutError:
+                raise _stalled(self.passed) from None
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            more = message.get("more_body", False)
+            if piece := message.get("body", b""):
+                self.passed += len(piece)
+                yield piece
+        self._ended()
+
+
 def uncancel() -> None:
     """The current task goes on: it was cancelled to be told something, and was told."""
     task = asyncio.current_task()
     if task is not None:
         task.uncancel()
+
+
+def _stalled(size: int) -> RequestError:
+    return RequestError("BODY_STALLED", f"{size} bytes of the body came, then none for a minute")
 
 
 def _too_large(limit: int) -> RequestError:
@@ -146,15 +187,16 @@ def _too_large(limit: int) -> RequestError:
 class Watch:
     """Cancels the current task when the client leaves. Quick requests never pay: it looks only after a moment."""
 
-    def __init__(self, receive: Receive, after: float = WATCH_AFTER) -> None:
+    def __init__(self, receive: Receive, after: float | None = WATCH_AFTER) -> None:
+        """`after` None: only once it is told to `begin`, since somebody else still reads the body."""
         self.gone = False
         self._receive = receive
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
         self._listener: asyncio.Task[None] | None = None
-        self._timer = self._loop.call_later(after, self._begin)
+        self._timer = None if after is None else self._loop.call_later(after, self.begin)
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         self._listener = self._loop.create_task(self._listen())
 
     async def _listen(self) -> None:
@@ -166,6 +208,7 @@ class Watch:
             self._task.cancel()
 
     def stop(self) -> None:
-        self._timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         if self._listener is not None:
             self._listener.cancel()

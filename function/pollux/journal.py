@@ -47,6 +47,10 @@ class Record:
     used: str = ""
     key: str = ""
     project: str = ""
+    owner: str = ""
+    """The project that alone could serve it: it owns what the request names."""
+    bound: tuple[str, ...] = ()
+    """The resources that the request names."""
     attempts: list[Attempt] = field(default_factory=list)
     sent: int = 0
     """How often something went upstream for it."""
@@ -71,6 +75,7 @@ class Record:
             "model_used": self.used,
             "key": self.key,
             "project": self.project,
+            **({"owner": self.owner, "bound": list(self.bound)} if self.bound else {}),
             "attempts": [attempt.as_json() for attempt in self.attempts],
             "waited_ms": round(self.waited * 1000),
             "store_ms": round(self.store.seconds * 1000, 1),

@@ -152,7 +152,7 @@ async def pass_on(
     try:
         data = first or await answer.chunk()
         while data:
-            tail = (tail + data)[-TAIL:]
+            tail = data[-TAIL:] if len(data) >= TAIL else (tail + data)[-TAIL:]
             if missing is not None and (missing := missing - len(data)) <= 0:
                 break
             await reply.chunk(screen.through(data))

@@ -193,14 +193,15 @@ class Pool:
         found = await self._choose(model, ask, Tried())
         return found if isinstance(found, Full) else None
 
-    async def pick(self, model: str | None, tried: Tried) -> Key | None:
-        """A healthy key for a call that takes no quota; the one used least recently."""
+    async def pick(self, model: str | None, tried: Tried, only: str | None = None) -> Key | None:
+        """A healthy key for a call that takes no quota; the one used least recently. `only`: of that project."""
         await self.roster.ready()
         used = self.roster.key_used
         able, _ = self.roster.candidates(model or "", tried.projects, tried.keys, self.now())
-        if not able:
+        keys = [key for project, key in able if only is None or project.name == only]
+        if not keys:
             return None
-        key = min((key for _, key in able), key=lambda key: used.get(key.id, 0))
+        key = min(keys, key=lambda key: used.get(key.id, 0))
         used[key.id] = next(self._uses)
         return key
 

@@ -32,6 +32,7 @@ WORDS = {
     "store-down": "the store does not answer, and the share that is safe without it is used up",
     "paused": "all projects were refused at once, so that the whole pool rests",
 }
+NAMED_MOST = 5
 SPENT = frozenset({"rpd", "tpd"})
 KEYLESS = frozenset(
     {
@@ -108,10 +109,22 @@ def _counted(causes: Mapping[str, str]) -> str:
     return "; ".join(f"{n} project{'s' * (n > 1)}: {WORDS.get(cause, cause)}" for cause, n in counts.most_common())
 
 
-def busy(attempts: int) -> RequestError:
+def of_owner(error: RequestError, owner: str | None, names: Collection[str]) -> RequestError:
+    """The same, where only one project may serve the request: others would have had room."""
+    if owner is None:
+        return error
+    said = f"{error.message}; only project {owner} can serve the request"
+    shown = sorted(names)[:NAMED_MOST]
+    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    said += f", which owns {', '.join(shown)}{more}" if shown else ""
+    return RequestError(error.reason, said, retry_after=error.retry_after)
+
+
+def busy(attempts: int, owner: str | None = None) -> RequestError:
     """The attempts are used up, though another project may have room."""
     were = "1 attempt was" if attempts == 1 else f"{attempts} attempts were"
-    message = f"{were} refused (POLLUX_MAX_ATTEMPTS); another project may serve the next one"
+    then = "another project may serve the next one" if owner is None else f"only project {owner} can serve it"
+    message = f"{were} refused (POLLUX_MAX_ATTEMPTS); {then}"
     return RequestError("QUOTA_BUSY", message, retry_after=1.0)
 
 

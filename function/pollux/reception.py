@@ -5,16 +5,20 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from pollux import log as logs
 from pollux import wire
-from pollux.auth import TokenError, TokenSource
+from pollux.address import own_base
+from pollux.auth import TokenSource
+from pollux.callers import Callers
 from pollux.exchange import Exchange, conversation
 from pollux.inbound import (
     HEAD_MOST,
     BodyMemory,
     ClientGoneError,
+    PassingBody,
     Receive,
     RequestError,
     Scope,
@@ -26,19 +30,19 @@ from pollux.inbound import (
     uncancel,
 )
 from pollux.journal import Journal, Record
-from pollux.keys import KeySourceError
 from pollux.outbound import BrokenAnswerError, Reply, api_of
 from pollux.pool import StoppingError
 from pollux.relay import Relay
-from pollux.settings import Settings
+from pollux.settings import Settings, in_cloud
 from pollux.store import StoreError, StoreUnavailableError
+from pollux.uploads import Uploads, is_large
 from pollux.wire import Call
 from pollux.wire.error import WireError
 
 log = logging.getLogger("pollux.request")
 
 READ_KINDS = frozenset({"generate", "embed", "predict", "count"})
-"""Calls whose bodies are read, for the model or for their size. All others travel unseen."""
+"""Calls whose bodies are read, for the model or for their size. Of the others only those that may name a resource."""
 SERVER_TIMEOUT_MARGIN = 10.0
 VALUES_MOST = 500_000
 """Brackets and commas of a body that is read here: a few kilobytes can inflate to millions of tiny values."""
@@ -60,10 +64,13 @@ IN_CLOUD = Patience(2.0, 7.0, 8)
 
 
 class Reception:
-    def __init__(self, settings: Settings, tokens: TokenSource, relay: Relay, journal: Journal) -> None:
+    def __init__(
+        self, settings: Settings, tokens: TokenSource, relay: Relay, uploads: Uploads, journal: Journal
+    ) -> None:
         self._settings = settings
-        self._tokens = tokens
+        self.callers = Callers(tokens, relay.pool.roster.keyring, relay.pool.now)
         self._relay = relay
+        self._uploads = uploads
         self._journal = journal
         self._memory = BodyMemory(settings.body_memory)
         self._running: dict[asyncio.Task[None], Reply] = {}
@@ -130,23 +137,48 @@ class Reception:
         record.api, record.what = call.api, call.verb or call.kind
         if scope["method"] == "GET" and (header(headers, b"upgrade") or "").lower() == "websocket":
             raise RequestError("NO_LIVE_API", "the Live API is not served here: call it at Google itself")
-        record.client = await self._client(headers, query)
+        upload = wire.read_upload(scope["method"], call, headers)
+        if upload is not None:
+            record.what = f"upload-{upload.what}"
+        if upload is not None and upload.form == "session":
+            session, value = await self.callers.uploader(upload.token, headers, query)
+            record.client = session.client
+            self._crowded()
+            await self._uploads.go_on(scope, receive, call, session, value, reply, record)
+            return
+        record.client = await self.callers.client(headers, query)
         if call.kind == "guarded" and call.guard not in self._settings.allow_paths:
             raise RequestError(
                 "FORBIDDEN_PATH",
                 f"{call.guard} is closed here: it would hand out or bypass what this gateway guards; "
                 "its owner may name it in POLLUX_ALLOW_PATHS",
             )
-        if self._journal.under_way > self._settings.max_concurrent:
-            most = self._settings.max_concurrent
-            raise RequestError(
-                "OVERLOADED_GATEWAY", f"{most} requests are under way already (POLLUX_MAX_CONCURRENT)", retry_after=1.0
-            )
-        body = await read_body(headers, receive, self._settings.max_body, self._memory)
-        watch = Watch(receive)
+        self._crowded()
+        await self._take_in(scope, receive, call, upload, reply, record)
+
+    async def _take_in(
+        self, scope: Scope, receive: Receive, call: Call, upload: wire.Upload | None, reply: Reply, record: Record
+    ) -> None:
+        """Its body, and then its life, which ends if the client leaves."""
+        headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
+        passing = None
+        if upload is not None and upload.form == "once" and is_large(headers, self._settings.max_body):
+            watch = Watch(receive, None)
+            body, passing = b"", PassingBody(headers, receive, watch.begin)
+        else:
+            body = await read_body(headers, receive, self._settings.max_body, self._memory)
+            watch = Watch(receive)
         held = len(body)
         try:
             x = self._read(scope["method"], call, headers, body, reply, record)
+            x.own_base = partial(own_base, scope, self._settings.public_url, proxied=in_cloud())
+            if wire.is_resource_call(call):
+                x.own_base()  # a Host that is none is refused before anything is made
+            if upload is not None:
+                x.readdress = self._uploads.readdress(scope, call, record.client)
+                x.begins_upload = upload.form == "start"
+            if passing is not None:
+                x.passing, x.headers = passing, wire.upstream_headers(headers, content=True)
             self._memory.hold(len(x.readable) - held)  # what it was inflated to
             held = len(x.readable)
             await self._relay.run(x)
@@ -159,23 +191,12 @@ class Reception:
             watch.stop()
             self._memory.release(held)
 
-    async def _client(self, headers: Sequence[tuple[bytes, bytes]], query: bytes) -> str:
-        unreadable = RequestError("TOKENS_UNREADABLE", "the client tokens cannot be read at the moment", retry_after=5)
-        try:
-            tokens = await self._tokens.tokens()
-        except (TokenError, KeySourceError) as error:
-            log.error("no client can be known: %s", error)
-            raise unreadable from None
-        client = tokens.check(headers, query)
-        if client is not None:
-            return client
-        if not tokens.complete:
-            raise unreadable
-        raise RequestError(
-            "NO_TOKEN",
-            "this gateway needs a client token of its own, as x-goog-api-key or Authorization: Bearer; none "
-            "that it knows was sent",
-        )
+    def _crowded(self) -> None:
+        if self._journal.under_way > self._settings.max_concurrent:
+            most = self._settings.max_concurrent
+            raise RequestError(
+                "OVERLOADED_GATEWAY", f"{most} requests are under way already (POLLUX_MAX_CONCURRENT)", retry_after=1.0
+            )
 
     def _read(
         self,
@@ -187,10 +208,11 @@ class Reception:
         record: Record,
     ) -> Exchange:
         readable, parsed, stream = body, None, call.stream
-        if call.kind in READ_KINDS:
+        if call.kind in READ_KINDS or (call.kind == "other" and _may_name(call, headers, body)):
             readable, parsed = self._parsed(call, headers, body)
-        if call.api == "openai" and parsed is not None:
+        if parsed is not None:
             call = wire.with_body(call, parsed)
+            record.what = call.verb if call.verb == wire.INTERACTION else record.what
             stream = call.stream
         record.asked = call.model or ""
         own, server = wire.client_deadline(headers)
@@ -225,11 +247,11 @@ class Reception:
         try:
             readable = wire.inflate(body, header(headers, b"content-encoding"), self._settings.max_body)
         except WireError as error:
-            if error.status == 415 and call.api == "native":
+            if call.kind not in READ_KINDS or (error.status == 415 and call.api == "native"):
                 return body, None
             raise
         if sum(map(readable.count, (b"[", b"{", b","))) > VALUES_MOST:
-            if call.api == "openai":
+            if call.api == "openai" and call.kind in READ_KINDS:
                 raise RequestError("BODY_TOO_LARGE", f"the body has more than {VALUES_MOST} values: too many to read")
             return readable, None
         try:
@@ -237,6 +259,11 @@ class Reception:
         except (ValueError, RecursionError):
             parsed = None
         return readable, parsed if isinstance(parsed, dict) else None
+
+
+def _may_name(call: Call, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
+    """A compressed body does not show what is in it."""
+    return bool(body) and (wire.may_name(body, call) or header(headers, b"content-encoding") is not None)
 
 
 async def _tell(reply: Reply, error: RequestError | WireError) -> None:

@@ -37,6 +37,7 @@ _RULES = tuple(
         ("key%3d", rf"(?i)({_BORDER}key%3d){_VALUE}", rf"\1{MARK}"),
         ("token=", rf"(?i)({_BORDER}(?:access_)?token=){_VALUE}", rf"\1{MARK}"),
         ("token%3d", rf"(?i)({_BORDER}(?:access_)?token%3d){_VALUE}", rf"\1{MARK}"),
+        ("upload_id", rf"(?i)(upload_id(?:=|%3d)){_VALUE}", rf"\1{MARK}"),
         ("project", r"(?i)(projects?(?:[_ ]number)?[/=:# ]{1,3})\d{6,}", rf"\1{MARK}"),
     )
 )
@@ -94,7 +95,7 @@ class Screen:
 
     def through(self, data: bytes) -> bytes:
         secret, gone = self._secret, len(self._passed)
-        if not secret:
+        if not secret or self._is_free(data):
             return data
         text = self._passed + self._held + data
         if secret in text:
@@ -105,6 +106,16 @@ class Screen:
         cut = len(text) if end < 0 else max(end, gone)
         self._passed, self._held = text[max(0, cut - GLIMPSE + 1) : cut], text[cut:]
         return text[gone:cut]
+
+    def _is_free(self, data: bytes) -> bool:
+        """A long piece that surely holds none of it: then it is not copied."""
+        secret = self._secret
+        if self._held or len(data) <= len(secret) + GLIMPSE or secret in data:
+            return False
+        if secret in self._passed + data[: len(secret)] or self._begins(data) >= 0:
+            return False
+        self._passed = data[1 - GLIMPSE :]
+        return True
 
     def _begins(self, text: bytes) -> int:
         """Where the text ends with a beginning of the secret, else -1."""

@@ -9,11 +9,16 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
-from pollux import reasons, uncounted
+from pollux import reasons, uncounted, wire
+from pollux.affinity import Affinity
 from pollux.attempts import Attempts, Failure
 from pollux.exchange import Exchange
 from pollux.journal import Attempt
-from pollux.pool import Ask, Full, Pool, Tried
+from pollux.listing import Listing, is_list
+from pollux.owners import Owners
+from pollux.pool import Ask, Full, Pool, Reservation, Tried
+from pollux.questions import Questions
+from pollux.resources import Resources
 from pollux.upstream import Upstream
 from pollux.windows import MINUTE_LIMITS
 
@@ -29,26 +34,34 @@ class Relay:
         self,
         pool: Pool,
         upstream: Upstream,
+        affinity: Affinity,
         *,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.pool = pool
-        self._attempts = Attempts(pool, upstream)
+        self._attempts = Attempts(pool, upstream, Resources(affinity, pool.settings.upstream))
+        self._questions = Questions(self._attempts, upstream)
+        self.owners = Owners(pool, affinity, self._questions)
+        self._listing = Listing(self._attempts, self._questions, self.owners, affinity)
         self._settings = pool.settings
         self._catalog = pool.roster.catalog
         self._sleep = sleep
         self._jitter = jitter
 
     async def run(self, x: Exchange) -> None:
-        if x.call.counted and x.call.model:
+        await self.owners.place(x)
+        if is_list(x.method, x.call):
+            await self._listing.run(x)
+        elif x.call.counted and x.call.model:
             await self._counted(x)
         else:
-            await uncounted.run(x, self._attempts)
+            await uncounted.run(x, self._attempts, self._sleep)
 
     async def _counted(self, x: Exchange) -> None:
         chain = self._catalog.chain(x.call.model or "", x.mode)
-        chain = chain if x.fallback else chain[:1]
+        cached = any(name.startswith("cachedContents/") for name in x.names)  # made for one model
+        chain = chain if x.fallback and not cached else chain[:1]
         ask = x.ask(self._catalog.generation(chain[0]), self._catalog.kind(chain[0]))
         ask = await self._sized(x, chain[0], ask)
         x.record.estimated = ask.want.tokens
@@ -97,6 +110,8 @@ class Relay:
                 case "next-key":
                     if await self._attempts.key_changed(found.key, failure.verdict, tried):
                         tried.keys.discard(found.key.id)
+                case "next-project" if x.only is not None and self._rests(found):
+                    tried.keys.discard(found.key.id)  # nobody else may serve it: the end of that rest is waited for
                 case "next-project":
                     tried.projects.add(found.quota.project)
                     if not set(MINUTE_LIMITS).isdisjoint(failure.verdict.learned):
@@ -104,19 +119,25 @@ class Relay:
                     final = x.record.sent + 1 == self._settings.max_attempts
                     if final and not last and failure.verdict.cause in FOR_LONG:
                         return False  # more projects than attempts: the last one is for a model that may be there
+                case "retry" if wire.is_resource_call(x.call) and not failure.unsent:
+                    await self._attempts.give(x, failure)  # it may have made something: another would be a second one
+                    return True
                 case "retry":
                     hung = sum(isinstance(f, Failure) and f.timed_out for f in failures)
                     if hung > 1 or (hung and self.pool.now() > x.deadline):
                         await self._attempts.give(x, failure)  # each took as long as it may: nobody waits for a third
                         return True
-                    tried.projects.add(found.quota.project)
+                    if x.only is None:
+                        tried.projects.add(found.quota.project)
+                    else:
+                        tried.keys.discard(found.key.id)
                     troubles += 1
                     if troubles > MOST_TROUBLES or self.pool.now() > x.deadline:
                         return False
                     await self._sleep(BACKOFF * 2 ** (troubles - 1) * (0.5 + self._jitter()))
-                case "same-project" if (owner := self.pool.served_by(x.sticky)) not in (None, found.quota.project):
-                    ask = replace(ask, only=owner)
-                    tried.projects.discard(owner or "")
+                case "same-project" if x.only is None and (server := self._elsewhere(x, found)) is not None:
+                    ask = replace(ask, only=server)
+                    tried.projects.discard(server)
                 case _:
                     # The refusal of a model that the client never asked for is not its business.
                     if any(earlier.model != model for earlier in failures):
@@ -124,6 +145,18 @@ class Relay:
                     await self._attempts.give(x, failure)
                     return True
         return False
+
+    def _elsewhere(self, x: Exchange, found: Reservation) -> str | None:
+        """Another project that served this conversation last."""
+        server = self.pool.served_by(x.sticky)
+        return None if server == found.quota.project else server
+
+    def _rests(self, found: Reservation) -> bool:
+        """What refused will not be asked again before its rest ends."""
+        now, owned = self.pool.now(), found.quota
+        cooling = owned.ledger.value.cooldown
+        rests = cooling is not None and cooling.until > now
+        return rests or self.pool.roster.is_aside(owned.project, found.model, found.key.id, now)
 
     async def _refuse(self, x: Exchange, model: str, ask: Ask, failures: Sequence[Failure | Full]) -> None:
         """Nothing is left: the first refusal that says something is the client's."""
@@ -134,12 +167,16 @@ class Relay:
                 await self._attempts.give(x, failure)
                 return
         full = next((f for f in reversed(failures) if isinstance(f, Full) and f.model == model), None)
-        if full is None or len(full.refusals) < len(self.pool.roster.projects):
-            full = await self.pool.look(model, ask)
+        roster = self.pool.roster
+        if full is None or len(full.refusals) < (1 if x.only else len(roster.projects)):
+            full = await self.pool.look(model, replace(ask, only=x.only))
         if full is None:
-            raise reasons.busy(x.record.sent)
-        limits = self.pool.roster.limits_of_all(model)
-        raise reasons.problem(model, full.refusals, self.pool.now(), want=ask.want, limits=limits)
+            raise reasons.busy(x.record.sent, x.only)
+        limits = [
+            roster.limits(project, model) for project in roster.projects.values() if x.only in (None, project.name)
+        ]
+        problem = reasons.problem(model, full.refusals, self.pool.now(), want=ask.want, limits=limits)
+        raise reasons.of_owner(problem, x.only, x.names)
 
     async def _sized(self, x: Exchange, model: str, ask: Ask) -> Ask:
         """Large wants are counted by Google (free) before they are booked."""
@@ -147,8 +184,8 @@ class Relay:
         question = x.size_question(model) if limit and ask.want.tokens * 4 > limit else None
         if question is None:
             return ask
-        key = await self.pool.pick(model, Tried())
-        tokens = None if key is None else await self._attempts.count(key, *question)
+        key = await self.pool.pick(model, Tried(), x.only)
+        tokens = None if key is None else await self._questions.count(key, *question)
         return ask if tokens is None else replace(ask, want=ask.want._replace(tokens=tokens))
 
 

@@ -152,6 +152,12 @@ class Settings:
     )
     admin_token: str = _setting("", str.strip, "The token of /admin.", secret=True, shown="made on the first local run")
     upstream: str = _setting("https://generativelanguage.googleapis.com", base_url, "The Gemini API's base URL.")
+    public_url: str = _setting(
+        "",
+        lambda t: base_url(t) if t else "",
+        "This gateway's base URL as clients know it, for addresses in answers; with the path that it is mounted under.",
+        shown="what the request says",
+    )
     catalog: str = _setting("", str, "A catalog file of your own; its entries replace those of the built-in one.")
     strategy: str = _setting(
         "earliest",

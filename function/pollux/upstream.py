@@ -4,13 +4,13 @@ import asyncio
 import ssl
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 from urllib.parse import urlsplit
 
 from pollux.connection import Connection, UpstreamError, head_of
 
-__all__ = ["Answer", "HttpUpstream", "Upstream", "UpstreamError"]
+__all__ = ["Answer", "HttpUpstream", "Streamed", "Upstream", "UpstreamError"]
 
 IDLE_MOST = 30.0
 """Google closes an idle connection later than that; one that it closes just as it is used costs an attempt."""
@@ -38,9 +38,23 @@ class Answer(Protocol):
         """Stop reading: the connection is closed unless the answer was read to its end."""
 
 
+class Streamed(Protocol):
+    """A body that is not held: it is read once, as fast as the upstream takes it."""
+
+    @property
+    def length(self) -> int | None:
+        """Content-Length, if it is known."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+
 class Upstream(Protocol):
-    async def send(self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes) -> Answer:
-        """`target` is the raw path and query. Raises UpstreamError when no answer begins."""
+    async def send(
+        self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes | Streamed
+    ) -> Answer:
+        """`target` is the raw path and query. Raises UpstreamError when no answer begins, and what a body raises that
+        is streamed. An answer may begin before such a body has ended: the rest of it is not asked for then.
+        """
 
     async def close(self) -> None: ...
 
@@ -93,15 +107,23 @@ class HttpUpstream:
         self._connect_timeout = connect_timeout
         self._idle: deque[Connection] = deque()
 
-    async def send(self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes) -> Answer:
+    async def send(
+        self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes | Streamed
+    ) -> Answer:
         # Scheme and host are fixed and the path is appended as text, never joined: `//elsewhere/…` stays a path.
         if not target.startswith("/"):
             raise UpstreamError("unreachable", "the target does not begin with a slash")
-        length = len(body) if body or method in WITH_BODY else None
-        head = head_of(method, self._prefix + target, self._named, headers, length)
+        whole = body if isinstance(body, bytes) else b""
+        streamed = None if isinstance(body, bytes) else body
+        length = (len(whole) if whole or method in WITH_BODY else None) if streamed is None else streamed.length
+        head = head_of(
+            method, self._prefix + target, self._named, headers, length, chunked=streamed is not None and length is None
+        )
         connection = self._reused() or await self._connected()
         try:
-            connection.request(head, body, head_only=method == "HEAD")
+            connection.request(head, whole, head_only=method == "HEAD")
+            if streamed is not None:
+                await connection.pour(aiter(streamed), streamed.length)
             await connection.begun()
         except BaseException:
             connection.close()

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import re
 import socket
 import sys
 import threading
@@ -16,6 +17,7 @@ from pollux.simulator.faults import KINDS, Fault, FaultError, from_text
 from pollux.simulator.models import MODELS
 from pollux.simulator.quota import KINDS as ENFORCEMENT
 from pollux.simulator.quota import Enforcer, Refusal, Use
+from pollux.simulator.service import Owning
 
 if TYPE_CHECKING:
     import uvicorn
@@ -25,6 +27,7 @@ __all__ = [
     "Enforcer",
     "Fault",
     "FaultError",
+    "Owning",
     "Refusal",
     "Simulator",
     "Use",
@@ -160,8 +163,15 @@ def _several(text: str) -> int:
     return value
 
 
+def _address(text: str) -> str:
+    if not re.fullmatch(r"(https?://[^/\s]+/?)?", text):
+        raise ValueError
+    return text
+
+
 # argparse says "invalid NAME value": the names are what the user shall read.
 _limit.__name__, _seconds.__name__, _several.__name__ = "limit (a whole number or off)", "seconds", "count"
+_address.__name__ = "scheme and host"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -180,6 +190,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--latency", type=_seconds, default=0.0, metavar="S", help="seconds before each answer")
     parser.add_argument("--chunks", type=_several, default=4, help="chunks of a stream (%(default)s)")
     parser.add_argument("--chunk-delay", type=_seconds, default=0.0, metavar="S", help="seconds between two chunks")
+    parser.add_argument(
+        "--processing", type=_seconds, default=0.0, metavar="S", help="seconds until an uploaded file is active"
+    )
+    parser.add_argument(
+        "--working", type=_seconds, default=0.0, metavar="S", help="seconds until a batch or another operation is done"
+    )
+    parser.add_argument(
+        "--base", type=_address, default="", metavar="URL", help="scheme and host that URIs in answers begin with"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of what is random (%(default)s)")
     parser.add_argument(
         "--fault",
@@ -207,6 +226,7 @@ def run(options: argparse.Namespace) -> int:
         count_refused=options.count_refused,
         keep=1000,
         keep_bodies=False,
+        owning=Owning(processing=options.processing, working=options.working, base=options.base),
     )
     simulator.faults += options.fault
     try:

@@ -10,13 +10,16 @@ from typing import Any
 
 from pollux.simulator import answers
 from pollux.simulator.control import control
-from pollux.simulator.errors import TIERS, ApiError, bad_request, error, quota_error
+from pollux.simulator.errors import TIERS, ApiError, error
 from pollux.simulator.exchange import Call, Clock, Exchange, GoneError, Receive, Scope, Send, Sleep
 from pollux.simulator.faults import BROKEN, Fault
-from pollux.simulator.models import MODELS, describe, describe_openai, makes_images, methods
+from pollux.simulator.generation import Generation
+from pollux.simulator.models import MODELS
 from pollux.simulator.quota import Enforcer, Limits
-from pollux.simulator.request import Request, find_credentials, find_key, read_request
-from pollux.simulator.streams import JSON, Stream, break_stream, frame
+from pollux.simulator.receiving import receive_upload
+from pollux.simulator.request import STARTS, Media, Request, find_credentials, find_key, is_upload, read_request
+from pollux.simulator.service import Owning, Service
+from pollux.simulator.streams import JSON, Reply, Stream, break_stream, frame
 
 _TIER_HEADER = [(b"x-gemini-service-tier", b"standard")]
 _ALLOW = [(b"allow", b"GET, HEAD, POST, OPTIONS")]
@@ -28,6 +31,7 @@ class Simulator:
     keys: key value -> project, or (id, project, value) of each. limits: see Enforcer; its models are buckets.
     models: model -> bucket, or names. tiers: one for all, or project -> tier; it names the quotas in 429s.
     latency, chunk_delay: seconds before an answer and between chunks. keep: how many calls are remembered.
+    owning: how long what projects own takes, and where its URIs point.
 
     `faults` may be appended to at any time; `calls` has what was seen; `enforcer` has the counts.
     """
@@ -50,22 +54,22 @@ class Simulator:
         count_refused: bool = False,
         keep: int = 10_000,
         keep_bodies: bool = True,
+        owning: Owning | None = None,
     ) -> None:
         if isinstance(keys, Mapping):
             keys = [(f"key-{i}", project, value) for i, (value, project) in enumerate(keys.items(), 1)]
-        self._keys = {value: (key, project) for key, project, value in keys}
+        self.keys = {value: (key, project) for key, project, value in keys}
         self.models = dict(models) if isinstance(models, Mapping) else {name: name for name in models}
-        self._tiers = tiers
         if unknown := {*([tiers] if isinstance(tiers, str) else tiers.values())} - {*TIERS}:
             raise ValueError(f"no such tier: {', '.join(sorted(unknown))}; expected {', '.join(TIERS)}")
         self.enforcer = Enforcer(kind, limits, day=day, count_refused=count_refused)
         self.clock = clock
         self.latency = latency
         self.chunk_delay = chunk_delay
-        self.chunks = chunks
+        self.service = Service(clock, self.models, seed, owning)
+        self.generation = Generation(self.models, self.enforcer, self.service, clock, chunks, tiers)
         self._sleep = sleep
         self._rng = Random(seed)
-        self._serial = 0
         self._keep_bodies = keep_bodies
         self.faults: list[Fault] = []
         self.calls: deque[Call] = deque(maxlen=keep)
@@ -101,47 +105,62 @@ class Simulator:
         call = exchange.call
         recorded = self.calls.maxlen != 0
         self.calls.append(call)
-        body = await exchange.read(digest=recorded, keep=recorded and self._keep_bodies)
+        upload = is_upload(call.method, exchange.path)
+        body = b"" if upload else await exchange.read(digest=recorded, keep=recorded and self._keep_bodies)
         try:
             if call.method == "OPTIONS":
                 await exchange.answer(200, b"", b"", _ALLOW)
                 return
-            encoding = (call.header("content-encoding") or "").strip().lower()
-            request = read_request(call.method, exchange.path, call.query, body, encoding)
-            call.verb, call.model, call.stream = request.verb, request.model, request.stream
             try:
-                answer, fault = self._decide(call, request)
+                answer, fault = await receive_upload(self, exchange) if upload else self._decide(exchange, body)
             except ApiError as trouble:
-                kind, data = trouble.encode(array=request.as_array)
-                await exchange.answer(trouble.status, kind, data)
+                kind, data = trouble.encode(array=exchange.as_array)
+                await exchange.answer(trouble.status, kind, data, trouble.headers)
                 return
             await self._deliver(exchange, answer, fault)
         finally:
             self.statuses[str(call.status) if call.status else "no answer"] += 1
 
-    def _decide(self, call: Call, request: Request) -> tuple[bytes | Stream, Fault | None]:
-        """The answer, as bytes or as a stream, and what goes wrong in sending it. Raises ApiError."""
-        value = find_key(find_credentials(call.headers, request.query, request.api), self._keys, request)
-        call.key, call.project = key, project = self._keys[value]
-        if fault := self._fault(call, request, key, project, broken=False):
-            case = request.case(key=value, bucket=self._bucket(request.model), tier=self._tier(project))
-            case.limit, case.retry_s = fault.limit, fault.retry_s
-            raise error(fault.kind, case)
+    def _decide(self, exchange: Exchange, body: bytes) -> tuple[Reply | Stream, Fault | None]:
+        """The answer, whole or as a stream, and what goes wrong in sending it. Raises ApiError."""
+        call = exchange.call
+        encoding = (call.header("content-encoding") or "").strip().lower()
+        request = read_request(call.method, exchange.path, call.query, body, encoding)
+        exchange.note(request)
+        value = self.find_key(call, request)
+        call.key, call.project = self.keys[value]
+        self.refuse(call, request, value)
         if request.trouble is not None:
             raise request.trouble
-        answer = self._answer(call, request, project)
-        fault = self._fault(call, request, key, project, broken=True)
+        answer = self._answer(exchange, request)
+        fault = self.fault(call, request, broken=True)
+        if isinstance(answer, Media):
+            return Reply(answer.data, kind=answer.kind.encode("latin-1", "replace")), fault
         if not isinstance(answer, list):
-            return answers.encode(answer), fault
+            return Reply(answers.encode(answer), _TIER_HEADER), fault
         if fault is None:
             return frame(answer, api=request.api, form=request.stream), None
         return break_stream(answer, fault, self._rng, api=request.api, form=request.stream), fault
 
-    def _fault(self, call: Call, request: Request, key: str, project: str, *, broken: bool) -> Fault | None:
+    def find_key(self, call: Call, request: Request) -> str:
+        """The value of the one key that was sent. Raises ApiError."""
+        return find_key(find_credentials(call.headers, request.query, request.api), self.keys, request)
+
+    def refuse(self, call: Call, request: Request, value: str) -> None:
+        """Raises ApiError where a fault wants an error. `value`: of the key."""
+        if fault := self.fault(call, request, broken=False):
+            bucket, tier = self.generation.bucket(request.model), self.generation.tier(call.project or "")
+            case = request.case(key=value, bucket=bucket, tier=tier)
+            case.limit, case.retry_s = fault.limit, fault.retry_s
+            trouble = error(fault.kind, case)
+            trouble.early = not fault.after
+            raise trouble
+
+    def fault(self, call: Call, request: Request, *, broken: bool) -> Fault | None:
         for fault in self.faults:
             if (fault.kind in BROKEN) == broken and fault.meets(
-                key=key,
-                project=project,
+                key=call.key or "",
+                project=call.project or "",
                 model=request.model,
                 verb=request.verb,
                 stream=request.stream != "no",
@@ -152,99 +171,26 @@ class Simulator:
                 return fault
         return None
 
-    def _bucket(self, model: str | None) -> str:
-        return self.models.get(model or "", model or "")
-
-    def _tier(self, project: str) -> str:
-        return self._tiers if isinstance(self._tiers, str) else self._tiers.get(project, "free")
-
-    def _answer(self, call: Call, request: Request, project: str) -> dict[str, Any] | list[dict[str, Any]]:
-        verb, model = request.verb, request.model
-        if verb == "models.list":
-            return self._list(request)
-        if verb == "echo":
+    def _answer(self, exchange: Exchange, request: Request) -> Any:
+        call = exchange.call
+        if request.verb == "echo":
             return call.shown()
-        if verb == "other":
+        if request.verb == "other":
             raise error("no-such-path", request.case())
-        if request.api == "openai" and verb in ("chat/completions", "embeddings"):
-            if model is None:
-                raise bad_request("model is not specified")
-            needed = "generateContent" if verb == "chat/completions" else "embedContent"
-        else:
-            needed = verb
-        if model is None or model not in self.models or (verb != "models.get" and needed not in methods(model)):
-            raise error("not-found", request.case())
-        if verb == "models.get":
-            return describe_openai(model) if request.api == "openai" else describe(model)
-        if verb in ("generateContent", "streamGenerateContent", "chat/completions"):
-            return self._generate(call, request, project, model)
-        return self._rest(call, request, project, model)
+        project = call.project or ""
+        if not (request.name or request.names_owned or request.verb in STARTS):
+            return self.generation.answer(call, request, project)
+        self.place(exchange, request)
+        if request.verb == "interactions.create":
+            return self.generation.interact(call, request)
+        return self.service.answer(request) if request.name else self.generation.answer(call, request, project)
 
-    def _generate(
-        self, call: Call, request: Request, project: str, model: str
-    ) -> dict[str, Any] | list[dict[str, Any]]:
-        document = request.document
-        openai = request.api == "openai"
-        prompt = answers.openai_prompt(document) if openai else answers.native_prompt(document)
-        image = makes_images(model)
-        self._admit(call, request, project, tokens=prompt.tokens, images=int(image))
-        self._serial += 1
-        name = f"simulated-{self._serial:x}"
-        if openai:
-            created = int(self.clock())
-            if request.stream == "no":
-                return answers.openai_answer(model, prompt, name, created)
-            options = document.get("stream_options")
-            usage = isinstance(options, dict) and bool(options.get("include_usage"))
-            return answers.openai_chunks(model, prompt, self.chunks, name, created, usage=usage)
-        count = 1 if request.stream == "no" else self.chunks
-        chunks = answers.native_chunks(model, prompt, count, name, image=image)
-        return chunks[0] if request.stream == "no" else chunks
+    def place(self, exchange: Exchange, request: Request) -> None:
+        """Whose things the request is about, and what their addresses begin with."""
+        request.project = exchange.call.project or ""
+        request.root = self.service.root(exchange.scheme, exchange.call.header("host") or "localhost")
 
-    def _rest(self, call: Call, request: Request, project: str, model: str) -> dict[str, Any]:
-        verb, document = request.verb, request.document
-        if verb == "countTokens":
-            inner = document.get("generateContentRequest", document.get("generate_content_request"))
-            whole = isinstance(inner, dict)
-            prompt = answers.native_prompt(inner if whole else document, whole=whole)
-            details = [{"modality": "TEXT", "tokenCount": prompt.tokens}]
-            return {"totalTokens": prompt.tokens, "promptTokensDetails": details}
-        if verb == "predict":
-            count = answers.samples(document)
-            self._admit(call, request, project, tokens=0, images=count)
-            return answers.predictions(count)
-        openai = request.api == "openai"
-        prompts = answers.openai_inputs(document) if openai else answers.embed_prompts(document, verb)
-        tokens = sum(prompt.tokens for prompt in prompts)
-        self._admit(call, request, project, tokens=tokens, requests=len(prompts))
-        return answers.embeddings(verb, model, document, prompts)
-
-    def _admit(
-        self, call: Call, request: Request, project: str, *, tokens: int, requests: int = 1, images: int = 0
-    ) -> None:
-        bucket = self._bucket(request.model)
-        call.tokens = tokens
-        refusal = self.enforcer.admit(
-            project, bucket, requests=requests, tokens=tokens, images=images, now=self.clock()
-        )
-        if refusal is not None:
-            call.fault = refusal.name
-            case = request.case(bucket=bucket, tier=self._tier(project))
-            raise quota_error(refusal.broken, refusal.retry_s, case)
-
-    def _list(self, request: Request) -> dict[str, Any]:
-        names = list(self.models)
-        if request.api == "openai":
-            return {"object": "list", "data": [describe_openai(name) for name in names]}
-        size, token = request.query.get("pageSize") or "50", request.query.get("pageToken") or "0"
-        if not (size.isascii() and size.isdigit() and token.isascii() and token.isdigit()):
-            raise bad_request("* ListModelsRequest.page_size or page_token: invalid value\n")
-        start = int(token)
-        end = start + min(int(size) or 50, 1000)
-        page: dict[str, Any] = {"models": [describe(name) for name in names[start:end]]}
-        return page | ({"nextPageToken": str(end)} if end < len(names) else {})
-
-    async def _deliver(self, exchange: Exchange, answer: bytes | Stream, fault: Fault | None) -> None:
+    async def _deliver(self, exchange: Exchange, answer: Reply | Stream, fault: Fault | None) -> None:
         kind = fault.kind if fault else ""
         pause = fault.pause if fault else 0.0
         if kind in ("hang", "reset"):
@@ -254,12 +200,13 @@ class Simulator:
             return
         if wait := self.latency + (pause if kind == "slow" else 0.0):
             await exchange.pause(wait)
-        if isinstance(answer, bytes):
+        if isinstance(answer, Reply):
             if kind != "mid-reset":
-                await exchange.answer(200, JSON, answer, _TIER_HEADER)
+                await exchange.answer(answer.status, answer.kind, answer.body, answer.headers)
                 return
-            await exchange.start(200, JSON, [(b"content-length", b"%d" % len(answer)), *_TIER_HEADER])
-            await exchange.chunk(answer[: len(answer) // 2])
+            length = (b"content-length", b"%d" % len(answer.body))
+            await exchange.start(answer.status, answer.kind, [length, *answer.headers])
+            await exchange.chunk(answer.body[: len(answer.body) // 2])
             await exchange.abort()
             return
         await exchange.start(200, answer.kind, _TIER_HEADER)
@@ -291,3 +238,7 @@ class Simulator:
         ]
         faults = [asdict(fault) for fault in self.faults]
         return {"quotas": quotas, "refusals": enforcer.reasons, "statuses": self.statuses, "faults": faults}
+
+    def owned(self) -> list[dict[str, Any]]:
+        """Who owns what."""
+        return self.service.resources.shown()

@@ -17,6 +17,8 @@ class Controlled(Protocol):
 
     def counts(self) -> dict[str, Any]: ...
 
+    def owned(self) -> list[dict[str, Any]]: ...
+
 
 def control(simulator: Controlled, method: str, path: str, body: bytes) -> tuple[int, Any]:
     """(status, answer). HEAD is GET; its body is left out where answers are sent."""
@@ -34,9 +36,11 @@ def control(simulator: Controlled, method: str, path: str, body: bytes) -> tuple
             return 200, [call.shown() for call in simulator.calls]
         if what == "counts":
             return 200, simulator.counts()
-    if what in ("faults", "log", "counts"):
+        if what == "resources":
+            return 200, simulator.owned()
+    if what in ("faults", "log", "counts", "resources"):
         return 405, {"error": f"{method} is not for {path}"}
-    return 404, {"error": f"{path}: expected /simulator/faults, /simulator/log or /simulator/counts"}
+    return 404, {"error": f"{path}: expected /simulator/faults, log, counts or resources"}
 
 
 def _add(simulator: Controlled, body: bytes) -> tuple[int, Any]:

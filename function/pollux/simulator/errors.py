@@ -110,7 +110,9 @@ HTML: dict[str, tuple[int, str]] = {
         "30 seconds. <ins>That’s all we know.</ins></html>",
     ),
 }
-NAMES = (*QUOTA_KINDS, *_PLAIN, *HTML)
+TEXT: dict[str, tuple[int, str]] = {"upload-terminated": (400, "Upload has already been terminated.")}
+"""Errors that are bare words, as the upload protocol has them."""
+NAMES = (*QUOTA_KINDS, *_PLAIN, *HTML, *TEXT)
 ABOUT_QUOTA = frozenset({*QUOTA_KINDS, *(name for name, row in _PLAIN.items() if row[0] == 429)})
 """Faults that never meet a call that spends no quota."""
 
@@ -135,17 +137,21 @@ class Case:
 
 
 class ApiError(Exception):
-    """An answer that is an error: a JSON object, or a page of HTML. Its repr holds no body: that can hold a key."""
+    """An error as an answer: JSON, a page of HTML, or bare words. Its repr holds no body: that can hold a key."""
 
     def __init__(self, status: int, body: dict[str, Any] | str) -> None:
         super().__init__(status)
         self.status = status
         self.body = body
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.early = False
+        """Whether it is sent before the body of an upload has come."""
 
     def encode(self, *, array: bool = False) -> tuple[bytes, bytes]:
         """(content type, bytes): JSON over several lines, as Google writes it; `array`: as a list of one."""
         if isinstance(self.body, str):
-            return b"text/html; charset=UTF-8", self.body.encode()
+            kind = b"text/html" if self.body.startswith("<") else b"text/plain"
+            return kind + b"; charset=UTF-8", self.body.encode()
         body = [self.body] if array else self.body
         text = json.dumps(body, indent=2, ensure_ascii=False) + "\n"
         return b"application/json; charset=UTF-8", text.encode("utf-8", "replace")
@@ -158,6 +164,8 @@ def error(name: str, case: Case | None = None) -> ApiError:
         return _quota_fault(name, case)
     if name in HTML:
         return ApiError(*HTML[name])
+    if name in TEXT:
+        return ApiError(*TEXT[name])
     code, status, message = _PLAIN[name]
     message = _WORD.sub(lambda word: str(getattr(case, word[1])), message)  # in one go: what is put in is no format
     return _error(code, status, message, _reason_details(_REASONS[name], message, case) if name in _REASONS else ())
@@ -165,6 +173,11 @@ def error(name: str, case: Case | None = None) -> ApiError:
 
 def bad_request(message: str) -> ApiError:
     return _error(400, "INVALID_ARGUMENT", message)
+
+
+def said(code: int, status: str, message: str) -> ApiError:
+    """An error in words that only one place has."""
+    return _error(code, status, message)
 
 
 def _error(code: int, status: str, message: str, details: Sequence[dict[str, Any]] = ()) -> ApiError:

@@ -5,10 +5,12 @@ What the answer says is decided elsewhere.
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote_plus
+
+from pollux.simulator.request import Request
 
 Message = dict[str, Any]
 Scope = dict[str, Any]
@@ -86,11 +88,31 @@ class Exchange:
         query = scope.get("query_string", b"").decode("latin-1")
         self.call = Call(scope["method"], raw.decode("latin-1"), query, list(scope["headers"]), clock())
         self.path: str = scope["path"]
+        self.scheme: str = scope.get("scheme", "http")
+        self.as_array = False
+        """Whether an error is sent as a list of one."""
         self._receive = receive
         self._send = send
         self._clock = clock
         self._sleep = sleep
         self._watch: asyncio.Task[None] | None = None
+
+    def note(self, request: Request) -> None:
+        self.as_array = request.as_array
+        self.call.verb, self.call.model, self.call.stream = request.verb, request.model, request.stream
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The body as it comes, counted and neither digested nor kept here."""
+        more = True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.call.disconnected_at = self._clock()
+                raise GoneError
+            more = message.get("more_body", False)
+            if body := message.get("body", b""):
+                self.call.size += len(body)
+                yield body
 
     async def read(self, *, digest: bool, keep: bool) -> bytes:
         message = await self._receive()

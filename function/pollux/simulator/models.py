@@ -25,6 +25,7 @@ MODELS: Mapping[str, str] = {
             "gemini-embedding-2",
             "gemini-omni-1.1-flash",
             "imagen-4.0-generate-001",
+            "veo-3.1-generate-001",
         )
     },
     "gemini-3.7-flash": "gemini-3.8-flash",
@@ -43,16 +44,19 @@ MODELS: Mapping[str, str] = {
     "gemma-3-27b-it": "gemma-3-27b",
 }
 
-_EMBED = ("embedContent", "batchEmbedContents", "countTokens")
+_EMBED = ("embedContent", "batchEmbedContents", "countTokens", "asyncBatchEmbedContent")
 _PREDICT = ("predict", "countTokens")
-_GENERATE = ("generateContent", "streamGenerateContent", "countTokens")
+_FILM = ("predictLongRunning",)
+_GENERATE = ("generateContent", "streamGenerateContent", "countTokens", "batchGenerateContent")
 
 
 def methods(model: str) -> tuple[str, ...]:
     """Told from the name: whatever neither embeds nor predicts, generates."""
     if "embedding" in model:
         return _EMBED
-    return _PREDICT if model.startswith(("imagen", "veo")) else _GENERATE
+    if model.startswith("veo"):
+        return _FILM
+    return _PREDICT if model.startswith("imagen") else _GENERATE
 
 
 def makes_images(model: str) -> bool:

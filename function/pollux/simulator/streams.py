@@ -12,6 +12,15 @@ JSON = b"application/json; charset=UTF-8"
 SSE = b"text/event-stream"
 
 
+class Reply(NamedTuple):
+    """An answer in one piece."""
+
+    body: bytes = b""
+    headers: Sequence[tuple[bytes, bytes]] = ()
+    status: int = 200
+    kind: bytes = JSON
+
+
 class Stream(NamedTuple):
     kind: bytes
     pieces: list[bytes]
@@ -24,6 +33,10 @@ def frame(chunks: Sequence[dict[str, Any]], *, api: str, form: str) -> Stream:
     texts = [encode(chunk) for chunk in chunks]
     if form == "array":
         return Stream(JSON, [(b",\n" if i else b"[") + text + b"\n" for i, text in enumerate(texts)], b"]")
+    if api == "interactions":
+        heads = [b"event: " + str(chunk.get("event_type", "error")).encode() + b"\ndata: " for chunk in chunks]
+        events = [head + text + b"\n\n" for head, text in zip(heads, texts, strict=True)]
+        return Stream(SSE, events, b"event: done\ndata: [DONE]\n\n")
     if api == "openai":
         return Stream(SSE, [b"data: " + text + b"\n\n" for text in texts], b"data: [DONE]\n\n")
     return Stream(SSE, [b"data: " + text + b"\r\n\r\n" for text in texts], b"")
@@ -31,6 +44,8 @@ def frame(chunks: Sequence[dict[str, Any]], *, api: str, form: str) -> Stream:
 
 def break_stream(chunks: list[dict[str, Any]], fault: Fault, rng: Random, *, api: str, form: str) -> Stream:
     """The same stream as that fault leaves it."""
+    if fault.kind == "truncate" and api == "interactions":
+        return frame(chunks[:-1], api=api, form=form)._replace(tail=b"")
     if fault.kind == "truncate":
         chunks = [without_finish(chunk) for chunk in chunks if chunk.get("choices") != []]
         return frame(chunks, api=api, form=form)._replace(tail=b"")
@@ -41,6 +56,10 @@ def break_stream(chunks: list[dict[str, Any]], fault: Fault, rng: Random, *, api
         pieces = stream.pieces[: fault.after]
         # Google does not frame it as an event: a bare object of several lines, on the OpenAI path in a list.
         text = error(fault.error).encode(array=api == "openai")[1]
+        if api == "interactions":
+            body = error(fault.error).body
+            event = {"event_type": "error"} | (body if isinstance(body, dict) else {"error": {"message": body}})
+            return stream._replace(pieces=pieces + frame([event], api=api, form=form).pieces, tail=b"")
         if form == "array":
             return stream._replace(pieces=[*pieces, (b",\n" if pieces else b"[") + text], tail=b"]")
         return stream._replace(pieces=[*pieces, text], tail=b"")

@@ -1,5 +1,8 @@
-"""PURE. What travels between a client and Gemini, under one name: targets, headers, bodies, errors. Not streams."""
+"""PURE. What travels between a client and Gemini, under one name: targets, headers, bodies, resources, errors. Not
+streams."""
 
+from pollux.wire.addresses import to_client, to_upstream
+from pollux.wire.answered import answer_names
 from pollux.wire.body import (
     inflate,
     model_value_span,
@@ -10,37 +13,74 @@ from pollux.wire.body import (
     with_aliases,
     with_body,
 )
+from pollux.wire.bound import (
+    CHAINED,
+    COLLECTIONS,
+    GOOGLE,
+    below,
+    body_names,
+    collection,
+    is_resource_call,
+    may_name,
+    named_by,
+    names_exactly,
+    path_names,
+    references,
+    resource,
+)
 from pollux.wire.error import ERRORS, Problem, WireError, error_body, stream_error
 from pollux.wire.guard import CREDENTIALS, GUARDS, gated, strip_query
 from pollux.wire.headers import TO_CLIENT, TO_UPSTREAM, RawHeaders, client_deadline, client_headers, upstream_headers
-from pollux.wire.target import COUNTED, Call, count_path, full_name, path_for, read_target
+from pollux.wire.target import COUNTED, INTERACTION, Call, count_path, full_name, path_for, read_target
+from pollux.wire.upload import UPLOAD_ADDRESSES, Upload, read_upload, session_target
 
 __all__ = [
+    "CHAINED",
+    "COLLECTIONS",
     "COUNTED",
     "CREDENTIALS",
     "ERRORS",
+    "GOOGLE",
     "GUARDS",
+    "INTERACTION",
     "TO_CLIENT",
     "TO_UPSTREAM",
+    "UPLOAD_ADDRESSES",
     "Call",
     "Problem",
     "RawHeaders",
+    "Upload",
     "WireError",
+    "answer_names",
+    "below",
+    "body_names",
     "client_deadline",
     "client_headers",
+    "collection",
     "count_path",
     "error_body",
     "full_name",
     "gated",
     "inflate",
+    "is_resource_call",
+    "may_name",
     "model_value_span",
+    "named_by",
+    "names_exactly",
     "openai_stream",
     "path_for",
+    "path_names",
     "read_answer",
     "read_target",
+    "read_upload",
+    "references",
     "replace_model",
+    "resource",
+    "session_target",
     "stream_error",
     "strip_query",
+    "to_client",
+    "to_upstream",
     "total_tokens",
     "upstream_headers",
     "with_aliases",

@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from pollux.wire.error import WireError
-from pollux.wire.target import Call, Stream, model_name
+from pollux.wire.target import INTERACTION, Call, Stream, model_name
 
 MOST_CODINGS = 4
+_INTERACTIONS = re.compile(r"/v\d\w*/interactions/?")
 _TOTAL = re.compile(rb'"totalTokens"\s*:\s*(\d{1,15})')
 # A value up to two objects deep: usage holds lists of {modality, tokenCount}. None of its strings has a brace.
 _OBJECT = rb"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})"
@@ -75,14 +76,17 @@ def openai_stream(parsed: Mapping[str, Any]) -> bool:
 
 
 def with_body(call: Call, parsed: Mapping[str, Any]) -> Call:
-    """An OpenAI-shaped call names its model and whether it streams in its body; a native one stays as it is.
+    """An OpenAI-shaped call names its model and whether it streams in its body, and so does an interaction, which takes
+    quota if it names one (an agent takes that of no model); any other native call stays as it is.
 
     WireError: no model can be called what it names.
     """
-    if call.api != "openai" or call.kind == "guarded":
-        return call
     model = parsed.get("model")
     name = model.removeprefix("models/") if isinstance(model, str) else ""
+    if call.api == "native" and call.kind == "other" and name and _INTERACTIONS.fullmatch(call.path):
+        return replace(call, kind="generate", verb=INTERACTION, model=model_name(name))
+    if call.api != "openai" or call.kind in ("guarded", "other"):
+        return call
     stream: Stream = "sse" if call.kind == "generate" and openai_stream(parsed) else "no"
     return replace(call, model=model_name(name) if name else call.model, stream=stream)
 

@@ -29,17 +29,41 @@ ERRORS: Mapping[str, Problem] = {
         "The request has more input tokens than any project may send in one minute: waiting would never end.",
         "Send less at once, or add a project with a larger limit.",
     ),
+    "TWO_OWNERS": Problem(
+        400,
+        "INVALID_ARGUMENT",
+        "The request names resources of two projects, and neither sees what the other owns; the message names all.",
+        "Make them in one project, or send a request for each.",
+    ),
     "NO_TOKEN": Problem(
         401,
         "UNAUTHENTICATED",
         "No token was sent, or none that this gateway knows.",
         "Send a client token as `x-goog-api-key` or `Authorization: Bearer`; `?key=` needs `POLLUX_QUERY_TOKEN`.",
     ),
+    "BAD_UPLOAD_ID": Problem(
+        401,
+        "UNAUTHENTICATED",
+        "The `upload_id` of an upload's address is forged, past its day, or of a key or client that is gone.",
+        "Begin the upload anew.",
+    ),
+    "UPLOAD_OF_ANOTHER": Problem(
+        403,
+        "PERMISSION_DENIED",
+        "The upload's address was given to one client, and the token of another came with the request.",
+        "Begin an upload with this token.",
+    ),
     "FORBIDDEN_PATH": Problem(
         403,
         "PERMISSION_DENIED",
         "The path would hand out or bypass what the gateway guards.",
         "If that is wanted, name it in `POLLUX_ALLOW_PATHS`; the message says which name.",
+    ),
+    "OWNER_GONE": Problem(
+        409,
+        "FAILED_PRECONDITION",
+        "The request names a resource of a project of which the pool has no key any more; the message names both.",
+        "Add a key of that project again, or make the resource anew.",
     ),
     "BODY_STALLED": Problem(
         408,
@@ -98,7 +122,7 @@ ERRORS: Mapping[str, Problem] = {
     "UPSTREAM_ERROR": Problem(
         503,
         "UNAVAILABLE",
-        "Gemini began a stream and sent an error in place of its first content, on every attempt.",
+        "Gemini began a stream with an error in place of content, on every attempt, or an upload without an address.",
         "Try again later, or with another model.",
     ),
     "QUOTA_EXHAUSTED_TODAY": Problem(

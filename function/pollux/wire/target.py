@@ -13,6 +13,8 @@ Kind = Literal["generate", "count", "embed", "predict", "list-models", "get-mode
 Stream = Literal["no", "sse", "array"]
 
 COUNTED = frozenset({"generate", "embed", "predict"})
+INTERACTION = "interactions"
+"""The verb of a call that makes one with a model, which its body names."""
 DEFAULT_VERSION = "v1beta"
 
 # Long jobs (batchGenerateContent, asyncBatchEmbedContent) have a quota of their own, of enqueued tokens: "other".

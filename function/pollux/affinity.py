@@ -1,0 +1,225 @@
+"""Which project owns what: remembered in this instance, kept in the store for all of them. Nothing is sent from here.
+
+A binding is a document `bound/NAME`; what it says of a file never changes, so one that is remembered is not read again.
+"""
+
+import asyncio
+import logging
+import math
+from collections import OrderedDict
+from collections.abc import Coroutine, Iterable, Mapping
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from pollux.roster import Roster
+from pollux.store import ConflictError, Document, StoreError, StoreUnavailableError
+from pollux.storewatch import Counters
+
+log = logging.getLogger("pollux.store")
+K = TypeVar("K")
+V = TypeVar("V")
+
+BOUND = "bound/"
+REMEMBERED, CLIENTS = 20_000, 10_000
+ABSENT_FOR = 5.0
+"""So long the store is not asked again for a name that it does not know."""
+NOWHERE_FOR = 60.0
+"""So long no project is asked again for a name that none of them knows."""
+WITHIN = 2.0
+"""Nobody waits longer for the store to take or to lose a binding."""
+LATER = 60.0
+"""An end that moved by less is not worth a commit."""
+DAY = 86400.0
+KEPT_FOR = {"files": 2 * DAY, "generatedFiles": 2 * DAY, "interactions": 60 * DAY}
+KEPT_ELSE = 30 * DAY
+
+
+class Bound(NamedTuple):
+    project: str
+    client: str
+    """Who made it, or was the first to use it here."""
+    expires: float
+
+
+class Recent(OrderedDict[K, V], Generic[K, V]):
+    """What was set or used last; the oldest goes."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def __setitem__(self, key: K, value: V) -> None:
+        super().__setitem__(key, value)
+        self.move_to_end(key)
+        if len(self) > self._most:
+            self.popitem(last=False)
+
+
+class Affinity:
+    def __init__(self, roster: Roster, most: int = REMEMBERED) -> None:
+        self._roster = roster
+        self._watch = roster.watch
+        self._bound: Recent[str, Bound] = Recent(most)
+        self._absent: Recent[str, float] = Recent(most)
+        self._nowhere: Recent[str, float] = Recent(most)
+        self._made: Recent[str, str] = Recent(CLIENTS)
+        self._tasks: set[asyncio.Task[bool]] = set()
+        self.counters = Counters()
+        self.searches = 0
+        """How often a name was asked for at the projects."""
+
+    async def owner(self, name: str) -> Bound | None:
+        return (await self.owners((name,))).get(name)
+
+    async def owners(self, names: Iterable[str]) -> dict[str, Bound]:
+        """Of those that are known. What is not remembered is read in one round trip; without the store, by memory."""
+        found: dict[str, Bound] = {}
+        unknown: list[str] = []
+        for name in names:
+            if (bound := self.remembered(name)) is not None:
+                found[name] = bound
+            elif self._absent.get(name, 0.0) <= self._now():
+                unknown.append(name)
+        if unknown:
+            found |= await self._read(unknown)
+        return found
+
+    def remembered(self, name: str) -> Bound | None:
+        """As far as this instance knows, without asking anybody."""
+        bound = self._bound.get(name)
+        if bound is None or bound.expires <= self._now():
+            return None
+        self._bound.move_to_end(name)
+        return bound
+
+    async def _read(self, names: list[str]) -> dict[str, Bound]:
+        try:
+            async with asyncio.timeout(WITHIN):
+                documents = await self._watch.read([BOUND + name for name in names])
+        except (StoreError, TimeoutError) as error:
+            if not isinstance(error, StoreUnavailableError):  # of that the store's watch tells, once
+                log.error("the owner of %s cannot be read: %s", ", ".join(names), error or "no answer in time")
+            return {}
+        found: dict[str, Bound] = {}
+        for name in names:
+            document, _ = documents.get(BOUND + name, ({}, ""))
+            bound = _unpacked(document)
+            if bound is not None and bound.expires > self._now():
+                found[name] = self._bound[name] = bound
+            else:
+                self._absent[name] = self._now() + ABSENT_FOR
+        return found
+
+    async def bind(self, names: Mapping[str, float | None], project: str, client: str) -> None:
+        """These belong to that project, until then (None: as such things usually do). Never fails: a store in trouble
+        is told of in the log, and this instance remembers."""
+        changed: dict[str, Bound] = {}
+        for name, end in names.items():
+            known = self.remembered(name)
+            if known is not None and known.project == project:
+                if end is None or abs(end - known.expires) < LATER:
+                    continue
+                changed[name] = Bound(project, known.client, end)
+            else:
+                changed[name] = Bound(project, client, self._now() + _kept_for(name) if end is None else end)
+        for name, bound in changed.items():
+            self._bound[name] = bound
+            self._absent.pop(name, None)
+            self._nowhere.pop(name, None)
+        if changed:
+            self._made[client] = project
+            await self._all_of({name: self._commit(name, bound) for name, bound in changed.items()}, "kept")
+
+    def remember(self, names: Mapping[str, float | None], project: str, client: str) -> None:
+        """In this instance only: for what a list named, which the project itself can say again."""
+        for name, end in names.items():
+            if self.remembered(name) is None:
+                self._bound[name] = Bound(project, client, self._now() + _kept_for(name) if end is None else end)
+                self._nowhere.pop(name, None)
+
+    async def forget(self, name: str) -> None:
+        """It was deleted."""
+        self.drop(name)
+        self._absent[name] = self._now() + ABSENT_FOR
+        self.nowhere(name)
+        await self._all_of({name: self._delete(name)}, "deleted")
+
+    def drop(self, name: str) -> None:
+        """Its owner does not know it any more: the next request for it reads the store again."""
+        self._bound.pop(name, None)
+
+    def made_by(self, client: str) -> str | None:
+        """The project where this client last made something."""
+        return self._made.get(client)
+
+    def as_json(self) -> dict[str, int]:
+        """For an operator: what this instance remembers, and what it did for that."""
+        return {"remembered": len(self._bound), "searches": self.searches, "commits": self.counters.commits}
+
+    def is_nowhere(self, name: str) -> bool:
+        return self._nowhere.get(name, 0.0) > self._now()
+
+    def nowhere(self, name: str) -> None:
+        self._nowhere[name] = self._now() + NOWHERE_FOR
+
+    def _now(self) -> float:
+        return self._roster.store.now()
+
+    async def _all_of(self, changes: Mapping[str, Coroutine[Any, Any, bool]], what: str) -> None:
+        """In tasks of their own: a client that leaves cancels none of them."""
+        tasks = {asyncio.create_task(change): name for name, change in changes.items()}
+        self._tasks.update(tasks)
+        for task in tasks:
+            task.add_done_callback(self._tasks.discard)
+        _, late = await asyncio.wait(tasks, timeout=WITHIN)
+        failed = [name for task, name in tasks.items() if task in late or not task.result()]
+        if failed:
+            log.error(
+                "the store has not %s who owns %s: until it does, other instances have to look for that themselves",
+                what,
+                ", ".join(failed),
+            )
+
+    async def _commit(self, name: str, bound: Bound) -> bool:
+        document: Document = {
+            "v": 1,
+            "project": bound.project,
+            "client": bound.client,
+            "expires": math.ceil(bound.expires),
+        }
+        try:
+            try:
+                await self._watch.commit(BOUND + name, document, None, self.counters)
+            except ConflictError:
+                (there, version) = (await self._watch.read([BOUND + name])).get(BOUND + name, ({}, None))
+                if there != document:
+                    await self._watch.commit(BOUND + name, document, version, self.counters)
+        except ConflictError:  # another instance binds it at this very moment, to what its own answer said
+            return True
+        except StoreError as error:
+            log.warning("who owns %s could not be written: %s", name, error)
+            return False
+        return True
+
+    async def _delete(self, name: str) -> bool:
+        try:
+            found = (await self._watch.read([BOUND + name])).get(BOUND + name)
+            if found is not None:
+                await self._watch.store.delete(BOUND + name, found[1])
+        except ConflictError:
+            return True
+        except StoreError as error:
+            log.warning("who owned %s could not be deleted: %s", name, error)
+            return False
+        return True
+
+
+def _kept_for(name: str) -> float:
+    return KEPT_FOR.get(name.partition("/")[0], KEPT_ELSE)
+
+
+def _unpacked(document: Mapping[str, Any]) -> Bound | None:
+    """None for what an older or newer Pollux wrote in another form."""
+    project, client, expires = document.get("project"), document.get("client"), document.get("expires")
+    if not isinstance(project, str) or not isinstance(client, str) or not isinstance(expires, int | float):
+        return None
+    return Bound(project, client, float(expires))

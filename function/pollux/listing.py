@@ -1,0 +1,228 @@
+"""Lists over all projects: asked in parallel, shown as one, with a page token that carries each project's place.
+
+Google's own pages have a token for each project. OpenAI's have none: they go on after an id, whose owner is known.
+"""
+
+import asyncio
+import base64
+import binascii
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote, unquote_plus
+
+from pollux import reasons, wire
+from pollux.affinity import Affinity
+from pollux.attempts import Attempts, Failure
+from pollux.exchange import Exchange
+from pollux.inbound import RequestError
+from pollux.journal import Attempt
+from pollux.owners import Owners
+from pollux.questions import Questions, Told
+from pollux.windows import Want
+from pollux.wire import Call
+
+LISTED = frozenset(
+    {
+        "agents", "batches", "cachedContents", "corpora", "environments", "fileSearchStores", "files", "generatedFiles",
+        "operations", "triggers", "tunedModels", "voices",
+    }
+)  # fmt: skip
+LISTED_BY_OPENAI = frozenset({"files", "batches"})
+WITHIN = 15.0
+"""A project that takes longer is left out and named in NOT_ASKED."""
+NOT_ASKED = b"x-pollux-not-asked"
+OPENAI_PAGE, OPENAI_MOST = 20, 100
+_SIZES, _TOKENS = ("pageSize", "page_size"), ("pageToken", "page_token")
+
+Places = dict[str, str]
+"""Project -> its page token, "" for the first page. Who is not in it has nothing left."""
+
+
+def is_list(method: str, call: Call) -> bool:
+    """A list of what projects own; that of models is the same in all of them, nearly."""
+    if method != "GET" or call.kind != "other":
+        return False
+    what = wire.below(call).rstrip("/")
+    if call.api == "openai":
+        return what in LISTED_BY_OPENAI
+    return what in LISTED or (what.startswith("models/") and what.count("/") == 2 and what.endswith("/operations"))
+
+
+class Listing:
+    def __init__(self, attempts: Attempts, questions: Questions, owners: Owners, affinity: Affinity) -> None:
+        self._owners = owners
+        self._attempts = attempts
+        self._questions = questions
+        self._affinity = affinity
+        self._roster = attempts.pool.roster
+        self._upstream = attempts.pool.settings.upstream
+
+    async def run(self, x: Exchange) -> None:
+        await self._roster.ready()
+        document, unasked = await (self._of_openai(x) if x.call.api == "openai" else self._of_google(x))
+        if document is None:
+            return
+        body = json.dumps(document, ensure_ascii=False, indent=2).encode("utf-8", "surrogatepass")
+        headers = [(b"content-type", b"application/json; charset=utf-8")]
+        if unasked:
+            headers.append((NOT_ASKED, ",".join(map(quote, unasked)).encode()))
+        await x.reply.whole(200, headers, wire.to_client(body, self._upstream, x.own_base()))
+
+    async def _of_google(self, x: Exchange) -> tuple[dict[str, Any] | None, list[str]]:
+        token, size = _parameter(x.call.query, _TOKENS), _parameter(x.call.query, _SIZES)
+        places = _places(token) if token else dict.fromkeys(sorted(self._roster.projects), "")
+        gone = [project for project in places if project not in self._roster.projects]
+        asked = _shares([project for project in places if project not in gone], size)
+        answers = await self._ask_all(x, {project: _with(x.call, places[project], n) for project, n in asked.items()})
+        told = {project: answer for project, answer in answers.items() if isinstance(answer, Told)}
+        if not told and (answers or not self._roster.projects):
+            await self._refuse(x, answers)
+            return None, []
+        left = {project: place for project, place in places.items() if project not in asked and project not in gone}
+        merged: dict[str, Any] = {}
+        for project, answer in told.items():
+            for field, value in answer.document.items():
+                if field in ("nextPageToken", "next_page_token"):
+                    if isinstance(value, str) and value:
+                        left[project] = value
+                elif isinstance(value, list):
+                    merged.setdefault(field, []).extend(value)
+        if left:
+            merged["next_page_token" if _is_snake(x.call) else "nextPageToken"] = _token(left)
+        return merged, [*gone, *(project for project in answers if project not in told)]
+
+    async def _of_openai(self, x: Exchange) -> tuple[dict[str, Any] | None, list[str]]:
+        after, limit = _parameter(x.call.query, ("after",)), _parameter(x.call.query, ("limit",))
+        most = min(int(limit), OPENAI_MOST) if limit.isascii() and limit.isdigit() and int(limit) else OPENAI_PAGE
+        projects, start = sorted(self._roster.projects), ""
+        if after:
+            kind = wire.below(x.call).rstrip("/")
+            name = wire.resource(after) or f"{kind}/{after}"
+            bound = (await self._owners.of(x, [name])).get(name)
+            if bound is None or bound.project not in self._roster.projects:
+                raise RequestError(
+                    "BAD_REQUEST", "the list cannot go on after that id, which no project is known to own"
+                )
+            start = bound.project
+        answers = await self._ask_all(
+            x,
+            {
+                project: _after(x.call, after if project == start else "", most)
+                for project in projects
+                if project >= start
+            },
+        )
+        told = {project: answer for project, answer in answers.items() if isinstance(answer, Told)}
+        if not told:
+            await self._refuse(x, answers)
+            return None, []
+        data: list[Any] = []
+        more = False
+        for answer in told.values():
+            if more:  # the next page goes on there, before the other projects have their turn
+                break
+            data += _entries(answer)
+            more = len(data) > most or answer.document.get("has_more") is True
+        data = data[:most]
+        document: dict[str, Any] = {"object": "list", "data": data, "has_more": more}
+        ids = [entry.get("id") for entry in data if isinstance(entry, dict)]
+        if ids:
+            document |= {"first_id": ids[0], "last_id": ids[-1]}
+        return document, [project for project in answers if project not in told]
+
+    async def _ask_all(self, x: Exchange, targets: Mapping[str, str]) -> dict[str, Told | Failure | None]:
+        bearer = x.call.api == "openai"
+        headers = [(name, value) for name, value in x.headers if not name.startswith("content-")]
+        asked = (
+            self._questions.ask(project, target, WITHIN, headers, bearer=bearer) for project, target in targets.items()
+        )
+        answers = dict(zip(targets, await asyncio.gather(*asked), strict=True))
+        x.record.sent += len(targets)
+        for project, answer in answers.items():
+            if isinstance(answer, Told):
+                x.noted(Attempt("", project, answer.key.id, "ok", answer.status))
+                names = wire.answer_names(answer.document, x.call, (wire.GOOGLE, self._upstream))
+                self._affinity.remember(names, project, x.record.client)
+            elif answer is not None:
+                verdict = answer.verdict
+                x.noted(Attempt("", project, answer.key.id, verdict.cause, answer.status, verdict.message))
+            else:
+                x.noted(Attempt("", project, "", "not-asked", None, "no healthy key, or no answer in time"))
+        return answers
+
+    async def _refuse(self, x: Exchange, answers: Mapping[str, Told | Failure | None]) -> None:
+        """Nobody could say anything: the first refusal is the client's, but that of a key, which is none of its."""
+        failures = [answer for answer in answers.values() if isinstance(answer, Failure)]
+        first = next((failure for failure in failures if failure.verdict.blames != "key"), None)
+        if first is not None:
+            await self._attempts.give(x, first)
+            return
+        now = self._attempts.pool.now()
+        able, refusals = self._roster.candidates("", (), (), now)
+        if able:
+            raise RequestError("UPSTREAM_TIMEOUT", f"no project said within {WITHIN:g} s what it has")
+        raise reasons.problem("", refusals, now, want=Want())
+
+
+def _is_snake(call: Call) -> bool:
+    """The newer parts of the API have no other spelling."""
+    return wire.collection(call) in wire.CHAINED
+
+
+def _parameter(query: str, names: Sequence[str]) -> str:
+    for part in query.split("&"):
+        name, _, value = part.partition("=")
+        if unquote_plus(name) in names:
+            return unquote_plus(value)
+    return ""
+
+
+def _without(query: str, names: Sequence[str]) -> list[str]:
+    return [part for part in query.split("&") if part and unquote_plus(part.partition("=")[0]) not in names]
+
+
+def _with(call: Call, place: str, size: int | None) -> str:
+    """The same list from another place, and as long as this project's share."""
+    parts = _without(call.query, _TOKENS if size is None else (*_TOKENS, *_SIZES))
+    snake = _is_snake(call)
+    parts += [] if size is None else [f"{_SIZES[snake]}={size}"]
+    parts += [f"{_TOKENS[snake]}={quote(place, safe='')}"] if place else []
+    return _target(call, parts)
+
+
+def _after(call: Call, after: str, limit: int) -> str:
+    parts = [*_without(call.query, ("after", "limit")), f"limit={limit}"]
+    return _target(call, [*parts, f"after={quote(after, safe='')}"] if after else parts)
+
+
+def _target(call: Call, parts: Sequence[str]) -> str:
+    return f"{call.path}?{'&'.join(parts)}" if parts else call.path
+
+
+def _entries(told: Told) -> list[Any]:
+    data = told.document.get("data")
+    return data if isinstance(data, list) else []
+
+
+def _shares(projects: Sequence[str], size: str) -> dict[str, int | None]:
+    """Who is asked, and for how many: together never more than the client wants on a page."""
+    if not (size.isascii() and size.isdigit() and 0 < len(size) < 6) or not int(size):
+        return dict.fromkeys(projects)
+    most = int(size)
+    share, rest = divmod(most, len(projects) or 1)
+    return {project: share + (place < rest) for place, project in enumerate(projects) if share or place < rest}
+
+
+def _token(places: Places) -> str:
+    return base64.urlsafe_b64encode(json.dumps(places, separators=(",", ":")).encode()).rstrip(b"=").decode()
+
+
+def _places(token: str) -> Places:
+    try:
+        places = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+    except (ValueError, binascii.Error, RecursionError):
+        places = None
+    if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
+        raise RequestError("BAD_REQUEST", "the page token is none of this gateway's; begin the list anew")
+    return places

@@ -1,0 +1,109 @@
+"""Free questions of our own to one project: whether it knows a resource, what it lists, how many tokens a request has.
+
+A key that is refused is judged as in any other call, and another one of the project asks again.
+"""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pollux import wire
+from pollux.attempts import Attempts, Failure, judged, unanswered, unreadable
+from pollux.keys import Key, KeySourceError
+from pollux.log import guard
+from pollux.outbound import collect, covered
+from pollux.pool import Tried
+from pollux.upstream import Upstream, UpstreamError
+from pollux.verdict import judge
+
+MOST_KEYS = 3
+COUNT_WITHIN = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A good answer. What is too long to be read, or no JSON object, has no document."""
+
+    key: Key
+    status: int
+    document: dict[str, Any]
+
+
+class Questions:
+    def __init__(self, attempts: Attempts, upstream: Upstream) -> None:
+        self._attempts = attempts
+        self._upstream = upstream
+        self._pool = attempts.pool
+        self._keyring = attempts.pool.roster.keyring
+
+    async def ask(
+        self, project: str, target: str, within: float, headers: Sequence[tuple[str, str]] = (), *, bearer: bool = False
+    ) -> Told | Failure | None:
+        """A GET. None: the project has no healthy key, or said nothing in time."""
+        tried, last = Tried(), None
+        try:
+            async with asyncio.timeout(within):
+                while len(tried.keys) < MOST_KEYS and (key := await self._pool.pick(None, tried, project)) is not None:
+                    told = await self._once(key, target, headers, bearer)
+                    if isinstance(told, Told):
+                        return told
+                    last = told
+                    tried.keys.add(key.id)
+                    match told.verdict.action:
+                        case "next-key":
+                            if await self._attempts.key_changed(key, told.verdict, tried):
+                                tried.keys.discard(key.id)
+                        case "retry":
+                            continue
+                        case _:
+                            break
+        except TimeoutError:
+            return last
+        return last
+
+    async def _once(self, key: Key, target: str, headers: Sequence[tuple[str, str]], bearer: bool) -> Told | Failure:
+        try:
+            value = (await self._keyring.value(key.id)).reveal()
+        except KeySourceError as error:
+            return unreadable("", key, error)
+        guard(value)
+        credential = ("authorization", f"Bearer {value}") if bearer else ("x-goog-api-key", value)
+        try:
+            answer = await self._upstream.send("GET", target, [*headers, credential], b"")
+            try:
+                if answer.status < 300:
+                    body, whole = await collect(answer)
+                    return Told(key, answer.status, _document(covered(body, value)) if whole else {})
+                verdict, shown, body = judged(
+                    answer.status, wire.client_headers(answer.headers), await answer.read(), value, self._pool.now()
+                )
+                return Failure(verdict, "", key, answer.status, shown, body)
+            finally:
+                answer.close()
+        except UpstreamError as error:
+            verdict = judge(None, b"", now=self._pool.now())
+            return Failure(verdict, "", key, 0, (), b"", unanswered(error, value))
+
+    async def count(self, key: Key, target: str, body: bytes) -> int | None:
+        """Google's own count; None if it cannot be had, then the estimate stands."""
+        try:
+            value = await self._keyring.value(key.id)
+            headers = [("content-type", "application/json"), ("x-goog-api-key", value.reveal())]
+            async with asyncio.timeout(COUNT_WITHIN):
+                answer = await self._upstream.send("POST", target, headers, body)
+                try:
+                    return wire.total_tokens(await answer.read()) if answer.status == 200 else None
+                finally:
+                    answer.close()
+        except (UpstreamError, KeySourceError, TimeoutError):
+            return None
+
+
+def _document(body: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
