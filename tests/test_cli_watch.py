@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from pollux.admin import status
 from pollux.cli_watch import explain_text, request_text, run, status_text, table
+from pollux.journal import Attempt, Record
 from pollux.keys import Key
 from pollux.settings import Settings
-from tests.gateway import ADMIN, FLASH, FakeUpstream, Got, Keys, answer, call, gateway, play, refuses, whole
+from tests.gateway import ADMIN, FLASH, FakeUpstream, Got, Keys, answer, call, gateway, play, projects, refuses, whole
 
 BEARER = {"authorization": f"Bearer {ADMIN}"}
 NO_WAIT = {"x-pollux-fallback": "off", "x-pollux-max-wait": "0"}
@@ -261,3 +263,28 @@ def test_watch_shows_it_again_until_it_is_stopped(
         asked_of(200, found, Settings(admin_token=ADMIN), name="status", watch=True, json=False)
     assert naps == [2.0] * 3
     assert capsys.readouterr().out.count("requests: 0") == 3
+
+
+def test_a_request_tells_to_which_project_it_was_held_and_why() -> None:
+    record = Record(id="0123456789abcdef", client="alice", what="generateContent", asked=FLASH, status=200)
+    record.owner, record.bound = "team-a", ("cachedContents/c", "files/a")
+    record.attempts.append(Attempt("", "team-a", "", "located", None, "files/a was looked for and found there"))
+    lines = request_text(record.as_json()).splitlines()
+    assert lines[3:] == [
+        "  only project team-a could serve it, which owns cachedContents/c, files/a",
+        "  1. team-a: located: files/a was looked for and found there",
+    ]
+    record.owner = ""
+    assert "  no project is known to own cachedContents/c, files/a" in request_text(record.as_json())
+
+
+def test_status_tells_of_resources_once_there_are_some() -> None:
+    async def scene() -> Any:
+        async with gateway(FakeUpstream([]), projects(2)) as app:
+            before = await status(app)
+            await app.affinity.bind({"files/a": None}, "p1", "tester")
+            return before, await status(app)
+
+    before, after = play(scene)
+    assert "resources:" not in status_text(before)
+    assert "resources: 1 remembered with their owners, 0 looked for, 1 commits" in status_text(after)

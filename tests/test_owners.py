@@ -748,6 +748,25 @@ def test_a_host_that_is_none_gets_no_address() -> None:
     play(scene)
 
 
+def test_a_gateway_has_several_names_but_only_files_that_are_known_are_its() -> None:
+    async def scene() -> None:
+        google = FakeUpstream(lambda _: whole(answer()))
+        async with gateway(google, projects(2)) as app:
+            await app.affinity.bind({"files/a": None}, "p2", "tester")
+            for base in ("http://localhost:3145", "https://other.example/prefix"):
+                for name in ("files/a", "files/unknown"):
+                    raw = json.dumps(about(name)).replace(GOOGLE, base).encode()
+                    assert (await call(app, body=raw)).status == 200
+                    sent = google.sent.pop()
+                    if name == "files/a":
+                        assert (json.loads(sent.body), sent.key) == (about(name), "k2")
+                    else:
+                        assert sent.body == raw
+            assert not google.sent, "nobody was asked for what lies elsewhere"
+
+    play(scene)
+
+
 def test_a_public_address_of_its_own_is_used_and_understood() -> None:
     async def scene() -> None:
         google = Google({"files/a": "p2"})

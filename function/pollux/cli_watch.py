@@ -191,7 +191,8 @@ def request_text(found: Mapping[str, Any]) -> str:
         where += f" (key {attempt['key']})" if attempt["key"] else ""
         detail = f": {attempt['detail']}" if attempt.get("detail") else ""
         model = attempt["model"] or "a call without a model"
-        lines.append(f"  {number}. {model} on {where}: {attempt['cause']}{detail}")
+        what = f"{model} on {where}" if attempt["cause"] != "located" else where
+        lines.append(f"  {number}. {what}: {attempt['cause']}{detail}")
     if found["reason"] or found["ended"]:
         lines.append(f"  ended: {found['reason'] or found['ended']}")
     return "\n".join(lines)

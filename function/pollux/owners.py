@@ -40,7 +40,7 @@ class Owners:
             names.update(filter(None, (wire.resource(model),)))  # a tuned one, which an alias or a body may name
         asked_for = frozenset(names)
         if x.parsed is not None and (references := wire.references(x.parsed, x.call)):
-            names |= self._of_body(x, references)
+            names |= await self._of_body(x, references)
         if not names:
             return
         await self._pool.roster.ready()
@@ -69,7 +69,7 @@ class Owners:
             owners |= await self._searched(x, lost + gone)
         return owners
 
-    def _of_body(self, x: Exchange, references: Collection[str]) -> set[str]:
+    async def _of_body(self, x: Exchange, references: Collection[str]) -> set[str]:
         settings = self._pool.settings
         own = [settings.public_url] if settings.public_url else []
         if any("://" in reference for reference in references):
@@ -78,7 +78,14 @@ class Owners:
         if settings.upstream != wire.GOOGLE:  # what stands in for Google knows only its own address
             own.append(wire.GOOGLE)
         own = [base for base in own if base]
-        bases = (wire.GOOGLE, settings.upstream, *own)
+        bases = [wire.GOOGLE, settings.upstream, *own]
+        strangers = [
+            found for reference in references if (found := wire.elsewhere(reference)) and found[0] not in bases
+        ]
+        if strangers:  # a gateway may be called by several names, one when a file is made and another when it is used
+            known = await self._affinity.owners(sorted({name for _, name in strangers}))
+            own += [base for base, name in strangers if name in known]
+            bases += own
         if any(reference.startswith(base + "/") for reference in references for base in own):
             x.exchange(wire.to_upstream(x.readable, own, settings.upstream, references))
         return {name for reference in references if (name := wire.named_by(reference, bases)) is not None}

@@ -119,22 +119,10 @@ class Relay:
                     final = x.record.sent + 1 == self._settings.max_attempts
                     if final and not last and failure.verdict.cause in FOR_LONG:
                         return False  # more projects than attempts: the last one is for a model that may be there
-                case "retry" if wire.is_resource_call(x.call) and not failure.unsent:
-                    await self._attempts.give(x, failure)  # it may have made something: another would be a second one
-                    return True
                 case "retry":
-                    hung = sum(isinstance(f, Failure) and f.timed_out for f in failures)
-                    if hung > 1 or (hung and self.pool.now() > x.deadline):
-                        await self._attempts.give(x, failure)  # each took as long as it may: nobody waits for a third
-                        return True
-                    if x.only is None:
-                        tried.projects.add(found.quota.project)
-                    else:
-                        tried.keys.discard(found.key.id)
                     troubles += 1
-                    if troubles > MOST_TROUBLES or self.pool.now() > x.deadline:
-                        return False
-                    await self._sleep(BACKOFF * 2 ** (troubles - 1) * (0.5 + self._jitter()))
+                    if (ended := await self._again(x, found, failure, failures, tried, troubles)) is not None:
+                        return ended
                 case "same-project" if x.only is None and (server := self._elsewhere(x, found)) is not None:
                     ask = replace(ask, only=server)
                     tried.projects.discard(server)
@@ -145,6 +133,34 @@ class Relay:
                     await self._attempts.give(x, failure)
                     return True
         return False
+
+    async def _again(
+        self,
+        x: Exchange,
+        found: Reservation,
+        failure: Failure,
+        failures: Sequence[Failure | Full],
+        tried: Tried,
+        troubles: int,
+    ) -> bool | None:
+        """After trouble of the model. None: once more, on another project if that may serve it. True: the client has
+        been told. False: not with this model.
+        """
+        hung = sum(isinstance(earlier, Failure) and earlier.timed_out for earlier in failures)
+        late = self.pool.now() > x.deadline
+        makes = wire.is_resource_call(x.call) and not failure.unsent
+        if makes or hung > 1 or (hung and late):
+            # What may have made something would make a second one. Each that hung took as long as it may.
+            await self._attempts.give(x, failure)
+            return True
+        if x.only is None:
+            tried.projects.add(found.quota.project)
+        else:
+            tried.keys.discard(found.key.id)
+        if troubles > MOST_TROUBLES or late:
+            return False
+        await self._sleep(BACKOFF * 2 ** (troubles - 1) * (0.5 + self._jitter()))
+        return None
 
     def _elsewhere(self, x: Exchange, found: Reservation) -> str | None:
         """Another project that served this conversation last."""

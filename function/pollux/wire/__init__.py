@@ -1,7 +1,7 @@
 """PURE. What travels between a client and Gemini, under one name: targets, headers, bodies, resources, errors. Not
 streams."""
 
-from pollux.wire.addresses import to_client, to_upstream
+from pollux.wire.addresses import elsewhere, to_client, to_upstream
 from pollux.wire.answered import answer_names
 from pollux.wire.body import (
     inflate,
@@ -58,6 +58,7 @@ __all__ = [
     "client_headers",
     "collection",
     "count_path",
+    "elsewhere",
     "error_body",
     "full_name",
     "gated",

@@ -9,8 +9,15 @@ from functools import lru_cache
 
 from pollux.wire.bound import COLLECTIONS, GOOGLE
 
+_FORM = re.compile(r"(https?://[\w.:\[\]-]{1,260}(?:/[\w.~-]{1,64}){0,8}?)/v\d\w*/(files/[\w-]{1,100})", re.ASCII)
 _KNOWN_PATTERNS = 128
 """Clients call this gateway by few names; what a stranger writes into Host pushes out only an entry of a cache."""
+
+
+def elsewhere(reference: str) -> tuple[str, str] | None:
+    """(base, name) of a URI that has the form of a file's, below whatever address: it may be another name of ours."""
+    found = _FORM.fullmatch(reference)
+    return (found[1], found[2]) if found is not None else None
 
 
 def to_client(body: bytes, upstream: str, own: str) -> bytes:
