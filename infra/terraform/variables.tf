@@ -213,6 +213,7 @@ variable "settings" {
     max_concurrent  = optional(number)
     max_wait        = optional(number)
     mode            = optional(string)
+    public_url      = optional(string)
     query_token     = optional(bool)
     sticky          = optional(bool)
     store_down      = optional(string)
