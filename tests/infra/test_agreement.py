@@ -75,6 +75,7 @@ def test_every_setting_of_the_module_is_read_by_the_gateway(module: Any, tmp_pat
         "max_concurrent": 500,
         "max_wait": 0,
         "mode": "flash_only",
+        "public_url": "https://gemini.example.com/pool",
         "query_token": False,
         "sticky": False,
         "store_down": "closed",
