@@ -1,4 +1,5 @@
-"""What a million requests cost at Google's list prices: pure arithmetic over a dated table. Fills docs/cost.md.
+"""What a million requests cost at Google's list prices: pure arithmetic over a dated table. Fills docs/cost.md
+and the table in docs/deploy.md.
 
 python -m bench.cost [--check]
 """
@@ -16,6 +17,7 @@ from bench.virtual import table
 ROOT = Path(__file__).parent.parent
 MEASURED = Path(__file__).with_name("measured.toml")
 PAGE = ROOT / "docs" / "cost.md"
+DEPLOY = ROOT / "docs" / "deploy.md"
 
 REGION = "us-central1 (Iowa), tier 1"
 LOOKED_UP = "2026-11-21"
@@ -150,6 +152,7 @@ def month(requests: float, seconds: float, concurrency: float, case: Measured) -
 DURATIONS = (1, 10, 60)
 CONCURRENCIES = (1, 10, 80)
 MONTHS = (10_000, 100_000, MILLION, 10 * MILLION)
+DEPLOYED = (0, 10_000, MILLION)
 
 
 def _usd(amount: float) -> str:
@@ -216,8 +219,8 @@ def standing_table() -> str:
     return table(("a month in which nobody calls", "at list price", "after the free tiers"), rows)
 
 
-def months_table(case: Measured) -> str:
-    rows = [(f"{requests:,}", *(_usd(month(requests, 10, c, case)) for c in CONCURRENCIES)) for requests in MONTHS]
+def months_table(case: Measured, months: Sequence[int] = MONTHS) -> str:
+    rows = [(f"{requests:,}", *(_usd(month(requests, 10, c, case)) for c in CONCURRENCIES)) for requests in months]
     return table(("requests a month, each open for 10 s", *(f"{c} at once" for c in CONCURRENCIES)), rows)
 
 
@@ -233,6 +236,10 @@ def parts(cases: Mapping[str, Measured]) -> dict[str, str]:
     }
 
 
+def deploy_parts(cases: Mapping[str, Measured]) -> dict[str, str]:
+    return {"deploy": months_table(cases["slow-4"], DEPLOYED)}
+
+
 def fill(text: str, made: Mapping[str, str]) -> str:
     """The page with each `<!-- NAME -->` … `<!-- /NAME -->` holding what was made for it."""
     for name, content in made.items():
@@ -245,14 +252,16 @@ def fill(text: str, made: Mapping[str, str]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="only say whether docs/cost.md is up to date")
+    parser.add_argument("--check", action="store_true", help="only say whether the pages are up to date")
     chosen = parser.parse_args(arguments)
-    before = PAGE.read_text()
-    after = fill(before, parts(measured()))
-    if chosen.check:
-        sys.exit(None if before == after else "docs/cost.md is not what bench/cost.py makes: python -m bench.cost")
-    PAGE.write_text(after)
-    print(f"docs/cost.md: {'unchanged' if before == after else 'rewritten'}")
+    for page, made in ((PAGE, parts(measured())), (DEPLOY, deploy_parts(measured()))):
+        before = page.read_text()
+        after = fill(before, made)
+        if chosen.check and before != after:
+            sys.exit(f"docs/{page.name} is not what bench/cost.py makes: python -m bench.cost")
+        if not chosen.check:
+            page.write_text(after)
+            print(f"docs/{page.name}: {'unchanged' if before == after else 'rewritten'}")
 
 
 if __name__ == "__main__":

@@ -101,12 +101,17 @@ def watched() -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, before)
 
 
-def block(first: int, count: int, mutation: str = "") -> Tally:
+def block(first: int, count: int, mutation: str = "", *, until_exceeded: bool = False) -> Tally:
+    tally, before = Tally(), logging.root.manager.disable
     logging.disable(logging.CRITICAL)  # stores that fail are what this is about
-    tally = Tally()
-    with mutated(mutation):
-        for seed in range(first, first + count):
-            one(seed, tally, corrected=mutation != "clocks")
+    try:
+        with mutated(mutation):
+            for seed in range(first, first + count):
+                one(seed, tally, corrected=mutation != "clocks")
+                if until_exceeded and tally.exceeded:
+                    break
+    finally:
+        logging.disable(before)
     return tally
 
 

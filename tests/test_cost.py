@@ -17,6 +17,15 @@ def test_the_page_is_what_the_arithmetic_makes_of_the_measured_commits_and_reads
     assert text == cost.fill(text, cost.parts(cost.measured())), "run python -m bench.cost"
 
 
+def test_the_page_about_deploying_has_the_same_figures() -> None:
+    text = cost.DEPLOY.read_text()
+    assert text == cost.fill(text, cost.deploy_parts(cost.measured())), "run python -m bench.cost"
+    shown = text.partition("<!-- deploy -->")[2].partition("<!-- /deploy -->")[0]
+    assert [row.split(" | ")[0] for row in shown.strip().splitlines()[2:]] == ["| 0", "| 10,000", "| 1,000,000"]
+    [last] = [row for row in cost.PAGE.read_text().splitlines() if row.startswith("| 1,000,000 | ")]
+    assert last in shown
+
+
 def test_the_page_changes_with_a_measurement_and_with_a_price() -> None:
     text, cases = cost.PAGE.read_text(), cost.measured()
     slower = cases | {"slow-4": replace(cases["slow-4"], commits=cases["slow-4"].commits + 1)}
@@ -98,10 +107,15 @@ def test_it_says_whether_the_page_changed(
 ) -> None:
     page, text = tmp_path / "cost.md", cost.PAGE.read_text()
     page.write_text(text.replace("<!-- time -->", "<!-- time -->\nold"))
+    (tmp_path / "deploy.md").write_text(cost.DEPLOY.read_text())
     monkeypatch.setattr(cost, "PAGE", page)
+    monkeypatch.setattr(cost, "DEPLOY", tmp_path / "deploy.md")
+    with pytest.raises(SystemExit, match=r"docs/cost\.md is not what"):
+        cost.main(["--check"])
     for words in ("rewritten", "unchanged"):
         cost.main([])
-        assert capsys.readouterr().out == f"docs/cost.md: {words}\n"
+        assert capsys.readouterr().out == f"docs/cost.md: {words}\ndocs/deploy.md: unchanged\n"
+    cost.main(["--check"])
     assert page.read_text() == text
 
 

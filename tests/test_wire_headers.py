@@ -19,6 +19,7 @@ NEVER_UP = (
     "openai-project",
     "openai-beta",
     "x-goog-user-project",
+    "x-serverless-authorization",
     "x-stainless-lang",
     "x-stainless-retry-count",
     "x-forwarded-for",

@@ -33,6 +33,8 @@ WITHIN = 15.0
 """A project that takes longer is left out and named in NOT_ASKED."""
 NOT_ASKED = b"x-pollux-not-asked"
 OPENAI_PAGE, OPENAI_MOST = 20, 100
+MOST_ROUNDS = 8
+"""So often others are asked while a page is empty. Google too may say of an empty one that it is not the last."""
 _SIZES, _TOKENS = ("pageSize", "page_size"), ("pageToken", "page_token")
 
 Places = dict[str, str]
@@ -73,24 +75,30 @@ class Listing:
         token, size = _parameter(x.call.query, _TOKENS), _parameter(x.call.query, _SIZES)
         places = _places(token) if token else dict.fromkeys(sorted(self._roster.projects), "")
         gone = [project for project in places if project not in self._roster.projects]
-        asked = _shares([project for project in places if project not in gone], size)
-        answers = await self._ask_all(x, {project: _with(x.call, places[project], n) for project, n in asked.items()})
-        told = {project: answer for project, answer in answers.items() if isinstance(answer, Told)}
-        if not told and (answers or not self._roster.projects):
+        page = _Page({project: place for project, place in places.items() if project not in gone}, _number(size))
+        answers: dict[str, Told | Failure | None] = {}
+        for _ in range(MOST_ROUNDS):
+            if not (shares := page.shares()):
+                break
+            answers |= await self._ask_page(x, page, shares)
+        if not page.told and (answers or not self._roster.projects):
             await self._refuse(x, answers)
             return None, []
-        left = {project: place for project, place in places.items() if project not in asked and project not in gone}
-        merged: dict[str, Any] = {}
-        for project, answer in told.items():
-            for field, value in answer.document.items():
-                if field in ("nextPageToken", "next_page_token"):
-                    if isinstance(value, str) and value:
-                        left[project] = value
-                elif isinstance(value, list):
-                    merged.setdefault(field, []).extend(value)
-        if left:
-            merged["next_page_token" if _is_snake(x.call) else "nextPageToken"] = _token(left)
-        return merged, [*gone, *(project for project in answers if project not in told)]
+        if page.left and not any(page.left.values()):  # nobody said that there is more: is there?
+            ends = dict.fromkeys(page.left, 1)
+            answers |= await self._ask_page(x, page, ends, peek=True)
+        if page.left:
+            page.merged["next_page_token" if _is_snake(x.call) else "nextPageToken"] = _token(page.left)
+        return page.merged, [*gone, *(project for project, told in answers.items() if not isinstance(told, Told))]
+
+    async def _ask_page(
+        self, x: Exchange, page: "_Page", shares: Mapping[str, int | None], *, peek: bool = False
+    ) -> dict[str, Told | Failure | None]:
+        targets = {project: _with(x.call, page.left[project], share) for project, share in shares.items()}
+        answers = await self._ask_all(x, targets)
+        for project, answer in answers.items():
+            page.take(project, answer.document if isinstance(answer, Told) else None, peek=peek)
+        return answers
 
     async def _of_openai(self, x: Exchange) -> tuple[dict[str, Any] | None, list[str]]:
         after, limit = _parameter(x.call.query, ("after",)), _parameter(x.call.query, ("limit",))
@@ -222,13 +230,50 @@ def _entries(told: Told) -> list[Any]:
     return data if isinstance(data, list) else []
 
 
-def _shares(projects: Sequence[str], size: str) -> dict[str, int | None]:
-    """Who is asked, and for how many: together never more than the client wants on a page."""
-    if not (size.isascii() and size.isdigit() and 0 < len(size) < 6) or not int(size):
-        return dict.fromkeys(projects)
-    most = int(size)
-    share, rest = divmod(most, len(projects) or 1)
-    return {project: share + (place < rest) for place, project in enumerate(projects) if share or place < rest}
+def _number(size: str) -> int | None:
+    """None where the client leaves the size to Google."""
+    return (int(size) or None) if size.isascii() and size.isdigit() and len(size) < 6 else None
+
+
+class _Page:
+    """One page. It has no more on it than was asked for, and is empty only if it is the last: clients
+    take an empty page for the end, or even for an entry.
+    """
+
+    def __init__(self, left: Places, most: int | None) -> None:
+        self.left = left
+        """Where the next page goes on."""
+        self.merged: dict[str, Any] = {}
+        self.told = False
+        self._most = most
+        self._filled = False
+
+    def shares(self) -> dict[str, int | None]:
+        """Who is asked next, and for how many. Nobody once there is something on the page, or nothing is left."""
+        if self._filled:
+            return {}
+        if self._most is None:
+            return dict.fromkeys(self.left)
+        share, rest = divmod(self._most, len(self.left) or 1)
+        return {project: share + (place < rest) for place, project in enumerate(self.left) if share or place < rest}
+
+    def take(self, project: str, document: Mapping[str, Any] | None, *, peek: bool) -> None:
+        """What a project said; None if nothing. `peek`: only whether there is something."""
+        place = self.left.pop(project)
+        if document is None:
+            return
+        self.told = True
+        token = document.get("nextPageToken") or document.get("next_page_token")
+        lists = {field: value for field, value in document.items() if isinstance(value, list)}
+        if peek:
+            if token or any(lists.values()):
+                self.left[project] = place
+            return
+        for field, value in lists.items():
+            self.merged.setdefault(field, []).extend(value)
+            self._filled = self._filled or bool(value)
+        if isinstance(token, str) and token:
+            self.left[project] = token
 
 
 def _token(places: Places) -> str:

@@ -4,6 +4,7 @@ from contextlib import suppress
 from functools import partial
 
 from pollux import health, quota
+from pollux.announce import Announcer
 from pollux.pool import Pool, Reservation
 from pollux.quota import State
 from pollux.store import StoreUnavailableError
@@ -25,6 +26,7 @@ class Outcomes:
         """Project -> when it was last refused although its counters had room."""
         self._pauses = 0
         """How many in a row, with nothing served in between."""
+        self._announcer = Announcer()
 
     async def served(self, reservation: Reservation) -> None:
         """Nearly always nothing to write: only a probe or a streak ends by it."""
@@ -32,6 +34,7 @@ class Outcomes:
         reservation.quota.served += 1
         self._pauses = 0
         self._denied.clear()
+        self._announcer.day(reservation)
         if slot.probe or reservation.quota.ledger.value.cooldown is not None:
             await reservation.quota.ledger.note(lambda state, now: (quota.succeed(state, now, slot), None))
         key, project = reservation.key.id, reservation.quota.project
@@ -66,6 +69,7 @@ class Outcomes:
 
     async def _aside(self, kind: health.Kind, name: str, verdict: Verdict) -> None:
         seconds, ceiling = verdict.cooldown_s or 0.0, verdict.ceiling_s
+        self._announcer.aside(kind, name, verdict.cause, self._pool.now(), seconds)
 
         def change(value: health.Health, now: float) -> tuple[health.Health, None]:
             return health.set_aside(value, now, kind, name, verdict.cause, seconds, ceiling), None
@@ -83,6 +87,7 @@ class Outcomes:
             owned = roster.quota(owned.project, verdict.bucket)
             with suppress(StoreUnavailableError):
                 await owned.ledger.refresh(0)
+        self._announcer.resting(owned.project, owned.bucket, verdict.cause, self._pool.now(), verdict.cooldown_s or 0.0)
         project = roster.projects.get(owned.project)
         tier = project.tier if project else None
         await owned.ledger.note(partial(self._cooled, reservation=reservation, verdict=verdict, tier=tier))

@@ -24,6 +24,8 @@ _ESCAPE = re.compile("%[0-9A-F]{2}")
 _RULES = tuple(
     (word, re.compile(pattern, re.ASCII), replacement)
     for word, pattern, replacement in (
+        # First: what it puts in the place of digits is a border for the rules below.
+        ("project", r"(?i)(projects?(?:[_ ]number)?[/=:# ]{1,3})\d{6,}", rf"\1{MARK}"),
         ("aiza", r"AIza[0-9A-Za-z_-]{20,}", MARK),
         # A JSON escape (\n, \u0027) leaves a letter or digit in front: a long value needs no border.
         ("aq.", r"AQ\.[0-9A-Za-z_.-]{20,}|(?:(?<![0-9A-Za-z])|(?<=\\[nrt]))AQ\.[0-9A-Za-z_-]{4,}", MARK),
@@ -38,7 +40,6 @@ _RULES = tuple(
         ("token=", rf"(?i)({_BORDER}(?:access_)?token=){_VALUE}", rf"\1{MARK}"),
         ("token%3d", rf"(?i)({_BORDER}(?:access_)?token%3d){_VALUE}", rf"\1{MARK}"),
         ("upload_id", rf"(?i)(upload_id(?:=|%3d)){_VALUE}", rf"\1{MARK}"),
-        ("project", r"(?i)(projects?(?:[_ ]number)?[/=:# ]{1,3})\d{6,}", rf"\1{MARK}"),
     )
 )
 

@@ -134,7 +134,7 @@ class Watch:
         if not self.trouble:
             self.since = self.store.now()
         self.trouble = trouble
-        log.error("the store is %s: %s", trouble, why)
+        log.error("the store is %s: %s", trouble, why, extra={"event": "store-trouble"})
 
     def _leave(self) -> None:
         if not self.trouble:

@@ -5,6 +5,7 @@ import http.client
 import itertools
 import json
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -201,28 +202,35 @@ def test_sigterm_finishes_what_runs_and_refuses_what_comes(tmp_path: Path) -> No
         assert "Traceback" not in gateway.said()
 
 
-@pytest.mark.parametrize(
-    ("target", "body", "last"),
-    [(STREAM, prompt(), b'\n{"error"'), ("/v1/chat/completions", CHAT, b'data: {"error"')],
-    ids=["native", "openai"],
-)
-def test_sigterm_cuts_a_stream_that_does_not_end(tmp_path: Path, target: str, body: bytes, last: bytes) -> None:
+def test_sigterm_cuts_streams_that_do_not_end(tmp_path: Path) -> None:
     with started(tmp_path) as (gateway, simulator):
         simulator.faults.append(Fault(kind="drip", seconds=30))
-        with asking(gateway.url, target, body) as made:
-            came = made.recv(65536)
-            assert b"200 OK" in came
+        with (
+            asking(gateway.url, STREAM, prompt()) as native,
+            asking(gateway.url, "/v1/chat/completions", CHAT) as openai,
+        ):
+            heads = native.recv(65536), openai.recv(65536)
+            assert all(b"200 OK" in head for head in heads)
             began = time.monotonic()
             gateway.process.send_signal(signal.SIGTERM)
-            while data := made.recv(65536):
-                came += data
-        assert 6 < time.monotonic() - began < 8
-        assert last in came
-        assert b"the gateway stops" in came
-        assert came.endswith(b"0\r\n\r\n"), "it is complete for HTTP"
+            with ThreadPoolExecutor(2) as pool:
+                ends = list(pool.map(rest, (native, openai)))
+        for head, (came, at), last in zip(heads, ends, (b'\n{"error"', b'data: {"error"'), strict=True):
+            assert 6 < at - began < 8
+            assert last in head + came
+            assert b"the gateway stops" in came
+            assert came.endswith(b"0\r\n\r\n"), "it is complete for HTTP"
         gateway.process.wait(5)
         assert time.monotonic() - began < 8.5
-        assert sum(booked(tmp_path).values()) == 1
+        assert sum(booked(tmp_path).values()) == 2
+
+
+def rest(made: socket.socket) -> tuple[bytes, float]:
+    """What comes until the end of a connection, and when that is."""
+    came = b""
+    while data := made.recv(65536):
+        came += data
+    return came, time.monotonic()
 
 
 def test_sigterm_refuses_who_waits_and_gives_their_slots_back(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from tests.secret_manager import PROJECT, SecretManager
 from tests.secret_manager import serving as secret_manager
 
 FIRST_ANSWER_WITHIN = 1.5
+CROWD_WORK = 0.1
 
 
 @pytest.fixture
@@ -90,12 +91,22 @@ def test_secret_manager_that_is_away_is_a_503_until_it_is_there(
         assert eventually(5, lambda: gateway.generate().status == 200)
 
 
+def crowd() -> float:
+    """How much longer computing takes just now than if nobody else had work for this machine; at least 1."""
+    began, worked = time.perf_counter(), time.thread_time()
+    while time.thread_time() - worked < CROWD_WORK:
+        pass
+    return max(1.0, (time.perf_counter() - began) / CROWD_WORK)
+
+
 def test_the_first_answer_comes_soon(google: SecretManager, environ: Mapping[str, str], tmp_path: Path) -> None:
+    """Other work on this machine is not what is measured: by that each time is divided, and the least counts."""
     google.put("pollux-token-web", TOKEN)
     took = []
-    for turn in range(3):  # the least: other work on this machine is not what is measured
-        began = time.perf_counter()
+    for turn in range(3):
+        before, began = crowd(), time.perf_counter()
         with functions(tmp_path / str(turn), environ) as gateway:
             assert gateway.generate().status == 200
-            took.append(time.perf_counter() - began)
-    assert min(took) < FIRST_ANSWER_WITHIN, took
+            seconds = time.perf_counter() - began
+            took.append((seconds / ((before + crowd()) / 2), seconds))
+    assert min(took)[0] < FIRST_ANSWER_WITHIN, took

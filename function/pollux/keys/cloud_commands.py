@@ -95,7 +95,9 @@ async def add(namespace: argparse.Namespace, cloud: Cloud) -> int:
     taken = await cloud.ids()
     key_id = namespace.id or free_id("key-1", taken)
     if key_id in taken:
-        raise KeySourceError(f"the id {key_id!r} is taken, by {cloud.place(key_id)}")
+        if await cloud.api.versions(KEY + key_id):
+            raise KeySourceError(f"the id {key_id!r} is taken, by {cloud.place(key_id)}")
+        raise KeySourceError(f"{cloud.place(key_id)} has no value yet; put it there with: pollux keys rotate {key_id}")
     secret = ask_value((await _others(cloud)).values())
     await cloud.add(key_id, secret, details_of(namespace))
     print(f"added {key_id} ({secret.masked}) to {cloud.place(key_id)}")
@@ -148,8 +150,7 @@ async def rotate(namespace: argparse.Namespace, cloud: Cloud) -> int:
     for version in old:
         await cloud.api.disable(name, version.number)
     await forgive(cloud.settings, cloud.project, key_id)
-    before = ", ".join(str(version.number) for version in sorted(old))
-    disabled = f"; disabled {before}" if old else ""
+    disabled = f"; disabled {', '.join(str(version.number) for version in sorted(old))}" if old else ""
     print(f"rotated {key_id} ({secret.masked}) in {cloud.place(key_id)}: version {number}{disabled}")
     return 0
 
@@ -284,10 +285,11 @@ def run(namespace: argparse.Namespace, project: str, settings: Settings, read_he
 
 
 async def _others(cloud: Cloud) -> dict[str, Entry]:
-    """All keys that are there, to compare with; tells which cannot be compared."""
+    """All keys that are there, to compare with; tells which cannot be compared. Those without a value need not be."""
     entries = await cloud.entries(await cloud.keys())
     for error in cloud.unread.values():
-        print(f"pollux keys: not compared with one that is there: {error}", file=sys.stderr)
+        if getattr(error, "kind", "") != "disabled":
+            print(f"pollux keys: not compared with one that is there: {error}", file=sys.stderr)
     return entries
 
 

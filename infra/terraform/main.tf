@@ -1,0 +1,36 @@
+# What several files share: names, labels, the environment of the gateway, and whether it is a function or an image.
+locals {
+  as_function = var.image == null
+
+  labels = merge(var.labels, { managed-by = "terraform", app = var.name })
+
+  # Numbers, not ids, are what IAM conditions and service agents' addresses are made of.
+  project_number = data.google_project.this.number
+
+  # The revision's service, whichever resource made it: a function of the 2nd generation is a Cloud Run service of its name.
+  service_name = local.as_function ? google_cloudfunctions2_function.gateway[0].name : google_cloud_run_v2_service.gateway[0].name
+  service_url = (
+    local.as_function
+    ? google_cloudfunctions2_function.gateway[0].service_config[0].uri
+    : google_cloud_run_v2_service.gateway[0].uri
+  )
+  url = var.domain == null ? local.service_url : "https://${var.domain.names[0]}"
+
+  # Every name here is a setting of Pollux, which refuses to start with one that it does not know.
+  environment = merge(
+    {
+      POLLUX_MAX_INSTANCES = tostring(var.service.max_instances)
+      POLLUX_SECRETS       = var.project
+      POLLUX_STORE         = "firestore://${var.project}/${google_firestore_database.pollux.name}"
+    },
+    {
+      for name, value in var.settings :
+      "POLLUX_${upper(name)}" => try(join(",", value), tostring(value)) if value != null
+    },
+  )
+}
+
+# Reads the Cloud Resource Manager API, which has to be on before the first plan: see docs/deploy.md.
+data "google_project" "this" {
+  project_id = var.project
+}

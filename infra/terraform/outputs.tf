@@ -1,0 +1,60 @@
+# What to know afterwards. Nothing here is secret.
+output "admin_url" {
+  description = "Where the admin token opens what the gateway knows."
+  value       = "${local.url}/admin/status"
+}
+
+output "dashboard_url" {
+  description = "The dashboard in the console."
+  value       = "https://console.cloud.google.com/monitoring/dashboards/builder/${basename(google_monitoring_dashboard.pollux.id)}?project=${var.project}"
+}
+
+output "database" {
+  description = "Where counters live, as POLLUX_STORE names it."
+  value       = local.environment.POLLUX_STORE
+}
+
+output "domain_address" {
+  description = "What the domain's A record has to say; null without a domain."
+  value       = one(google_compute_global_address.this[*].address)
+}
+
+output "next_commands" {
+  description = "What to type now: a value for each key, a token, the first request."
+  value = join("\n", concat(
+    [
+      "export POLLUX_SECRETS=${var.project} POLLUX_STORE=${local.environment.POLLUX_STORE}",
+    ],
+    length(var.keys) == 0 ? ["pollux keys add first   # the value is asked for, hidden"] : [
+      for id in keys(var.keys) : "pollux keys rotate ${id}   # the first value of a declared key, asked for, hidden"
+    ],
+    [for name in sort(tolist(var.tokens)) : "pollux tokens add ${name} --url ${local.url}   # shown once"],
+    var.admin_token ? ["pollux tokens add --admin   # shown once"] : [],
+    ["pollux deploy check ${local.url}"],
+  ))
+}
+
+output "repository" {
+  description = "Where images are built or pushed to."
+  value       = "${var.region}-docker.pkg.dev/${var.project}/${google_artifact_registry_repository.images.repository_id}"
+}
+
+output "run_service_account" {
+  description = "Who the gateway is at run time."
+  value       = google_service_account.run.email
+}
+
+output "secrets" {
+  description = "The secrets that wait for a value, if they have none yet."
+  value       = sort(keys(local.secrets))
+}
+
+output "service" {
+  description = "The Cloud Run service, also of a function: for logs, revisions and rollback."
+  value       = local.service_name
+}
+
+output "url" {
+  description = "Where clients call."
+  value       = local.url
+}

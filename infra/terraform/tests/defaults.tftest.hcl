@@ -1,0 +1,134 @@
+# What comes out when only the project is named.
+mock_provider "archive" {}
+mock_provider "time" {}
+mock_provider "google" {
+  mock_data "google_project" {
+    defaults = { number = "123456789012" }
+  }
+}
+
+variables {
+  project = "my-project"
+}
+
+run "defaults" {
+  assert {
+    condition     = length(google_cloudfunctions2_function.gateway) == 1 && length(google_cloud_run_v2_service.gateway) == 0
+    error_message = "Without an image the gateway is a function, which needs no image to be built by hand."
+  }
+
+  assert {
+    condition     = google_cloudfunctions2_function.gateway[0].service_config[0].min_instance_count == 0
+    error_message = "It scales to zero: nothing costs while nobody calls."
+  }
+
+  assert {
+    condition     = google_cloudfunctions2_function.gateway[0].service_config[0].max_instance_request_concurrency == 80
+    error_message = "A function serves one request at once unless it is told otherwise, which would cost eighty times as much."
+  }
+
+  assert {
+    condition     = google_cloudfunctions2_function.gateway[0].service_config[0].timeout_seconds == 3600
+    error_message = "Long streams and waits for a slot need the longest timeout."
+  }
+
+  assert {
+    condition = (
+      google_cloudfunctions2_function.gateway[0].service_config[0].environment_variables.POLLUX_MAX_INSTANCES
+      == tostring(google_cloudfunctions2_function.gateway[0].service_config[0].max_instance_count)
+    )
+    error_message = "The gateway divides its safe share by the number of instances that there can be: both must be one number."
+  }
+
+  assert {
+    condition = (
+      google_cloudfunctions2_function.gateway[0].service_config[0].environment_variables.FUNCTION_USE_ASGI == "1"
+      && google_cloudfunctions2_function.gateway[0].build_config[0].environment_variables.FUNCTION_USE_ASGI == "1"
+      && google_cloudfunctions2_function.gateway[0].build_config[0].entry_point == "gateway"
+    )
+    error_message = "main.py's handler is an ASGI one: without this the Functions Framework would start it as WSGI."
+  }
+
+  assert {
+    condition     = google_cloudfunctions2_function.gateway[0].service_config[0].environment_variables.POLLUX_STORE == "firestore://my-project/pollux"
+    error_message = "Instances share their counters in the database that was made here."
+  }
+
+  assert {
+    condition     = google_cloudfunctions2_function.gateway[0].service_config[0].ingress_settings == "ALLOW_ALL"
+    error_message = "Without a load balancer in front, the run.app address is the only one."
+  }
+
+  assert {
+    condition     = keys(google_cloud_run_v2_service_iam_member.invokers) == ["allUsers"]
+    error_message = "It is public by default: SDKs cannot send an ID token, and Pollux asks for its own."
+  }
+
+  assert {
+    condition     = google_firestore_database.pollux.delete_protection_state == "DELETE_PROTECTION_ENABLED"
+    error_message = "What was learned and counted is not deleted by a slip."
+  }
+
+  assert {
+    condition     = google_firestore_database.pollux.point_in_time_recovery_enablement == "POINT_IN_TIME_RECOVERY_DISABLED" && length(google_firestore_backup_schedule.daily) == 0
+    error_message = "Recovery and backups cost, and counters of a minute are seldom worth it: off by default."
+  }
+
+  assert {
+    condition     = length(google_firestore_field.expires_at.ttl_config) == 1 && google_firestore_field.expires_at.collection == "pollux"
+    error_message = "Documents that nobody uses any more are deleted by Firestore itself."
+  }
+
+  assert {
+    condition     = google_firestore_field.no_index.field == "*" && length(google_firestore_field.no_index.index_config[0].indexes) == 0
+    error_message = "Nothing is looked up by a field: an index would make every commit dearer."
+  }
+
+  assert {
+    condition     = join(",", keys(google_secret_manager_secret.this)) == "pollux-admin-token,pollux-token-default"
+    error_message = "One client and the admin have a secret; those of keys come from the variable or the command line."
+  }
+
+  assert {
+    condition     = google_storage_bucket.source[0].public_access_prevention == "enforced" && google_storage_bucket.source[0].uniform_bucket_level_access
+    error_message = "Nobody but who builds reads the bucket."
+  }
+
+  assert {
+    condition     = startswith(google_storage_bucket_object.source[0].name, "source-${data.archive_file.source[0].output_sha256}")
+    error_message = "A changed source must be a new object, or the function would not be built again."
+  }
+
+  assert {
+    condition     = length(google_artifact_registry_repository.images.cleanup_policies) == 2
+    error_message = "Images of old builds are cleaned up, the newest kept for a rollback."
+  }
+
+  assert {
+    condition     = length(google_logging_project_sink.default[0].exclusions) == 1 && strcontains(google_logging_project_sink.default[0].exclusions[0].filter, "key|access_token|upload_id")
+    error_message = "URLs with a key or an upload's address must not be kept in the platform's request log."
+  }
+
+  assert {
+    condition     = strcontains(google_logging_project_sink.default[0].filter, "NOT LOG_ID(\"cloudaudit.googleapis.com/activity\")")
+    error_message = "The adopted sink keeps Google's own filter, or audit logs would be stored and billed twice."
+  }
+
+  assert {
+    condition     = join(",", keys(google_monitoring_alert_policy.log)) == "no_usable_key,quota_nearly_spent,store_trouble" && length(google_monitoring_alert_policy.errors) == 1
+    error_message = "The four alerts that the docs promise."
+  }
+
+  assert {
+    condition = (
+      length(google_monitoring_uptime_check_config.health) + length(google_compute_backend_service.this)
+      + length(google_billing_budget.this) + length(google_kms_crypto_key_iam_member.agents) == 0
+    )
+    error_message = "What costs, or needs a right elsewhere, is off by default."
+  }
+
+  assert {
+    condition     = output.database == "firestore://my-project/pollux" && strcontains(output.next_commands, "pollux tokens add default --url ${output.url}")
+    error_message = "The outputs say what to type next, ready to be pasted."
+  }
+}

@@ -1,0 +1,55 @@
+# The examples, as they stand, with providers that reach nobody.
+mock_provider "archive" {}
+mock_provider "time" {}
+mock_provider "google" {
+  mock_resource "google_monitoring_notification_channel" {
+    defaults = { id = "projects/my-project/notificationChannels/1" }
+  }
+
+  mock_data "google_project" {
+    defaults = { number = "123456789012" }
+  }
+}
+
+variables {
+  project = "my-project"
+}
+
+run "minimal" {
+  module {
+    source = "./examples/minimal"
+  }
+
+  assert {
+    condition     = strcontains(output.next_commands, "pollux keys add first")
+    error_message = "Without declared keys the command line makes them."
+  }
+}
+
+run "private" {
+  module {
+    source = "./examples/private"
+  }
+
+  assert {
+    condition     = strcontains(output.next_commands, "pollux tokens add batch") && strcontains(output.next_commands, "pollux tokens add people")
+    error_message = "Each client is told how to get its token."
+  }
+}
+
+run "production" {
+  module {
+    source = "./examples/production"
+  }
+
+  variables {
+    billing_account = "012345-6789AB-CDEF01"
+    image           = "europe-west1-docker.pkg.dev/my-project/pollux/pollux@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+    kms_key         = "projects/my-project/locations/europe-west1/keyRings/ring/cryptoKeys/key"
+  }
+
+  assert {
+    condition     = output.url == "https://gemini.example.com" && strcontains(output.next_commands, "pollux keys rotate alice")
+    error_message = "Clients call the domain; declared keys wait for their first value."
+  }
+}

@@ -1,0 +1,240 @@
+# What each choice changes.
+mock_provider "archive" {}
+mock_provider "time" {}
+mock_provider "google" {
+  mock_data "google_project" {
+    defaults = { number = "123456789012" }
+  }
+}
+
+variables {
+  project = "my-project"
+}
+
+run "an_image" {
+  variables {
+    image   = "europe-west1-docker.pkg.dev/my-project/pollux/pollux@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+    region  = "europe-west1"
+    service = { max_instances = 3, memory = "1Gi" }
+  }
+
+  assert {
+    condition     = length(google_cloudfunctions2_function.gateway) == 0 && length(google_storage_bucket.source) == 0
+    error_message = "With an image nothing is built, so nothing is uploaded."
+  }
+
+  assert {
+    condition     = google_cloud_run_v2_service.gateway[0].template[0].containers[0].resources[0].cpu_idle
+    error_message = "Billing by the request: CPU between requests would be billed all month."
+  }
+
+  assert {
+    condition = contains([
+      for env in google_cloud_run_v2_service.gateway[0].template[0].containers[0].env : "${env.name}=${env.value}"
+    ], "POLLUX_MAX_INSTANCES=3") && google_cloud_run_v2_service.gateway[0].template[0].scaling[0].max_instance_count == 3
+    error_message = "The gateway is told the maximum that Cloud Run keeps to."
+  }
+
+  assert {
+    condition     = !contains([for env in google_cloud_run_v2_service.gateway[0].template[0].containers[0].env : env.name], "FUNCTION_USE_ASGI")
+    error_message = "An image starts uvicorn itself and has no use for the Functions Framework's variable."
+  }
+
+  assert {
+    condition     = output.url == google_cloud_run_v2_service.gateway[0].uri && output.service == "pollux" && output.database == "firestore://my-project/pollux"
+    error_message = "Whatever runs the handler, what is around it and the outputs are the same."
+  }
+
+  assert {
+    condition = (
+      length(google_service_account.build) + length(google_project_iam_member.build_log) + length(google_project_iam_member.build_copy)
+      + length(google_storage_bucket_iam_member.build_source) + length(google_artifact_registry_repository_iam_member.build_push) == 0
+    )
+    error_message = "With an image nobody builds, so nobody may."
+  }
+}
+
+run "keys_and_settings" {
+  variables {
+    keys = {
+      alice = { project = "team-a", tier = "tier1" }
+      bob   = { project = "example.com:Team-B", limits = { "*" = { rpm = 5 } }, enabled = false }
+      carol = {}
+    }
+    settings = { max_wait = 0.5, sticky = false, allow_paths = ["webhooks", "batch"], strategy = "round_robin" }
+  }
+
+  assert {
+    condition     = google_secret_manager_secret.this["pollux-key-alice"].labels.project == "team-a" && google_secret_manager_secret.this["pollux-key-alice"].labels.tier == "tier1"
+    error_message = "Project and tier of a key are labels."
+  }
+
+  assert {
+    condition = (
+      !can(google_secret_manager_secret.this["pollux-key-bob"].labels.project)
+      && google_secret_manager_secret.this["pollux-key-bob"].annotations.pollux-project == "example.com:Team-B"
+    )
+    error_message = "A project that no label can hold is an annotation."
+  }
+
+  assert {
+    condition     = google_secret_manager_secret.this["pollux-key-bob"].annotations.pollux-limits == "{\"*\":{\"rpm\":5}}" && google_secret_manager_secret.this["pollux-key-bob"].labels.enabled == "false"
+    error_message = "Limits are an annotation of JSON, disabled is a label."
+  }
+
+  assert {
+    condition     = google_secret_manager_secret.this["pollux-key-carol"].labels.managed-by == "terraform"
+    error_message = "`pollux keys remove` and `tokens revoke` warn of what Terraform would make again, and do not delete it, by this label."
+  }
+
+  assert {
+    condition     = strcontains(output.next_commands, "pollux keys rotate alice")
+    error_message = "The first value of a declared key is put there by rotate: add would make a secret."
+  }
+
+  assert {
+    condition = (
+      google_cloudfunctions2_function.gateway[0].service_config[0].environment_variables.POLLUX_MAX_WAIT == "0.5"
+      && google_cloudfunctions2_function.gateway[0].service_config[0].environment_variables.POLLUX_STICKY == "false"
+      && google_cloudfunctions2_function.gateway[0].service_config[0].environment_variables.POLLUX_ALLOW_PATHS == "webhooks,batch"
+      && google_cloudfunctions2_function.gateway[0].service_config[0].environment_variables.POLLUX_STRATEGY == "round_robin"
+    )
+    error_message = "Settings travel in the forms that settings.py reads: numbers, switches, lists by commas."
+  }
+
+  assert {
+    condition     = !contains(keys(google_cloudfunctions2_function.gateway[0].service_config[0].environment_variables), "POLLUX_WINDOW")
+    error_message = "What is not set is left to Pollux's own default."
+  }
+}
+
+run "a_domain" {
+  variables {
+    domain = { names = ["gemini.example.com", "ai.example.com"], requests_per_minute = 30 }
+  }
+
+  assert {
+    condition     = google_cloudfunctions2_function.gateway[0].service_config[0].ingress_settings == "ALLOW_INTERNAL_AND_GCLB"
+    error_message = "The run.app address must be closed, or it would bypass Cloud Armor."
+  }
+
+  assert {
+    condition     = google_compute_backend_service.this[0].security_policy == google_compute_security_policy.this[0].id
+    error_message = "What comes through the load balancer passes Cloud Armor."
+  }
+
+  assert {
+    condition     = [for rule in google_compute_security_policy.this[0].rule : rule.rate_limit_options[0].rate_limit_threshold[0].count if rule.action == "throttle"] == [30]
+    error_message = "Each address may call as often as the variable says."
+  }
+
+  assert {
+    condition     = google_compute_managed_ssl_certificate.this[0].managed[0].domains == tolist(["gemini.example.com", "ai.example.com"]) && output.url == "https://gemini.example.com"
+    error_message = "The certificate is for all names; clients are told the first."
+  }
+
+  assert {
+    condition     = strcontains(google_logging_project_sink.default[0].exclusions[0].filter, "http_load_balancer")
+    error_message = "The load balancer logs URLs too."
+  }
+}
+
+run "an_image_behind_a_domain" {
+  variables {
+    domain = { names = ["gemini.example.com"] }
+    image  = "us-central1-docker.pkg.dev/my-project/pollux/pollux:1"
+  }
+
+  assert {
+    condition     = google_cloud_run_v2_service.gateway[0].ingress == "INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER"
+    error_message = "The run.app address of an image must be closed, too."
+  }
+}
+
+run "recovered_and_watched" {
+  variables {
+    database              = { backup_days = 7, point_in_time_recovery = true, location = "nam5", name = "counters" }
+    budget                = { amount = 20, billing_account = "012345-6789AB-CDEF01" }
+    notification_channels = ["projects/my-project/notificationChannels/1"]
+    uptime_check          = true
+    enable_apis           = false
+    request_log           = { other_exclusions = { noise = "severity<INFO" } }
+  }
+
+  assert {
+    condition     = google_firestore_backup_schedule.daily[0].retention == "604800s" && google_firestore_database.pollux.point_in_time_recovery_enablement == "POINT_IN_TIME_RECOVERY_ENABLED"
+    error_message = "Backups are kept for the days that were asked for."
+  }
+
+  assert {
+    condition     = google_project_iam_member.run_firestore.condition[0].expression == "resource.name == \"projects/my-project/databases/counters\"" && google_firestore_database.pollux.location_id == "nam5"
+    error_message = "Another database has another name in the condition as well."
+  }
+
+  assert {
+    condition = alltrue([
+      for policy in concat(values(google_monitoring_alert_policy.log), google_monitoring_alert_policy.errors, google_monitoring_alert_policy.uptime) :
+      policy.notification_channels == tolist(["projects/my-project/notificationChannels/1"])
+    ]) && length(google_monitoring_alert_policy.uptime) == 1
+    error_message = "Every alert tells whoever was named."
+  }
+
+  assert {
+    condition     = google_billing_budget.this[0].budget_filter[0].projects == toset(["projects/123456789012"]) && google_billing_budget.this[0].amount[0].specified_amount[0].units == "20"
+    error_message = "The budget watches this project alone."
+  }
+
+  assert {
+    condition     = google_monitoring_uptime_check_config.health[0].http_check[0].path == "/health"
+    error_message = "Paths that end in z are reserved on run.app: /health it is."
+  }
+
+  assert {
+    condition     = length(google_logging_project_sink.default[0].exclusions) == 2 && google_logging_project_sink.default[0].exclusions[1].name == "noise"
+    error_message = "The sink has one owner: exclusions that were there before can be named."
+  }
+
+  assert {
+    condition     = length(google_project_service.this) == 0
+    error_message = "Where somebody else turns APIs on, Terraform leaves them alone."
+  }
+}
+
+run "a_key_of_ones_own" {
+  variables {
+    kms_key = "projects/my-project/locations/us-central1/keyRings/ring/cryptoKeys/key"
+  }
+
+  assert {
+    condition = alltrue([
+      google_firestore_database.pollux.cmek_config[0].kms_key_name == var.kms_key,
+      google_storage_bucket.source[0].encryption[0].default_kms_key_name == var.kms_key,
+      google_artifact_registry_repository.images.kms_key_name == var.kms_key,
+      google_cloudfunctions2_function.gateway[0].kms_key_name == var.kms_key,
+      alltrue([
+        for secret in values(google_secret_manager_secret.this) :
+        secret.replication[0].user_managed[0].replicas[0].customer_managed_encryption[0].kms_key_name == var.kms_key
+      ]),
+    ])
+    error_message = "One key encrypts all that is kept."
+  }
+
+  assert {
+    condition = alltrue([
+      for member in values(google_kms_crypto_key_iam_member.agents) :
+      member.role == "roles/cloudkms.cryptoKeyEncrypterDecrypter" && startswith(member.member, "serviceAccount:service-123456789012@")
+    ]) && length(google_kms_crypto_key_iam_member.agents) == 6
+    error_message = "Google's service agents may use the key; no account of ours may."
+  }
+}
+
+run "the_log_is_somebody_elses" {
+  variables {
+    request_log = { exclude_url_secrets = false }
+  }
+
+  assert {
+    condition     = length(google_logging_project_sink.default) == 0
+    error_message = "Who manages the _Default sink elsewhere can keep it."
+  }
+}
