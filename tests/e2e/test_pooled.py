@@ -1,5 +1,6 @@
 """POLLUX_FILES=pooled with Google's SDK and gateways as processes: one upload, served by every project, kept once."""
 
+import base64
 import io
 import itertools
 import os
@@ -17,6 +18,7 @@ from google import genai
 from google.genai import errors, types
 
 from pollux.simulator import Fault, Owning, Simulator
+from tests.blobs.storage_server import BUCKET, storage
 from tests.e2e.processes import (
     FLASH,
     Gateway,
@@ -188,3 +190,42 @@ def test_a_folder_that_cannot_be_used_leaves_files_with_their_projects(tmp_path:
         assert "the blob store does not work" in started.said()
         assert started.status()["pooled_files"]["passed_through"] == 1
         assert call(started.url, "GET", f"/v1beta/{file.name}", headers={"x-goog-api-key": TWO}).status == 200
+
+
+def memory(started: Gateway) -> int:
+    """The most that it ever held, MB."""
+    lines = Path(f"/proc/{started.process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024
+
+
+def test_memory_stays_where_it_is_whatever_is_taken_in_and_copied(tmp_path: Path) -> None:
+    with pooled(tmp_path, 4) as (simulator, started), client(started.url, ONE) as made:
+        small = upload(made, b"small")
+        ask(made, small)
+        before = memory(started)
+        with ThreadPoolExecutor(4) as threads:
+            large = list(threads.map(lambda n: upload(made, bytes([n]) * (48 << 20)), range(4)))
+            list(threads.map(lambda _: ask(made, large[0]), range(19)))  # all of what four projects have left
+        assert len({thing["project"] for thing in files(simulator) if thing["sha256"] == sha256_of(large[0])}) == 4
+        assert memory(started) - before < 60
+
+
+def sha256_of(file: types.File) -> str:
+    """Google writes the digest in hexadecimal and that in Base64."""
+    return base64.b64decode(file.sha256_hash or "").decode()
+
+
+def test_in_a_bucket(tmp_path: Path) -> None:
+    with storage() as bucket, simulated(2) as (simulator, url):
+        settings = token({"store": "memory://", "admin_token": "pooled-admin-token", "data": str(tmp_path)})
+        settings |= {"keys_file": str(write_keys(tmp_path, [1, 2], LIMITS)), "blobs": f"gs://{BUCKET}/pooled"}
+        environ = environment(**settings, upstream=url) | {"STORAGE_EMULATOR_HOST": bucket.address}
+        with serving(tmp_path, environ) as started, client(started.url, ONE) as made:
+            file = upload(made)
+            assert sum(len(one.data) for one in bucket.objects.values()) == len(DATA)
+            for _ in range(6):
+                ask(made, file)
+            assert len(served(simulator)) == 2
+            assert {thing["sha256"] for thing in files(simulator)} == {sha256_of(file)}
+            made.files.delete(name=str(file.name))
+            assert not bucket.objects
