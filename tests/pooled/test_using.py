@@ -525,6 +525,51 @@ def test_a_copy_that_nobody_waits_for_any_more_ends_and_its_lease_with_it() -> N
     play(scene)
 
 
+@pytest.mark.parametrize("cloud", [True, False])
+def test_in_the_cloud_no_copy_outlives_the_last_request_for_it(cloud: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if cloud:
+        monkeypatch.setenv("K_SERVICE", "gateway")
+
+    async def scene() -> None:
+        keys, blobs, store = projects(2, rpm=1), MemoryBlobs(), MemoryStore(now)
+        upstream = google(keys)
+        async with gateway(upstream, keys, blobs, store=store) as app:
+            file = await upload(app)
+            quick = {**AT, "x-pollux-fallback": "off", "x-pollux-max-wait": "5"}
+            assert (await call(app, "POST", path_of(FLASH), quick, asks(file))).status == 200
+            blobs.slow = 30.0
+            late = await call(app, "POST", path_of(FLASH), quick, asks(file))
+            assert (late.status, late.reason) == (503, "COPY_PENDING")
+            ((document, _),) = (await store.scan("pooled/")).values()
+            assert len(document["copies"]) == (1 if cloud else 2), "the lease"
+            await asyncio.sleep(60)
+            assert len(owned(upstream.simulator)) == (1 if cloud else 2)
+
+    play(scene)
+
+
+def test_who_comes_just_as_the_last_one_leaves_has_a_copy_made_anew() -> None:
+    async def scene() -> None:
+        keys, blobs = projects(2, rpm=2), MemoryBlobs()
+        upstream = google(keys)
+        async with gateway(upstream, keys, blobs) as app:
+            file = await upload(app)
+            plain = {**AT, "x-pollux-fallback": "off"}
+            for _ in range(2):
+                assert (await call(app, "POST", path_of(FLASH), plain, asks(file))).status == 200
+            blobs.slow = 10.0
+
+            async def later() -> Got:
+                await asyncio.sleep(5.0)
+                return await call(app, "POST", path_of(FLASH), plain, asks(file))
+
+            left, came = await asyncio.gather(call(app, "POST", path_of(FLASH), plain, asks(file), leaves=5.0), later())
+            assert (left.status, came.status) == (0, 200)
+            assert len(owned(upstream.simulator)) == 2
+
+    play(scene)
+
+
 def test_a_lease_of_an_instance_that_died_ends_by_time() -> None:
     async def scene() -> None:
         keys, blobs, store = projects(2, rpm=1), MemoryBlobs(), MemoryStore(now)

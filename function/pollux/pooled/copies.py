@@ -102,11 +102,13 @@ class Copies:
             flight.waiters -= 1
             if not flight.waiters and not flight.task.done() and (left or not self._lingers):
                 flight.task.cancel()
+                self._landed(key, flight.task)  # whoever comes now begins anew
                 await asyncio.wait({flight.task}, timeout=RELEASE_WITHIN)
 
     def _landed(self, key: tuple[str, str], task: "asyncio.Task[None]") -> None:
-        self._flights.pop(key, None)
-        if not task.cancelled():
+        if (flight := self._flights.get(key)) is not None and flight.task is task:
+            del self._flights[key]
+        if task.done() and not task.cancelled():
             task.exception()  # seen: who waited has it, and the log
 
     async def close(self) -> None:
