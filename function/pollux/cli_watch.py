@@ -102,6 +102,15 @@ def status_text(found: Mapping[str, Any]) -> str:
             f"resources: {known['remembered']} remembered with their owners, {known['searches']} looked for, "
             f"{known['commits']} commits"
         )
+    if files := found.get("pooled_files"):
+        lines.append(
+            f"pooled files: {files['uploaded']} uploaded, {files['known_again']} known again, {files['copied']} copied"
+        )
+        if files["blobs"] != "ok":
+            lines.append(
+                f"BLOB STORE TROUBLE: {files['why']}; {files['passed_through']} uploads passed through to one project, "
+                f"{files['kept_to_copies']} requests kept to the projects that had their files"
+            )
     lines.append(_store(found["store"], pool["requests"]))
     if found["store"]["state"] != "ok":
         since = datetime.fromtimestamp(found["store"]["since"]).strftime("%H:%M:%S")

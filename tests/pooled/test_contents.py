@@ -78,6 +78,7 @@ def test_a_store_that_is_down_is_told_once_and_not_asked_all_the_time(caplog: py
     said = [record.message for record in caplog.records if record.name == "pollux.blobs"]
     assert len(said) == 2
     assert "does not work" in said[0]
+    assert getattr(caplog.records[-2], "event", "") == "blobs-trouble"
     assert said[1] == "the blob store works again"
 
 

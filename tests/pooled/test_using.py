@@ -7,10 +7,11 @@ from collections import Counter
 import pytest
 
 from bench.virtual import run as run_virtually
+from pollux.cli_watch import status_text
 from pollux.keys import Key
 from pollux.simulator import Fault
 from pollux.store.memory import MemoryStore
-from tests.gateway import CHAT, COUNT, FLASH, HELLO, NEXT, Got, Keys, call, now, play, projects
+from tests.gateway import ADMIN, CHAT, COUNT, FLASH, HELLO, NEXT, Got, Keys, call, now, play, projects
 from tests.pooled.scenes import (
     AT,
     OTHER,
@@ -413,6 +414,27 @@ def test_without_a_blob_store_files_stay_where_they_are_loudly(caplog: pytest.Lo
             for _ in range(3):
                 assert (await generate(app, before)).status == 200
             assert len(owned(upstream.simulator)) > 2
+
+    play(scene)
+
+
+def test_status_tells_of_pooled_files() -> None:
+    async def scene() -> None:
+        keys, blobs = projects(2, rpm=1), MemoryBlobs()
+        async with gateway(google(keys), keys, blobs) as app:
+            file = await upload(app)
+            await upload(app)
+            for _ in range(2):
+                assert (await generate(app, file)).status == 200
+            asked = await call(app, "GET", "/admin/status", {"authorization": f"Bearer {ADMIN}"})
+            said = status_text(asked.json)
+            assert "pooled files: 1 uploaded, 1 known again, 1 copied" in said
+            assert "BLOB STORE" not in said
+            blobs.down = True
+            await asyncio.sleep(60)
+            await upload(app, b"more")
+            asked = await call(app, "GET", "/admin/status", {"authorization": f"Bearer {ADMIN}"})
+            assert "BLOB STORE TROUBLE: blobs memory: the test has taken them away" in status_text(asked.json)
 
     play(scene)
 

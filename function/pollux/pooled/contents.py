@@ -141,7 +141,11 @@ class Contents:
         self._failed, self._answered = self._now(), float("-inf")
         why = str(error) or f"no answer within {PROBE_WITHIN:g} s"
         if not self.trouble:
-            log.error("the blob store does not work, files stay in the project that takes them: %s", why)
+            log.error(
+                "the blob store does not work, files stay in the project that takes them: %s",
+                why,
+                extra={"event": "blobs-trouble"},
+            )
         self.trouble = why
 
     def _up(self) -> None:
