@@ -1,5 +1,7 @@
 """Lists of what all projects own: nothing twice, nothing missing, no page longer than asked."""
 
+import base64
+import json
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -109,6 +111,19 @@ def test_all_projects_are_asked_at_once_and_addresses_are_ours() -> None:
     play(scene)
 
 
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_of_many_projects_the_last_one_alone_has_something(size: int) -> None:
+    async def scene() -> None:
+        google = Lists(*[0] * 49, 3)
+        async with gateway(google, projects(50)) as app:
+            pages = await all_pages(app, f"pageSize={size}")
+            assert sorted(names(pages)) == ["files/p50x0", "files/p50x1", "files/p50x2"]
+            assert all(names([page]) for page in pages)
+            assert len(google.sent) < 50 + size + 1 + len(pages)
+
+    play(scene)
+
+
 def test_who_could_not_be_asked_is_named() -> None:
     async def scene() -> None:
         google = Lists(3, 3, 3)
@@ -191,7 +206,9 @@ def test_a_project_that_leaves_between_two_pages_is_named() -> None:
     play(scene)
 
 
-@pytest.mark.parametrize("token", ["42", "eyJ4", "bm9wZQ", "W10", "eyJwMSI6MX0", "%FF%00"])
+@pytest.mark.parametrize(
+    "token", ["42", "eyJ4", "bm9wZQ", "W10", "eyJwMSI6MX0", "%FF%00", "eyJwMSI6Ilx1ZDgwMCJ9", "eyJcdWQ4MDAiOiIifQ"]
+)
 def test_a_token_of_somebody_else_is_refused(token: str) -> None:
     async def scene() -> None:
         google = Lists(1, 1)
@@ -199,6 +216,17 @@ def test_a_token_of_somebody_else_is_refused(token: str) -> None:
             got = await call(app, "GET", f"/v1beta/files?pageToken={token}")
             assert (got.status, got.reason) == (400, "BAD_REQUEST")
             assert not google.sent
+
+    play(scene)
+
+
+def test_a_token_of_many_invented_projects_makes_no_endless_header() -> None:
+    async def scene() -> None:
+        invented = {f"{'x' * 40}{n}": "" for n in range(800)} | {"p1": ""}
+        token = base64.urlsafe_b64encode(json.dumps(invented).encode()).decode()
+        async with gateway(Lists(1), projects(1)) as app:
+            got = await call(app, "GET", f"/v1beta/files?pageToken={token}")
+            assert (got.status, got.reason) == (400, "BAD_REQUEST")
 
     play(scene)
 
