@@ -666,6 +666,43 @@ def test_a_thing_that_its_owner_does_not_know_any_more() -> None:
     play(scene)
 
 
+def _get(name: str) -> tuple[str, str, Any]:
+    return "GET", f"/v1beta/{name}", None
+
+
+def _use(name: str) -> tuple[str, str, Any]:
+    return "POST", GENERATE, about(name)
+
+
+@pytest.mark.parametrize("request_of", [_get, _use])
+@pytest.mark.parametrize("refusal", [NOT_YOURS, NO_SUCH, VAGUE])
+def test_a_name_deleted_and_made_again_in_another_project_is_used_there(request_of: Any, refusal: Any) -> None:
+    async def scene() -> None:
+        google = Google({"files/a": "p2"})
+        google.refusal = refusal
+        async with gateway(google, projects(3)) as app:
+            method, path, body = request_of("files/a")
+            assert (await call(app, method, path, body=body)).status == 200
+            google.owned["files/a"] = "p3"  # and another instance, which made it, wrote that down
+            document = {"v": 1, "project": "p3", "client": "other", "expires": int(now()) + 1000}
+            (_, version) = (await app.roster.store.read(["bound/files/a"]))["bound/files/a"]
+            await app.roster.store.commit("bound/files/a", document, version)
+            seen = len(google.sent)
+            got = await call(app, method, path, body=body)
+            assert got.status == 200, got.body
+            assert [_project(sent) for sent in google.sent[seen:]] == ["p2", "p3"]
+            seen = len(google.sent)
+            assert (await call(app, method, path, body=body)).status == 200
+            assert [_project(sent) for sent in google.sent[seen:]] == ["p3"]
+            google.owned["files/a"] = "p1"  # and nobody wrote it down
+            seen = len(google.sent)
+            got = await call(app, method, path, body=body)
+            assert (got.status, got.json) == (refusal["error"]["code"], refusal)
+            assert [_project(sent) for sent in google.sent[seen:]] == ["p3"], "what the store says was tried"
+
+    play(scene)
+
+
 def test_the_store_in_trouble_turns_no_success_into_an_error(caplog: pytest.LogCaptureFixture) -> None:
     async def scene() -> None:
         google = Google()

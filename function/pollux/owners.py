@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from pollux import wire
 from pollux.affinity import Affinity, Bound
+from pollux.attempts import NOT_SHOWN, Failure
 from pollux.exchange import Exchange
 from pollux.inbound import RequestError
 from pollux.journal import Attempt
@@ -55,6 +56,19 @@ class Owners:
             x.only = x.record.owner = self._one(owners)
         elif x.names and not x.call.counted:
             x.only = self._likely(x.record.client)
+
+    async def moved(self, x: Exchange, failure: Failure) -> bool:
+        """After its owner did not know what a request names: whether the store has another owner by now. Then it is
+        held to that one. What was deleted can be made again, by another instance and in another project.
+        """
+        if not x.record.owner or failure.verdict.cause not in NOT_SHOWN:
+            return False
+        projects = {bound.project for bound in (await self._affinity.owners(x.names)).values()}
+        project = projects.pop() if len(projects) == 1 else x.only
+        if project == x.only or project not in self._pool.roster.projects:
+            return False
+        x.only = x.record.owner = project
+        return True
 
     async def of(self, x: Exchange, names: Sequence[str]) -> dict[str, Bound]:
         """Of those that are known, or found now."""

@@ -56,7 +56,7 @@ class Relay:
         elif x.call.counted and x.call.model:
             await self._counted(x)
         else:
-            await uncounted.run(x, self._attempts, self._sleep)
+            await uncounted.run(x, self._attempts, self.owners.moved, self._sleep)
 
     async def _counted(self, x: Exchange) -> None:
         chain = self._catalog.chain(x.call.model or "", x.mode)
@@ -126,6 +126,8 @@ class Relay:
                 case "same-project" if x.only is None and (server := self._elsewhere(x, found)) is not None:
                     ask = replace(ask, only=server)
                     tried.projects.discard(server)
+                case _ if await self.owners.moved(x, failure):
+                    ask = replace(ask, only=x.only)
                 case _:
                     # The refusal of a model that the client never asked for is not its business.
                     if any(earlier.model != model for earlier in failures):
