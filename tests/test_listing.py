@@ -138,6 +138,21 @@ def test_who_could_not_be_asked_is_named() -> None:
     play(scene)
 
 
+@pytest.mark.parametrize("path", ["/v1beta/files", "/v1beta/openai/files"])
+def test_a_moment_s_trouble_of_one_project_leaves_nothing_out(path: str) -> None:
+    async def scene() -> None:
+        google = Lists(2, 2)
+        once = iter([refuses("overloaded")])
+        google._answers = lambda sent: (_project(sent) == "p2" and next(once, None)) or google._answer(sent)
+        async with gateway(google, projects(2)) as app:
+            got = await call(app, "GET", path)
+            assert len(got.json.get("files", got.json.get("data"))) == 4
+            assert "x-pollux-not-asked" not in got.headers
+            assert len(google.sent) == 3
+
+    play(scene)
+
+
 def test_a_key_that_is_refused_is_set_aside_and_its_project_named() -> None:
     async def scene() -> None:
         google = Lists(1, 1)

@@ -111,7 +111,8 @@ class Owners:
             raise RequestError(
                 "TWO_OWNERS",
                 f"the request names resources of several projects, and none of them sees what another owns: {listed} "
-                "belong; make them anew in one project, or use them in requests of their own",
+                "belong; make them anew in one project, whose key x-pollux-key may name, or use them in requests of "
+                "their own",
             )
         project, name = next(iter(by_project.items()))
         if project not in self._pool.roster.projects:
