@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pollux.keys import Key
+from pollux.owners import AT_ONCE, SEARCHES_AT_ONCE
 from pollux.store import StoreUnavailableError
 from pollux.store.memory import MemoryStore
 from pollux.upstream import UpstreamError
@@ -19,6 +20,7 @@ from pollux.wire import GOOGLE
 from tests.gateway import (
     ADMIN,
     BEGAN,
+    COUNT,
     FLASH,
     GENERATE,
     HOST,
@@ -509,6 +511,48 @@ def test_a_request_with_many_unknown_names_does_not_become_a_flood() -> None:
             admin = {"authorization": f"Bearer {ADMIN}"}
             record = (await call(app, "GET", f"/admin/requests/{got.headers['x-pollux-request-id']}", admin)).json
             assert len(record["bound"]) == 20
+
+    play(scene)
+
+
+def test_many_requests_with_unknown_names_do_not_become_a_flood_either() -> None:
+    async def scene() -> None:
+        google = Google()
+        under_way, most = 0, 0
+        send = google.send
+
+        async def counted(*request: Any) -> Any:
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            try:
+                await asyncio.sleep(1.0)
+                return await send(*request)
+            finally:
+                under_way -= 1
+
+        google.send = counted  # type: ignore[assignment,method-assign]
+        async with gateway(google, projects(9)) as app:
+            names = [[f"files/x{number}y{one}" for one in range(16)] for number in range(10)]
+            asked = [asyncio.create_task(call(app, path=COUNT, body=about(*some))) for some in names]
+            await asyncio.gather(*asked)
+            assert most <= SEARCHES_AT_ONCE * AT_ONCE + len(asked)
+
+    play(scene)
+
+
+def test_a_search_that_finds_no_room_in_time_is_not_remembered() -> None:
+    async def scene() -> None:
+        google = Google({"files/here": "p2"})
+        google.says = {"p1": [whole({}, after=20.0)] * 40, "p2": [whole({}, after=20.0)] * 40}
+        async with gateway(google, projects(2)) as app:
+            slow = [asyncio.create_task(call(app, "GET", f"/v1beta/files/s{n}")) for n in range(SEARCHES_AT_ONCE)]
+            await asyncio.sleep(0.1)
+            got = asyncio.create_task(call(app, "GET", "/v1beta/files/here"))
+            await asyncio.sleep(60.0)
+            google.says.clear()
+            await asyncio.gather(*slow, got)
+            assert (await call(app, "GET", "/v1beta/files/here")).json["of"] == "p2"
 
     play(scene)
 

@@ -18,6 +18,8 @@ from pollux.pool import Pool
 from pollux.questions import Questions, Told
 
 AT_ONCE = 8
+SEARCHES_AT_ONCE = 8
+"""Of all requests together: each has up to AT_ONCE connections open."""
 SEARCHED_MOST = 16
 """So many names of one request are looked for: each costs a call to every project."""
 SHOWN_MOST = 20
@@ -32,6 +34,7 @@ class Owners:
         self._pool = pool
         self._affinity = affinity
         self._questions = questions
+        self._room = asyncio.Semaphore(SEARCHES_AT_ONCE)
         self._searches: dict[str, asyncio.Task[Bound | None]] = {}
 
     async def place(self, x: Exchange) -> None:
@@ -152,6 +155,17 @@ class Owners:
         return await asyncio.shield(task)
 
     async def _find(self, name: str, target: str, client: str) -> Bound | None:
+        try:
+            async with asyncio.timeout(WITHIN):
+                await self._room.acquire()
+        except TimeoutError:
+            return None
+        try:
+            return await self._asked_everywhere(name, target, client)
+        finally:
+            self._room.release()
+
+    async def _asked_everywhere(self, name: str, target: str, client: str) -> Bound | None:
         self._affinity.searches += 1
         order = self._healthy((self._affinity.made_by(client),))
         unsaid = len(order) < len(self._pool.roster.projects)
