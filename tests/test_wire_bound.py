@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pollux.wire import GOOGLE, Call, answer_names, body_names, may_name, named_by, path_names, read_target
+from pollux.wire import GOOGLE, Call, answer_names, body_names, may_name, named_by, path_names, read_target, references
 
 OWN = "https://pollux.example/gemini"
 BASES = (GOOGLE, OWN)
@@ -187,6 +187,12 @@ def test_openai_bodies_name_files_and_caches() -> None:
 )
 def test_a_uri_of_elsewhere_is_nobody_s(uri: str) -> None:
     assert body_names({"contents": [{"parts": [{"fileData": {"fileUri": uri}}]}]}, GENERATE, BASES) == set()
+
+
+def test_megabytes_are_no_uri() -> None:
+    for uri in (URI + "a" * 10_000, GOOGLE + "/v1" * 10_000, "files/" + "a" * 10_000):
+        body = {"contents": [{"parts": [{"fileData": {"fileUri": uri}}, {"fileData": {"fileUri": URI + "b"}}]}]}
+        assert references(body, GENERATE) == {URI + "b"}
 
 
 @pytest.mark.parametrize(
