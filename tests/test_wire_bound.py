@@ -189,6 +189,12 @@ def test_a_uri_of_elsewhere_is_nobody_s(uri: str) -> None:
     assert body_names({"contents": [{"parts": [{"fileData": {"fileUri": uri}}]}]}, GENERATE, BASES) == set()
 
 
+def test_an_end_that_no_clock_reaches_is_none() -> None:
+    for end in (10**400, "9999-99-99T00:00:00Z", "0001-01-01T00:00:00+23:59", True, -1, [1]):
+        for field in ("expires_at", "expirationTime"):
+            assert answer_names({"name": "files/a", field: end}, get("/v1beta/files/a")) == {"files/a": None}
+
+
 def test_megabytes_are_no_uri() -> None:
     for uri in (URI + "a" * 10_000, GOOGLE + "/v1" * 10_000, "files/" + "a" * 10_000):
         body = {"contents": [{"parts": [{"fileData": {"fileUri": uri}}, {"fileData": {"fileUri": URI + "b"}}]}]}
