@@ -1,5 +1,6 @@
 """Lists of what all projects own: nothing twice, nothing missing, no page longer than asked."""
 
+import asyncio
 import base64
 import json
 from typing import Any
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pollux.app import App
+from pollux.questions import ASKED_AT_ONCE
 from pollux.upstream import UpstreamError
 from pollux.wire import GOOGLE
 from tests.gateway import HOST, FakeUpstream, Got, Says, Sent, call, gateway, play, projects, refuses, whole
@@ -134,6 +136,29 @@ def test_who_could_not_be_asked_is_named() -> None:
             assert (got.status, got.headers["x-pollux-not-asked"]) == (200, "p2,p3")
             assert names([got]) == ["files/p1x0", "files/p1x1", "files/p1x2"]
             assert "nextPageToken" not in got.json
+
+    play(scene)
+
+
+def test_many_lists_of_many_projects_open_no_endless_connections() -> None:
+    async def scene() -> None:
+        google = Lists(*[1] * 30)
+        under_way, most = 0, 0
+        send = google.send
+
+        async def counted(*request: Any) -> Any:
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            await asyncio.sleep(0.1)
+            under_way -= 1
+            return await send(*request)
+
+        google.send = counted  # type: ignore[assignment,method-assign]
+        async with gateway(google, projects(30)) as app:
+            pages = await asyncio.gather(*(call(app, "GET", "/v1beta/files") for _ in range(20)))
+            assert all(len(names([page])) == 30 for page in pages)
+            assert most <= ASKED_AT_ONCE
 
     play(scene)
 

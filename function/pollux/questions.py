@@ -19,6 +19,8 @@ from pollux.upstream import Upstream, UpstreamError
 from pollux.verdict import judge
 
 MOST_KEYS = 3
+ASKED_AT_ONCE = 96
+"""Of all requests together: each holds a connection, of which some machines allow a process 256."""
 MOST_TROUBLES = 2
 BACKOFF = 0.25
 COUNT_WITHIN = 5.0
@@ -39,6 +41,7 @@ class Questions:
         self._upstream = upstream
         self._pool = attempts.pool
         self._keyring = attempts.pool.roster.keyring
+        self._room = asyncio.Semaphore(ASKED_AT_ONCE)
 
     async def ask(
         self, project: str, target: str, within: float, headers: Sequence[tuple[str, str]] = (), *, bearer: bool = False
@@ -48,7 +51,7 @@ class Questions:
         """
         tried, last, troubles = Tried(), None, 0
         try:
-            async with asyncio.timeout(within):
+            async with asyncio.timeout(within), self._room:
                 while len(tried.keys) < MOST_KEYS and (key := await self._pool.pick(None, tried, project)) is not None:
                     told = await self._once(key, target, headers, bearer)
                     if isinstance(told, Told):
