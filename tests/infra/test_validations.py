@@ -18,7 +18,7 @@ KMS_KEY = "projects/my-project/locations/us-central1/keyRings/ring/cryptoKeys/ke
 BUDGET: dict[str, Any] = {"amount": 5, "billing_account": "012345-6789AB-CDEF01"}
 TAGGED = "us-central1-docker.pkg.dev/my-project/pollux/pollux:1"
 
-# (what is wrong, the variables, how the message begins); what a rule is about is always given, for a default has no place.
+# (what is wrong, the variables, how the message begins). What a rule is about is always given: a default has no place.
 WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("a share above one", {"alerts": {"error_share": 5}}, "alerts.error_share"),
     ("no minutes", {"alerts": {"minutes": 0}}, "alerts.minutes"),
