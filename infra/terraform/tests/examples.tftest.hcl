@@ -24,6 +24,16 @@ run "private" {
     condition     = strcontains(output.next_commands, "pollux tokens add batch") && strcontains(output.next_commands, "pollux tokens add people")
     error_message = "Each client is told how to get its token."
   }
+
+  assert {
+    condition     = strcontains(output.next_commands, "IDENTITY_TOKEN=$(gcloud auth print-identity-token) pollux deploy check ${output.url}")
+    error_message = "The check of a private gateway needs an ID token as well."
+  }
+
+  assert {
+    condition     = output.audience == output.url
+    error_message = "Service accounts ask for an ID token for the service's own address."
+  }
 }
 
 run "production" {

@@ -184,6 +184,11 @@ run "a_domain_recovered_and_watched" {
   }
 
   assert {
+    condition     = output.audience == google_cloudfunctions2_function.gateway[0].service_config[0].uri
+    error_message = "Behind a domain an ID token is still made out to the service's own address."
+  }
+
+  assert {
     condition     = strcontains(google_logging_project_sink.default[0].exclusions[0].filter, "http_load_balancer")
     error_message = "The load balancer logs URLs too."
   }
