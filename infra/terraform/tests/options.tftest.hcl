@@ -72,6 +72,7 @@ run "keys_settings_and_a_key_of_ones_own" {
   command = plan
 
   variables {
+    database = { name = "(default)" }
     keys = {
       alice = { project = "team-a", tier = "tier1" }
       bob   = { project = "example.com:Team-B", limits = { "*" = { rpm = 5 } }, enabled = false }
@@ -85,6 +86,15 @@ run "keys_settings_and_a_key_of_ones_own" {
   assert {
     condition     = google_secret_manager_secret.this["pollux-key-alice"].labels.project == "team-a" && google_secret_manager_secret.this["pollux-key-alice"].labels.tier == "tier1"
     error_message = "Project and tier of a key are labels."
+  }
+
+  assert {
+    condition = (
+      output.database == "firestore://my-project"
+      && google_firestore_database.pollux.name == "(default)"
+      && google_project_iam_member.run_firestore.condition[0].expression == "resource.name == \"projects/my-project/databases/(default)\""
+    )
+    error_message = "The default database is named by leaving it out: a shell would stumble over its parentheses in next_commands."
   }
 
   assert {
