@@ -69,7 +69,8 @@ def test_a_host_that_is_none_gives_no_address(host: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [("x_forwarded_proto", "javascript"), ("x_forwarded_prefix", "/a?b"), ("x_forwarded_prefix", "//a"),
-     ("x_forwarded_prefix", "a"), ("x_forwarded_prefix", "/a b")],
+     ("x_forwarded_prefix", "a"), ("x_forwarded_prefix", "/a b"), ("x_forwarded_prefix", "/../a"),
+     ("x_forwarded_prefix", "/a/.")],
 )  # fmt: skip
 def test_nothing_else_gets_into_it_either(name: str, value: str) -> None:
     with pytest.raises(RequestError):

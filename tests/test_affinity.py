@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bench import virtual
-from pollux.affinity import ABSENT_FOR, BOUND, DAY, NOWHERE_FOR, Affinity, Bound
+from pollux.affinity import ABSENT_FOR, BOUND, DAY, NOWHERE_FOR, READ_MOST, Affinity, Bound
 from pollux.roster import Roster
 from tests.pools import BEGAN, FaultyStore, Keys, catalog, keys_of, memory, play
 
@@ -159,6 +159,36 @@ async def test_nobody_waits_long_for_a_store_that_hangs() -> None:
     await affinity.forget("files/a")
     assert store.now() - began == pytest.approx(6.0)
     await store.sleep(100)
+
+
+@scene
+async def test_a_body_of_countless_names_costs_few_reads() -> None:
+    affinity = await instance()
+    store = store_of(affinity)
+    asked: list[str] = []
+    inner = store.inner.read
+
+    async def read(names: Any) -> Any:
+        asked.extend(names)
+        return await inner(names)
+
+    store.inner.read = read  # type: ignore[method-assign]
+    await affinity.bind({"files/z": None}, "p1", "alice")
+    found = await affinity.owners([*(f"files/{number}" for number in range(100_000)), "files/z"])
+    assert set(found) == {"files/z"}, "what is remembered counts, wherever it stands"
+    assert len(asked) == READ_MOST
+
+
+def test_a_read_that_takes_too_long_is_told_with_its_reason_and_few_names(caplog: pytest.LogCaptureFixture) -> None:
+    @scene
+    async def run() -> None:
+        store = FaultyStore(await memory(), lambda: 30.0)
+        await (await instance(store)).owners([f"files/{number}" for number in range(100)])
+        await store.sleep(100)
+
+    run()
+    (told,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert told.endswith("files/19 and 80 more cannot be read: no answer in time")
 
 
 @scene

@@ -10,7 +10,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from pollux.affinity import DAY, KEPT_ELSE, KEPT_FOR
 from pollux.cli import _parser
+from pollux.wire.bound import COLLECTIONS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "function/pollux"
@@ -225,3 +227,15 @@ def test_the_image_runs_a_command_that_exists_and_not_as_root() -> None:
     assert lines.index("USER pollux") < lines.index(command)
     assert re.search(r"^FROM python:3\.\d+-slim$", "\n".join(lines), re.MULTILINE)
     assert "COPY function/requirements.txt ." in lines
+
+
+def test_the_page_of_resources_has_a_row_for_each_kind_and_the_days_that_it_is_remembered() -> None:
+    rows = re.findall(r"^\| (`[^|]+) \|[^|]*\| ([^|]*) \|", page("resources.md"), re.MULTILINE)
+    days: dict[str, int] = {}
+    for kinds, remembered in rows:
+        named = re.findall(r"`(\w+)`", kinds)
+        special = re.findall(r"(\d+) days for `(\w+)`", remembered)
+        own = {kind: int(count) for count, kind in special}
+        rest = re.findall(r"\d+", remembered)[-1]
+        days |= {kind: own.get(kind, int(rest)) for kind in named}
+    assert days == {kind: round(KEPT_FOR.get(kind, KEPT_ELSE) / DAY) for kind in COLLECTIONS}

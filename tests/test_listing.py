@@ -1,5 +1,8 @@
 """Lists of what all projects own: nothing twice, nothing missing, no page longer than asked."""
 
+import asyncio
+import base64
+import json
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -8,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pollux.app import App
+from pollux.questions import ASKED_AT_ONCE
 from pollux.upstream import UpstreamError
 from pollux.wire import GOOGLE
 from tests.gateway import HOST, FakeUpstream, Got, Says, Sent, call, gateway, play, projects, refuses, whole
@@ -109,6 +113,19 @@ def test_all_projects_are_asked_at_once_and_addresses_are_ours() -> None:
     play(scene)
 
 
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_of_many_projects_the_last_one_alone_has_something(size: int) -> None:
+    async def scene() -> None:
+        google = Lists(*[0] * 49, 3)
+        async with gateway(google, projects(50)) as app:
+            pages = await all_pages(app, f"pageSize={size}")
+            assert sorted(names(pages)) == ["files/p50x0", "files/p50x1", "files/p50x2"]
+            assert all(names([page]) for page in pages)
+            assert len(google.sent) < 50 + size + 1 + len(pages)
+
+    play(scene)
+
+
 def test_who_could_not_be_asked_is_named() -> None:
     async def scene() -> None:
         google = Lists(3, 3, 3)
@@ -119,6 +136,44 @@ def test_who_could_not_be_asked_is_named() -> None:
             assert (got.status, got.headers["x-pollux-not-asked"]) == (200, "p2,p3")
             assert names([got]) == ["files/p1x0", "files/p1x1", "files/p1x2"]
             assert "nextPageToken" not in got.json
+
+    play(scene)
+
+
+def test_many_lists_of_many_projects_open_no_endless_connections() -> None:
+    async def scene() -> None:
+        google = Lists(*[1] * 30)
+        under_way, most = 0, 0
+        send = google.send
+
+        async def counted(*request: Any) -> Any:
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            await asyncio.sleep(0.1)
+            under_way -= 1
+            return await send(*request)
+
+        google.send = counted  # type: ignore[assignment,method-assign]
+        async with gateway(google, projects(30)) as app:
+            pages = await asyncio.gather(*(call(app, "GET", "/v1beta/files") for _ in range(20)))
+            assert all(len(names([page])) == 30 for page in pages)
+            assert most <= ASKED_AT_ONCE
+
+    play(scene)
+
+
+@pytest.mark.parametrize("path", ["/v1beta/files", "/v1beta/openai/files"])
+def test_a_moment_s_trouble_of_one_project_leaves_nothing_out(path: str) -> None:
+    async def scene() -> None:
+        google = Lists(2, 2)
+        once = iter([refuses("overloaded")])
+        google._answers = lambda sent: (_project(sent) == "p2" and next(once, None)) or google._answer(sent)
+        async with gateway(google, projects(2)) as app:
+            got = await call(app, "GET", path)
+            assert len(got.json.get("files", got.json.get("data"))) == 4
+            assert "x-pollux-not-asked" not in got.headers
+            assert len(google.sent) == 3
 
     play(scene)
 
@@ -191,7 +246,9 @@ def test_a_project_that_leaves_between_two_pages_is_named() -> None:
     play(scene)
 
 
-@pytest.mark.parametrize("token", ["42", "eyJ4", "bm9wZQ", "W10", "eyJwMSI6MX0", "%FF%00"])
+@pytest.mark.parametrize(
+    "token", ["42", "eyJ4", "bm9wZQ", "W10", "eyJwMSI6MX0", "%FF%00", "eyJwMSI6Ilx1ZDgwMCJ9", "eyJcdWQ4MDAiOiIifQ"]
+)
 def test_a_token_of_somebody_else_is_refused(token: str) -> None:
     async def scene() -> None:
         google = Lists(1, 1)
@@ -199,6 +256,17 @@ def test_a_token_of_somebody_else_is_refused(token: str) -> None:
             got = await call(app, "GET", f"/v1beta/files?pageToken={token}")
             assert (got.status, got.reason) == (400, "BAD_REQUEST")
             assert not google.sent
+
+    play(scene)
+
+
+def test_a_token_of_many_invented_projects_makes_no_endless_header() -> None:
+    async def scene() -> None:
+        invented = {f"{'x' * 40}{n}": "" for n in range(800)} | {"p1": ""}
+        token = base64.urlsafe_b64encode(json.dumps(invented).encode()).decode()
+        async with gateway(Lists(1), projects(1)) as app:
+            got = await call(app, "GET", f"/v1beta/files?pageToken={token}")
+            assert (got.status, got.reason) == (400, "BAD_REQUEST")
 
     play(scene)
 

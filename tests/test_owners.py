@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pollux.keys import Key
+from pollux.owners import AT_ONCE, SEARCHES_AT_ONCE
 from pollux.store import StoreUnavailableError
 from pollux.store.memory import MemoryStore
 from pollux.upstream import UpstreamError
@@ -19,6 +20,7 @@ from pollux.wire import GOOGLE
 from tests.gateway import (
     ADMIN,
     BEGAN,
+    COUNT,
     FLASH,
     GENERATE,
     HOST,
@@ -513,6 +515,48 @@ def test_a_request_with_many_unknown_names_does_not_become_a_flood() -> None:
     play(scene)
 
 
+def test_many_requests_with_unknown_names_do_not_become_a_flood_either() -> None:
+    async def scene() -> None:
+        google = Google()
+        under_way, most = 0, 0
+        send = google.send
+
+        async def counted(*request: Any) -> Any:
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            try:
+                await asyncio.sleep(1.0)
+                return await send(*request)
+            finally:
+                under_way -= 1
+
+        google.send = counted  # type: ignore[assignment,method-assign]
+        async with gateway(google, projects(9)) as app:
+            names = [[f"files/x{number}y{one}" for one in range(16)] for number in range(10)]
+            asked = [asyncio.create_task(call(app, path=COUNT, body=about(*some))) for some in names]
+            await asyncio.gather(*asked)
+            assert most <= SEARCHES_AT_ONCE * AT_ONCE + len(asked)
+
+    play(scene)
+
+
+def test_a_search_that_finds_no_room_in_time_is_not_remembered() -> None:
+    async def scene() -> None:
+        google = Google({"files/here": "p2"})
+        google.says = {"p1": [whole({}, after=20.0)] * 40, "p2": [whole({}, after=20.0)] * 40}
+        async with gateway(google, projects(2)) as app:
+            slow = [asyncio.create_task(call(app, "GET", f"/v1beta/files/s{n}")) for n in range(SEARCHES_AT_ONCE)]
+            await asyncio.sleep(0.1)
+            got = asyncio.create_task(call(app, "GET", "/v1beta/files/here"))
+            await asyncio.sleep(60.0)
+            google.says.clear()
+            await asyncio.gather(*slow, got)
+            assert (await call(app, "GET", "/v1beta/files/here")).json["of"] == "p2"
+
+    play(scene)
+
+
 def test_what_was_deleted_here_is_not_looked_for() -> None:
     async def scene() -> None:
         google = Google({"files/a": "p2"})
@@ -662,6 +706,43 @@ def test_a_thing_that_its_owner_does_not_know_any_more() -> None:
             assert (got.status, got.json) == (403, VAGUE)
             assert len(google.sent) == 1
             assert not app.roster.health.value.models, "the model is well"
+
+    play(scene)
+
+
+def _get(name: str) -> tuple[str, str, Any]:
+    return "GET", f"/v1beta/{name}", None
+
+
+def _use(name: str) -> tuple[str, str, Any]:
+    return "POST", GENERATE, about(name)
+
+
+@pytest.mark.parametrize("request_of", [_get, _use])
+@pytest.mark.parametrize("refusal", [NOT_YOURS, NO_SUCH, VAGUE])
+def test_a_name_deleted_and_made_again_in_another_project_is_used_there(request_of: Any, refusal: Any) -> None:
+    async def scene() -> None:
+        google = Google({"files/a": "p2"})
+        google.refusal = refusal
+        async with gateway(google, projects(3)) as app:
+            method, path, body = request_of("files/a")
+            assert (await call(app, method, path, body=body)).status == 200
+            google.owned["files/a"] = "p3"  # and another instance, which made it, wrote that down
+            document = {"v": 1, "project": "p3", "client": "other", "expires": int(now()) + 1000}
+            (_, version) = (await app.roster.store.read(["bound/files/a"]))["bound/files/a"]
+            await app.roster.store.commit("bound/files/a", document, version)
+            seen = len(google.sent)
+            got = await call(app, method, path, body=body)
+            assert got.status == 200, got.body
+            assert [_project(sent) for sent in google.sent[seen:]] == ["p2", "p3"]
+            seen = len(google.sent)
+            assert (await call(app, method, path, body=body)).status == 200
+            assert [_project(sent) for sent in google.sent[seen:]] == ["p3"]
+            google.owned["files/a"] = "p1"  # and nobody wrote it down
+            seen = len(google.sent)
+            got = await call(app, method, path, body=body)
+            assert (got.status, got.json) == (refusal["error"]["code"], refusal)
+            assert [_project(sent) for sent in google.sent[seen:]] == ["p3"], "what the store says was tried"
 
     play(scene)
 

@@ -70,6 +70,7 @@ def test_nonsense_is_refused_and_breaks_nothing(token: str) -> None:
         {"u": 1, "p": "", "k": "", "c": "", "e": 1},
         {"u": "", "p": "", "k": "", "c": "", "e": "soon"},
         {"u": "", "p": "", "k": "", "c": "", "e": None},
+        {"u": "", "p": "", "k": "", "c": "", "e": 10**400},
         {"u": "", "p": "", "k": "", "c": "", "e": 1, "x": 1},
     ],
 )

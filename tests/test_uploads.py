@@ -113,6 +113,23 @@ def test_from_the_start_to_the_file(path: str) -> None:
     play(scene)
 
 
+def test_a_preferred_key_begins_it() -> None:
+    async def scene() -> None:
+        google = simulated(projects(4), {})
+        async with gateway(google, projects(4)) as app:
+            for _ in range(2):
+                await start(app, headers={"x-pollux-key": "k3"})
+            google.simulator.faults.append(Fault(kind="invalid-key", key="k3", count=2))
+            await start(app, headers={"x-pollux-key": "k3"})
+            await start(app, headers={"x-pollux-key": "none-of-them"})
+            used = [made.key for made in google.simulator.calls]
+            assert used[:3] == ["k3", "k3", "k3"]
+            assert "k3" not in used[3:], "it is set aside"
+            assert len(used) == 5
+
+    play(scene)
+
+
 def test_uris_in_the_answer_point_to_the_gateway_and_the_binding_lasts_as_long_as_the_file() -> None:
     async def scene() -> None:
         ends = {"file": DONE["file"] | {"expirationTime": "2026-09-23T00:00:00Z"}}

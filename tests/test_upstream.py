@@ -313,3 +313,15 @@ def test_closing_what_was_never_used_and_closing_twice_is_harmless() -> None:
         await upstream.close()
 
     asyncio.run(scene())
+
+
+def test_an_answer_that_is_read_whole_has_an_end() -> None:
+    async def scene(upstream: HttpUpstream) -> None:
+        answer = await upstream.send("GET", "/", HEADERS, b"")
+        assert answer.status == 400
+        with pytest.raises(UpstreamError, match="larger than"):
+            await answer.read()
+
+    piece = b"10000\r\n" + b"x" * 65536 + b"\r\n"
+    head = b"HTTP/1.1 400 Bad Request\r\nTransfer-Encoding: chunked\r\n\r\n"
+    against(Server(head, *[piece] * 1000), scene)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pollux.wire import GOOGLE, Call, answer_names, body_names, may_name, named_by, path_names, read_target
+from pollux.wire import GOOGLE, Call, answer_names, body_names, may_name, named_by, path_names, read_target, references
 
 OWN = "https://pollux.example/gemini"
 BASES = (GOOGLE, OWN)
@@ -187,6 +187,18 @@ def test_openai_bodies_name_files_and_caches() -> None:
 )
 def test_a_uri_of_elsewhere_is_nobody_s(uri: str) -> None:
     assert body_names({"contents": [{"parts": [{"fileData": {"fileUri": uri}}]}]}, GENERATE, BASES) == set()
+
+
+def test_an_end_that_no_clock_reaches_is_none() -> None:
+    for end in (10**400, "9999-99-99T00:00:00Z", "0001-01-01T00:00:00+23:59", True, -1, [1]):
+        for field in ("expires_at", "expirationTime"):
+            assert answer_names({"name": "files/a", field: end}, get("/v1beta/files/a")) == {"files/a": None}
+
+
+def test_megabytes_are_no_uri() -> None:
+    for uri in (URI + "a" * 10_000, GOOGLE + "/v1" * 10_000, "files/" + "a" * 10_000):
+        body = {"contents": [{"parts": [{"fileData": {"fileUri": uri}}, {"fileData": {"fileUri": URI + "b"}}]}]}
+        assert references(body, GENERATE) == {URI + "b"}
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,26 @@ def test_only_the_credential_tells_openais_models_from_googles(path: str) -> Non
     assert native.model == openai.model
 
 
+@pytest.mark.parametrize("base", ["/v1", "", "/v1/v1"])
+@pytest.mark.parametrize(
+    ("method", "tail"),
+    [("GET", "files"), ("POST", "files"), ("GET", "files/files/a-1"), ("GET", "files/a-1/content"),
+     ("DELETE", "files/a-1"), ("POST", "batches"), ("GET", "batches"), ("POST", "batches/b-1/cancel")],
+)  # fmt: skip
+def test_only_the_credential_tells_openais_files_from_googles(base: str, method: str, tail: str) -> None:
+    call = target(f"{base}/{tail}", method, bearer=True)
+    assert (call.api, call.path, call.verb) == ("openai", f"/v1beta/openai/{tail}", tail)
+    assert target(f"{base}/{tail}", method).api == "native"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1beta/files", "/v1/files/a:download", "/v1/batches/b%3Acancel", "/upload/v1/files", "/v1alpha/batches/b"],
+)
+def test_a_bearer_token_makes_no_file_of_googles_openais(path: str) -> None:
+    assert target(path, "GET", bearer=True).api == "native"
+
+
 def test_a_bearer_token_changes_no_path_that_only_google_has() -> None:
     assert target("/v1beta/models", "GET", bearer=True).api == "native"
     assert target("/v1/models/m:generateContent", bearer=True).api == "native"

@@ -95,6 +95,9 @@ def test_nothing_else_is_an_upload(method: str, target: str) -> None:
         (b"", "https://google.test", ""),
         (b"https://[", "https://google.test", ""),
         (b"https://google.test/a b", "https://google.test", ""),
+        (b"https://x.test/upload/../v1beta/files?upload_id=u", "https://x.test", ""),
+        (b"https://x.test/upload/%2e%2E/files?upload_id=u", "https://x.test", ""),
+        (b"https://x.test/upload/a\\b?upload_id=u", "https://x.test", ""),
     ],
 )  # fmt: skip
 def test_an_address_is_a_path_below_the_upstream(address: bytes, upstream: str, target: str) -> None:

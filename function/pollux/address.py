@@ -12,7 +12,7 @@ from pollux.inbound import RequestError, Scope, header
 _HOST = re.compile(
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9.])?|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?", re.ASCII
 )
-_PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]{1,64}){0,8}", re.ASCII)
+_PREFIX = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]{1,64}){0,8}", re.ASCII)
 
 
 def own_base(scope: Scope, public_url: str, *, proxied: bool) -> str:

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from pollux.roster import Roster
@@ -22,6 +22,9 @@ BOUND = "bound/"
 REMEMBERED, CLIENTS = 20_000, 10_000
 ABSENT_FOR = 5.0
 """So long the store is not asked again for a name that it does not know."""
+READ_MOST = 500
+"""So many names of one request are asked for at the store, which takes money for each; a body may hold 100,000."""
+SHOWN_MOST = 20
 NOWHERE_FOR = 60.0
 """So long no project is asked again for a name that none of them knows."""
 WITHIN = 2.0
@@ -84,7 +87,7 @@ class Affinity:
             elif self._absent.get(name, 0.0) <= self._now():
                 unknown.append(name)
         if unknown:
-            found |= await self._read(unknown)
+            found |= await self._read(unknown[:READ_MOST])
         return found
 
     def remembered(self, name: str) -> Bound | None:
@@ -102,7 +105,7 @@ class Affinity:
         except (StoreError, TimeoutError) as error:
             self.unread += 1
             if not isinstance(error, StoreUnavailableError):  # of that the store's watch tells, once
-                log.error("the owner of %s cannot be read: %s", ", ".join(names), error or "no answer in time")
+                log.error("the owner of %s cannot be read: %s", _some(names), str(error) or "no answer in time")
             return {}
         found: dict[str, Bound] = {}
         for name in names:
@@ -183,7 +186,7 @@ class Affinity:
             log.error(
                 "the store has not %s who owns %s: until it does, other instances have to look for that themselves",
                 what,
-                ", ".join(failed),
+                _some(failed),
             )
 
     async def _commit(self, name: str, bound: Bound) -> bool:
@@ -220,6 +223,11 @@ class Affinity:
             log.warning("who owned %s could not be deleted: %s", name, error)
             return False
         return True
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN_MOST} more" if len(names) > SHOWN_MOST else ""
+    return ", ".join(names[:SHOWN_MOST]) + more
 
 
 def _kept_for(name: str) -> float:

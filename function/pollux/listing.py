@@ -5,7 +5,6 @@ Google's own pages have a token for each project. OpenAI's have none: they go on
 
 import asyncio
 import base64
-import binascii
 import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from pollux.attempts import Attempts, Failure
 from pollux.exchange import Exchange
 from pollux.inbound import RequestError
 from pollux.journal import Attempt
+from pollux.keys.entries import project_fault
 from pollux.owners import Owners
 from pollux.questions import Questions, Told
 from pollux.windows import Want
@@ -33,6 +33,8 @@ WITHIN = 15.0
 """A project that takes longer is left out and named in NOT_ASKED."""
 NOT_ASKED = b"x-pollux-not-asked"
 OPENAI_PAGE, OPENAI_MOST = 20, 100
+GONE_MOST = 100
+"""So many projects do not leave the pool between two pages."""
 MOST_ROUNDS = 8
 """So often others are asked while a page is empty. Google too may say of an empty one that it is not the last."""
 _SIZES, _TOKENS = ("pageSize", "page_size"), ("pageToken", "page_token")
@@ -75,21 +77,26 @@ class Listing:
         token, size = _parameter(x.call.query, _TOKENS), _parameter(x.call.query, _SIZES)
         places = _places(token) if token else dict.fromkeys(sorted(self._roster.projects), "")
         gone = [project for project in places if project not in self._roster.projects]
+        if len(gone) > GONE_MOST:
+            raise _foreign()
         page = _Page({project: place for project, place in places.items() if project not in gone}, _number(size))
+        answers = await self._fill(x, page)
+        if not page.told and (answers or not self._roster.projects):
+            await self._refuse(x, answers)
+            return None, []
+        if page.left:
+            page.merged["next_page_token" if _is_snake(x.call) else "nextPageToken"] = _token(page.left)
+        return page.merged, [*gone, *(project for project, told in answers.items() if not isinstance(told, Told))]
+
+    async def _fill(self, x: Exchange, page: "_Page") -> dict[str, Told | Failure | None]:
         answers: dict[str, Told | Failure | None] = {}
         for _ in range(MOST_ROUNDS):
             if not (shares := page.shares()):
                 break
             answers |= await self._ask_page(x, page, shares)
-        if not page.told and (answers or not self._roster.projects):
-            await self._refuse(x, answers)
-            return None, []
-        if page.left and not any(page.left.values()):  # nobody said that there is more: is there?
-            ends = dict.fromkeys(page.left, 1)
-            answers |= await self._ask_page(x, page, ends, peek=True)
-        if page.left:
-            page.merged["next_page_token" if _is_snake(x.call) else "nextPageToken"] = _token(page.left)
-        return page.merged, [*gone, *(project for project, told in answers.items() if not isinstance(told, Told))]
+            if unseen := page.unseen():
+                answers |= await self._ask_page(x, page, unseen, peek=True)
+        return answers
 
     async def _ask_page(
         self, x: Exchange, page: "_Page", shares: Mapping[str, int | None], *, peek: bool = False
@@ -247,6 +254,7 @@ class _Page:
         self.told = False
         self._most = most
         self._filled = False
+        self._peeked = False
 
     def shares(self) -> dict[str, int | None]:
         """Who is asked next, and for how many. Nobody once there is something on the page, or nothing is left."""
@@ -256,6 +264,15 @@ class _Page:
             return dict.fromkeys(self.left)
         share, rest = divmod(self._most, len(self.left) or 1)
         return {project: share + (place < rest) for place, project in enumerate(self.left) if share or place < rest}
+
+    def unseen(self) -> dict[str, int | None]:
+        """Who has to be asked, once, whether it has anything at all: the page is still empty, and to go round them all
+        in shares would take too long; or nobody else said that there is a next page.
+        """
+        if self._peeked or (self._filled and any(self.left.values())):
+            return {}
+        self._peeked = True
+        return {project: 1 for project, place in self.left.items() if not place}
 
     def take(self, project: str, document: Mapping[str, Any] | None, *, peek: bool) -> None:
         """What a project said; None if nothing. `peek`: only whether there is something."""
@@ -281,10 +298,17 @@ def _token(places: Places) -> str:
 
 
 def _places(token: str) -> Places:
+    """What a page token of ours says. It is not sealed: its holder may write into it whatever he likes."""
     try:
         places = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
-    except (ValueError, binascii.Error, RecursionError):
+        if isinstance(places, dict):
+            "".join(places.values()).encode()
+    except (ValueError, TypeError, RecursionError):  # of the first kind are half a character, and what is no base64
         places = None
-    if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
-        raise RequestError("BAD_REQUEST", "the page token is none of this gateway's; begin the list anew")
+    if not isinstance(places, dict) or any(map(project_fault, places)):
+        raise _foreign()
     return places
+
+
+def _foreign() -> RequestError:
+    return RequestError("BAD_REQUEST", "the page token is none of this gateway's; begin the list anew")

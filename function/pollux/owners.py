@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from pollux import wire
 from pollux.affinity import Affinity, Bound
+from pollux.attempts import NOT_SHOWN, Failure
 from pollux.exchange import Exchange
 from pollux.inbound import RequestError
 from pollux.journal import Attempt
@@ -18,6 +19,8 @@ from pollux.pooled.using import Using
 from pollux.questions import Questions, Told
 
 AT_ONCE = 8
+SEARCHES_AT_ONCE = 8
+"""Of all requests together: each has up to AT_ONCE connections open."""
 SEARCHED_MOST = 16
 """So many names of one request are looked for: each costs a call to every project."""
 SHOWN_MOST = 20
@@ -34,6 +37,7 @@ class Owners:
         self._questions = questions
         self.pooled: Using | None = None
         """With POLLUX_FILES=pooled."""
+        self._room = asyncio.Semaphore(SEARCHES_AT_ONCE)
         self._searches: dict[str, asyncio.Task[Bound | None]] = {}
 
     async def place(self, x: Exchange) -> None:
@@ -62,6 +66,19 @@ class Owners:
             x.only = x.record.owner = self._one(owners)
         elif x.names and x.files is None and not x.call.counted:
             x.only = self._likely(x.record.client)
+
+    async def moved(self, x: Exchange, failure: Failure) -> bool:
+        """After its owner did not know what a request names: whether the store has another owner by now. Then it is
+        held to that one. What was deleted can be made again, by another instance and in another project.
+        """
+        if not x.record.owner or failure.verdict.cause not in NOT_SHOWN:
+            return False
+        projects = {bound.project for bound in (await self._affinity.owners(x.names)).values()}
+        project = projects.pop() if len(projects) == 1 else x.only
+        if project == x.only or project not in self._pool.roster.projects:
+            return False
+        x.only = x.record.owner = project
+        return True
 
     async def of(self, x: Exchange, names: Sequence[str]) -> dict[str, Bound]:
         """Of those that are known, or found now."""
@@ -107,7 +124,8 @@ class Owners:
             raise RequestError(
                 "TWO_OWNERS",
                 f"the request names resources of several projects, and none of them sees what another owns: {listed} "
-                "belong; make them anew in one project, or use them in requests of their own",
+                "belong; make them anew in one project, whose key x-pollux-key may name, or use them in requests of "
+                "their own",
             )
         project, name = next(iter(by_project.items()))
         if project not in self._pool.roster.projects:
@@ -147,6 +165,17 @@ class Owners:
         return await asyncio.shield(task)
 
     async def _find(self, name: str, target: str, client: str) -> Bound | None:
+        try:
+            async with asyncio.timeout(WITHIN):
+                await self._room.acquire()
+        except TimeoutError:
+            return None
+        try:
+            return await self._asked_everywhere(name, target, client)
+        finally:
+            self._room.release()
+
+    async def _asked_everywhere(self, name: str, target: str, client: str) -> Bound | None:
         self._affinity.searches += 1
         order = self._healthy((self._affinity.made_by(client),))
         unsaid = len(order) < len(self._pool.roster.projects)

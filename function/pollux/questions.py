@@ -19,6 +19,10 @@ from pollux.upstream import Upstream, UpstreamError
 from pollux.verdict import judge
 
 MOST_KEYS = 3
+ASKED_AT_ONCE = 96
+"""Of all requests together: each holds a connection, of which some machines allow a process 256."""
+MOST_TROUBLES = 2
+BACKOFF = 0.25
 COUNT_WITHIN = 5.0
 
 
@@ -37,14 +41,17 @@ class Questions:
         self._upstream = upstream
         self._pool = attempts.pool
         self._keyring = attempts.pool.roster.keyring
+        self._room = asyncio.Semaphore(ASKED_AT_ONCE)
 
     async def ask(
         self, project: str, target: str, within: float, headers: Sequence[tuple[str, str]] = (), *, bearer: bool = False
     ) -> Told | Failure | None:
-        """A GET. None: the project has no healthy key, or said nothing in time."""
-        tried, last = Tried(), None
+        """A GET. None: the project has no healthy key, or said nothing in time. A moment's trouble is outlived: what
+        this project does not say is said by nobody.
+        """
+        tried, last, troubles = Tried(), None, 0
         try:
-            async with asyncio.timeout(within):
+            async with asyncio.timeout(within), self._room:
                 while len(tried.keys) < MOST_KEYS and (key := await self._pool.pick(None, tried, project)) is not None:
                     told = await self._once(key, target, headers, bearer)
                     if isinstance(told, Told):
@@ -55,6 +62,10 @@ class Questions:
                         case "next-key":
                             if await self._attempts.key_changed(key, told.verdict, tried):
                                 tried.keys.discard(key.id)
+                        case "retry" if troubles < MOST_TROUBLES and not last.timed_out:
+                            troubles += 1
+                            await asyncio.sleep(BACKOFF)
+                            tried.keys.clear()
                         case "retry":
                             continue
                         case _:

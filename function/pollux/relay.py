@@ -65,7 +65,7 @@ class Relay:
             else:
                 if self.pooled is not None and x.files is not None:
                     await self.pooled.held(x)
-                await uncounted.run(x, self.attempts, self._sleep)
+                await uncounted.run(x, self.attempts, self.owners.moved, self._sleep)
         finally:
             if x.files is not None:
                 await x.files.close()
@@ -147,6 +147,8 @@ class Relay:
                 case "same-project" if x.only is None and (server := self._elsewhere(x, found)) is not None:
                     ask = replace(ask, only=server)
                     tried.projects.discard(server)
+                case _ if await self.owners.moved(x, failure):
+                    ask = replace(ask, only=x.only)
                 case _:
                     # The refusal of a model that the client never asked for is not its business.
                     if any(earlier.model != model for earlier in failures):

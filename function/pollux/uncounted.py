@@ -18,7 +18,12 @@ MOST_TROUBLES = 2
 BACKOFF = 0.25
 
 
-async def run(x: Exchange, attempts: Attempts, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+async def run(
+    x: Exchange,
+    attempts: Attempts,
+    moved: Callable[[Exchange, Failure], Awaitable[bool]],
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> None:
     pool = attempts.pool
     tried = Tried()
     troubles = 0
@@ -26,7 +31,7 @@ async def run(x: Exchange, attempts: Attempts, sleep: Callable[[float], Awaitabl
     last: Failure | None = None
     await pool.roster.ready()
     while x.may_try(pool.settings.max_attempts):
-        key = await pool.pick(model, tried, x.only)
+        key = await pool.pick(model, tried, x.only, x.prefer_key if last is None else None)
         if key is None:
             break
         x.record.used, x.record.key, x.record.project = model or "", key.id, key.project
@@ -49,6 +54,8 @@ async def run(x: Exchange, attempts: Attempts, sleep: Callable[[float], Awaitabl
                 await sleep(BACKOFF * 2 ** (troubles - 1))
                 if await pool.pick(model, tried, x.only) is None:  # no other key of that project: the same once more
                     tried.keys.clear()
+            case _ if await moved(x, last):
+                continue
             case _:
                 break
     if last is not None and last.verdict.blames != "key":

@@ -59,7 +59,7 @@ def claimed(token: str) -> Session:
         if not all(isinstance(word, str) for word in (target, project, key, client)) or len(said) != len(_FIELDS):
             raise ValueError
         return Session(target, project, key, client, float(expires))
-    except (ValueError, KeyError, TypeError, RecursionError, binascii.Error):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, binascii.Error):
         raise UploadTokenError("the upload_id is not one that this gateway gave out") from None
 
 

@@ -14,6 +14,8 @@ __all__ = ["Answer", "HttpUpstream", "Streamed", "Upstream", "UpstreamError"]
 
 IDLE_MOST = 30.0
 """Google closes an idle connection later than that; one that it closes just as it is used costs an attempt."""
+READ_MOST = 1 << 24
+"""No error and no list is larger; what is larger passes in pieces."""
 WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
@@ -29,7 +31,7 @@ class Answer(Protocol):
         """Content-Length, if it was sent."""
 
     async def read(self) -> bytes:
-        """All of the rest."""
+        """All of the rest, if that is no more than READ_MOST. Raises UpstreamError."""
 
     async def chunk(self) -> bytes:
         """The next bytes as they came; b"" at the end. Raises UpstreamError."""
@@ -70,9 +72,12 @@ class _HttpAnswer:
         self.length = connection.length
 
     async def read(self) -> bytes:
-        pieces = []
+        pieces, size = [], 0
         while data := await self.chunk():
             pieces.append(data)
+            if (size := size + len(data)) > READ_MOST:
+                self.close()
+                raise UpstreamError("reset", f"an answer that is read whole is larger than {READ_MOST} bytes")
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def chunk(self) -> bytes:

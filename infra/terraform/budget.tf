@@ -24,9 +24,14 @@ resource "google_billing_budget" "this" {
     }
   }
 
-  all_updates_rule {
-    monitoring_notification_channels = slice(sort(tolist(var.notification_channels)), 0, min(5, length(var.notification_channels)))
-    disable_default_iam_recipients   = false
+  # Without anybody to tell there is no such rule: the billing account's admins get their mail anyway.
+  dynamic "all_updates_rule" {
+    for_each = length(var.notification_channels) == 0 ? [] : [true]
+
+    content {
+      monitoring_notification_channels = slice(sort(tolist(var.notification_channels)), 0, min(5, length(var.notification_channels)))
+      disable_default_iam_recipients   = false
+    }
   }
 
   depends_on = [google_project_service.this]

@@ -21,7 +21,8 @@ locals {
     {
       POLLUX_MAX_INSTANCES = tostring(var.service.max_instances)
       POLLUX_SECRETS       = var.project
-      POLLUX_STORE         = "firestore://${var.project}/${google_firestore_database.pollux.name}"
+      # (default) is what is meant without a name, and its parentheses would need quotes in a shell.
+      POLLUX_STORE = trimsuffix("firestore://${var.project}/${google_firestore_database.pollux.name}", "/(default)")
     },
     {
       for name, value in var.settings :

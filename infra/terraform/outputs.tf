@@ -4,6 +4,11 @@ output "admin_url" {
   value       = "${local.url}/admin/status"
 }
 
+output "audience" {
+  description = "For whom a service account asks for its ID token, if the gateway is private: the service's own address, also behind a domain."
+  value       = local.service_url
+}
+
 output "dashboard_url" {
   description = "The dashboard in the console."
   value       = "https://console.cloud.google.com/monitoring/dashboards/builder/${basename(google_monitoring_dashboard.pollux.id)}?project=${var.project}"
@@ -30,7 +35,7 @@ output "next_commands" {
     ],
     [for name in sort(tolist(var.tokens)) : "pollux tokens add ${name} --url ${local.url}   # shown once"],
     var.admin_token ? ["pollux tokens add --admin   # shown once"] : [],
-    ["pollux deploy check ${local.url}"],
+    ["${var.private ? "IDENTITY_TOKEN=$(gcloud auth print-identity-token) " : ""}pollux deploy check ${local.url}"],
   ))
 }
 

@@ -20,6 +20,9 @@ locals {
     name => { labels = {}, annotations = {} }
   }
   secrets = merge(local.key_secrets, local.token_secrets)
+
+  # The gateway reads these three of a key's secret; one that is meant for the bill would put all keys into one project.
+  secret_labels = { for name, value in local.labels : name => value if !contains(["enabled", "project", "tier"], name) }
 }
 
 # Labels and annotations that the command line adds (`pollux-version`, `enabled`) are not Terraform's and stay.
@@ -28,7 +31,7 @@ resource "google_secret_manager_secret" "this" {
 
   project     = var.project
   secret_id   = each.key
-  labels      = merge(local.labels, each.value.labels)
+  labels      = merge(local.secret_labels, each.value.labels)
   annotations = each.value.annotations
 
   replication {

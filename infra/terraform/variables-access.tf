@@ -38,9 +38,10 @@ variable "invokers" {
 
   validation {
     condition = alltrue([
-      for member in var.invokers : can(regex("^(user|group|serviceAccount|domain|principal|principalSet):\\S+$", member))
+      for member in var.invokers :
+      can(regex("^(user|group|serviceAccount|domain|principal|principalSet):\\S+$", member)) && !strcontains(member, "//goog/public")
     ])
-    error_message = "Each of invokers is user:…, group:…, serviceAccount:…, domain:…, principal:… or principalSet:…; allUsers would be public."
+    error_message = "Each of invokers is user:…, group:…, serviceAccount:…, domain:…, principal:… or principalSet:…; allUsers and goog/public would be public."
   }
 }
 

@@ -60,6 +60,13 @@ variable "request_log" {
   })
   default  = {}
   nullable = false
+
+  validation {
+    condition = alltrue([
+      for name, filter in var.request_log.other_exclusions : can(regex("^[A-Za-z0-9][\\w.-]{0,99}$", name)) && trimspace(filter) != ""
+    ])
+    error_message = "request_log.other_exclusions are a name (letters, digits, _, . and -) and a filter; an empty one would keep no log at all."
+  }
 }
 
 variable "uptime_check" {

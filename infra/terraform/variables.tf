@@ -24,6 +24,11 @@ variable "database" {
   }
 
   validation {
+    condition     = var.database.location == null ? true : can(regex("^([a-z]+-[a-z]+[0-9]{1,2}|nam[0-9]{1,2}|eur[0-9]{1,2})$", var.database.location))
+    error_message = "database.location is a region such as europe-west1 or a multi-region such as eur3, not a zone."
+  }
+
+  validation {
     condition     = var.database.backup_days >= 0 && var.database.backup_days <= 98 && floor(var.database.backup_days) == var.database.backup_days
     error_message = "database.backup_days is a whole number from 0 (no backups) to 98 (14 weeks, the most that Firestore keeps)."
   }
@@ -105,16 +110,23 @@ variable "kms_key" {
   }
 
   validation {
-    condition     = var.kms_key == null ? true : contains(split("/", var.kms_key), var.region) && coalesce(var.database.location, var.region) == var.region
+    condition     = var.kms_key == null ? true : try(split("/", var.kms_key)[3], "") == var.region && coalesce(var.database.location, var.region) == var.region
     error_message = "kms_key, region and database.location must be in one region: Firestore and Secret Manager take no key of another."
   }
 }
 
 variable "labels" {
-  description = "Labels for all that can have some."
+  description = "Labels for all that can have some. project, tier and enabled stay off the secrets, where the gateway would read them as a key's own."
   type        = map(string)
   default     = {}
   nullable    = false
+
+  validation {
+    condition = alltrue([
+      for name, value in var.labels : can(regex("^[a-z][a-z0-9_-]{0,62}$", name)) && can(regex("^[a-z0-9_-]{0,63}$", value))
+    ])
+    error_message = "labels are a letter and at most 62 of a-z, 0-9, _ and -, and have values of at most 63 of these."
+  }
 }
 
 variable "name" {
@@ -238,6 +250,23 @@ variable "settings" {
   validation {
     condition     = var.settings.log_level == null ? true : contains(["debug", "info"], var.settings.log_level)
     error_message = "settings.log_level is debug or info: metrics and alerts are made of the lines of requests and of warnings."
+  }
+
+  validation {
+    condition = alltrue([
+      var.settings.mode == null ? true : contains(["both", "pro_only", "flash_only", "flash_lite_only"], var.settings.mode),
+      var.settings.store_down == null ? true : contains(["safe", "closed"], var.settings.store_down),
+      var.settings.strategy == null ? true : contains(["earliest", "round_robin", "least_recently_used", "most_available"], var.settings.strategy),
+      var.settings.window == null ? true : contains(["sliding", "minute"], var.settings.window),
+    ])
+    error_message = "settings.mode, store_down, strategy and window are words of docs/settings.md: with another the gateway would not start."
+  }
+
+  validation {
+    condition = alltrue([
+      for url in [var.settings.public_url, var.settings.upstream] : url == null ? true : can(regex("^https://[^\\s/?#@]+(/[^\\s?#@]*)?$", url))
+    ])
+    error_message = "settings.upstream and public_url are https:// URLs: keys and tokens travel to them."
   }
 }
 

@@ -9,7 +9,7 @@ terraform {
     }
     google = {
       source  = "hashicorp/google"
-      version = ">= 6.30"
+      version = ">= 6.30, < 8.0"
     }
     time = {
       source  = "hashicorp/time"

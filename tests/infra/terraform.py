@@ -69,11 +69,6 @@ class Plan:
         values: Mapping[str, Any] = found["values"]
         return values
 
-    def expressions(self, kind: str) -> Iterator[Mapping[str, Any]]:
-        """How the module says it, for what is known after the apply only."""
-        [call] = self.shown["configuration"]["root_module"]["module_calls"].values()
-        yield from (found for found in call["module"]["resources"] if found["type"] == kind)
-
 
 def copied(folder: Path) -> Path:
     """The module and the source that it packs, as a checkout has them."""

@@ -2,12 +2,15 @@
 
 import re
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from pollux.catalog import tier_name
 from pollux.keys import Key, entries, records
 from pollux.keys.secrets_api import SecretInfo
-from pollux.settings import Settings
+from pollux.settings import Settings, SettingsError
 from pollux.store import firestore_documents
 from tests.infra.terraform import MODULE, Plan, calling
 
@@ -23,6 +26,43 @@ NOT_SETTABLE = {
 }
 NAMES = {field.name for field in fields(Settings)}
 VARIABLES = (MODULE / "variables.tf").read_text()
+
+SETTINGS: dict[str, Any] = {
+    "allow_paths": ["webhooks", "batch"],
+    "body_memory": "256MiB",
+    "catalog": "/etc/pollux/catalog.toml",
+    "connect_timeout": 2.5,
+    "cors_origins": ["https://a.example", "https://b.example"],
+    "fallback_after": 7,
+    "log_level": "debug",
+    "max_attempts": 3,
+    "max_body": "16MiB",
+    "max_concurrent": 500,
+    "max_wait": 0,
+    "mode": "flash_only",
+    "public_url": "https://pollux.example.com/gemini",
+    "query_token": False,
+    "sticky": False,
+    "store_down": "closed",
+    "strategy": "most_available",
+    "timeout": 90,
+    "upstream": "https://gemini.example.com",
+    "window": "minute",
+}
+KEYS: dict[str, Any] = {
+    "alice": {"project": "team-a", "tier": "tier1"},
+    "bob": {"project": "example.com:Team-B", "limits": {"*": {"rpm": 5}}, "enabled": False},
+    "carol": {},
+}
+
+
+@pytest.fixture(scope="module")
+def filled_plan(module: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """An image with every setting and with keys."""
+    folder = tmp_path_factory.mktemp("filled") / "caller"
+    image = "us-central1-docker.pkg.dev/my-project/pollux/pollux:1"
+    service = {"max_instances": 4}
+    return calling(folder, module, settings=SETTINGS, keys=KEYS, tokens=["web"], image=image, service=service).plan()
 
 
 def variable(name: str) -> str:
@@ -61,40 +101,26 @@ def test_what_is_set_is_read_by_the_gateway_as_it_was_meant(function_plan: Plan,
         assert settings.most_instances == 10
 
 
-def test_every_setting_of_the_module_is_read_by_the_gateway(module: Any, tmp_path: Any) -> None:
-    wanted = {
-        "allow_paths": ["webhooks", "batch"],
-        "body_memory": "256MiB",
-        "catalog": "/etc/pollux/catalog.toml",
-        "connect_timeout": 2.5,
-        "cors_origins": ["https://a.example", "https://b.example"],
-        "fallback_after": 7,
-        "log_level": "debug",
-        "max_attempts": 3,
-        "max_body": "16MiB",
-        "max_concurrent": 500,
-        "max_wait": 0,
-        "mode": "flash_only",
-        "public_url": "https://gemini.example.com/pool",
-        "query_token": False,
-        "sticky": False,
-        "store_down": "closed",
-        "strategy": "most_available",
-        "timeout": 90,
-        "upstream": "https://gemini.example.com",
-        "window": "minute",
-    }
-    assert set(wanted) == NAMES - set(NOT_SETTABLE)
-    image = "us-central1-docker.pkg.dev/my-project/pollux/pollux:1"
-    plan = calling(tmp_path / "caller", module, settings=wanted, image=image, service={"max_instances": 4}).plan()
-    [environment] = environments(plan)
+def test_every_setting_of_the_module_is_read_by_the_gateway(filled_plan: Plan) -> None:
+    assert set(SETTINGS) == NAMES - set(NOT_SETTABLE)
+    [environment] = environments(filled_plan)
     read = Settings.from_env(environment)
     assert read.max_instances == 4
-    for name, value in wanted.items():
+    for name, value in SETTINGS.items():
         found = getattr(read, name)
         expected = {"body_memory": 256 * 2**20, "max_body": 16 * 2**20}.get(name, value)
         assert (list(found) if isinstance(found, tuple) else found) == expected, name
         assert found != getattr(Settings(), name), f"{name}: a default would prove nothing"
+
+
+@pytest.mark.parametrize("name", ["mode", "store_down", "strategy", "window"])
+def test_words_are_those_that_the_gateway_knows(name: str) -> None:
+    told = re.search(rf"var\.settings\.{name} == null \? true : contains\(\[(.*?)\]", variable("settings"))
+    assert told
+    with pytest.raises(SettingsError) as refused:
+        Settings.from_env({f"POLLUX_{name.upper()}": "no-such-word"})
+    words = ", ".join(re.findall(r'"(\w+)"', told[1]))
+    assert str(refused.value).endswith(f"expected one of {words}")
 
 
 def test_ids_and_names_have_the_patterns_of_the_code() -> None:
@@ -109,16 +135,10 @@ def test_ids_and_names_have_the_patterns_of_the_code() -> None:
     assert f'regex("^{records._LABEL.pattern}$"' in (MODULE / "secrets.tf").read_text()
 
 
-def test_declared_keys_are_those_that_the_gateway_reads(module: Any, tmp_path: Any) -> None:
-    declared = {
-        "alice": {"project": "team-a", "tier": "tier1"},
-        "bob": {"project": "example.com:Team-B", "limits": {"*": {"rpm": 5}}, "enabled": False},
-        "carol": {},
-    }
-    plan = calling(tmp_path / "caller", module, keys=declared, tokens=["web"]).plan()
+def test_declared_keys_are_those_that_the_gateway_reads(filled_plan: Plan) -> None:
     infos = [
         SecretInfo(values["secret_id"], values["labels"] or {}, values["annotations"] or {}, 0.0, "")
-        for values in (found["values"] for found in plan.resources("google_secret_manager_secret"))
+        for values in (found["values"] for found in filled_plan.resources("google_secret_manager_secret"))
     ]
     keys = [records.key_of(info) for info in infos if info.name.startswith(records.KEY)]
     assert sorted(keys, key=str) == sorted(

@@ -62,8 +62,9 @@ def test_the_walk_prints_what_the_page_says(module: Path, tmp_path: Path) -> Non
     again = workspace.run("plan", "-detailed-exitcode", "-no-color", "-input=false", *given)
     assert "No changes" in again.stdout
     typed = workspace.run("output", "-raw", "next_commands").stdout
-    first = section("The first answer").partition("```sh\n")[2].splitlines()[0]
-    assert first in typed.splitlines()
+    for line in section("The first answer").partition("```sh\n")[2].partition("```")[0].splitlines():
+        start = line.partition(" --")[0]
+        assert any(other.startswith(start) for other in typed.splitlines()), line
     workspace.run("destroy", "-no-color", "-input=false", "-auto-approve", *given)
     assert json.loads((workspace.folder / "terraform.tfstate").read_text())["resources"] == []
 
@@ -97,13 +98,34 @@ def test_every_variable_and_output_that_the_page_names_exists() -> None:
     assert named - {"source"} <= variables
     assert len(named) >= 8
     outputs = set(re.findall(r'^output "(\w+)"', sources, re.MULTILINE))
-    assert set(re.findall(r"terraform output (?:-raw )?(\w+)", PAGE)) | {"domain_address"} <= outputs
+    typed = set(re.findall(r"terraform output (?:-raw )?(\w+)", PAGE))
+    assert typed | {"domain_address"} <= outputs
+    examples = "".join(path.read_text() for path in (MODULE / "examples").glob("*/main.tf"))
+    assert typed <= set(re.findall(r'^output "(\w+)"', examples, re.MULTILINE)), "the walk is in an example's folder"
+
+
+def test_gcloud_knows_who_asks_before_it_is_asked_for_anything() -> None:
+    first, *others = commands("gcloud")
+    assert first[:2] == ["auth", "login"]
+    assert "--update-adc" in first, "Terraform and the command pollux take the application-default credentials"
+    assert ["services", "enable"] in [words[:2] for words in others]
+
+
+def test_services_agents_are_there_before_the_key_is_granted_to_them() -> None:
+    """An API makes its agent with its roles when it is turned on; an agent that is only asked for has none."""
+    [loop] = [block for block in blocks("sh") if "services identity create" in block]
+    assert loop.index("gcloud services enable") < loop.index("services identity create")
+    named = re.search(r"^for api in (.*); do$", loop, re.MULTILINE)
+    assert named
+    agents = (MODULE / "encryption.tf").read_text().partition("agents = {")[2].partition("}")[0]
+    wanted = {"functions": "cloudfunctions"}
+    assert {wanted.get(name, name) for name in re.findall(r"(\w+) +=", agents)} - {"storage"} == set(named[1].split())
 
 
 def test_the_table_of_roles_is_that_of_the_plan(function_plan: Plan) -> None:
     from tests.infra.test_privileges import BUILD, RUN, grants
 
-    said = set(re.findall(r"`(roles/[\w.]+)`", section("A configuration of your own")))
+    said = set(re.findall(r"`(roles/[\w.]+)`", section("A configuration of your own").partition("### The operator")[0]))
     assert said == {role for _, role, member, _ in grants(function_plan) if member in (RUN, BUILD) and "/" in role}
 
 

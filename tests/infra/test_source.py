@@ -1,5 +1,6 @@
 """The zip that is deployed: what the function needs, and nothing else."""
 
+import shutil
 import subprocess
 import zipfile
 from pathlib import Path
@@ -12,18 +13,45 @@ STRAY = ("keys.json", ".env", "pollux/key.txt", "pollux/__pycache__/x.pyc", "pol
 
 
 @pytest.fixture(scope="module")
-def archive(minimal: Workspace, function_plan: Plan) -> zipfile.ZipFile:
-    """As the plan made it, from a folder in which other things lie about."""
-    source = minimal.folder.parents[3] / "function"
+def function(minimal: Workspace) -> Path:
+    """The folder that is packed."""
+    return minimal.folder.parents[3] / "function"
+
+
+@pytest.fixture(scope="module")
+def littered(minimal: Workspace, function: Path, function_plan: Plan) -> Plan:
+    """Planned again, with other things lying about in the folder."""
     for name in STRAY:
-        (source / name).parent.mkdir(exist_ok=True)
-        (source / name).write_text("AIza-not-to-be-packed")
-    path = minimal.folder / function_plan.one("google_storage_bucket_object")["source"]
-    path.unlink()
-    minimal.plan("-var=project=my-project")
+        (function / name).parent.mkdir(exist_ok=True)
+        (function / name).write_text("AIza-not-to-be-packed")
+    (minimal.folder / function_plan.one("google_storage_bucket_object")["source"]).unlink()
+    plan = minimal.plan("-var=project=my-project")
     for name in STRAY:
-        (source / name).unlink()
-    return zipfile.ZipFile(path)
+        (function / name).unlink()
+    return plan
+
+
+@pytest.fixture(scope="module")
+def archive(minimal: Workspace, littered: Plan, tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    packed = minimal.folder / littered.one("google_storage_bucket_object")["source"]
+    return zipfile.ZipFile(shutil.copy(packed, tmp_path_factory.mktemp("packed")))
+
+
+@pytest.mark.usefixtures("archive")  # packed before the source changes
+def test_a_changed_source_is_a_changed_plan_and_what_lies_about_is_not(
+    minimal: Workspace, function: Path, function_plan: Plan, littered: Plan
+) -> None:
+    def name(plan: Plan) -> str:
+        return str(plan.one("google_storage_bucket_object")["name"])
+
+    assert name(littered) == name(function_plan)
+    source = function / "pollux/quota.py"
+    before = source.read_text()
+    source.write_text(before + "# changed\n")
+    try:
+        assert name(minimal.plan("-var=project=my-project")) != name(function_plan)
+    finally:
+        source.write_text(before)
 
 
 def test_it_holds_what_the_repository_has_of_the_function_and_nothing_else(archive: zipfile.ZipFile) -> None:

@@ -55,5 +55,5 @@ def _pattern(bases: tuple[str, ...], slash: str) -> re.Pattern[bytes]:
     addresses = "|".join(re.escape(base.replace("/", slash)) for base in bases)
     step = re.escape(slash)
     below = rf"{step}(?:(?:upload|download){step})?v\d\w*{step}(?:{'|'.join(sorted(COLLECTIONS))}){step}"
-    text = rf'((?<!\\)"\w{{0,20}}[uU]r[il]"\s*:\s*")({addresses})({below}(?:[^"\\]|\\/)*)(?=")'
+    text = rf'((?<!\\)"\w{{0,20}}[uU]r[il]"\s*:\s*")({addresses})({below}[^"\\]*(?:\\/[^"\\]*)*)(?=")'
     return re.compile(text.encode(), re.ASCII)

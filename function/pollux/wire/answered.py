@@ -19,6 +19,9 @@ _HOLDERS = frozenset(
 _NAMING = ("name", "uri", "responsesFile", "responses_file", "input_file_id", "output_file_id", "error_file_id")
 _ENDS = ("expirationTime", "expireTime", "expire_time", "expiration_time", "expires_at")
 
+_LAST = 253402300800
+"""The end of the year 9999."""
+
 
 def answer_names(document: Any, call: Call, bases: Iterable[str] = (GOOGLE,)) -> dict[str, float | None]:
     """What the answer of a resource call names, and when it expires where that is said. Lists name many."""
@@ -54,10 +57,10 @@ def _answered(
 
 def _time(value: Any) -> float | None:
     """Google's RFC 3339 or OpenAI's seconds, as seconds since 1970."""
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return float(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return float(value) if 0 < value < _LAST else None
     try:
         when = datetime.fromisoformat(value)
-        return when.timestamp() if when.tzinfo is not None else None
+        return when.timestamp() if when.tzinfo is not None and when.year > 1970 else None
     except (TypeError, ValueError, OverflowError):
         return None

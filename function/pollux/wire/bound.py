@@ -42,6 +42,8 @@ MAKING = frozenset({"batchGenerateContent", "asyncBatchEmbedContent", "predictLo
 MARKS = (b"files", b"cachedContents", b"fileSearchStores", b"corpora", b"tunedModels", b"file_id", b"fileName")
 """One of these stands in every body that names a resource and goes to none of CHAINED."""
 
+LONGEST_URI = 8192
+"""What is longer is none; a body may hold megabytes of one."""
 LONGEST = 450
 """A name is one of a document in the store."""
 
@@ -146,7 +148,7 @@ def references(parsed: Mapping[str, Any], call: Call) -> Set[str]:
         _chained(parsed, found)
     else:
         _request(parsed, found)
-    return {reference for reference in found if isinstance(reference, str)} if found else _NONE
+    return {text for text in found if isinstance(text, str) and len(text) <= LONGEST_URI} if found else _NONE
 
 
 # --- bodies ----------------------------------------------------------------------------------------------------------

@@ -39,6 +39,8 @@ OPENAI_KINDS: Mapping[str, Kind] = {
     "embeddings": "embed",
     "images/generations": "predict",
 }
+OPENAI_OWNED = frozenset({"batches", "files"})
+"""What projects own under OpenAI's names."""
 
 _PLAIN = re.compile(r"/v\d\w{0,15}/models/([A-Za-z0-9][\w.-]{0,199}):([A-Za-z]+)", re.ASCII)
 _VERSION = re.compile(r"v\d[0-9a-z]*")
@@ -77,7 +79,8 @@ class Call:
 def read_target(method: str, raw_path: bytes | str, query: bytes | str = b"", *, bearer: bool = False) -> Call:
     """The call that a request line names. Raises WireError for a path that leads out of the API.
 
-    `bearer`: the client sent a Bearer token and no x-goog-api-key. Only this tells OpenAI's `/v1/models` from Google's.
+    `bearer`: the client sent a Bearer token and no x-goog-api-key. Only this tells OpenAI's `/v1/models`,
+    `/v1/files` and `/v1/batches` from Google's.
     """
     path = raw_path if isinstance(raw_path, str) else raw_path.decode("latin-1")
     clean = strip_query(query if isinstance(query, str) else query.decode("latin-1"))
@@ -124,13 +127,12 @@ def _normal(path: str, *, bearer: bool) -> tuple[str, bool]:
 
 
 def _listed(segments: list[str], versions: list[str]) -> bool:
-    """OpenAI's `/v1/models` or `/v1/models/{m}`. Any other version is one that only Google has."""
-    return (
-        segments[:1] == ["models"]
-        and len(segments) <= 2
-        and set(versions) <= {"v1"}
-        and ":" not in unquote(segments[-1])
-    )
+    """OpenAI's `/v1/models`, `/v1/models/{m}`, `/v1/files…` or `/v1/batches…`. Any other version is one that only
+    Google has, and so is a verb behind a colon.
+    """
+    if not segments or not set(versions) <= {"v1"} or ":" in unquote(segments[-1]):
+        return False
+    return segments[0] in OPENAI_OWNED or (segments[0] == "models" and len(segments) <= 2)
 
 
 def model_name(name: str) -> str:

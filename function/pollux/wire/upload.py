@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 from urllib.parse import unquote, unquote_plus, urlsplit
 
-from pollux.wire.guard import strip_query
+from pollux.wire.error import WireError
+from pollux.wire.guard import sound, strip_query
 from pollux.wire.target import Call
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
@@ -60,7 +61,11 @@ def session_target(address: bytes, upstream: str) -> str:
     path, front = parts.path, urlsplit(upstream).path
     if front and path.startswith(front + "/"):
         path = path[len(front) :]
-    if not path.startswith("/") or any(c.isspace() for c in address.decode("latin-1")):
+    if any(c.isspace() for c in address.decode("latin-1")):
+        return ""
+    try:
+        path = sound(path)  # as of a client's own: it is read again when the upload ends
+    except WireError:
         return ""
     return f"{path}?{strip_query(parts.query)}" if parts.query else path
 

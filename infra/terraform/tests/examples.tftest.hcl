@@ -15,17 +15,6 @@ variables {
   project = "my-project"
 }
 
-run "minimal" {
-  module {
-    source = "./examples/minimal"
-  }
-
-  assert {
-    condition     = strcontains(output.next_commands, "pollux keys add first")
-    error_message = "Without declared keys the command line makes them."
-  }
-}
-
 run "private" {
   module {
     source = "./examples/private"
@@ -35,9 +24,21 @@ run "private" {
     condition     = strcontains(output.next_commands, "pollux tokens add batch") && strcontains(output.next_commands, "pollux tokens add people")
     error_message = "Each client is told how to get its token."
   }
+
+  assert {
+    condition     = strcontains(output.next_commands, "IDENTITY_TOKEN=$(gcloud auth print-identity-token) pollux deploy check ${output.url}")
+    error_message = "The check of a private gateway needs an ID token as well."
+  }
+
+  assert {
+    condition     = output.audience == output.url
+    error_message = "Service accounts ask for an ID token for the service's own address."
+  }
 }
 
 run "production" {
+  command = plan
+
   module {
     source = "./examples/production"
   }
@@ -50,6 +51,6 @@ run "production" {
 
   assert {
     condition     = output.url == "https://gemini.example.com" && strcontains(output.next_commands, "pollux keys rotate alice")
-    error_message = "Clients call the domain; declared keys wait for their first value."
+    error_message = "Clients call the domain; the first value of a declared key is put there by rotate: add would make a secret."
   }
 }

@@ -1,4 +1,5 @@
-# What each choice changes.
+# What each choice changes. Choices that do not touch each other share a run, and a plan
+# does where nothing is asked of what is known after an apply only: a run costs seconds.
 mock_provider "archive" {}
 mock_provider "time" {}
 mock_provider "google" {
@@ -11,11 +12,14 @@ variables {
   project = "my-project"
 }
 
-run "an_image" {
+run "a_private_image_in_a_project_whose_log_is_somebody_elses" {
   variables {
-    image   = "europe-west1-docker.pkg.dev/my-project/pollux/pollux@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
-    region  = "europe-west1"
-    service = { max_instances = 3, memory = "1Gi" }
+    image       = "europe-west1-docker.pkg.dev/my-project/pollux/pollux@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+    invokers    = ["group:users@example.com"]
+    private     = true
+    region      = "europe-west1"
+    request_log = { exclude_url_secrets = false }
+    service     = { max_instances = 3, memory = "1Gi" }
   }
 
   assert {
@@ -52,21 +56,45 @@ run "an_image" {
     )
     error_message = "With an image nobody builds, so nobody may."
   }
+
+  assert {
+    condition     = length(google_logging_project_sink.default) == 0
+    error_message = "Who manages the _Default sink elsewhere can keep it."
+  }
+
+  assert {
+    condition     = keys(google_cloud_run_v2_service_iam_member.invokers) == ["group:users@example.com"]
+    error_message = "Private means that allUsers may not call."
+  }
 }
 
-run "keys_and_settings" {
+run "keys_settings_and_a_key_of_ones_own" {
+  command = plan
+
   variables {
+    database = { name = "(default)" }
     keys = {
       alice = { project = "team-a", tier = "tier1" }
       bob   = { project = "example.com:Team-B", limits = { "*" = { rpm = 5 } }, enabled = false }
       carol = {}
     }
+    kms_key  = "projects/my-project/locations/us-central1/keyRings/ring/cryptoKeys/key"
+    labels   = { enabled = "yes", project = "platform", team = "a", tier = "web" }
     settings = { max_wait = 0.5, sticky = false, allow_paths = ["webhooks", "batch"], strategy = "round_robin" }
   }
 
   assert {
     condition     = google_secret_manager_secret.this["pollux-key-alice"].labels.project == "team-a" && google_secret_manager_secret.this["pollux-key-alice"].labels.tier == "tier1"
     error_message = "Project and tier of a key are labels."
+  }
+
+  assert {
+    condition = (
+      output.database == "firestore://my-project"
+      && google_firestore_database.pollux.name == "(default)"
+      && google_project_iam_member.run_firestore.condition[0].expression == "resource.name == \"projects/my-project/databases/(default)\""
+    )
+    error_message = "The default database is named by leaving it out: a shell would stumble over its parentheses in next_commands."
   }
 
   assert {
@@ -83,13 +111,17 @@ run "keys_and_settings" {
   }
 
   assert {
-    condition     = google_secret_manager_secret.this["pollux-key-carol"].labels.managed-by == "terraform"
-    error_message = "`pollux keys remove` and `tokens revoke` warn of what Terraform would make again, and do not delete it, by this label."
+    condition = (
+      google_secret_manager_secret.this["pollux-key-alice"].labels == tomap({ app = "pollux", managed-by = "terraform", project = "team-a", team = "a", tier = "tier1" })
+      && google_secret_manager_secret.this["pollux-key-carol"].labels == tomap({ app = "pollux", managed-by = "terraform", team = "a" })
+      && google_artifact_registry_repository.images.labels.tier == "web"
+    )
+    error_message = "Labels for the bill that are called as a key's own stay off the secrets, or all keys would share one project."
   }
 
   assert {
-    condition     = strcontains(output.next_commands, "pollux keys rotate alice")
-    error_message = "The first value of a declared key is put there by rotate: add would make a secret."
+    condition     = google_secret_manager_secret.this["pollux-key-carol"].labels.managed-by == "terraform"
+    error_message = "`pollux keys remove` and `tokens revoke` warn of what Terraform would make again, and do not delete it, by this label."
   }
 
   assert {
@@ -106,11 +138,39 @@ run "keys_and_settings" {
     condition     = !contains(keys(google_cloudfunctions2_function.gateway[0].service_config[0].environment_variables), "POLLUX_WINDOW")
     error_message = "What is not set is left to Pollux's own default."
   }
+
+  assert {
+    condition = alltrue([
+      google_firestore_database.pollux.cmek_config[0].kms_key_name == var.kms_key,
+      google_storage_bucket.source[0].encryption[0].default_kms_key_name == var.kms_key,
+      google_artifact_registry_repository.images.kms_key_name == var.kms_key,
+      google_cloudfunctions2_function.gateway[0].kms_key_name == var.kms_key,
+      alltrue([
+        for secret in values(google_secret_manager_secret.this) :
+        secret.replication[0].user_managed[0].replicas[0].customer_managed_encryption[0].kms_key_name == var.kms_key
+      ]),
+    ])
+    error_message = "One key encrypts all that is kept."
+  }
+
+  assert {
+    condition = alltrue([
+      for member in values(google_kms_crypto_key_iam_member.agents) :
+      member.role == "roles/cloudkms.cryptoKeyEncrypterDecrypter" && startswith(member.member, "serviceAccount:service-123456789012@")
+    ]) && length(google_kms_crypto_key_iam_member.agents) == 6
+    error_message = "Google's service agents may use the key; no account of ours may."
+  }
 }
 
-run "a_domain" {
+run "a_domain_recovered_and_watched" {
   variables {
-    domain = { names = ["gemini.example.com", "ai.example.com"], requests_per_minute = 30 }
+    budget                = { amount = 20, billing_account = "012345-6789AB-CDEF01" }
+    database              = { backup_days = 7, point_in_time_recovery = true, location = "nam5", name = "counters" }
+    domain                = { names = ["gemini.example.com", "ai.example.com"], requests_per_minute = 30 }
+    enable_apis           = false
+    notification_channels = ["projects/my-project/notificationChannels/1"]
+    request_log           = { other_exclusions = { noise = "severity<INFO" } }
+    uptime_check          = true
   }
 
   assert {
@@ -134,31 +194,13 @@ run "a_domain" {
   }
 
   assert {
-    condition     = strcontains(google_logging_project_sink.default[0].exclusions[0].filter, "http_load_balancer")
-    error_message = "The load balancer logs URLs too."
-  }
-}
-
-run "an_image_behind_a_domain" {
-  variables {
-    domain = { names = ["gemini.example.com"] }
-    image  = "us-central1-docker.pkg.dev/my-project/pollux/pollux:1"
+    condition     = output.audience == google_cloudfunctions2_function.gateway[0].service_config[0].uri
+    error_message = "Behind a domain an ID token is still made out to the service's own address."
   }
 
   assert {
-    condition     = google_cloud_run_v2_service.gateway[0].ingress == "INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER"
-    error_message = "The run.app address of an image must be closed, too."
-  }
-}
-
-run "recovered_and_watched" {
-  variables {
-    database              = { backup_days = 7, point_in_time_recovery = true, location = "nam5", name = "counters" }
-    budget                = { amount = 20, billing_account = "012345-6789AB-CDEF01" }
-    notification_channels = ["projects/my-project/notificationChannels/1"]
-    uptime_check          = true
-    enable_apis           = false
-    request_log           = { other_exclusions = { noise = "severity<INFO" } }
+    condition     = strcontains(google_logging_project_sink.default[0].exclusions[0].filter, "http_load_balancer")
+    error_message = "The load balancer logs URLs too."
   }
 
   assert {
@@ -185,6 +227,11 @@ run "recovered_and_watched" {
   }
 
   assert {
+    condition     = google_billing_budget.this[0].all_updates_rule[0].monitoring_notification_channels == tolist(["projects/my-project/notificationChannels/1"])
+    error_message = "The budget tells whoever the alerts tell."
+  }
+
+  assert {
     condition     = google_monitoring_uptime_check_config.health[0].http_check[0].path == "/health"
     error_message = "Paths that end in z are reserved on run.app: /health it is."
   }
@@ -197,44 +244,5 @@ run "recovered_and_watched" {
   assert {
     condition     = length(google_project_service.this) == 0
     error_message = "Where somebody else turns APIs on, Terraform leaves them alone."
-  }
-}
-
-run "a_key_of_ones_own" {
-  variables {
-    kms_key = "projects/my-project/locations/us-central1/keyRings/ring/cryptoKeys/key"
-  }
-
-  assert {
-    condition = alltrue([
-      google_firestore_database.pollux.cmek_config[0].kms_key_name == var.kms_key,
-      google_storage_bucket.source[0].encryption[0].default_kms_key_name == var.kms_key,
-      google_artifact_registry_repository.images.kms_key_name == var.kms_key,
-      google_cloudfunctions2_function.gateway[0].kms_key_name == var.kms_key,
-      alltrue([
-        for secret in values(google_secret_manager_secret.this) :
-        secret.replication[0].user_managed[0].replicas[0].customer_managed_encryption[0].kms_key_name == var.kms_key
-      ]),
-    ])
-    error_message = "One key encrypts all that is kept."
-  }
-
-  assert {
-    condition = alltrue([
-      for member in values(google_kms_crypto_key_iam_member.agents) :
-      member.role == "roles/cloudkms.cryptoKeyEncrypterDecrypter" && startswith(member.member, "serviceAccount:service-123456789012@")
-    ]) && length(google_kms_crypto_key_iam_member.agents) == 6
-    error_message = "Google's service agents may use the key; no account of ours may."
-  }
-}
-
-run "the_log_is_somebody_elses" {
-  variables {
-    request_log = { exclude_url_secrets = false }
-  }
-
-  assert {
-    condition     = length(google_logging_project_sink.default) == 0
-    error_message = "Who manages the _Default sink elsewhere can keep it."
   }
 }

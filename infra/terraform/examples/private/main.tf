@@ -25,6 +25,10 @@ module "pollux" {
   tokens = ["batch", "people"]
 }
 
+output "audience" {
+  value = module.pollux.audience
+}
+
 output "next_commands" {
   value = module.pollux.next_commands
 }

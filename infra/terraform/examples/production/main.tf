@@ -33,11 +33,20 @@ provider "google" {
   user_project_override = true
 }
 
+# The module turns on what it needs, but the channel is there before it.
+resource "google_project_service" "monitoring" {
+  project            = var.project
+  service            = "monitoring.googleapis.com"
+  disable_on_destroy = false
+}
+
 resource "google_monitoring_notification_channel" "mail" {
   project      = var.project
   display_name = "Who looks after the gateway"
   type         = "email"
   labels       = { email_address = "oncall@example.com" }
+
+  depends_on = [google_project_service.monitoring]
 }
 
 module "pollux" {
@@ -63,6 +72,10 @@ module "pollux" {
   notification_channels = [google_monitoring_notification_channel.mail.id]
   uptime_check          = true
   labels                = { team = "platform" }
+}
+
+output "dashboard_url" {
+  value = module.pollux.dashboard_url
 }
 
 output "domain_address" {
