@@ -1,5 +1,5 @@
-"""`make bench`: every benchmark in turn, each with what is asked of it. About twenty minutes; the last one needs the
-Firestore emulator.
+"""`make bench`: every benchmark in turn, each with what is asked of it. About twenty-five minutes; the last one needs
+the Firestore emulator.
 """
 
 import asyncio
@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import contention, overhead, overload, scheduling, uploads
+from bench import contention, overhead, overload, pooled, scheduling, uploads
 
 MINUTES = 3.0
 
@@ -23,6 +23,8 @@ def main() -> None:
         overhead.show(asyncio.run(overload.measure(MINUTES, "sliding", 1.5, Path(folder), "sliding")))
     print("Uploads and downloads, against the simulator itself (bench/uploads.py):")
     overhead.show(uploads.measure(500 * uploads.MIB, 5))
+    print("Pooled files over eight projects, five minutes (bench/pooled.py):")
+    overhead.show(pooled.measure(500 * uploads.MIB))
     print("Many gateways on one Firestore (bench/contention.py; ten minutes for the long one):")
     sys.exit(bool(contention.bench(MINUTES, contention.FAST_SECONDS)))
 

@@ -1,5 +1,5 @@
 """Pooled files: requests on one file over many projects against the same without a file, in real time; and what a large
-file costs to take in, to keep and to copy. Three minutes.
+file costs to take in, to keep and to copy. Five minutes.
 
 python -m bench.pooled [--size 500]
 """

@@ -22,7 +22,7 @@ from tests.gateway import ADMIN, GENERATE, HOST, TOKEN, Got, Keys, Simulated, ca
 
 OTHER = "test-token-of-another-client"
 FILES = "/upload/v1beta/files"
-KIB256 = 256 * 1024
+KIB256, MIB = 256 * 1024, 1024 * 1024
 AT = {"host": HOST}
 TEXT = b"what stands in the file\n" * 40
 
@@ -33,6 +33,8 @@ class MemoryBlobs:
     def __init__(self) -> None:
         self.all: dict[str, tuple[bytes, float]] = {}
         self.down = False
+        self.down_after: int | None = None
+        """So many pieces are still taken."""
         self.slow = 0.0
         self.reads = 0
         self.swept: list[float] = []
@@ -53,8 +55,12 @@ class MemoryBlobs:
         held: list[bytes] = []
 
         async def put(data: bytes) -> None:
+            if self.down_after is not None:
+                self.down_after -= 1
+                self.down = self.down_after < 0
             self._check()
             held.append(data)
+            writer.digest.update(data)
 
         writer = Writer(1 << 20, put)
         yield writer

@@ -13,6 +13,7 @@ from tests.pooled.scenes import (
     AT,
     FILES,
     KIB256,
+    MIB,
     OTHER,
     TEXT,
     MemoryBlobs,
@@ -383,6 +384,26 @@ def test_more_than_google_takes_is_refused_at_once() -> None:
                 assert (
                     await call(app, "POST", FILES, {k: v for k, v in headers.items() if "length" not in k}, body)
                 ).status == 400
+
+    play(scene)
+
+
+def test_a_chunk_that_came_to_nothing_is_not_in_the_hash() -> None:
+    async def scene() -> None:
+        keys, blobs, store = projects(1), MemoryBlobs(), MemoryStore(now)
+        async with gateway(google(keys), keys, blobs, store=store) as app:
+            first, second = b"a" * 2 * MIB, b"b" * 2 * MIB
+            address = await start(app)
+            assert status(await chunk(app, address, "upload", first)) == (200, "active")
+            blobs.down_after = 1  # pieces
+            assert (await chunk(app, address, "upload, finalize", second, len(first))).status == 503
+            blobs.down, blobs.down_after = False, None
+            await asyncio.sleep(20)
+            reads = blobs.reads
+            assert status(await chunk(app, address, "upload, finalize", second, len(first))) == (200, "final")
+            ((document, _),) = (await store.scan("pooled/")).values()
+            assert document["sha256"] == sha256(first + second)
+            assert blobs.reads == reads + 2, "read for Google alone"
 
     play(scene)
 

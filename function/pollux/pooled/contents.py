@@ -41,8 +41,9 @@ class Contents:
     async def open(self) -> None:
         """What fails is not fatal: files are then what they are without pooling."""
         try:
-            await self._blobs.open()
-        except BlobError as error:
+            async with asyncio.timeout(PROBE_WITHIN):
+                await self._blobs.open()
+        except (BlobError, TimeoutError) as error:
             self._down(error)
         self.sweep()
 

@@ -1,7 +1,10 @@
 """The documents of pooled files in the store: read, remembered, changed by whoever is not slower than another."""
 
+import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
+from weakref import WeakValueDictionary
 
 from pollux.affinity import Recent
 from pollux.pooled.documents import CONTENT, FILE, UPLOAD, PooledFile, packed, unpacked
@@ -17,7 +20,8 @@ Change = Callable[[PooledFile], PooledFile | None]
 class Shelf:
     def __init__(self, watch: Watch, most: int = REMEMBERED) -> None:
         self._watch = watch
-        self._known: Recent[str, PooledFile] = Recent(most)
+        self._known: Recent[str, tuple[PooledFile, Version]] = Recent(most)
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.counters = Counters()
 
     @property
@@ -29,7 +33,7 @@ class Shelf:
 
     def known(self, name: str) -> PooledFile | None:
         """As this instance saw it last: another one may have made a copy since, or deleted it."""
-        file = self._known.get(name)
+        file, _ = self._known.get(name, (None, None))
         return file if file is not None and file.expires > self.now() else None
 
     async def find(self, name: str) -> PooledFile | None:
@@ -43,37 +47,53 @@ class Shelf:
     async def _read(self, name: str) -> tuple[PooledFile | None, Version | None]:
         document, version = (await self._watch.read([FILE + name])).get(FILE + name, (None, None))
         file = None if document is None else unpacked(document)
-        if file is None or file.expires <= self.now():
+        if file is None or version is None or file.expires <= self.now():
             self._known.pop(name, None)
             return None, version
-        self._known[name] = file
+        self._known[name] = file, version
         return file, version
 
     async def put(self, file: PooledFile) -> None:
         """A new one, in the place of whatever had its name."""
-        for _ in range(TRIES):
-            _, version = await self._read(file.name)
-            try:
-                await self._watch.commit(FILE + file.name, packed(file), version, self.counters)
-            except ConflictError:
-                continue
-            self._known[file.name] = file
-            return
+        async with self._lock(file.name):
+            for _ in range(TRIES):
+                _, version = await self._read(file.name)
+                with suppress(ConflictError):
+                    await self._commit(file, version)
+                    return
         raise _crowded(file.name)
 
     async def change(self, name: str, change: Change) -> PooledFile | None:
-        """What became of it; None if it is not there any more. `change` gives None to leave it as it is."""
-        for _ in range(TRIES):
-            file, version = await self._read(name)
-            if file is None or (changed := change(file)) is None:
-                return file
-            try:
-                await self._watch.commit(FILE + name, packed(changed), version, self.counters)
-            except ConflictError:
-                continue
-            self._known[name] = changed
-            return changed
+        """What became of it; None if it is not there any more. `change` gives None to leave it as it is: then it has
+        seen what the store holds, not what was known before. One change at a time in this instance: many copies of a
+        file are made at once."""
+        async with self._lock(name):
+            file, version = self._known.get(name, (None, None))
+            fresh = False
+            for _ in range(TRIES):
+                if file is None:
+                    fresh = True
+                    file, version = await self._read(name)
+                if file is None:
+                    return None
+                if (changed := change(file)) is not None:
+                    with suppress(ConflictError):
+                        await self._commit(changed, version)
+                        return changed
+                elif fresh:
+                    return file
+                file = None
         raise _crowded(name)
+
+    async def _commit(self, file: PooledFile, version: Version | None) -> None:
+        written = await self._watch.commit(FILE + file.name, packed(file), version, self.counters)
+        self._known[file.name] = file, written
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        """The same for as long as somebody has it."""
+        if (lock := self._locks.get(name)) is None:
+            lock = self._locks[name] = asyncio.Lock()
+        return lock
 
     async def remove(self, file: PooledFile) -> None:
         """The file, and what leads to it from its content."""

@@ -41,18 +41,19 @@ class Taking:
     ) -> tuple[Part | None, Exception | None]:
         """The new part, and what cut it short: what had come stays. `skip`: bytes that are here already."""
         blob = f"u-{name}-{len(upload.parts)}-{secrets.token_hex(4)}"
-        digest = hashlib.sha256() if not upload.received else self.digest(name, upload.received)
+        known = hashlib.sha256() if not upload.received else self.digest(name, upload.received)
+        digest = None if known is None else known.copy()  # what this chunk adds may come to nothing
         trouble: Exception | None = None
         try:
             async with self._contents.write(blob, upload.kept_until) as writer:
+                if digest is not None:
+                    writer.digest = digest  # hashed where it is written: in a thread, and once
                 try:
                     async for piece in body:
                         piece, skip = piece[skip:], max(0, skip - len(piece))
                         if piece:
                             upload.check_size(upload.received + writer.size + len(piece))
                             await writer.write(piece)
-                            if digest is not None:
-                                digest.update(piece)
                 except (ClientGoneError, RequestError) as error:
                     trouble = error
                 if not writer.size:

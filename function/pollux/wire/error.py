@@ -33,7 +33,7 @@ ERRORS: Mapping[str, Problem] = {
         400,
         "INVALID_ARGUMENT",
         "The request names resources of two projects, and neither sees what the other owns; the message names all.",
-        "Make them in one project, or send a request for each.",
+        "Make them in one project (`x-pollux-key: ID` chooses it), or send a request for each.",
     ),
     "NO_TOKEN": Problem(
         401,
