@@ -893,8 +893,16 @@ def test_explain_says_why_a_request_was_held_to_a_project() -> None:
             plain = await call(app)
             record = (await call(app, "GET", f"/admin/requests/{plain.headers['x-pollux-request-id']}", admin)).json
             assert "owner" not in record
+            await app.affinity.bind({"files/b": None}, "p3", "tester")
+            await app.affinity.bind({"files/c": None}, "p9", "tester")
+            for names, owner in ((("files/a", "files/b"), "p2, p3"), (("files/c",), "p9")):
+                refused = await call(app, body=about(*names))
+                record = (
+                    await call(app, "GET", f"/admin/requests/{refused.headers['x-pollux-request-id']}", admin)
+                ).json
+                assert (record["owner"], record["bound"]) == (owner, list(names)), refused.body
             status = (await call(app, "GET", "/admin/status", admin)).json
-            assert status["resources"] == {"remembered": 1, "searches": 1, "commits": 1}
+            assert status["resources"] == {"remembered": 3, "searches": 2, "commits": 3}
 
     play(scene)
 

@@ -56,7 +56,8 @@ class Owners:
         x.names = tuple(sorted((names - agents) | owners.keys()))
         x.record.bound = x.names[:SHOWN_MOST]
         if owners:
-            x.only = x.record.owner = self._one(owners)
+            x.record.owner = ", ".join(sorted({bound.project for bound in owners.values()}))
+            x.only = self._one(owners)
         elif x.names and not x.call.counted:
             x.only = self._likely(x.record.client)
 
