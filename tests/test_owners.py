@@ -490,6 +490,22 @@ def test_a_search_that_not_all_answered_is_not_remembered() -> None:
     play(scene)
 
 
+@pytest.mark.parametrize(
+    ("version", "asked"), [("v1", "v1beta"), ("v1beta", "v1beta"), ("v1alpha", "v1alpha"), ("v1nonsense", "v1beta")]
+)
+def test_a_name_is_looked_for_in_a_version_that_has_such_things(version: str, asked: str) -> None:
+    async def scene() -> None:
+        google = FakeUpstream(lambda sent: whole(answer() if sent.method == "POST" else {"name": "files/a"}))
+        async with gateway(google, projects(2)) as app:
+            got = await call(app, path=f"/{version}/models/{FLASH}:generateContent", body=about("files/a"))
+            assert got.status == 200
+            looked = {sent.target for sent in google.sent if sent.method == "GET"}
+            assert looked == {f"/{asked}/files/a"}
+            assert google.sent[-1].target == f"/{version}/models/{FLASH}:generateContent"
+
+    play(scene)
+
+
 def test_many_requests_for_one_unknown_name_look_for_it_once() -> None:
     async def scene() -> None:
         google = Google({"files/a": "p3"})
