@@ -150,7 +150,8 @@ class Listing:
         bearer = x.call.api == "openai"
         headers = [(name, value) for name, value in x.headers if not name.startswith("content-")]
         asked = (
-            self._questions.ask(project, target, WITHIN, headers, bearer=bearer) for project, target in targets.items()
+            self._questions.ask(project, target, WITHIN, headers, bearer=bearer, whole=True)
+            for project, target in targets.items()
         )
         answers = dict(zip(targets, await asyncio.gather(*asked), strict=True))
         x.record.sent += len(targets)
