@@ -140,6 +140,18 @@ def test_who_could_not_be_asked_is_named() -> None:
     play(scene)
 
 
+def test_half_a_character_in_google_s_own_token_breaks_nothing() -> None:
+    async def scene() -> None:
+        empty = whole({"nextPageToken": "\ud800"})
+        google = FakeUpstream(
+            lambda sent: whole({"files": [{"name": "files/a"}]}) if "Token=" in sent.target else empty
+        )
+        async with gateway(google, projects(1)) as app:
+            assert names([await call(app, "GET", "/v1beta/files")]) == ["files/a"]
+
+    play(scene)
+
+
 def test_a_long_list_of_one_project_is_not_left_out() -> None:
     """Batches that hold their answers make one of megabytes."""
 

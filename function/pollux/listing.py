@@ -203,13 +203,13 @@ def _with(call: Call, place: str, size: int | None) -> str:
     parts = _without(call.query, _TOKENS if size is None else (*_TOKENS, *_SIZES))
     snake = _is_snake(call)
     parts += [] if size is None else [f"{_SIZES[snake]}={size}"]
-    parts += [f"{_TOKENS[snake]}={quote(place, safe='')}"] if place else []
+    parts += [f"{_TOKENS[snake]}={quote(place, safe='', errors='replace')}"] if place else []
     return _target(call, parts)
 
 
 def _after(call: Call, after: str, limit: int) -> str:
     parts = [*_without(call.query, ("after", "limit")), f"limit={limit}"]
-    return _target(call, [*parts, f"after={quote(after, safe='')}"] if after else parts)
+    return _target(call, [*parts, f"after={quote(after, safe='', errors='replace')}"] if after else parts)
 
 
 def _target(call: Call, parts: Sequence[str]) -> str:
