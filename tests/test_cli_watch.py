@@ -274,7 +274,9 @@ def test_a_request_tells_to_which_project_it_was_held_and_why() -> None:
         "  only project team-a could serve it, which owns cachedContents/c, files/a",
         "  1. team-a: located: files/a was looked for and found there",
     ]
-    record.owner = ""
+    record.owner, record.reason = "team-a, team-b", "TWO_OWNERS"
+    assert "  of projects team-a, team-b, none sees all of cachedContents/c, files/a" in request_text(record.as_json())
+    record.owner, record.reason = "", ""
     assert "  no project is known to own cachedContents/c, files/a" in request_text(record.as_json())
 
 

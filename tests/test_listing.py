@@ -140,6 +140,31 @@ def test_who_could_not_be_asked_is_named() -> None:
     play(scene)
 
 
+def test_half_a_character_in_google_s_own_token_breaks_nothing() -> None:
+    async def scene() -> None:
+        empty = whole({"nextPageToken": "\ud800"})
+        google = FakeUpstream(
+            lambda sent: whole({"files": [{"name": "files/a"}]}) if "Token=" in sent.target else empty
+        )
+        async with gateway(google, projects(1)) as app:
+            assert names([await call(app, "GET", "/v1beta/files")]) == ["files/a"]
+
+    play(scene)
+
+
+def test_a_long_list_of_one_project_is_not_left_out() -> None:
+    """Batches that hold their answers make one of megabytes."""
+
+    async def scene() -> None:
+        google = Lists(1, 0)
+        google.says["p2"] = whole({"files": [{"name": "files/long", "of": "x" * (3 << 20)}]})
+        async with gateway(google, projects(2)) as app:
+            got = await call(app, "GET", "/v1beta/files")
+            assert names([got]) == ["files/p1x0", "files/long"]
+
+    play(scene)
+
+
 def test_many_lists_of_many_projects_open_no_endless_connections() -> None:
     async def scene() -> None:
         google = Lists(*[1] * 30)

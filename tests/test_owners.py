@@ -490,6 +490,22 @@ def test_a_search_that_not_all_answered_is_not_remembered() -> None:
     play(scene)
 
 
+@pytest.mark.parametrize(
+    ("version", "asked"), [("v1", "v1beta"), ("v1beta", "v1beta"), ("v1alpha", "v1alpha"), ("v1nonsense", "v1beta")]
+)
+def test_a_name_is_looked_for_in_a_version_that_has_such_things(version: str, asked: str) -> None:
+    async def scene() -> None:
+        google = FakeUpstream(lambda sent: whole(answer() if sent.method == "POST" else {"name": "files/a"}))
+        async with gateway(google, projects(2)) as app:
+            got = await call(app, path=f"/{version}/models/{FLASH}:generateContent", body=about("files/a"))
+            assert got.status == 200
+            looked = {sent.target for sent in google.sent if sent.method == "GET"}
+            assert looked == {f"/{asked}/files/a"}
+            assert google.sent[-1].target == f"/{version}/models/{FLASH}:generateContent"
+
+    play(scene)
+
+
 def test_many_requests_for_one_unknown_name_look_for_it_once() -> None:
     async def scene() -> None:
         google = Google({"files/a": "p3"})
@@ -893,8 +909,16 @@ def test_explain_says_why_a_request_was_held_to_a_project() -> None:
             plain = await call(app)
             record = (await call(app, "GET", f"/admin/requests/{plain.headers['x-pollux-request-id']}", admin)).json
             assert "owner" not in record
+            await app.affinity.bind({"files/b": None}, "p3", "tester")
+            await app.affinity.bind({"files/c": None}, "p9", "tester")
+            for names, owner in ((("files/a", "files/b"), "p2, p3"), (("files/c",), "p9")):
+                refused = await call(app, body=about(*names))
+                record = (
+                    await call(app, "GET", f"/admin/requests/{refused.headers['x-pollux-request-id']}", admin)
+                ).json
+                assert (record["owner"], record["bound"]) == (owner, list(names)), refused.body
             status = (await call(app, "GET", "/admin/status", admin)).json
-            assert status["resources"] == {"remembered": 1, "searches": 1, "commits": 1}
+            assert status["resources"] == {"remembered": 3, "searches": 2, "commits": 3}
 
     play(scene)
 

@@ -194,6 +194,7 @@ def request_text(found: Mapping[str, Any]) -> str:
     if names := found.get("bound"):
         owner = found["owner"]
         held = f"only project {owner} could serve it, which owns" if owner else "no project is known to own"
+        held = f"of projects {owner}, none sees all of" if found["reason"] == "TWO_OWNERS" else held
         lines.append(f"  {held} {', '.join(names)}")
     for number, attempt in enumerate(found["attempts"], 1):
         where = attempt["project"] or "no project"

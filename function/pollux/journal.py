@@ -48,7 +48,7 @@ class Record:
     key: str = ""
     project: str = ""
     owner: str = ""
-    """The project that alone could serve it: it owns what the request names."""
+    """The project that alone could serve it: it owns what the request names. Several: so none could."""
     bound: tuple[str, ...] = ()
     """The resources that the request names."""
     attempts: list[Attempt] = field(default_factory=list)

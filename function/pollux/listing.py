@@ -150,7 +150,8 @@ class Listing:
         bearer = x.call.api == "openai"
         headers = [(name, value) for name, value in x.headers if not name.startswith("content-")]
         asked = (
-            self._questions.ask(project, target, WITHIN, headers, bearer=bearer) for project, target in targets.items()
+            self._questions.ask(project, target, WITHIN, headers, bearer=bearer, whole=True)
+            for project, target in targets.items()
         )
         answers = dict(zip(targets, await asyncio.gather(*asked), strict=True))
         x.record.sent += len(targets)
@@ -219,13 +220,13 @@ def _with(call: Call, place: str, size: int | None) -> str:
     parts = _without(call.query, _TOKENS if size is None else (*_TOKENS, *_SIZES))
     snake = _is_snake(call)
     parts += [] if size is None else [f"{_SIZES[snake]}={size}"]
-    parts += [f"{_TOKENS[snake]}={quote(place, safe='')}"] if place else []
+    parts += [f"{_TOKENS[snake]}={quote(place, safe='', errors='replace')}"] if place else []
     return _target(call, parts)
 
 
 def _after(call: Call, after: str, limit: int) -> str:
     parts = [*_without(call.query, ("after", "limit")), f"limit={limit}"]
-    return _target(call, [*parts, f"after={quote(after, safe='')}"] if after else parts)
+    return _target(call, [*parts, f"after={quote(after, safe='', errors='replace')}"] if after else parts)
 
 
 def _target(call: Call, parts: Sequence[str]) -> str:

@@ -23,6 +23,8 @@ SEARCHES_AT_ONCE = 8
 """Of all requests together: each has up to AT_ONCE connections open."""
 SEARCHED_MOST = 16
 """So many names of one request are looked for: each costs a call to every project."""
+WITH_RESOURCES = ("v1alpha", "v1beta")
+"""In v1 Google has only models: there a name would be nowhere."""
 SHOWN_MOST = 20
 WITHIN = 8.0
 """No project is waited for longer when it is asked whether it knows a name."""
@@ -63,7 +65,8 @@ class Owners:
         if self.pooled is not None:
             owners = await self.pooled.claim(x, owners)
         if owners:
-            x.only = x.record.owner = self._one(owners)
+            x.record.owner = ", ".join(sorted({bound.project for bound in owners.values()}))
+            x.only = self._one(owners)
         elif x.names and x.files is None and not x.call.counted:
             x.only = self._likely(x.record.client)
 
@@ -158,8 +161,8 @@ class Owners:
         """One search at a time for each name, whoever asks; it goes on if one of them leaves."""
         task = self._searches.get(name)
         if task is None:
-            version = x.call.path.strip("/").split("/")[0] if x.call.api == "native" else ""
-            target = f"/{version if version.startswith('v') else 'v1beta'}/{quote(name)}"
+            version = x.call.path.strip("/").split("/")[0]
+            target = f"/{version if version in WITH_RESOURCES else 'v1beta'}/{quote(name)}"
             task = self._searches[name] = asyncio.create_task(self._find(name, target, x.record.client))
             task.add_done_callback(lambda _: self._searches.pop(name, None))
         return await asyncio.shield(task)

@@ -44,16 +44,23 @@ class Questions:
         self._room = asyncio.Semaphore(ASKED_AT_ONCE)
 
     async def ask(
-        self, project: str, target: str, within: float, headers: Sequence[tuple[str, str]] = (), *, bearer: bool = False
+        self,
+        project: str,
+        target: str,
+        within: float,
+        headers: Sequence[tuple[str, str]] = (),
+        *,
+        bearer: bool = False,
+        whole: bool = False,
     ) -> Told | Failure | None:
         """A GET. None: the project has no healthy key, or said nothing in time. A moment's trouble is outlived: what
-        this project does not say is said by nobody.
+        this project does not say is said by nobody. `whole`: an answer too long to be read is none.
         """
         tried, last, troubles = Tried(), None, 0
         try:
             async with asyncio.timeout(within), self._room:
                 while len(tried.keys) < MOST_KEYS and (key := await self._pool.pick(None, tried, project)) is not None:
-                    told = await self._once(key, target, headers, bearer)
+                    told = await self._once(key, target, headers, bearer, whole)
                     if isinstance(told, Told):
                         return told
                     last = told
@@ -74,7 +81,9 @@ class Questions:
             return last
         return last
 
-    async def _once(self, key: Key, target: str, headers: Sequence[tuple[str, str]], bearer: bool) -> Told | Failure:
+    async def _once(
+        self, key: Key, target: str, headers: Sequence[tuple[str, str]], bearer: bool, whole: bool
+    ) -> Told | Failure:
         try:
             value = (await self._keyring.value(key.id)).reveal()
         except KeySourceError as error:
@@ -85,8 +94,8 @@ class Questions:
             answer = await self._upstream.send("GET", target, [*headers, credential], b"")
             try:
                 if answer.status < 300:
-                    body, whole = await collect(answer)
-                    return Told(key, answer.status, _document(covered(body, value)) if whole else {})
+                    body, complete = (await answer.read(), True) if whole else await collect(answer)
+                    return Told(key, answer.status, _document(covered(body, value)) if complete else {})
                 verdict, shown, body = judged(
                     answer.status, wire.client_headers(answer.headers), await answer.read(), value, self._pool.now()
                 )
