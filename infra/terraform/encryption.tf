@@ -9,7 +9,10 @@ locals {
     secretmanager    = "gcp-sa-secretmanager"
     storage          = "gs-project-accounts"
   }
-  agents_at_work = local.as_function ? keys(local.agents) : setsubtract(keys(local.agents), ["functions", "storage"])
+  agents_at_work = setsubtract(keys(local.agents), concat(
+    local.as_function ? [] : ["functions"],
+    local.as_function || var.pooled_files ? [] : ["storage"],
+  ))
 }
 
 resource "google_kms_crypto_key_iam_member" "agents" {

@@ -44,6 +44,7 @@ resource "google_cloudfunctions2_function" "gateway" {
     google_project_iam_member.run_secret_accessor,
     google_project_iam_member.run_secret_lister,
     google_secret_manager_secret.this,
+    google_storage_bucket_iam_member.run_files,
     time_sleep.build_roles,
   ]
 }

@@ -24,6 +24,7 @@ locals {
       # (default) is what is meant without a name, and its parentheses would need quotes in a shell.
       POLLUX_STORE = trimsuffix("firestore://${var.project}/${google_firestore_database.pollux.name}", "/(default)")
     },
+    var.pooled_files ? { POLLUX_BLOBS = "gs://${google_storage_bucket.files[0].name}", POLLUX_FILES = "pooled" } : {},
     {
       for name, value in var.settings :
       "POLLUX_${upper(name)}" => try(join(",", value), tostring(value)) if value != null

@@ -65,5 +65,6 @@ resource "google_cloud_run_v2_service" "gateway" {
     google_project_iam_member.run_secret_lister,
     google_project_service.this,
     google_secret_manager_secret.this,
+    google_storage_bucket_iam_member.run_files,
   ]
 }

@@ -141,6 +141,13 @@ variable "name" {
   }
 }
 
+variable "pooled_files" {
+  description = "POLLUX_FILES=pooled, with a bucket for the contents: a file that is uploaded once serves in every project (docs/resources.md)."
+  type        = bool
+  default     = false
+  nullable    = false
+}
+
 variable "project" {
   description = "The Google Cloud project that everything lives in."
   type        = string

@@ -37,6 +37,7 @@ def full_plan(module: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
         kms_key="projects/my-project/locations/europe-west1/keyRings/ring/cryptoKeys/key",
         domain={"names": ["gemini.example.com"]},
         database={"backup_days": 7},
+        pooled_files=True,
         budget={"amount": 20, "billing_account": "012345-6789AB-CDEF01"},
     )
     return caller.plan()

@@ -22,6 +22,8 @@ NOT_SETTABLE = {
     "token": "a token in a variable would stand in Terraform's state and in the service's description",
     "admin_token": "as token",
     "max_instances": "set by the module: service.max_instances, the number that Cloud Run keeps to",
+    "files": "set by the module: pooled_files",
+    "blobs": "as files: the bucket that comes with it",
     "log": "json in the cloud by itself; metrics and alerts read it",
 }
 NAMES = {field.name for field in fields(Settings)}
@@ -99,6 +101,9 @@ def test_what_is_set_is_read_by_the_gateway_as_it_was_meant(function_plan: Plan,
         assert settings.store == "firestore://my-project/pollux"
         assert settings.secrets == "my-project"
         assert settings.most_instances == 10
+        pooled = plan is full_plan
+        assert settings.files == ("pooled" if pooled else "own")
+        assert settings.blobs == ("gs://my-project-pollux-files" if pooled else "")
 
 
 def test_every_setting_of_the_module_is_read_by_the_gateway(filled_plan: Plan) -> None:

@@ -75,9 +75,16 @@ def test_a_private_image_with_a_key_is_granted_exactly_this(full_plan: Plan) -> 
             f"serviceAccount:service-NUMBER@{name}.iam.gserviceaccount.com",
             "",
         )
-        for name in ("gcp-sa-artifactregistry", "gcp-sa-firestore", "gcp-sa-secretmanager", "serverless-robot-prod")
+        for name in (
+            "gcp-sa-artifactregistry",
+            "gcp-sa-firestore",
+            "gcp-sa-secretmanager",
+            "gs-project-accounts",
+            "serverless-robot-prod",
+        )
     }
-    assert set(grants(full_plan)) == OF_THE_GATEWAY | callers | agents
+    files = {("bucket my-project-pollux-files", "roles/storage.objectUser", RUN, "")}
+    assert set(grants(full_plan)) == OF_THE_GATEWAY | callers | agents | files
 
 
 def test_listing_is_all_that_has_no_condition(function_plan: Plan) -> None:

@@ -28,6 +28,11 @@ variables {
 
 run "defaults" {
   assert {
+    condition     = length(google_storage_bucket.files) + length(google_storage_bucket_iam_member.run_files) == 0
+    error_message = "Files are not pooled unless that is asked for: no bucket, and no access to one."
+  }
+
+  assert {
     condition     = length(google_cloudfunctions2_function.gateway) == 1 && length(google_cloud_run_v2_service.gateway) == 0
     error_message = "Without an image the gateway is a function, which needs no image to be built by hand."
   }

@@ -78,9 +78,10 @@ run "keys_settings_and_a_key_of_ones_own" {
       bob   = { project = "example.com:Team-B", limits = { "*" = { rpm = 5 } }, enabled = false }
       carol = {}
     }
-    kms_key  = "projects/my-project/locations/us-central1/keyRings/ring/cryptoKeys/key"
-    labels   = { enabled = "yes", project = "platform", team = "a", tier = "web" }
-    settings = { max_wait = 0.5, sticky = false, allow_paths = ["webhooks", "batch"], strategy = "round_robin" }
+    kms_key      = "projects/my-project/locations/us-central1/keyRings/ring/cryptoKeys/key"
+    labels       = { enabled = "yes", project = "platform", team = "a", tier = "web" }
+    pooled_files = true
+    settings     = { max_wait = 0.5, sticky = false, allow_paths = ["webhooks", "batch"], strategy = "round_robin" }
   }
 
   assert {
@@ -132,6 +133,25 @@ run "keys_settings_and_a_key_of_ones_own" {
       && google_cloudfunctions2_function.gateway[0].service_config[0].environment_variables.POLLUX_STRATEGY == "round_robin"
     )
     error_message = "Settings travel in the forms that settings.py reads: numbers, switches, lists by commas."
+  }
+
+  assert {
+    condition = (
+      one(google_storage_bucket.files[0].lifecycle_rule[0].action).type == "Delete"
+      && one(google_storage_bucket.files[0].lifecycle_rule[0].condition).age == 3
+      && google_storage_bucket.files[0].soft_delete_policy[0].retention_duration_seconds == 0
+      && google_storage_bucket.files[0].public_access_prevention == "enforced"
+      && google_storage_bucket.files[0].encryption[0].default_kms_key_name == var.kms_key
+    )
+    error_message = "Contents of clients' files go after three days, are kept nowhere after that, and are never public."
+  }
+
+  assert {
+    condition = (
+      google_cloudfunctions2_function.gateway[0].service_config[0].environment_variables.POLLUX_FILES == "pooled"
+      && google_cloudfunctions2_function.gateway[0].service_config[0].environment_variables.POLLUX_BLOBS == "gs://my-project-pollux-files"
+    )
+    error_message = "The gateway pools files in the bucket that was made for them."
   }
 
   assert {
