@@ -738,3 +738,19 @@ async def stored_tokens(h: House) -> int:
     other = House(h.store, h.keys)
     await other.roster.load_all()
     return sum(want.tokens for want in other.quota().value.slots.values())
+
+
+def test_many_at_once_use_the_room_of_all_projects_before_any_of_them_waits() -> None:
+    async def scene() -> None:
+        house_ = await house(keys_of(8, rpm=5), lambda: 0.01)
+        began = house_.clock
+
+        async def one() -> float:
+            await house_.send(wait=200)
+            return house_.clock - began
+
+        ends = sorted(await asyncio.gather(*(one() for _ in range(50))))
+        assert sum(end < 1 for end in ends) == 40
+        assert ends[-1] < 62, "and the rest goes with the next minute"
+
+    play(scene())

@@ -121,7 +121,7 @@ class Pool:
                 await self._refresh(owned, STALE)
                 continue
             limits = self.roster.limits(project, model)
-            others = len(said[project.name]) + 1 < REFUSED_MOST and len(self.roster.projects) > 1
+            others = ask.only is None and len(self.roster.projects) > 1 and len(said[project.name]) + 1 < REFUSED_MOST
             latest = max(found.start, self.now() + ahead) + SLOT if others else math.inf
             reserve = partial(self._reserve, project=project, model=model, ask=ask, ahead=ahead, latest=latest)
             deadline = _deadline(ask, limits)

@@ -193,9 +193,28 @@ def test_while_the_store_does_not_say_whose_a_file_is_nobody_gets_it() -> None:
                 store.out_until = asyncio.get_running_loop().time() + 30
                 theirs = await call(fresh, "GET", f"/v1beta/{file['name']}", AT, token=OTHER)
                 assert (theirs.status, theirs.reason) == (503, "STORE_DOWN")
+                listed = await call(fresh, "GET", "/v1beta/files", AT, token=OTHER)
+                assert not listed.json.get("files")
                 await asyncio.sleep(60)
                 assert (await call(fresh, "GET", f"/v1beta/{file['name']}", AT, token=OTHER)).status == 403
                 assert (await call(fresh, "GET", f"/v1beta/{file['name']}", AT)).status == 200
+
+    play(scene)
+
+
+def test_a_file_is_served_by_others_when_its_own_project_left_the_pool() -> None:
+    async def scene() -> None:
+        keys, blobs, store = projects(3), MemoryBlobs(), MemoryStore(now)
+        upstream = google(keys)
+        async with gateway(upstream, keys, blobs, store=store) as app:
+            file = await upload(app)
+            home = owned(upstream.simulator)[file["name"]]
+            rest = Keys([key for key in keys.all if key.project != home])
+            async with gateway(upstream, rest, blobs, store=store) as later:
+                assert (await generate(later, file)).status == 200
+                again = await upload(later)
+                assert again["name"] != file["name"], "the other one can only be asked for at its project"
+                assert home not in served_by(upstream.simulator)
 
     play(scene)
 

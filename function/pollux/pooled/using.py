@@ -111,7 +111,10 @@ class Using:
     async def hidden(self, names: Iterable[str], client: str) -> set[str]:
         """Of a list, what this client does not see: copies, and other clients' files."""
         files = [name for name in names if name.startswith("files/")]
+        unread = self._affinity.unread
         owners = await self._affinity.owners([name for name in files if not name.startswith(COPY)])
+        if self._affinity.unread != unread:  # whose they are, only the store can say
+            return {name for name in files if name not in owners or owners[name].client != client}
         others = {name for name, bound in owners.items() if bound.pooled and bound.client != client}
         return others | {name for name in files if name.startswith(COPY)}
 
