@@ -10,9 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pollux.keys import Key
-from pollux.owners import AT_ONCE, SEARCHES_AT_ONCE
+from pollux.owners import AT_ONCE, SEARCHES_AT_ONCE, home_of
 from pollux.store import StoreUnavailableError
 from pollux.store.memory import MemoryStore
 from pollux.upstream import UpstreamError
@@ -262,9 +264,37 @@ def test_what_makes_something_is_sent_once_unless_it_was_surely_refused(path: st
             assert (await call(app, path=path, body=body)).status == 502
             assert len(google.sent) == 1
         async with gateway(google, projects(2)) as app:
-            google.says["p1"] = [refuses("rpm", key="k1", limit=5, retry_s=20.0)]
+            first = 1 if path.endswith(("predictLongRunning", "interactions")) else 2  # a client's own comes first
+            google.says[f"p{first}"] = [refuses("rpm", key=f"k{first}", limit=5, retry_s=20.0)]
             assert [(await call(app, path=path, body=body)).status for _ in range(2)] == [200, 200]
-            assert not google.says["p1"], "another project had its turn after that refusal"
+            assert not google.says[f"p{first}"], "another project had its turn after that refusal"
+
+    play(scene)
+
+
+@given(st.text(max_size=20), st.sets(st.integers(0, 30), min_size=1, max_size=8))
+def test_a_client_s_own_project_moves_only_if_it_is_the_one_that_leaves(client: str, numbers: set[int]) -> None:
+    names = sorted(f"p{number}" for number in numbers)
+    home = home_of(client, names)
+    assert home in names
+    assert home == home_of(client, list(reversed(names))), "whichever instance asks"
+    for gone in names:
+        rest = [name for name in names if name != gone]
+        assert gone == home or home_of(client, rest) == home
+    assert home_of(client, []) is None
+
+
+def test_a_client_s_things_are_made_in_one_project_and_elsewhere_while_that_has_no_key() -> None:
+    async def scene() -> None:
+        google = Google()
+        async with gateway(google, projects(4)) as app:
+            for _ in range(3):
+                assert (await call(app, path="/v1beta/cachedContents", body={"model": FLASH})).status == 200
+            (home,) = {project for _, _, project in google.asked()}
+            assert home == home_of("tester", ["p1", "p2", "p3", "p4"])
+            google.says[home] = [refuses("invalid-key", key=home.replace("p", "k"))]
+            assert (await call(app, path="/v1beta/cachedContents", body={"model": FLASH})).status == 200
+            assert google.asked()[-1][2] != home
 
     play(scene)
 

@@ -43,6 +43,8 @@ class Exchange:
     fallback: bool = True
     mode: str = "both"
     prefer_key: str | None = None
+    home: str | None = None
+    """The project that is preferred for what this client makes."""
     sticky: int | None = None
     passing: PassingBody | None = None
     """The body in the place of `body`, if it is not held: it can be sent only once."""

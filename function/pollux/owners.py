@@ -6,6 +6,7 @@ A name that nobody remembers is asked for, once, at every healthy project.
 import asyncio
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
+from hashlib import blake2b
 from urllib.parse import quote
 
 from pollux import wire
@@ -51,6 +52,9 @@ class Owners:
         if x.parsed is not None and (references := wire.references(x.parsed, x.call)):
             names |= await self._of_body(x, references)
         if not names:
+            if x.method == "POST" and wire.makes_what_goes_together(x.call):
+                await self._pool.roster.ready()
+                x.home = home_of(x.record.client, self._healthy(()))
             return
         if self.pooled is not None:
             self.pooled.refuse_copies(names)
@@ -206,3 +210,10 @@ class Owners:
         if told is not None and told.status and told.verdict.cause in NOT_THERE:
             return project, (False, {})
         return project, None
+
+
+def home_of(client: str, projects: Iterable[str]) -> str | None:
+    """Where a client's things are made, whichever instance makes them, so that one request can name several of them."""
+    return max(
+        projects, key=lambda project: blake2b(f"{client}\0{project}".encode(errors="replace")).digest(), default=None
+    )

@@ -205,17 +205,22 @@ class Pool:
         return found if isinstance(found, Full) else None
 
     async def pick(
-        self, model: str | None, tried: Tried, only: str | None = None, prefer: str | None = None
+        self,
+        model: str | None,
+        tried: Tried,
+        only: str | None = None,
+        prefer: str | None = None,
+        home: str | None = None,
     ) -> Key | None:
-        """A healthy key for a call that takes no quota: the preferred, else the one used least recently. `only`: of
-        that project."""
+        """A healthy key for a call that takes no quota: the preferred, else one of the home project, else the one used
+        least recently. `only`: of that project."""
         await self.roster.ready()
         used = self.roster.key_used
         able, _ = self.roster.candidates(model or "", tried.projects, tried.keys, self.now(), prefer)
         keys = [key for project, key in able if only is None or project.name == only]
         if not keys:
             return None
-        key = min(keys, key=lambda key: (key.id != prefer, used.get(key.id, 0)))
+        key = min(keys, key=lambda key: (key.id != prefer, key.project != home, used.get(key.id, 0)))
         used[key.id] = next(self._uses)
         return key
 

@@ -31,7 +31,7 @@ async def run(
     last: Failure | None = None
     await pool.roster.ready()
     while x.may_try(pool.settings.max_attempts):
-        key = await pool.pick(model, tried, x.only, x.prefer_key if last is None else None)
+        key = await pool.pick(model, tried, x.only, x.prefer_key if last is None else None, x.home)
         if key is None:
             break
         x.record.used, x.record.key, x.record.project = model or "", key.id, key.project

@@ -4,6 +4,7 @@ import io
 import json
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,34 @@ def projects_called(simulator: Simulator, since: int = 0) -> list[str]:
     return [str(call.key).replace("key", "team") for call in list(simulator.calls)[since:]]
 
 
-def test_caches(pair: Pair) -> None:
+@contextmanager
+def everywhere(url: str) -> Iterator[list[genai.Client]]:
+    """A client for each of the four projects: what it makes goes there."""
+    with ExitStack() as stack:
+        keys = [{"x-pollux-key": f"key-{number}"} for number in range(1, 5)]
+        yield [stack.enter_context(client(url, headers=headers)) for headers in keys]
+
+
+def test_what_one_client_makes_can_be_used_together(pair: Pair) -> None:
     with client(pair.gateway.url) as made:
-        caches = [cache(made) for _ in range(4)]
+        files = [upload(made, b"file %d" % number) for number in range(3)]
+        answer = made.models.generate_content(model=FLASH, contents=[*files, "Compare them."])
+        assert answer.text
+        store = made.file_search_stores.create(config={"display_name": "Library"})
+        made.file_search_stores.import_file(file_search_store_name=str(store.name), file_name=str(files[0].name))
+        assert {*owners(pair.simulator, "fileSearchStores").values()} == {
+            owners(pair.simulator, "files")[str(file.name)] for file in files
+        }
+        made.file_search_stores.delete(name=str(store.name), config={"force": True})
+        for file in files:
+            made.files.delete(name=str(file.name))
+
+
+def test_caches(pair: Pair) -> None:
+    with client(pair.gateway.url) as made, everywhere(pair.gateway.url) as each:
+        caches = [cache(one) for one in each]
         kept = owners(pair.simulator, "cachedContents")
-        assert len(set(kept.values())) == 4, "they are made where room is, all over the pool"
+        assert len(set(kept.values())) == 4
         seen = len(pair.simulator.calls)
         for one in caches:
             assert one.name is not None
@@ -68,10 +92,10 @@ def test_caches(pair: Pair) -> None:
 
 
 def test_files_are_listed_over_all_projects_and_used_by_either_address(pair: Pair) -> None:
-    with client(pair.gateway.url) as made:
-        files = [upload(made, b"file %d" % number) for number in range(6)]
+    with client(pair.gateway.url) as made, everywhere(pair.gateway.url) as each:
+        files = [upload(each[number % 4], b"file %d" % number) for number in range(6)]
         kept = owners(pair.simulator, "files")
-        assert len({kept[str(file.name)] for file in files}) > 1
+        assert len({kept[str(file.name)] for file in files}) == 4
         assert {str(file.uri).rpartition("/")[0] for file in files} == {pair.gateway.url + "/v1/files"}
         pages = made.files.list(config={"page_size": 2})
         assert len(pages.page) <= 2
@@ -168,8 +192,8 @@ def test_interactions_go_on_where_they_began(pair: Pair) -> None:
 
 
 def test_file_search_stores(pair: Pair) -> None:
-    with client(pair.gateway.url) as made:
-        stores = [made.file_search_stores.create(config={"display_name": f"Library {n}"}) for n in range(3)]
+    with client(pair.gateway.url) as made, everywhere(pair.gateway.url) as each:
+        stores = [each[n].file_search_stores.create(config={"display_name": f"Library {n}"}) for n in range(3)]
         assert len(set(owners(pair.simulator, "fileSearchStores").values())) == 3
         assert {s.name for s in made.file_search_stores.list(config={"page_size": 2})} >= {s.name for s in stores}
         store = stores[1]
@@ -195,7 +219,11 @@ def test_openai_s_batches(pair: Pair) -> None:
         "body": {"model": FLASH, "messages": [{"role": "user", "content": "One"}]},
     }
     with OpenAI(api_key=TOKEN, base_url=f"{pair.gateway.url}/v1beta/openai/", max_retries=0) as made:
-        files = [made.files.create(file=("in.jsonl", json.dumps(line).encode()), purpose="batch") for _ in range(3)]
+        data = ("in.jsonl", json.dumps(line).encode())
+        files = [
+            made.files.create(file=data, purpose="batch", extra_headers={"x-pollux-key": f"key-{number}"})
+            for number in range(1, 4)
+        ]
         batches = [
             made.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
             for file in files
@@ -229,7 +257,8 @@ def two(tmp_path: Path, firestore_emulator: str) -> Iterator[tuple[Simulator, Ga
 def test_made_by_one_used_by_the_other_even_after_the_first_died(two: tuple[Simulator, Gateway, Gateway]) -> None:
     simulator, one, other = two
     with client(one.url) as made:
-        caches = [cache(made) for _ in range(3)]
+        with everywhere(one.url) as each:
+            caches = [cache(client_of_one) for client_of_one in each[:3]]
         file = upload(made)
         requests = [types.InlinedRequest(contents=[types.Content(role="user", parts=[types.Part(text="One")])])]
         job = made.batches.create(model=FLASH, src=requests)

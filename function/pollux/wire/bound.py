@@ -39,6 +39,8 @@ CHAINED = frozenset({"agents", "environments", "interactions", "triggers"})
 """Their bodies name one another by bare ids."""
 MAKING = frozenset({"batchGenerateContent", "asyncBatchEmbedContent", "predictLongRunning", INTERACTION})
 """Verbs of a model that make something to be asked for later."""
+TOGETHER = frozenset({"cachedContents", "corpora", "fileSearchStores", "files", "ragStores"})
+"""What one request may name several of, or one of which may go into another."""
 MARKS = (b"files", b"cachedContents", b"fileSearchStores", b"corpora", b"tunedModels", b"file_id", b"fileName")
 """One of these stands in every body that names a resource and goes to none of CHAINED."""
 
@@ -114,6 +116,10 @@ def is_resource_call(call: Call) -> bool:
     if call.kind in ("other", "guarded"):
         return collection(call) in COLLECTIONS or call.verb in MAKING or "/operations/" in call.path
     return call.verb in MAKING
+
+
+def makes_what_goes_together(call: Call) -> bool:
+    return call.kind == "other" and collection(call) in TOGETHER
 
 
 def named_by(reference: str, bases: Iterable[str] = (GOOGLE,)) -> str | None:
