@@ -105,12 +105,7 @@ class Relay:
         """True when the client has its answer."""
         troubles = 0
         while x.may_try(self._settings.max_attempts):
-            if self.pooled is not None and x.files is not None:
-                tried.projects |= await self.pooled.out_of_reach(x)
-                ask = replace(ask, near=x.files.brought or self.pooled.near(x), booked=partial(self.pooled.prefetch, x))
-            began = self.pool.now()
-            found = await self.pool.reserve(model, ask, tried)
-            x.record.waited += self.pool.now() - began
+            found = await self._reserve(x, model, ask, tried)
             if isinstance(found, Full):
                 if tried.readmit():
                     continue
@@ -157,10 +152,21 @@ class Relay:
                     return True
         return False
 
+    async def _reserve(self, x: Exchange, model: str, ask: Ask, tried: Tried) -> Reservation | Full:
+        """A slot, rather where the files are that the request names."""
+        if self.pooled is not None and x.files is not None:
+            tried.projects |= await self.pooled.out_of_reach(x)
+            ask = replace(ask, near=x.files.brought or self.pooled.near(x), booked=partial(self.pooled.prefetch, x))
+        began = self.pool.now()
+        found = await self.pool.reserve(model, ask, tried)
+        x.record.waited += self.pool.now() - began
+        return found
+
     async def _at_hand(self, x: Exchange, found: Reservation, tried: Tried) -> bool:
         """Whether the project has the files that the request names. If not, they are copied there, and another slot is
         looked for, which may be there or elsewhere. Meanwhile the slot is held for a while: of many requests the next
-        ones go on to other projects."""
+        ones go on to other projects.
+        """
         project = found.quota.project
         if self.pooled is None or x.files is None:
             return True
