@@ -22,7 +22,6 @@ from pollux.pooled.using import Using
 from pollux.questions import Questions
 from pollux.resources import Resources
 from pollux.upstream import Upstream
-from pollux.windows import MINUTE_LIMITS
 
 MOST_TROUBLES = 2
 """How often a model's trouble (503, 500, a broken connection) is tried again on another project."""
@@ -129,9 +128,7 @@ class Relay:
                 case "next-project" if x.only is not None and self._rests(found):
                     tried.keys.discard(found.key.id)  # nobody else may serve it: the end of that rest is waited for
                 case "next-project":
-                    tried.projects.add(found.quota.project)
-                    if not set(MINUTE_LIMITS).isdisjoint(failure.verdict.learned):
-                        tried.taught[found.quota.project] = found.key.id
+                    tried.leave(found.quota.project, found.key.id, failure.verdict.learned)
                     final = x.record.sent + 1 == self._settings.max_attempts
                     if final and not last and failure.verdict.cause in FOR_LONG:
                         return False  # more projects than attempts: the last one is for a model that may be there
