@@ -101,6 +101,15 @@ def test_explain_says_for_each_candidate_when_and_why() -> None:
     assert any(line.endswith("k1 now free now rpm=1") for line in lines[3:])
 
 
+@pytest.mark.parametrize(
+    ("model", "known"), [("no-such", False), (FLASH, True), ("standard", True), (f"models/{FLASH}", True)]
+)
+def test_explain_says_whether_a_model_is_in_no_catalog(model: str, known: bool) -> None:
+    """It would be asked for all the same: a new one is in no catalog yet. But it may be a slip of the pen."""
+    said = explain_text(seen(lambda _: f"/admin/explain?model={model}"))
+    assert (f"{model} is not in the catalog: only Google knows" in said) is not known
+
+
 def test_explain_says_that_the_store_is_down() -> None:
     found = seen(lambda _: f"/admin/explain?model={FLASH}")
     assert "STORE TROUBLE" not in explain_text(found)
@@ -239,6 +248,7 @@ def test_where_nobody_listens_it_says_how_to_start_one(capsys: pytest.CaptureFix
     said = capsys.readouterr().err
     assert said.startswith(f"pollux status: no gateway answers at {url} ")
     assert "pollux serve" in said
+    assert "--url" in said  # it may run on another port
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:3145", "file:///etc/passwd", "ftp://x"])

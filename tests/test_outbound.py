@@ -147,6 +147,22 @@ def test_the_input_tokens_are_read_from_the_end(body: bytes, tokens: int | None)
     assert prompt_tokens(body) == tokens
 
 
+def test_plain_answers_tell_their_tokens() -> None:
+    usage = {
+        "promptTokenCount": 7,
+        "promptTokensDetails": [{"modality": "TEXT", "tokenCount": 7}],
+        "totalTokenCount": 9,
+    }
+    answer = {"candidates": [{"content": {"parts": [{"text": '"usageMetadata": {"promptTokenCount": 1}'}]}}]}
+    for pretty in (None, 2):
+        body = json.dumps(answer | {"usageMetadata": usage, "modelVersion": "m"}, indent=pretty).encode()
+        assert prompt_tokens(body) == 7
+    told = {"prompt_tokens": 5, "total_tokens": 5, "completion_tokens_details": {"reasoning_tokens": 0}}
+    assert prompt_tokens(json.dumps({"usage": told, "x": {"usage": None}}).encode()) == 5
+    for nothing in (b"", b"{}", b'{"usageMetadata": ', b'{"usageMetadata": 5}', b"\xff"):
+        assert prompt_tokens(nothing) is None
+
+
 @pytest.mark.parametrize(
     ("pieces", "length", "expected"),
     [

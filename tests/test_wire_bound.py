@@ -2,14 +2,14 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pollux.wire import GOOGLE, Call, answer_names, body_names, may_name, named_by, path_names, read_target, references
+from pollux.wire import GOOGLE, Call, answer_names, may_name, named_by, path_names, read_target, references
 
 OWN = "https://pollux.example/gemini"
 BASES = (GOOGLE, OWN)
@@ -24,6 +24,12 @@ def post(path: str) -> Call:
 
 def get(path: str) -> Call:
     return read_target("GET", path)
+
+
+def body_names(parsed: Mapping[str, Any], call: Call, bases: Sequence[str] = (GOOGLE,)) -> set[str]:
+    """The resources behind what is referred to."""
+    names = (named_by(reference, bases) for reference in references(parsed, call))
+    return {name for name in names if name is not None}
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,7 @@ async def explain(app: "App", model: str, tokens: int) -> dict[str, Any]:
                 found = held = refusals.get(project.name, Refusal(math.inf, "disabled"))
             candidates.append(_outlook(name, project, keys.get(project.name), found, held, limits, now))
     head = {"model": model, "tokens": tokens, "chain": list(chain), "now": round(now, 3)}
+    head["in_catalog"] = chain[0] in roster.catalog.models
     return head | {"store": roster.watch.trouble or "ok", "candidates": candidates}
 
 

@@ -62,7 +62,9 @@ def ask(url: str, path: str, token: str) -> dict[str, Any]:
         raise AskError(f"{url} answers {error.code}: {message}", error.code) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        raise AskError(f"no gateway answers at {url} ({reason}); start it with `pollux serve`") from None
+        raise AskError(
+            f"no gateway answers at {url} ({reason}); start it with `pollux serve`, or say with --url where it is"
+        ) from None
 
 
 def _status(namespace: argparse.Namespace, token: str) -> int:
@@ -97,20 +99,7 @@ def status_text(found: Mapping[str, Any]) -> str:
         f"window {found['window']}",
         f"requests: {pool['requests']} ({statuses}), {pool['under_way']} under way, {pool['waiting']} waiting",
     ]
-    if (known := found.get("resources")) and any(known.values()):
-        lines.append(
-            f"resources: {known['remembered']} remembered with their owners, {known['searches']} looked for, "
-            f"{known['commits']} commits"
-        )
-    if files := found.get("pooled_files"):
-        lines.append(
-            f"pooled files: {files['uploaded']} uploaded, {files['known_again']} known again, {files['copied']} copied"
-        )
-        if files["blobs"] != "ok":
-            lines.append(
-                f"BLOB STORE TROUBLE: {files['why']}; {files['passed_through']} uploads passed through to one project, "
-                f"{files['kept_to_copies']} requests kept to the projects that had their files"
-            )
+    lines += _owned(found)
     lines.append(_store(found["store"], pool["requests"]))
     if found["store"]["state"] != "ok":
         since = datetime.fromtimestamp(found["store"]["since"]).strftime("%H:%M:%S")
@@ -137,12 +126,7 @@ def status_text(found: Mapping[str, Any]) -> str:
         for quota in found["quotas"]
     ]
     if quotas:
-        lines += [
-            "",
-            *table(
-                ("PROJECT", "MODEL", "RPM", "TPM", "RPD", "NEXT SLOT", "COMMITS", "CONFLICTS", "GRANTS", "WHY"), quotas
-            ),
-        ]
+        lines += ["", *table(QUOTA_HEAD, quotas)]
     return "\n".join(lines)
 
 
@@ -170,6 +154,26 @@ def _until(moment: float | None, now: float) -> str:
     return f"in {away} s" if away < 120 else datetime.fromtimestamp(moment).strftime("%d %b %H:%M")
 
 
+def _owned(found: Mapping[str, Any]) -> list[str]:
+    """What projects own, and the files that are pooled."""
+    lines = []
+    if (known := found.get("resources")) and any(known.values()):
+        lines.append(
+            f"resources: {known['remembered']} remembered with their owners, {known['searches']} looked for, "
+            f"{known['commits']} commits"
+        )
+    if files := found.get("pooled_files"):
+        lines.append(
+            f"pooled files: {files['uploaded']} uploaded, {files['known_again']} known again, {files['copied']} copied"
+        )
+        if files["blobs"] != "ok":
+            lines.append(
+                f"BLOB STORE TROUBLE: {files['why']}; {files['passed_through']} uploads passed through to one project, "
+                f"{files['kept_to_copies']} requests kept to the projects that had their files"
+            )
+    return lines
+
+
 def explain_text(found: Mapping[str, Any]) -> str:
     rows = []
     for candidate in found["candidates"]:
@@ -178,6 +182,8 @@ def explain_text(found: Mapping[str, Any]) -> str:
         limits = " ".join(f"{name}={value}" for name, value in candidate["limits"].items()) or "not known"
         rows.append((candidate["model"], candidate["project"], candidate["key"] or "-", when, candidate["why"], limits))
     head = f"{found['model']}, {found['tokens']} tokens; tried in this order: {' -> '.join(found['chain'])}"
+    if not found["in_catalog"]:
+        head += f"\n{found['model']} is not in the catalog: only Google knows whether there is such a model"
     if found["store"] != "ok":
         head += f"\nSTORE TROUBLE: it is {found['store']}; `pollux status` says why"
     return "\n".join([head, "", *table(("MODEL", "PROJECT", "KEY", "EARLIEST", "WHY", "LIMITS"), rows)])

@@ -93,7 +93,6 @@ class Record:
 
 class Journal:
     def __init__(self) -> None:
-        self.started_at = time.time()
         self.requests = 0
         self.statuses: Counter[int] = Counter()
         self.causes: Counter[str] = Counter()

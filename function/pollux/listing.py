@@ -1,14 +1,13 @@
-"""Lists over all projects: asked in parallel, shown as one, with a page token that carries each project's place.
+"""Lists over all projects: asked in parallel, shown as one. What a page is, is in `listing_page`.
 
 Google's own pages have a token for each project. OpenAI's have none: they go on after an id, whose owner is known.
 """
 
 import asyncio
-import base64
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
-from urllib.parse import quote, unquote_plus
+from urllib.parse import quote
 
 from pollux import reasons, wire
 from pollux.affinity import Affinity
@@ -16,7 +15,7 @@ from pollux.attempts import Attempts, Failure
 from pollux.exchange import Exchange
 from pollux.inbound import RequestError
 from pollux.journal import Attempt
-from pollux.keys.entries import project_fault
+from pollux.listing_page import Page, asked_page, foreign_token, parameter, places_of, target_after, target_at
 from pollux.owners import Owners
 from pollux.questions import Questions, Told
 from pollux.windows import Want
@@ -37,10 +36,6 @@ GONE_MOST = 100
 """So many projects do not leave the pool between two pages."""
 MOST_ROUNDS = 8
 """So often others are asked while a page is empty. Google too may say of an empty one that it is not the last."""
-_SIZES, _TOKENS = ("pageSize", "page_size"), ("pageToken", "page_token")
-
-Places = dict[str, str]
-"""Project -> its page token, "" for the first page. Who is not in it has nothing left."""
 
 
 def is_list(method: str, call: Call) -> bool:
@@ -74,21 +69,20 @@ class Listing:
         await x.reply.whole(200, headers, wire.to_client(body, self._upstream, x.own_base()))
 
     async def _of_google(self, x: Exchange) -> tuple[dict[str, Any] | None, list[str]]:
-        token, size = _parameter(x.call.query, _TOKENS), _parameter(x.call.query, _SIZES)
-        places = _places(token) if token else dict.fromkeys(sorted(self._roster.projects), "")
+        token, size = asked_page(x.call.query)
+        places = places_of(token) if token else dict.fromkeys(sorted(self._roster.projects), "")
         gone = [project for project in places if project not in self._roster.projects]
         if len(gone) > GONE_MOST:
-            raise _foreign()
-        page = _Page({project: place for project, place in places.items() if project not in gone}, _number(size))
+            raise foreign_token()
+        page = Page({project: place for project, place in places.items() if project not in gone}, size)
         answers = await self._fill(x, page)
         if not page.told and (answers or not self._roster.projects):
             await self._refuse(x, answers)
             return None, []
-        if page.left:
-            page.merged["next_page_token" if _is_snake(x.call) else "nextPageToken"] = _token(page.left)
-        return page.merged, [*gone, *(project for project, told in answers.items() if not isinstance(told, Told))]
+        unasked = [project for project, told in answers.items() if not isinstance(told, Told)]
+        return page.document(x.call), gone + unasked
 
-    async def _fill(self, x: Exchange, page: "_Page") -> dict[str, Told | Failure | None]:
+    async def _fill(self, x: Exchange, page: Page) -> dict[str, Told | Failure | None]:
         answers: dict[str, Told | Failure | None] = {}
         for _ in range(MOST_ROUNDS):
             if not (shares := page.shares()):
@@ -99,16 +93,16 @@ class Listing:
         return answers
 
     async def _ask_page(
-        self, x: Exchange, page: "_Page", shares: Mapping[str, int | None], *, peek: bool = False
+        self, x: Exchange, page: Page, shares: Mapping[str, int | None], *, peek: bool = False
     ) -> dict[str, Told | Failure | None]:
-        targets = {project: _with(x.call, page.left[project], share) for project, share in shares.items()}
+        targets = {project: target_at(x.call, page.left[project], share) for project, share in shares.items()}
         answers = await self._ask_all(x, targets)
         for project, answer in answers.items():
             page.take(project, answer.document if isinstance(answer, Told) else None, peek=peek)
         return answers
 
     async def _of_openai(self, x: Exchange) -> tuple[dict[str, Any] | None, list[str]]:
-        after, limit = _parameter(x.call.query, ("after",)), _parameter(x.call.query, ("limit",))
+        after, limit = parameter(x.call.query, ("after",)), parameter(x.call.query, ("limit",))
         most = min(int(limit), OPENAI_MOST) if limit.isascii() and limit.isdigit() and int(limit) else OPENAI_PAGE
         projects, start = sorted(self._roster.projects), ""
         if after:
@@ -123,7 +117,7 @@ class Listing:
         answers = await self._ask_all(
             x,
             {
-                project: _after(x.call, after if project == start else "", most)
+                project: target_after(x.call, after if project == start else "", most)
                 for project in projects
                 if project >= start
             },
@@ -198,118 +192,6 @@ def _name_of(entry: Mapping[str, Any]) -> str:
     return wire.resource(name) or f"files/{name}" if isinstance(name, str) else ""
 
 
-def _is_snake(call: Call) -> bool:
-    """The newer parts of the API have no other spelling."""
-    return wire.collection(call) in wire.CHAINED
-
-
-def _parameter(query: str, names: Sequence[str]) -> str:
-    for part in query.split("&"):
-        name, _, value = part.partition("=")
-        if unquote_plus(name) in names:
-            return unquote_plus(value)
-    return ""
-
-
-def _without(query: str, names: Sequence[str]) -> list[str]:
-    return [part for part in query.split("&") if part and unquote_plus(part.partition("=")[0]) not in names]
-
-
-def _with(call: Call, place: str, size: int | None) -> str:
-    """The same list from another place, and as long as this project's share."""
-    parts = _without(call.query, _TOKENS if size is None else (*_TOKENS, *_SIZES))
-    snake = _is_snake(call)
-    parts += [] if size is None else [f"{_SIZES[snake]}={size}"]
-    parts += [f"{_TOKENS[snake]}={quote(place, safe='', errors='replace')}"] if place else []
-    return _target(call, parts)
-
-
-def _after(call: Call, after: str, limit: int) -> str:
-    parts = [*_without(call.query, ("after", "limit")), f"limit={limit}"]
-    return _target(call, [*parts, f"after={quote(after, safe='', errors='replace')}"] if after else parts)
-
-
-def _target(call: Call, parts: Sequence[str]) -> str:
-    return f"{call.path}?{'&'.join(parts)}" if parts else call.path
-
-
 def _entries(told: Told) -> list[Any]:
     data = told.document.get("data")
     return data if isinstance(data, list) else []
-
-
-def _number(size: str) -> int | None:
-    """None where the client leaves the size to Google."""
-    return (int(size) or None) if size.isascii() and size.isdigit() and len(size) < 6 else None
-
-
-class _Page:
-    """One page. It has no more on it than was asked for, and is empty only if it is the last: clients
-    take an empty page for the end, or even for an entry.
-    """
-
-    def __init__(self, left: Places, most: int | None) -> None:
-        self.left = left
-        """Where the next page goes on."""
-        self.merged: dict[str, Any] = {}
-        self.told = False
-        self._most = most
-        self._filled = False
-        self._peeked = False
-
-    def shares(self) -> dict[str, int | None]:
-        """Who is asked next, and for how many. Nobody once there is something on the page, or nothing is left."""
-        if self._filled:
-            return {}
-        if self._most is None:
-            return dict.fromkeys(self.left)
-        share, rest = divmod(self._most, len(self.left) or 1)
-        return {project: share + (place < rest) for place, project in enumerate(self.left) if share or place < rest}
-
-    def unseen(self) -> dict[str, int | None]:
-        """Who has to be asked, once, whether it has anything at all: the page is still empty, and to go round them all
-        in shares would take too long; or nobody else said that there is a next page.
-        """
-        if self._peeked or (self._filled and any(self.left.values())):
-            return {}
-        self._peeked = True
-        return {project: 1 for project, place in self.left.items() if not place}
-
-    def take(self, project: str, document: Mapping[str, Any] | None, *, peek: bool) -> None:
-        """What a project said; None if nothing. `peek`: only whether there is something."""
-        place = self.left.pop(project)
-        if document is None:
-            return
-        self.told = True
-        token = document.get("nextPageToken") or document.get("next_page_token")
-        lists = {field: value for field, value in document.items() if isinstance(value, list)}
-        if peek:
-            if token or any(lists.values()):
-                self.left[project] = place
-            return
-        for field, value in lists.items():
-            self.merged.setdefault(field, []).extend(value)
-            self._filled = self._filled or bool(value)
-        if isinstance(token, str) and token:
-            self.left[project] = token
-
-
-def _token(places: Places) -> str:
-    return base64.urlsafe_b64encode(json.dumps(places, separators=(",", ":")).encode()).rstrip(b"=").decode()
-
-
-def _places(token: str) -> Places:
-    """What a page token of ours says. It is not sealed: its holder may write into it whatever he likes."""
-    try:
-        places = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
-        if isinstance(places, dict):
-            "".join(places.values()).encode()
-    except (ValueError, TypeError, RecursionError):  # of the first kind are half a character, and what is no base64
-        places = None
-    if not isinstance(places, dict) or any(map(project_fault, places)):
-        raise _foreign()
-    return places
-
-
-def _foreign() -> RequestError:
-    return RequestError("BAD_REQUEST", "the page token is none of this gateway's; begin the list anew")

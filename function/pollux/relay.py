@@ -22,7 +22,6 @@ from pollux.pooled.using import Using
 from pollux.questions import Questions
 from pollux.resources import Resources
 from pollux.upstream import Upstream
-from pollux.windows import MINUTE_LIMITS
 
 MOST_TROUBLES = 2
 """How often a model's trouble (503, 500, a broken connection) is tried again on another project."""
@@ -105,12 +104,7 @@ class Relay:
         """True when the client has its answer."""
         troubles = 0
         while x.may_try(self._settings.max_attempts):
-            if self.pooled is not None and x.files is not None:
-                tried.projects |= await self.pooled.out_of_reach(x)
-                ask = replace(ask, near=x.files.brought or self.pooled.near(x), booked=partial(self.pooled.prefetch, x))
-            began = self.pool.now()
-            found = await self.pool.reserve(model, ask, tried)
-            x.record.waited += self.pool.now() - began
+            found = await self._reserve(x, model, ask, tried)
             if isinstance(found, Full):
                 if tried.readmit():
                     continue
@@ -134,9 +128,7 @@ class Relay:
                 case "next-project" if x.only is not None and self._rests(found):
                     tried.keys.discard(found.key.id)  # nobody else may serve it: the end of that rest is waited for
                 case "next-project":
-                    tried.projects.add(found.quota.project)
-                    if not set(MINUTE_LIMITS).isdisjoint(failure.verdict.learned):
-                        tried.taught[found.quota.project] = found.key.id
+                    tried.leave(found.quota.project, found.key.id, failure.verdict.learned)
                     final = x.record.sent + 1 == self._settings.max_attempts
                     if final and not last and failure.verdict.cause in FOR_LONG:
                         return False  # more projects than attempts: the last one is for a model that may be there
@@ -157,10 +149,21 @@ class Relay:
                     return True
         return False
 
+    async def _reserve(self, x: Exchange, model: str, ask: Ask, tried: Tried) -> Reservation | Full:
+        """A slot, rather where the files are that the request names."""
+        if self.pooled is not None and x.files is not None:
+            tried.projects |= await self.pooled.out_of_reach(x)
+            ask = replace(ask, near=x.files.brought or self.pooled.near(x), booked=partial(self.pooled.prefetch, x))
+        began = self.pool.now()
+        found = await self.pool.reserve(model, ask, tried)
+        x.record.waited += self.pool.now() - began
+        return found
+
     async def _at_hand(self, x: Exchange, found: Reservation, tried: Tried) -> bool:
         """Whether the project has the files that the request names. If not, they are copied there, and another slot is
         looked for, which may be there or elsewhere. Meanwhile the slot is held for a while: of many requests the next
-        ones go on to other projects."""
+        ones go on to other projects.
+        """
         project = found.quota.project
         if self.pooled is None or x.files is None:
             return True

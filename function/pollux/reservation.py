@@ -1,7 +1,7 @@
 """What a request asks of the pool, where it has been, and what it got."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from pollux.grants import Grant
@@ -9,7 +9,7 @@ from pollux.keys import Key
 from pollux.quota import Refusal, Slot
 from pollux.roster import Quota
 from pollux.storewatch import StoreUse
-from pollux.windows import Limits, Want
+from pollux.windows import MINUTE_LIMITS, Limits, Want
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,12 @@ class Tried:
     readmitted: set[str] = field(default_factory=set)
     store: StoreUse = field(default_factory=StoreUse)
     """What the store was asked for on its way; of all models together, where the same one is given."""
+
+    def leave(self, project: str, key: str, learned: Collection[str]) -> None:
+        """After a refusal, with the limits that it taught."""
+        self.projects.add(project)
+        if not set(MINUTE_LIMITS).isdisjoint(learned):
+            self.taught[project] = key
 
     def readmit(self) -> bool:
         """Nobody else is left: wait, once, for those whose limit is known by now. True if there are any."""

@@ -91,15 +91,6 @@ def with_body(call: Call, parsed: Mapping[str, Any]) -> Call:
     return replace(call, model=model_name(name) if name else call.model, stream=stream)
 
 
-def model_value_span(body: bytes) -> tuple[int, int] | None:
-    """Where the name of the top level's `model` stands, between its quotes. Of several the last, as JSON parsers do."""
-    spans = _model_values(body)
-    if not spans or body[spans[-1][0]] != ord('"'):
-        return None
-    start, end = spans[-1]
-    return start + 1, end - 1
-
-
 def replace_model(body: bytes, model: str) -> bytes:
     """Another model in an OpenAI-shaped body, with `models/` in front if it was there; every other byte stays."""
     for start, end in reversed(_model_values(body)):
@@ -179,17 +170,6 @@ def prompt_tokens_of(usage: Mapping[str, Any] | None) -> int | None:
         if isinstance(value, int):
             return value
     return None
-
-
-def read_answer(body: bytes, api: str) -> tuple[dict[str, Any] | None, int | None]:
-    """(usage, input tokens) of a plain answer. Read from its end: an image in front of it costs nothing."""
-    marker = usage_marker(api)
-    place = body.rfind(marker)
-    while place >= 0:
-        if (found := usage_at(body, marker, place)) is not None and (usage := as_usage(found)) is not None:
-            return usage, prompt_tokens_of(usage)
-        place = body.rfind(marker, 0, place)
-    return None, None
 
 
 def as_usage(text: bytes) -> dict[str, Any] | None:

@@ -138,13 +138,6 @@ def may_name(body: bytes, call: Call) -> bool:
     return any(mark in body for mark in MARKS) or (bool(body) and call.api == "native" and collection(call) in CHAINED)
 
 
-def body_names(parsed: Mapping[str, Any], call: Call, bases: Iterable[str] = (GOOGLE,)) -> set[str]:
-    """The resources that a body names, camelCase and snake_case: never by a text or by arguments of a function."""
-    bases = tuple(bases)
-    names = (named_by(reference, bases) for reference in references(parsed, call))
-    return {name for name in names if name is not None}
-
-
 def references(parsed: Mapping[str, Any], call: Call) -> Set[str]:
     """Names and URIs as they stand there, wherever one may stand; not all of them are of a project's resources."""
     found: Found = []
