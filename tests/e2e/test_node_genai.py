@@ -9,6 +9,7 @@ import pytest
 
 from tests.e2e import nodes
 from tests.e2e.conftest import Pair
+from tests.e2e.processes import LAST
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,3 +63,20 @@ def test_interactions_keep_their_chain(pair: Pair) -> None:
     made = [call for call in pair.simulator.calls if call.method == "POST"]
     assert len(made) == 3
     assert len({call.project for call in made}) == 1
+
+
+def test_an_owner_without_quota_holds_its_files_and_nothing_else(pair: Pair, tmp_path: Path) -> None:
+    path = tmp_path / "words.txt"
+    path.write_text("a few words")
+    found = nodes.run(pair.gateway, "ownerWithoutQuota", str(path), "text/plain", model=LAST)
+    assert [found[name]["status"] for name in ("first", "second", "without")] == [200, 429, 200]
+    assert found["file"]["name"] in found["second"]["text"]
+
+
+def test_a_film_is_polled_and_downloaded_where_it_was_begun(pair: Pair) -> None:
+    found = nodes.run(pair.gateway, "films", model="veo-3.1-generate-001")
+    assert found["name"].startswith("models/veo-3.1-generate-001/operations/")
+    assert found["uri"].startswith(pair.gateway.url)
+    assert found["status"] == 200
+    assert found["bytes"] > 0
+    assert len({call.project for call in pair.simulator.calls}) == 1

@@ -21,6 +21,29 @@ const scenarios = {
     return { file, text: await textOf([{ text: 'What is this?' }, createPartFromUri(file.uri, file.mimeType)]) };
   },
 
+  async ownerWithoutQuota(path, mimeType) {
+    const file = await scenarios.upload(path, mimeType);
+    const config = { httpOptions: { headers: { 'x-pollux-max-wait': '0' } } };
+    const ask = (...parts) => ai.models
+      .generateContent({ model, contents: [{ role: 'user', parts }], config })
+      .then((answer) => ({ status: 200, text: answer.text }), (error) => ({ status: error.status, text: error.message }));
+    const part = createPartFromUri(file.uri, file.mimeType);
+    const first = await ask({ text: 'One' }, part);
+    const second = await ask({ text: 'Two' }, part);
+    return { file, first, second, without: await ask({ text: 'Without it' }) };
+  },
+
+  async films() {
+    const begun = await ai.models.generateVideos({ model, prompt: 'A cat' });
+    let operation = begun;
+    for (let i = 0; i < 100 && !operation.done; i += 1) {
+      operation = await ai.operations.getVideosOperation({ operation });
+    }
+    const { uri } = operation.response.generatedVideos[0].video;
+    const film = await fetch(uri, { headers: { 'x-goog-api-key': process.env.TOKEN } });
+    return { name: begun.name, uri, bytes: (await film.arrayBuffer()).byteLength, status: film.status };
+  },
+
   async files(path, mimeType) {
     const file = await scenarios.upload(path, mimeType);
     const chat = ai.chats.create({ model });
