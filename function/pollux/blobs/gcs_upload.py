@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pollux.blobs import BlobUnavailableError
-from pollux.blobs.gcs_calls import GcsCalls, PassingError, Reply, odd, refused
+from pollux.blobs.gcs_calls import GcsCalls, PassingError, Reply, no_bucket, odd, refused
 
 INCOMPLETE = 308
 _HAS = re.compile(r"bytes=0-([0-9]+)")
@@ -67,7 +67,7 @@ class Upload:
         headers = [("Content-Range", f"bytes {span}/{total}")]
         also = (INCOMPLETE, 404, 410)
         reply = await self._calls.once("PUT", self._target, self._subject, headers=headers, body=data, also=also)
-        if reply.status == 404 and b"bucket does not exist" in reply.body:
+        if no_bucket(reply):
             raise refused(reply, self._calls.bucket, self._subject)
         if reply.status in (404, 410):
             raise self._lost("is gone")
