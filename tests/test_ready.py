@@ -32,3 +32,9 @@ def test_in_the_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ADMIN not in said
     monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", "127.0.0.1:8080")
     assert "firestore://shop (emulator 127.0.0.1:8080)," in ready(settings, KEYS, None)
+
+
+def test_it_says_where_pooled_files_lie() -> None:
+    assert "files" not in ready(Settings(), KEYS, None)
+    said = ready(Settings(files="pooled", blobs="gs://shop-files/a"), KEYS, None)
+    assert ", files pooled in gs://shop-files/a, " in said
