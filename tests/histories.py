@@ -182,8 +182,8 @@ class Play:
             except StoreUnavailableError:  # what the answer means could not be written
                 return None
             finally:
-                instance.house.pool.give_back(found)
-                instance.house.pool.release(found)
+                found.give_back()
+                found.release()
         return None
 
     def _answered(self, how: str, due: float) -> None:
@@ -214,7 +214,7 @@ class Play:
             await instance.house.outcomes.served(found)
             if request.settles:
                 send.settled = request.true_tokens
-                pending = instance.house.pool.settle(found, request.true_tokens)
+                pending = found.settle(request.true_tokens)
                 if pending is not None:
                     with suppress(StoreUnavailableError):
                         await pending

@@ -111,10 +111,10 @@ def test_settling_and_giving_back_inside_a_grant_ask_nothing_of_the_store() -> N
         assert isinstance(found, Reservation)
         assert found.grant is not None
         commits, used = h.store.commits, found.grant.used
-        assert h.pool.settle(found, 150) is None
+        assert found.settle(150) is None
         assert found.grant.used == used._replace(tokens=used.tokens + 50)
-        h.pool.give_back(found)
-        h.pool.give_back(found)
+        found.give_back()
+        found.give_back()
         assert found.grant.used == used._replace(requests=used.requests - 1, tokens=used.tokens - 100)
         await asyncio.sleep(0.1)
         assert h.store.commits == commits
@@ -129,7 +129,7 @@ def test_tokens_that_a_grant_does_not_hold_are_booked_for_all_to_see() -> None:
         last = await h.send(tokens=10)
         assert last.grant is grant
         booked = grant.booked.tokens
-        pending = h.pool.settle(last, 90_000)
+        pending = last.settle(90_000)
         assert pending is not None
         await pending
         other = House(h.store, h.keys)
@@ -542,7 +542,7 @@ def test_nobody_is_refused_by_a_guess_before_one_document_was_read() -> None:
         taken = await two.reserve()
         assert isinstance(taken, Reservation)
         assert isinstance(await one.reserve(wait=50), Full)
-        two.pool.give_back(taken)
+        taken.give_back()
         await asyncio.sleep(40)
         assert (await one.send(wait=30)).slot.start < one.pool.now() + 1
 

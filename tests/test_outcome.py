@@ -481,7 +481,7 @@ def test_pauses_grow_end_and_begin_anew_after_a_success() -> None:
             pauses.append(h.pool.pause_until - h.pool.now())
             late = await h.reserve(wait=pauses[-1])
             assert isinstance(late, Reservation)  # it ends
-            h.pool.give_back(late)
+            late.give_back()
         assert pauses == pytest.approx([min(600, 10 * 2**number) for number in range(8)])
         await h.outcomes.served(await h.send())
         await _refuse_all(h, ["p0", "p1"], _minute("1000", "1s"), 0)
@@ -524,7 +524,7 @@ def test_a_probe_that_the_client_spoilt_ends_the_rest(status: int) -> None:
         verdict = judge(status, b"", now=h.pool.now())
         assert verdict.action == "to-client"
         await h.outcomes.failed(found, verdict)
-        h.pool.release(found)
+        found.release()
         assert h.quota().value.cooldown is None
         assert [(await h.send(wait=0)).slot.probe for _ in range(3)] == [""] * 3
 
@@ -538,7 +538,7 @@ def test_a_probe_that_came_to_nothing_is_followed_by_the_next_at_once(status: in
         await h.outcomes.failed(found, judge(status, b"", now=h.pool.now()))
         assert h.quota().value.cooldown is not None
         assert (await h.send(wait=0)).slot.probe == "half-open"
-        h.pool.release(found)
+        found.release()
         assert await _refusals(h) == {"p0": "probing:unknown-429"}  # that lease is the other's, of the same slot
 
     play(scene())
@@ -560,22 +560,22 @@ def test_release_frees_the_lease_of_whoever_left_and_nothing_else() -> None:
     async def scene() -> None:
         h, found = await _probing()
         used = quota.used(h.quota().value, h.pool.now())
-        h.pool.release(found)
+        found.release()
         assert quota.used(h.quota().value, h.pool.now()) == used  # it was sent: it stays counted
         second = await h.send(wait=0)
         assert second.slot.probe == "half-open"
         await h.outcomes.failed(second, _429())
         await h.quota().flush()
         refused, commits = h.quota().value, h.store.commits
-        h.pool.release(second)  # a refusal settled it
+        second.release()  # a refusal settled it
         await h.quota().flush()
         assert (h.quota().value, h.store.commits) == (refused, commits)
         await asyncio.sleep(1000)
         third = await h.send(wait=0)
         await h.outcomes.served(third)
-        h.pool.release(third)
+        third.release()
         ordinary = await h.send(wait=0)
-        h.pool.release(ordinary)
+        ordinary.release()
         await h.quota().flush()
         assert h.quota().value.cooldown is None
         assert quota.used(h.quota().value, h.pool.now()).requests == 2

@@ -353,12 +353,12 @@ def test_what_was_sent_is_never_given_back_and_what_was_not_only_once() -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=5))
         sent = await h.send()
-        h.pool.give_back(sent)
+        sent.give_back()
         unsent = await h.reserve()
         assert isinstance(unsent, Reservation)
         await h.send()
-        h.pool.give_back(unsent)
-        h.pool.give_back(unsent)
+        unsent.give_back()
+        unsent.give_back()
         await h.quota().flush()
         assert quota.used(h.quota().value, h.pool.now()).requests == 2
 
@@ -617,16 +617,16 @@ def test_a_difference_that_matters_is_committed_and_a_small_one_rides() -> None:
         h = await house(keys_of(1, tpm=10_000))
         small, large = await h.send(tokens=1000), await h.send(tokens=1000)
         commits = h.store.commits
-        assert h.pool.settle(small, None) is None
-        assert h.pool.settle(small, 1000) is None
-        assert h.pool.settle(small, 1100) is None
+        assert small.settle(None) is None
+        assert small.settle(1000) is None
+        assert small.settle(1100) is None
         assert h.store.commits == commits
-        pending = h.pool.settle(large, 1101)
+        pending = large.settle(1101)
         assert pending is not None
         await pending
         assert h.store.commits == commits + 1
         assert quota.used(h.quota().value, h.pool.now()).tokens == 2201
-        pending = h.pool.settle(large, 500)  # a stream tells more than once; the last one counts
+        pending = large.settle(500)  # a stream tells more than once; the last one counts
         assert pending is not None
         await pending
         assert quota.used(h.quota().value, h.pool.now()).tokens == 1600
@@ -638,7 +638,7 @@ def test_without_a_token_limit_no_settlement_is_waited_for() -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=5))
         found = await h.send(tokens=10)
-        assert h.pool.settle(found, 1_000_000) is None
+        assert found.settle(1_000_000) is None
         assert quota.used(h.quota().value, h.pool.now()).tokens == 1_000_000
 
     play(scene())
@@ -649,7 +649,7 @@ def test_a_settlement_frees_what_was_estimated_too_high() -> None:
         h = await house(keys_of(1, tpm=1000))
         found = await h.send(tokens=900)
         assert isinstance(await h.reserve(wait=0, tokens=500, patient=False), Full)
-        pending = h.pool.settle(found, 100)
+        pending = found.settle(100)
         assert pending is not None
         await pending
         await h.send(wait=0, tokens=500, patient=False)
@@ -722,7 +722,7 @@ def test_a_settlement_that_the_store_does_not_take_is_made_with_the_next_commit(
         h = await house(keys_of(1, rpm=15, tpm=100_000))
         sent = await h.send(tokens=1000)
         h.store.out_until = asyncio.get_running_loop().time() + 3
-        pending = h.pool.settle(sent, 90_000)
+        pending = sent.settle(90_000)
         assert pending is not None
         await pending
         await asyncio.sleep(5)

@@ -161,7 +161,7 @@ async def _overload(
         use.sends.append((loop.time(), found.quota.project, tokens))
         if settle:
             await asyncio.sleep(rng.uniform(0, 3))
-            pending = house.pool.settle(found, round(tokens * rng.uniform(0.3, 1)))
+            pending = found.settle(round(tokens * rng.uniform(0.3, 1)))
             if pending is not None:
                 await pending
 

@@ -69,8 +69,8 @@ class Attempts:
             await self._keyring.value(reservation.key.id)
         if not self.pool.is_late(reservation):
             return True
-        self.pool.give_back(reservation)
-        self.pool.release(reservation)
+        reservation.give_back()
+        reservation.release()
         return False
 
     async def reserved(self, x: Exchange, reservation: Reservation) -> Failure | None:
@@ -94,8 +94,8 @@ class Attempts:
         finally:
             if answer is not None:
                 answer.close()
-            self.pool.give_back(reservation)
-            self.pool.release(reservation)
+            reservation.give_back()
+            reservation.release()
 
     async def free(self, x: Exchange, key: Key, model: str | None) -> Failure | None:
         """A call that takes no quota. None: the client has its answer."""
@@ -229,7 +229,7 @@ class Attempts:
 
     async def _settle(self, x: Exchange, reservation: Reservation, tokens: int | None) -> None:
         x.record.tokens = tokens
-        pending = self.pool.settle(reservation, tokens)
+        pending = reservation.settle(tokens)
         if pending is None:
             return
         try:

@@ -62,7 +62,7 @@ class Outcomes:
         slot = reservation.slot
         if slot.probe == "half-open" and (verdict.blames == "client" or verdict.action == "to-client"):
             reservation.quota.ledger.submit(lambda state, now: (quota.succeed(state, now, slot), None))
-        self._pool.release(reservation)
+        reservation.release()
 
     async def set_aside(self, key_id: str, verdict: Verdict) -> None:
         await self._aside("keys", key_id, verdict)

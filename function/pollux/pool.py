@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pollux import quota, ranking
-from pollux.desk import Desk, returned
+from pollux.desk import Desk
 from pollux.keys import Key
 from pollux.quota import Refusal, Slot, State
 from pollux.reservation import Ask, Full, Reservation, Tried
@@ -24,7 +24,7 @@ from pollux.safe import STORE_DOWN
 from pollux.settings import Settings
 from pollux.store import StoreUnavailableError
 from pollux.waiting import StoppingError, Waiting
-from pollux.windows import SLOT, Limits, Want
+from pollux.windows import SLOT, Limits
 
 __all__ = ["Ask", "Full", "Pool", "Reservation", "StoppingError", "Tried"]
 
@@ -234,7 +234,7 @@ class Pool:
                 await self._waits.until(start)
                 await self._refresh(owned)
             except BaseException:
-                self.give_back(reservation)
+                reservation.give_back()
                 raise
             finally:
                 self.waiting -= 1
@@ -243,7 +243,7 @@ class Pool:
         rests = cooling is not None and cooling.until > now and not slot.probe
         rests = rests or self.roster.is_aside(owned.project, reservation.model, reservation.key.id, now)
         if rests or now < self.pause_until or self.is_late(reservation):
-            self.give_back(reservation)
+            reservation.give_back()
             return False
         return True
 
@@ -268,45 +268,6 @@ class Pool:
         """The process stops: who would have to wait longer than that is told so at once, and gives its slot back."""
         self._waits.end(within)
 
-    def give_back(self, reservation: Reservation) -> None:
-        """It will not be sent: its slot is free for others. Nobody waits for the commit."""
-        if not reservation.sent:
-            reservation.sent = True
-            grant, want = reservation.grant, reservation.want
-            if grant is not None and not grant.closed:
-                grant.add(Want(*(-amount for amount in want)))
-            else:
-                reservation.quota.ledger.submit(returned(reservation.slot, want))
-
-    def release(self, reservation: Reservation) -> None:
-        """However it ended: a probe that no answer settled holds back nobody else. Once; for others it does nothing."""
-        slot, ledger = reservation.slot, reservation.quota.ledger
-        if slot.probe:
-            reservation.slot = slot._replace(probe="")  # another request may hold a lease of the same slot later
-            if quota.release(ledger.value, slot) is not ledger.value:
-                ledger.submit(lambda state, _: (quota.release(state, slot), None))
-
-    def settle(self, reservation: Reservation, tokens: int | None) -> "asyncio.Future[None] | None":
-        """Put the true tokens in the place of the estimate. A commit to wait for, only where the difference matters."""
-        booked = reservation.want
-        if tokens is None or tokens == booked.tokens:
-            return None
-        reservation.want = booked._replace(tokens=tokens)
-        more, ledger = tokens - booked.tokens, reservation.quota.ledger
-        grant = reservation.grant
-        if grant is not None and not grant.closed:
-            more = grant.settle(more)  # what it does not hold must be booked, or nobody else would know
-            change = partial(_amended, slot=grant.slot, more=more)
-        else:
-            change = partial(_settled, slot=reservation.slot, booked=booked, tokens=tokens)
-        limit = reservation.limits.get("tpm") or reservation.limits.get("tpd")
-        if limit and abs(more) * 100 > limit:
-            ledger.submit(change)
-            return asyncio.ensure_future(ledger.flush())
-        if more:
-            ledger.ride(change)
-        return None
-
     def served_by(self, conversation: int | None) -> str | None:
         """The project that served this conversation last."""
         return None if conversation is None else self._sticky.get(conversation)
@@ -322,11 +283,3 @@ class Pool:
 def _deadline(ask: Ask, limits: Limits) -> float:
     big = ask.patient and ask.want.tokens * 4 > limits.get("tpm", math.inf)
     return ask.deadline + PATIENCE if big else ask.deadline
-
-
-def _amended(state: State, _: float, slot: Slot, more: int) -> tuple[State, None]:
-    return quota.amend(state, slot, Want(0, more)), None
-
-
-def _settled(state: State, _: float, slot: Slot, booked: Want, tokens: int) -> tuple[State, None]:
-    return quota.settle(state, slot, booked, tokens), None

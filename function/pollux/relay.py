@@ -185,8 +185,8 @@ class Relay:
         return False
 
     def _let_go(self, found: Reservation) -> None:
-        self.pool.give_back(found)
-        self.pool.release(found)
+        found.give_back()
+        found.release()
 
     async def _again(
         self,

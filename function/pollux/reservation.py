@@ -1,12 +1,16 @@
-"""What a request asks of the pool, where it has been, and what it got."""
+"""What a request asks of the pool, where it has been, and what it got: a slot, which is settled or given back."""
 
+import asyncio
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
+from pollux import quota
+from pollux.desk import returned
 from pollux.grants import Grant
 from pollux.keys import Key
-from pollux.quota import Refusal, Slot
+from pollux.quota import Refusal, Slot, State
 from pollux.roster import Quota
 from pollux.storewatch import StoreUse
 from pollux.windows import MINUTE_LIMITS, Limits, Want
@@ -70,6 +74,43 @@ class Reservation:
     grant: Grant | None = None
     sent: bool = False
 
+    def give_back(self) -> None:
+        """It will not be sent: its slot is free for others. Nobody waits for the commit."""
+        if not self.sent:
+            self.sent = True
+            if self.grant is not None and not self.grant.closed:
+                self.grant.add(Want(*(-amount for amount in self.want)))
+            else:
+                self.quota.ledger.submit(returned(self.slot, self.want))
+
+    def release(self) -> None:
+        """However it ended: a probe that no answer settled holds back nobody else. Once; for others it does nothing."""
+        slot, ledger = self.slot, self.quota.ledger
+        if slot.probe:
+            self.slot = slot._replace(probe="")  # another request may hold a lease of the same slot later
+            if quota.release(ledger.value, slot) is not ledger.value:
+                ledger.submit(lambda state, _: (quota.release(state, slot), None))
+
+    def settle(self, tokens: int | None) -> "asyncio.Future[None] | None":
+        """Put the true tokens in the place of the estimate. A commit to wait for, only where the difference matters."""
+        booked = self.want
+        if tokens is None or tokens == booked.tokens:
+            return None
+        self.want = booked._replace(tokens=tokens)
+        more, ledger = tokens - booked.tokens, self.quota.ledger
+        if self.grant is not None and not self.grant.closed:
+            more = self.grant.settle(more)  # what it does not hold must be booked, or nobody else would know
+            change = partial(_amended, slot=self.grant.slot, more=more)
+        else:
+            change = partial(_settled, slot=self.slot, booked=booked, tokens=tokens)
+        limit = self.limits.get("tpm") or self.limits.get("tpd")
+        if limit and abs(more) * 100 > limit:
+            ledger.submit(change)
+            return asyncio.ensure_future(ledger.flush())
+        if more:
+            ledger.ride(change)
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class Full:
@@ -81,3 +122,11 @@ class Full:
     @property
     def until(self) -> float:
         return min((refusal.until for refusal in self.refusals.values()), default=math.inf)
+
+
+def _amended(state: State, _: float, slot: Slot, more: int) -> tuple[State, None]:
+    return quota.amend(state, slot, Want(0, more)), None
+
+
+def _settled(state: State, _: float, slot: Slot, booked: Want, tokens: int) -> tuple[State, None]:
+    return quota.settle(state, slot, booked, tokens), None
