@@ -57,14 +57,15 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Pollux needs Python 3.11 or newer; set PYTHON=/path/to/python3"; exit 2; }
 	@echo "Installing into $(VENV) (once) …"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(VENV)/.run: $(BIN)/python pyproject.toml
 	@echo "Installing Pollux into $(VENV) (once) …"
-	@$(BIN)/python -m pip install --quiet --editable .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
+# Dependency groups want a newer pip than Python brings.
 $(VENV)/.dev: $(VENV)/.run pyproject.toml
 	@echo "Installing what the cloud and the tests need into $(VENV) (once; a minute or more) …"
+	@$(BIN)/python -m pip install --quiet --upgrade pip
 	@$(BIN)/python -m pip install --quiet --editable '.[cloud]' --group dev
 	@touch $@
