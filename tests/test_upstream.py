@@ -60,7 +60,7 @@ def against(
     async def play() -> T:
         listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
         port = listening.sockets[0].getsockname()[1]
-        upstream = HttpUpstream(f"http://{host}:{port}{prefix}", timeout=timeout, connect_timeout=1.0)
+        upstream = HttpUpstream(f"http://{host}:{port}{prefix}", timeout=timeout, connect_timeout=10.0)
         try:
             return await scene(upstream)
         finally:
