@@ -1,13 +1,14 @@
 """PURE. What travels between a client and Gemini, under one name: targets, headers, bodies, resources, errors. Not
 streams."""
 
-from pollux.wire.addresses import elsewhere, to_client, to_upstream
+from pollux.wire.addresses import elsewhere, mentioned, to_client, to_upstream
 from pollux.wire.answered import answer_names
 from pollux.wire.body import (
     inflate,
     model_value_span,
     openai_stream,
     read_answer,
+    read_once,
     replace_model,
     total_tokens,
     with_aliases,
@@ -69,6 +70,7 @@ __all__ = [
     "inflate",
     "is_resource_call",
     "may_name",
+    "mentioned",
     "model_value_span",
     "named_by",
     "names_exactly",
@@ -77,6 +79,7 @@ __all__ = [
     "path_for",
     "path_names",
     "read_answer",
+    "read_once",
     "read_target",
     "read_upload",
     "references",
