@@ -6,6 +6,7 @@ from typing import Any
 
 from pollux import wire
 from pollux.inbound import RequestError, header
+from pollux.pooled.documents import COPY, given_of
 
 DESCRIBED_MOST = 16_384
 RawHeaders = Sequence[tuple[bytes, bytes]]
@@ -51,6 +52,10 @@ def described_by(body: bytes) -> dict[str, Any]:
     described = document.get("file", {}) if isinstance(document, dict) else None
     if not isinstance(described, dict):
         raise RequestError("BAD_REQUEST", "Invalid JSON payload received.")
+    if given_of(described).startswith(COPY):
+        raise RequestError(
+            "BAD_REQUEST", f"file.name: names that begin with {COPY} are those of copies; choose another"
+        )
     return described
 
 

@@ -5,13 +5,13 @@ What has come lies in the blob store, and which parts it has in the store, so th
 
 import logging
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pollux import wire
-from pollux.blobs import BlobError
+from pollux.blobs import BlobError, BlobMissingError
 from pollux.inbound import PassingBody, RequestError, header
 from pollux.journal import Attempt, Record
 from pollux.keys import KeySourceError
@@ -19,7 +19,6 @@ from pollux.outbound import Reply
 from pollux.pool import Pool, Tried
 from pollux.pooled.contents import Contents
 from pollux.pooled.described import Parts, described_by, kind_of
-from pollux.pooled.documents import COPY, given_of
 from pollux.pooled.incoming import GRANULARITY, ChunkError, Incoming, Passed, packed, unpacked
 from pollux.pooled.keeping import Keeping, Received
 from pollux.pooled.sender import RefusedError, Sender
@@ -78,7 +77,6 @@ class Receiving:
 
     async def start(self, a: Arrival, body: bytes) -> None:
         described = described_by(body)
-        _check_given(described)
         declared = header(a.headers, b"x-goog-upload-header-content-length")
         if declared is not None and not (declared.isascii() and declared.isdigit()):
             raise RequestError("BAD_REQUEST", "Invalid X-Goog-Upload-Header-Content-Length.")
@@ -241,7 +239,6 @@ class Receiving:
         else:
             reader = Parts(wire.parts(pieces, boundary))
             described, kind = await reader.head()
-            _check_given(described)
             pieces = reader.content()
         try:
             async with aclosing(pieces):  # type: ignore[type-var]
@@ -266,8 +263,11 @@ class Receiving:
             sha256 = digest.hexdigest() if digest is not None else await self._contents.sha256(upload.parts)
             received = Received(upload.client, upload.parts, sha256, upload.kind, upload.described)
             return await self._keeping.keep(received)
-        except BlobError as error:
-            raise down(error) from None
+        except BlobMissingError as error:
+            log.error("what has come of an upload cannot be read: %s", error)
+            raise down() from None
+        except BlobError:
+            raise down() from None
         except RefusedError as error:
             failure = error.failure
             if failure is None:
@@ -288,11 +288,6 @@ class Receiving:
         a.record.reason = reason
         body = wire.error_body(a.record.api, kind.http, kind.status, message, reason=reason, request_id=a.record.id)
         await a.reply.whole(kind.http, [_JSON, status], body)
-
-
-def _check_given(described: Mapping[str, Any]) -> None:
-    if given_of(described).startswith(COPY):
-        raise RequestError("BAD_REQUEST", f"file.name: {COPY}… are the names of copies, choose another")
 
 
 def _status(state: str) -> tuple[bytes, bytes]:
