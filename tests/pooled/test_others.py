@@ -5,6 +5,7 @@ import gzip
 import json
 import re
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -113,6 +114,48 @@ def test_however_its_uri_is_spelt(uri: str) -> None:
                 got = await call(app, "POST", path, AT, asks({"uri": uri}), token=OTHER)
                 assert got.status == 403, got.body
             assert not seen(upstream.simulator, before)
+
+    play(scene)
+
+
+PATHS = [
+    f"/v1beta/{NAME}",
+    f"/v1/{NAME}",
+    f"/{NAME}",
+    f"//v1beta//{NAME}/",
+    f"/v1beta/v1beta/{NAME}",
+    f"/v1beta/{NAME}:download?alt=media",
+    f"/download/v1beta/{NAME}:download?alt=media",
+    f"/upload/v1beta/{NAME}",
+    f"/v1beta/{NAME}".replace("their", "%74heir"),
+    f"/v1beta/{NAME}".replace("files/", "files%2F"),
+    f"/v1beta/{NAME}".replace("files/", "./files/"),
+    f"/v1beta/{NAME}".replace("files/", "models/../files/"),
+    f"/v1beta/{NAME}".replace("files/", "files;a=b/"),
+    f"/v1beta/{NAME}".replace("files/", "files//"),
+    f"/v1beta/{NAME}?$httpMethod=DELETE",
+    f"/v1beta/openai/{NAME}",
+    f"/v1beta/openai/{NAME}/content",
+    f"/v1/{NAME}/content",
+    f"/v1beta/openai/files/{NAME}",
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_however_its_path_is_spelt(path: str) -> None:
+    async def scene() -> None:
+        keys = projects(1)
+        upstream = google(keys)
+        async with gateway(upstream, keys, MemoryBlobs()) as app:
+            await upload(app, TEXT, {"name": NAME})
+            before = len(upstream.simulator.calls)
+            for method in ("GET", "HEAD", "DELETE", "PATCH", "PUT"):
+                for headers in (AT, AT | {"authorization": f"Bearer {OTHER}"}):
+                    got = await call(app, method, path, headers, {}, token=OTHER)
+                    assert got.status in (400, 403, 404, 405), (method, got.status, got.body)
+            reached = [at for at in seen(upstream.simulator, before) if NAME in unquote(at)]
+            assert not reached
+            assert NAME in owned(upstream.simulator)
 
     play(scene)
 
