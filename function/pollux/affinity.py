@@ -121,6 +121,11 @@ class Affinity:
                 return True
         raise StoreUnavailableError(f"the document of {BOUND + name} was changed by others {CLAIMS} times in a row")
 
+    async def unclaim(self, name: str) -> None:
+        """Google has another file of that name, which is whose it was."""
+        self.drop(name)
+        await self._all_of({name: self._delete(name)}, "deleted")
+
     def _remember(self, name: str, bound: Bound) -> None:
         self._bound[name] = bound
         self._absent.pop(name, None)

@@ -49,11 +49,11 @@ class Owners:
         references = wire.references(x.parsed, x.call) if x.parsed is not None else frozenset()
         if references:
             names |= await self._of_body(x, references)
-        if not names and not (references and self.pooled is not None):
-            return
         if self.pooled is not None:
             self.pooled.refuse_copies(names)
             await self.pooled.refuse_others(x, references, names)
+        if not names:
+            return
         await self._pool.roster.ready()
         # Agents of Google's own are called by bare names too: nobody owns those.
         agents = {name for name in names - asked_for if name.startswith("agents/")}

@@ -172,6 +172,11 @@ def _bodies(name: str, uri: str) -> dict[str, tuple[str, Any]]:
         "both spellings": (GENERATE, {"contents": [both]}),
         "both spellings inside": (GENERATE, {"contents": [inside]}),
         "both contents": (GENERATE, {"systemInstruction": {"parts": [{"text": "a"}]}, "system_instruction": part}),
+        "a field that is not known here": (GENERATE, {"contents": [{"parts": [{"newFile": {"file_uri": uri}}]}]}),
+        "a picture of a film": (
+            "/v1beta/models/veo-3.1-generate-preview:predictLongRunning",
+            {"instances": [{"prompt": "a", "referenceImages": [{"image": {"uri": uri}}]}]},
+        ),
         "an answer of a function": (GENERATE, {"contents": [{"parts": [answered]}]}),
         "a cache": ("/v1beta/cachedContents", {"model": "models/gemini-3.8-flash", "contents": [part]}),
         "a batch": (BATCH, {"batch": {"inputConfig": {"fileName": name}}}),
@@ -345,5 +350,24 @@ def test_a_copys_name_is_given_to_no_client() -> None:
             body = {"file": {"name": "files/px-mine"}}
             got = await call(app, "POST", "/upload/v1beta/files", headers, body)
             assert got.status == 400, got.body
+
+    play(scene)
+
+
+def test_a_name_of_a_file_that_is_not_pooled_stays_its() -> None:
+    async def scene() -> None:
+        keys, blobs = projects(1), MemoryBlobs()
+        upstream = google(keys)
+        async with gateway(upstream, keys, blobs) as app:
+            blobs.down = True
+            await upload(app, TEXT, {"name": NAME})
+            blobs.down = False
+        store = MemoryStore(now)
+        async with gateway(upstream, keys, blobs, store=store) as fresh:  # its store does not know of it
+            address = await start(fresh, {"name": NAME}, token=OTHER)
+            got = await chunk(fresh, address, "upload, finalize", b"something else")
+            assert got.status == 409, got.body
+            assert await store.scan("bound/") == {}
+            assert (await call(fresh, "GET", f"/v1beta/{NAME}", AT)).status == 200
 
     play(scene)

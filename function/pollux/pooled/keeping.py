@@ -193,6 +193,7 @@ class Keeping:
             try:
                 return await self._sender.send(project, described, upload.kind, upload.size, read, upload.sha256)
             except NameTakenError:
+                await self._affinity.unclaim(name)
                 raise
             except RefusedError as error:
                 last = error

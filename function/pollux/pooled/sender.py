@@ -215,10 +215,10 @@ class Sender:
 
 
 def _digest_of(document: Mapping[str, Any]) -> str:
-    """Google writes a digest in hexadecimal, and that in Base64."""
-    said = document.get("sha256Hash")
+    """Google writes a digest in hexadecimal and that in Base64, where its pages speak of the bytes. "": as neither."""
     try:
-        return base64.b64decode(said, validate=True).decode().lower() if isinstance(said, str) else ""
+        raw = base64.b64decode(str(document.get("sha256Hash", "")), validate=True)
+        return raw.hex() if len(raw) == 32 else bytes.fromhex(raw.decode()).hex()
     except ValueError:
         return ""
 

@@ -79,7 +79,8 @@ class Using:
     async def refuse_others(self, x: Exchange, references: Iterable[str], names: Collection[str]) -> None:
         """Files behind references that are none as Pollux reads them: Google may be more lenient. `names`: those that
         were understood."""
-        mentioned = wire.mentioned(references) - set(names)
+        said = references if x.parsed is None else {*references, *wire.may_be_named(x.parsed)}
+        mentioned = wire.mentioned(said) - set(names)
         if len(names) + len(mentioned) > NAMED_MOST:
             raise RequestError("BAD_REQUEST", f"the request names more than {NAMED_MOST} files")
         self.refuse_copies(mentioned)

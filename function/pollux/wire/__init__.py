@@ -33,7 +33,7 @@ from pollux.wire.error import ERRORS, Problem, WireError, error_body, stream_err
 from pollux.wire.guard import CREDENTIALS, GUARDS, gated, strip_query
 from pollux.wire.headers import TO_CLIENT, TO_UPSTREAM, RawHeaders, client_deadline, client_headers, upstream_headers
 from pollux.wire.multipart import Part, boundary_of, parts
-from pollux.wire.renamed import renamed
+from pollux.wire.renamed import may_be_named, renamed
 from pollux.wire.target import COUNTED, INTERACTION, Call, count_path, full_name, path_for, read_target
 from pollux.wire.upload import UPLOAD_ADDRESSES, Upload, read_upload, session_target
 
@@ -69,6 +69,7 @@ __all__ = [
     "gated",
     "inflate",
     "is_resource_call",
+    "may_be_named",
     "may_name",
     "mentioned",
     "model_value_span",
