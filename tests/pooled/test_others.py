@@ -341,15 +341,24 @@ def test_an_upload_that_passes_through_does_not_take_a_name_that_is_kept_here() 
     play(scene)
 
 
-def test_a_copys_name_is_given_to_no_client() -> None:
+@pytest.mark.parametrize(
+    "name", ["files/px-mine", "mine", "cachedContents/mine", "files/a/b", "files/", "files/" + "a" * 999]
+)
+def test_a_name_that_is_none_for_a_file_of_a_client(name: str) -> None:
     async def scene() -> None:
-        keys = projects(2)
+        keys, store = projects(2), MemoryStore(now)
         upstream = google(keys)
-        async with gateway(upstream, keys, MemoryBlobs()) as app:
+        async with gateway(upstream, keys, MemoryBlobs(), store=store) as app:
             headers = {**AT, "x-goog-upload-protocol": "resumable", "x-goog-upload-command": "start"}
-            body = {"file": {"name": "files/px-mine"}}
-            got = await call(app, "POST", "/upload/v1beta/files", headers, body)
+            got = await call(app, "POST", "/upload/v1beta/files", headers, {"file": {"name": name}})
             assert got.status == 400, got.body
+            headers = {**AT, "content-type": "multipart/related; boundary=b"}
+            said = json.dumps({"file": {"name": name}})
+            body = f"--b\r\ncontent-type: application/json\r\n\r\n{said}\r\n--b\r\n\r\ntext\r\n--b--\r\n".encode()
+            got = await call(app, "POST", "/upload/v1beta/files?uploadType=multipart", headers, body)
+            assert got.status == 400, got.body
+            assert not await store.scan("bound/")
+            assert not upstream.simulator.calls
 
     play(scene)
 

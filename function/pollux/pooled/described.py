@@ -52,9 +52,10 @@ def described_by(body: bytes) -> dict[str, Any]:
     described = document.get("file", {}) if isinstance(document, dict) else None
     if not isinstance(described, dict):
         raise RequestError("BAD_REQUEST", "Invalid JSON payload received.")
-    if given_of(described).startswith(COPY):
+    given = given_of(described)
+    if given and (wire.resource(given) != given or not given.startswith("files/") or given.startswith(COPY)):
         raise RequestError(
-            "BAD_REQUEST", f"file.name: names that begin with {COPY} are those of copies; choose another"
+            "BAD_REQUEST", f"file.name: it must be files/ and an id, which does not begin with {COPY.partition('/')[2]}"
         )
     return described
 
