@@ -11,7 +11,7 @@ from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from pollux.roster import Roster
-from pollux.store import ConflictError, Document, StoreError, StoreUnavailableError
+from pollux.store import ConflictError, Document, StoreError, StoreUnavailableError, Version
 from pollux.storewatch import Counters
 
 log = logging.getLogger("pollux.store")
@@ -24,6 +24,7 @@ ABSENT_FOR = 5.0
 """So long the store is not asked again for a name that it does not know."""
 READ_MOST = 500
 """So many names of one request are asked for at the store, which takes money for each; a body may hold 100,000."""
+CLAIMS = 5
 SHOWN_MOST = 20
 NOWHERE_FOR = 60.0
 """So long no project is asked again for a name that none of them knows."""
@@ -90,6 +91,46 @@ class Affinity:
             found |= await self._read(unknown[:READ_MOST])
         return found
 
+    async def certain(self, names: Iterable[str]) -> dict[str, Bound]:
+        """As `owners`, for names that decide who may see a thing: the store is asked for all that are not known to be
+        pooled, and raises StoreUnavailableError where it does not say."""
+        known = {name: self.remembered(name) for name in names}
+        found = {name: bound for name, bound in known.items() if bound is not None}
+        asked = [name for name, bound in known.items() if bound is None or not bound.pooled]
+        for start in range(0, len(asked), READ_MOST):
+            some, unread = asked[start : start + READ_MOST], self.unread
+            found |= await self._read(some)
+            if self.unread != unread and (unsaid := [name for name in some if name not in found]):
+                raise StoreUnavailableError(f"the store does not say whose {_some(unsaid)} is")
+        return found
+
+    async def claim(self, name: str, project: str, client: str, expires: float) -> bool:
+        """Before a pooled file is made: from now on its name is this client's. False: it is somebody else's."""
+        bound = Bound(project, client, expires, pooled=True)
+        version: Version | None = None
+        for _ in range(CLAIMS):
+            try:
+                await self._watch.commit(BOUND + name, _packed(bound), version, self.counters)
+            except ConflictError:
+                there, version = (await self._watch.read([BOUND + name])).get(BOUND + name, ({}, None))
+                held = _unpacked(there)
+                if held is not None and held.expires > self._now() and (held.client != client or not held.pooled):
+                    return False
+            else:
+                self._remember(name, bound)
+                return True
+        raise StoreUnavailableError(f"the document of {BOUND + name} was changed by others {CLAIMS} times in a row")
+
+    async def unclaim(self, name: str) -> None:
+        """Google has another file of that name, which is whose it was."""
+        self.drop(name)
+        await self._all_of({name: self._delete(name)}, "deleted")
+
+    def _remember(self, name: str, bound: Bound) -> None:
+        self._bound[name] = bound
+        self._absent.pop(name, None)
+        self._nowhere.pop(name, None)
+
     def remembered(self, name: str) -> Bound | None:
         """As far as this instance knows, without asking anybody."""
         bound = self._bound.get(name)
@@ -123,6 +164,8 @@ class Affinity:
         changed: dict[str, Bound] = {}
         for name, end in names.items():
             known = self.remembered(name)
+            if known is not None and known.pooled and known.client != client and known.project in self._roster.projects:
+                continue  # another file that has the name in another project: a name leads to one thing
             if known is not None and known.project == project and not pooled:
                 if end is None or abs(end - known.expires) < LATER:
                     continue
@@ -132,9 +175,7 @@ class Affinity:
                 kept = known is not None and known.pooled  # it may be found again in a project of another name
                 changed[name] = Bound(project, known.client if known and kept else client, end, pooled or kept)
         for name, bound in changed.items():
-            self._bound[name] = bound
-            self._absent.pop(name, None)
-            self._nowhere.pop(name, None)
+            self._remember(name, bound)
         if changed:
             self._made[client] = project
             await self._all_of({name: self._commit(name, bound) for name, bound in changed.items()}, "kept")
@@ -190,20 +231,16 @@ class Affinity:
             )
 
     async def _commit(self, name: str, bound: Bound) -> bool:
-        document: Document = {
-            "v": 1,
-            "project": bound.project,
-            "client": bound.client,
-            "expires": math.ceil(bound.expires),
-        }
-        if bound.pooled:
-            document["pooled"] = True
+        document = _packed(bound)
         try:
             try:
                 await self._watch.commit(BOUND + name, document, None, self.counters)
             except ConflictError:
                 (there, version) = (await self._watch.read([BOUND + name])).get(BOUND + name, ({}, None))
-                if there != document:
+                held = _unpacked(there)
+                if held is not None and held.pooled and not bound.pooled and held.expires > self._now():
+                    self._bound[name] = held
+                elif there != document:
                     await self._watch.commit(BOUND + name, document, version, self.counters)
         except ConflictError:  # another instance binds it at this very moment, to what its own answer said
             return True
@@ -232,6 +269,16 @@ def _some(names: Sequence[str]) -> str:
 
 def _kept_for(name: str) -> float:
     return KEPT_FOR.get(name.partition("/")[0], KEPT_ELSE)
+
+
+def _packed(bound: Bound) -> Document:
+    document: Document = {
+        "v": 1,
+        "project": bound.project,
+        "client": bound.client,
+        "expires": math.ceil(bound.expires),
+    }
+    return document | {"pooled": True} if bound.pooled else document
 
 
 def _unpacked(document: Mapping[str, Any]) -> Bound | None:

@@ -49,15 +49,17 @@ class Owners:
         if x.call.model is not None and "/" in (model := self._pool.roster.catalog.resolve(x.call.model)):
             names.update(filter(None, (wire.resource(model),)))  # a tuned one, which an alias or a body may name
         asked_for = frozenset(names)
-        if x.parsed is not None and (references := wire.references(x.parsed, x.call)):
+        references = wire.references(x.parsed, x.call) if x.parsed is not None else frozenset()
+        if references:
             names |= await self._of_body(x, references)
+        if self.pooled is not None:
+            self.pooled.refuse_copies(names)
+            await self.pooled.refuse_others(x, references, names)
         if not names:
             if x.method == "POST" and wire.makes_what_goes_together(x.call):
                 await self._pool.roster.ready()
                 x.home = home_of(x.record.client, self._healthy(()))
             return
-        if self.pooled is not None:
-            self.pooled.refuse_copies(names)
         await self._pool.roster.ready()
         # Agents of Google's own are called by bare names too: nobody owns those.
         agents = {name for name in names - asked_for if name.startswith("agents/")}
@@ -89,10 +91,9 @@ class Owners:
 
     async def of(self, x: Exchange, names: Sequence[str]) -> dict[str, Bound]:
         """Of those that are known, or found now."""
-        unread = self._affinity.unread
-        owners = await self._affinity.owners(names)
-        if self.pooled is not None and self._affinity.unread != unread:
-            self.pooled.refuse_unread(name for name in names if name not in owners)
+        files = [] if self.pooled is None else [name for name in names if name.startswith("files/")]
+        owners = await self._affinity.certain(files)
+        owners |= await self._affinity.owners([name for name in names if name not in owners])
         projects = self._pool.roster.projects
         lost = [name for name in names if name not in owners]
         # A project of another name by now, as a key may get one, is found again; else its own is told.

@@ -1,15 +1,14 @@
 """Lets a request in: who calls, what is asked, may it pass, how large is it. Then the `relay` lives its life."""
 
 import asyncio
-import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pollux import log as logs
-from pollux import wire
+from pollux import reading, wire
 from pollux.address import own_base
 from pollux.auth import TokenSource
 from pollux.callers import Callers
@@ -41,11 +40,7 @@ from pollux.wire.error import WireError
 
 log = logging.getLogger("pollux.request")
 
-READ_KINDS = frozenset({"generate", "embed", "predict", "count"})
-"""Calls whose bodies are read, for the model or for their size. Of the others only those that may name a resource."""
 SERVER_TIMEOUT_MARGIN = 10.0
-VALUES_MOST = 500_000
-"""Brackets and commas of a body that is read here: a few kilobytes can inflate to millions of tiny values."""
 
 
 class Patience(NamedTuple):
@@ -172,7 +167,9 @@ class Reception:
         try:
             if upload is not None and await self._uploads.kept_here(scope, call, upload, body, passing, reply, record):
                 return
-            x = self._read(scope["method"], call, headers, body, reply, record)
+            x = self._read(
+                scope["method"], call, headers, body, reply, record, pooled=self._may_name_pooled(call, upload)
+            )
             x.own_base = partial(own_base, scope, self._settings.public_url, proxied=in_cloud())
             if wire.is_resource_call(call):
                 x.own_base()  # a Host that is none is refused before anything is made
@@ -193,6 +190,10 @@ class Reception:
             watch.stop()
             self._memory.release(held)
 
+    def _may_name_pooled(self, call: Call, upload: wire.Upload | None) -> bool:
+        """Whether its body could name a file that only one client may see."""
+        return self._settings.files == "pooled" and upload is None and call.kind != "guarded"
+
     def _crowded(self) -> None:
         if self._journal.under_way > self._settings.max_concurrent:
             most = self._settings.max_concurrent
@@ -208,10 +209,14 @@ class Reception:
         body: bytes,
         reply: Reply,
         record: Record,
+        *,
+        pooled: bool,
     ) -> Exchange:
         readable, parsed, stream = body, None, call.stream
-        if call.kind in READ_KINDS or (call.kind == "other" and _may_name(call, headers, body)):
-            readable, parsed = self._parsed(call, headers, body)
+        if pooled and body:
+            readable, parsed = reading.wholly(call, headers, body, self._settings.max_body)
+        elif reading.is_read(call, headers, body):
+            readable, parsed = reading.as_it_is(call, headers, body, self._settings.max_body)
         if parsed is not None:
             call = wire.with_body(call, parsed)
             record.what = call.verb if call.verb == wire.INTERACTION else record.what
@@ -241,31 +246,6 @@ class Reception:
             prefer_key=header(headers, b"x-pollux-key"),
             sticky=conversation(record.client, parsed) if self._settings.sticky else None,
         )
-
-    def _parsed(
-        self, call: Call, headers: Sequence[tuple[bytes, bytes]], body: bytes
-    ) -> tuple[bytes, Mapping[str, Any] | None]:
-        """The body as it reads. What cannot be read is forwarded as it is: to judge it is Google's business."""
-        try:
-            readable = wire.inflate(body, header(headers, b"content-encoding"), self._settings.max_body)
-        except WireError as error:
-            if call.kind not in READ_KINDS or (error.status == 415 and call.api == "native"):
-                return body, None
-            raise
-        if sum(map(readable.count, (b"[", b"{", b","))) > VALUES_MOST:
-            if call.api == "openai" and call.kind in READ_KINDS:
-                raise RequestError("BODY_TOO_LARGE", f"the body has more than {VALUES_MOST} values: too many to read")
-            return readable, None
-        try:
-            parsed = json.loads(readable) if readable else None
-        except (ValueError, RecursionError):
-            parsed = None
-        return readable, parsed if isinstance(parsed, dict) else None
-
-
-def _may_name(call: Call, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
-    """A compressed body does not show what is in it."""
-    return bool(body) and (wire.may_name(body, call) or header(headers, b"content-encoding") is not None)
 
 
 async def _tell(reply: Reply, error: RequestError | WireError) -> None:

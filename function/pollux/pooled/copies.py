@@ -146,14 +146,14 @@ class Copies:
 
             def take(file: PooledFile, now: float = now, mine: Lease = mine) -> PooledFile | None:
                 held = file.copies.get(project)
-                if file.copy_at(project, now) is not None:
+                if file.uses < 1 or file.copy_at(project, now) is not None:
                     return None
                 if isinstance(held, Lease) and held.until > now and held.by != self._instance:
                     return None
                 return file.with_copy(project, mine)
 
             file = await self._shelf.change(name, take)
-            if file is None:
+            if file is None or file.uses < 1:
                 raise CopyError(f"{name} is gone")
             if (copy := file.copy_at(project, now)) is not None:
                 return copy
@@ -169,7 +169,10 @@ class Copies:
             if file is None:
                 raise CopyError(f"{name} is gone")
             copy = copy_of((await self._sent(file, project)).document, file.expires)
-            await self._note(name, project, copy)
+            noted = await self._note(name, project, copy)
+            if noted is None or noted.uses < 1:  # it was deleted meanwhile, and the copy with it
+                await self._sender.delete(project, copy.name)
+                raise CopyError(f"{name} is gone")
             self.made += 1
             return copy
         except BaseException:
@@ -229,8 +232,8 @@ class Copies:
                     raise CopyError(f"Google could not process the copy of {name} at project {project}")
         raise CopyError(f"the copy of {name} at project {project} was processed for too long")
 
-    async def _note(self, name: str, project: str, copy: Copy | None) -> None:
-        await self._shelf.change(name, lambda file: file.with_copy(project, copy))
+    async def _note(self, name: str, project: str, copy: Copy | None) -> PooledFile | None:
+        return await self._shelf.change(name, lambda file: file.with_copy(project, copy) if file.uses > 0 else None)
 
 
 def copy_of(document: dict[str, Any], expires: float) -> Copy:

@@ -6,6 +6,7 @@ from typing import Any
 
 from pollux import wire
 from pollux.inbound import RequestError, header
+from pollux.pooled.documents import COPY, given_of
 
 DESCRIBED_MOST = 16_384
 RawHeaders = Sequence[tuple[bytes, bytes]]
@@ -51,6 +52,11 @@ def described_by(body: bytes) -> dict[str, Any]:
     described = document.get("file", {}) if isinstance(document, dict) else None
     if not isinstance(described, dict):
         raise RequestError("BAD_REQUEST", "Invalid JSON payload received.")
+    given = given_of(described)
+    if given and (wire.resource(given) != given or not given.startswith("files/") or given.startswith(COPY)):
+        raise RequestError(
+            "BAD_REQUEST", f"file.name: it must be files/ and an id, which does not begin with {COPY.partition('/')[2]}"
+        )
     return described
 
 

@@ -126,7 +126,7 @@ class Keeping:
         own = file.parts == upload.parts  # the end of this very upload was asked for twice
         if given_of(upload.described) and not own:
             await self._contents.drop(upload.parts)
-            raise RequestError("FILE_EXISTS", "Requested entity already exists")
+            raise _exists()
         told = await self._sender.look(file.home, name)
         if isinstance(told, Failure) and told.status in (403, 404):
             await self._shelf.remove(file)
@@ -138,8 +138,9 @@ class Keeping:
         if not isinstance(told, Told):
             raise RefusedError(file.home, told)
         if not own:
-            if await self._shelf.change(name, lambda file: replace(file, uses=file.uses + 1)) is None:
-                return None
+            counted = await self._shelf.change(name, _used_again)
+            if counted is None or counted.uses < 1:
+                return None  # deleted just now
             await self._contents.drop(upload.parts)
             self.found += 1
         return json.dumps({"file": told.document}, indent=2).encode()
@@ -148,6 +149,7 @@ class Keeping:
         holder = _Holder(self._shelf, key, lease, version)
         keeper = asyncio.create_task(holder.keep(self._sleep))
         try:
+            await self._check_name(key, upload)
             made = await self._sent(key, holder, upload)
         except BaseException:
             keeper.cancel()
@@ -162,6 +164,14 @@ class Keeping:
         self.uploaded += 1
         return made.body
 
+    async def _check_name(self, key: str, upload: Received) -> None:
+        """A name that the client chose is taken once, whichever project has it."""
+        name = given_of(upload.described)
+        file = await self._shelf.read(name) if name else None
+        if file is not None and (file.client, file.content, file.parts) != (upload.client, key, upload.parts):
+            await self._contents.drop(upload.parts)
+            raise _exists()
+
     async def _sent(self, key: str, holder: "_Holder", upload: Received) -> Made:
         tried = Tried()
         last: RefusedError | None = None
@@ -175,11 +185,15 @@ class Keeping:
                 with suppress(ConflictError):  # the lease is another's by now: both come upon the same file
                     await holder.write(project=project)  # whoever takes this over begins there
             described = dict(upload.described)
-            described["name"] = given_of(described) or first_name(key, holder.lease["born"], project)
+            described["name"] = name = given_of(described) or first_name(key, holder.lease["born"], project)
+            # First whose it is: from the moment at which it is there, others could come upon it.
+            if not await self._affinity.claim(name, project, upload.client, self._shelf.now() + KEPT_S):
+                raise _exists()
             read = partial(self._contents.read, upload.parts)
             try:
-                return await self._sender.send(project, described, upload.kind, upload.size, read)
+                return await self._sender.send(project, described, upload.kind, upload.size, read, upload.sha256)
             except NameTakenError:
+                await self._affinity.unclaim(name)
                 raise
             except RefusedError as error:
                 last = error
@@ -189,7 +203,6 @@ class Keeping:
         raise last or RefusedError(project, None)
 
     async def _note(self, key: str, holder: "_Holder", upload: Received, made: Made) -> None:
-        """First whose it is: without that, others could come upon it."""
         now, project = self._shelf.now(), made.key.project
         copy = copy_of(made.document, now + KEPT_S)
         await self._affinity.bind({copy.name: copy.expires}, project, upload.client, pooled=True)
@@ -212,6 +225,14 @@ class Keeping:
             await holder.note(file)
         except ConflictError:  # its lease was over, and another instance has made one of its own
             log.warning("the content of %s was uploaded by two instances", file.name)
+
+
+def _used_again(file: PooledFile) -> PooledFile | None:
+    return replace(file, uses=file.uses + 1) if file.uses > 0 else None
+
+
+def _exists() -> RequestError:
+    return RequestError("FILE_EXISTS", "Requested entity already exists")
 
 
 class _Holder:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pollux import wire
-from pollux.blobs import BlobError
+from pollux.blobs import BlobError, BlobMissingError
 from pollux.inbound import PassingBody, RequestError, header
 from pollux.journal import Attempt, Record
 from pollux.keys import KeySourceError
@@ -263,8 +263,11 @@ class Receiving:
             sha256 = digest.hexdigest() if digest is not None else await self._contents.sha256(upload.parts)
             received = Received(upload.client, upload.parts, sha256, upload.kind, upload.described)
             return await self._keeping.keep(received)
-        except BlobError as error:
-            raise down(error) from None
+        except BlobMissingError as error:
+            log.error("what has come of an upload cannot be read: %s", error)
+            raise down() from None
+        except BlobError:
+            raise down() from None
         except RefusedError as error:
             failure = error.failure
             if failure is None:

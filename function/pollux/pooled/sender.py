@@ -4,6 +4,7 @@ The content is read as it is sent. A file that has the wanted name already is th
 """
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
@@ -83,8 +84,11 @@ class Sender:
         self._upstream = upstream
         self._sleep = sleep
 
-    async def send(self, project: str, described: Mapping[str, Any], kind: str, size: int, read: Read) -> Made:
-        """Raises RefusedError, and BlobError where the content cannot be read."""
+    async def send(
+        self, project: str, described: Mapping[str, Any], kind: str, size: int, read: Read, sha256: str = ""
+    ) -> Made:
+        """`sha256`: a file that has the name already must have this content. Raises RefusedError, and BlobError where
+        the content cannot be read."""
         tried, pause = Tried(), FIRST_PAUSE
         last: Failure | None = None
         for _ in range(TRIES):
@@ -96,7 +100,7 @@ class Sender:
                 return sent
             last = sent
             if sent.status == 409:
-                return await self._there(project, described, sent)
+                return await self._there(project, described, sent, sha256)
             match sent.verdict.action:
                 case "next-key":
                     tried.keys.add(key.id)
@@ -109,10 +113,10 @@ class Sender:
                     break
         raise RefusedError(project, last)
 
-    async def _there(self, project: str, described: Mapping[str, Any], refused: Failure) -> Made:
+    async def _there(self, project: str, described: Mapping[str, Any], refused: Failure, sha256: str) -> Made:
         """An earlier try has made it, though nobody was told."""
         told = await self.look(project, str(described.get("name")))
-        if not isinstance(told, Told):
+        if not isinstance(told, Told) or (sha256 and _digest_of(told.document) not in ("", sha256)):
             raise NameTakenError(project, refused)
         return Made(told.document, json.dumps({"file": told.document}).encode(), told.key)
 
@@ -208,6 +212,15 @@ class Sender:
     async def _broken(self, key: Key, error: UpstreamError) -> Failure:
         value = (await self._pool.roster.keyring.value(key.id)).reveal()
         return Failure(judge(None, b"", now=self._pool.now()), "", key, 0, (), b"", unanswered(error, value))
+
+
+def _digest_of(document: Mapping[str, Any]) -> str:
+    """Google writes a digest in hexadecimal and that in Base64, where its pages speak of the bytes. "": as neither."""
+    try:
+        raw = base64.b64decode(str(document.get("sha256Hash", "")), validate=True)
+        return raw.hex() if len(raw) == 32 else bytes.fromhex(raw.decode()).hex()
+    except ValueError:
+        return ""
 
 
 def _file_of(body: bytes) -> dict[str, Any] | None:

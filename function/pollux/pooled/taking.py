@@ -60,8 +60,8 @@ class Taking:
                     raise _NothingError
         except _NothingError:
             return None, trouble
-        except BlobError as error:
-            raise down(error) from None
+        except BlobError:
+            raise down() from None
         if digest is not None:
             self._digests[name] = upload.received + writer.size, digest
         return Part(blob, writer.size), trouble
@@ -71,5 +71,6 @@ class Taking:
         return digest if known == size else None
 
 
-def down(error: BlobError) -> RequestError:
-    return RequestError("BLOBS_DOWN", f"the file cannot be kept: {error}", retry_after=5.0)
+def down() -> RequestError:
+    """What is wrong, and where, is in the log: it names folders and buckets, which are no client's business."""
+    return RequestError("BLOBS_DOWN", "the file cannot be kept, as the blob store does not take it", retry_after=5.0)

@@ -5,7 +5,7 @@ names there.
 import asyncio
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -21,12 +21,14 @@ from pollux.pooled.copies import Copies, CopyError, LateError
 from pollux.pooled.documents import COPY, Copy, PooledFile
 from pollux.pooled.sender import Sender
 from pollux.pooled.shelf import Shelf
-from pollux.store import StoreError, StoreUnavailableError
+from pollux.store import StoreError
 
 log = logging.getLogger("pollux.relay")
 
 DELETE_WITHIN = 10.0
 PENDING_RETRY = 5.0
+NAMED_MOST = 10_000
+"""Each that is not known costs a read."""
 
 
 @dataclass(slots=True)
@@ -74,11 +76,17 @@ class Using:
             if name.startswith(COPY):
                 raise _not_yours(name)
 
-    def refuse_unread(self, names: Iterable[str]) -> None:
-        """Whose a file is, only the store can say; its project would show it to anybody."""
-        for name in names:
-            if name.startswith("files/"):
-                raise StoreUnavailableError(f"the store does not say whose {name} is")
+    async def refuse_others(self, x: Exchange, references: Iterable[str], names: Collection[str]) -> None:
+        """Files behind references that are none as Pollux reads them: Google may be more lenient. `names`: those that
+        were understood."""
+        said = references if x.parsed is None else {*references, *wire.may_be_named(x.parsed)}
+        mentioned = wire.mentioned(said) - set(names)
+        if len(names) + len(mentioned) > NAMED_MOST:
+            raise RequestError("BAD_REQUEST", f"the request names more than {NAMED_MOST} files")
+        self.refuse_copies(mentioned)
+        for name, bound in (await self._affinity.certain(mentioned)).items():
+            if bound.pooled and bound.client != x.record.client:
+                raise _not_yours(name)
 
     async def claim(self, x: Exchange, owners: dict[str, Bound]) -> dict[str, Bound]:
         """The owners that hold the request to a project: those of pooled files in its body do not."""
@@ -111,10 +119,7 @@ class Using:
     async def hidden(self, names: Iterable[str], client: str) -> set[str]:
         """Of a list, what this client does not see: copies, and other clients' files."""
         files = [name for name in names if name.startswith("files/")]
-        unread = self._affinity.unread
-        owners = await self._affinity.owners([name for name in files if not name.startswith(COPY)])
-        if self._affinity.unread != unread:  # whose they are, only the store can say
-            return {name for name in files if name not in owners or owners[name].client != client}
+        owners = await self._affinity.certain([name for name in files if not name.startswith(COPY)])
         others = {name for name, bound in owners.items() if bound.pooled and bound.client != client}
         return others | {name for name in files if name.startswith(COPY)}
 

@@ -1,11 +1,12 @@
 """PURE. What travels between a client and Gemini, under one name: targets, headers, bodies, resources, errors. Not
 streams."""
 
-from pollux.wire.addresses import elsewhere, to_client, to_upstream
+from pollux.wire.addresses import elsewhere, mentioned, to_client, to_upstream
 from pollux.wire.answered import answer_names
 from pollux.wire.body import (
     inflate,
     openai_stream,
+    read_once,
     replace_model,
     total_tokens,
     with_aliases,
@@ -30,7 +31,7 @@ from pollux.wire.error import ERRORS, Problem, WireError, error_body, stream_err
 from pollux.wire.guard import CREDENTIALS, GUARDS, gated, strip_query
 from pollux.wire.headers import TO_CLIENT, TO_UPSTREAM, RawHeaders, client_deadline, client_headers, upstream_headers
 from pollux.wire.multipart import Part, boundary_of, parts
-from pollux.wire.renamed import renamed
+from pollux.wire.renamed import may_be_named, renamed
 from pollux.wire.target import COUNTED, INTERACTION, Call, count_path, full_name, path_for, read_target
 from pollux.wire.upload import UPLOAD_ADDRESSES, Upload, read_upload, session_target
 
@@ -66,13 +67,16 @@ __all__ = [
     "inflate",
     "is_resource_call",
     "makes_what_goes_together",
+    "may_be_named",
     "may_name",
+    "mentioned",
     "named_by",
     "names_exactly",
     "openai_stream",
     "parts",
     "path_for",
     "path_names",
+    "read_once",
     "read_target",
     "read_upload",
     "references",

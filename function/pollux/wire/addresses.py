@@ -6,10 +6,12 @@ Only a whole JSON string under a name such as `uri` or `fileUri` is exchanged; e
 import re
 from collections.abc import Collection, Iterable
 from functools import lru_cache
+from urllib.parse import unquote
 
 from pollux.wire.bound import COLLECTIONS, GOOGLE
 
 _FORM = re.compile(r"(https?://[\w.:\[\]-]{1,260}(?:/[\w.~-]{1,64}){0,8}?)/v\d\w*/(files/[\w-]{1,100})", re.ASCII)
+_MENTIONED = re.compile(r"files/+([A-Za-z0-9_][\w-]{0,99})", re.ASCII)
 _KNOWN_PATTERNS = 128
 """Clients call this gateway by few names; what a stranger writes into Host pushes out only an entry of a cache."""
 
@@ -18,6 +20,11 @@ def elsewhere(reference: str) -> tuple[str, str] | None:
     """(base, name) of a URI that has the form of a file's, below whatever address: it may be another name of ours."""
     found = _FORM.fullmatch(reference)
     return (found[1], found[2]) if found is not None else None
+
+
+def mentioned(references: Iterable[str]) -> set[str]:
+    """Files that a reference may mean, however it is spelt."""
+    return {f"files/{found}" for text in references for found in _MENTIONED.findall(unquote(unquote(text)))}
 
 
 def to_client(body: bytes, upstream: str, own: str) -> bytes:

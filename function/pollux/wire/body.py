@@ -39,6 +39,22 @@ def inflate(body: bytes, encoding: str | None, limit: int) -> bytes:
     return body
 
 
+def read_once(body: bytes) -> dict[str, Any] | None:
+    """A JSON object in which no name stands twice, so that whoever reads it reads the same; None for anything else."""
+    try:
+        parsed = json.loads(body, object_pairs_hook=_once)
+    except (ValueError, RecursionError):
+        return None
+    return parsed if isinstance(parsed, dict) else None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice")
+    return found
+
+
 def _inflated(body: bytes, windows: tuple[int, ...], limit: int) -> bytes:
     for bits in windows:
         try:

@@ -153,9 +153,13 @@ def references(parsed: Mapping[str, Any], call: Call) -> Set[str]:
 # --- bodies ----------------------------------------------------------------------------------------------------------
 
 
-def _get(thing: Mapping[str, Any], name: str) -> Any:
-    value = thing.get(name)
-    return thing.get(_SNAKE[name]) if value is None else value
+def _both(thing: Mapping[str, Any], name: str) -> list[Any]:
+    """What stands there in camelCase and in snake_case: Google takes either, and so both."""
+    return [thing.get(name), thing.get(_SNAKE[name])]
+
+
+def _dicts(thing: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    return [one for value in _both(thing, name) for one in dicts(value)]
 
 
 def dicts(value: Any) -> list[dict[str, Any]]:
@@ -190,10 +194,12 @@ _NAMING_PARTS = frozenset({"fileData", "file_data", "functionResponse", "functio
 
 
 def _part(part: Mapping[str, Any], found: Found) -> None:
-    found += [_get(data, "fileUri") for data in dicts(_get(part, "fileData"))]
-    for answered in dicts(_get(part, "functionResponse")):
+    for data in _dicts(part, "fileData"):
+        found += _both(data, "fileUri")
+    for answered in _dicts(part, "functionResponse"):
         for inner in dicts(answered.get("parts")):
-            found += [_get(data, "fileUri") for data in dicts(_get(inner, "fileData"))]
+            for data in _dicts(inner, "fileData"):
+                found += _both(data, "fileUri")
 
 
 def _cache(value: Any, found: Found, depth: int) -> None:
@@ -207,9 +213,9 @@ def _itself(value: Any, found: Found, depth: int) -> None:
 def _tools(value: Any, found: Found, depth: int) -> None:
     """Native ones have a field `fileSearch`, those of interactions the names themselves."""
     for tool in dicts(value):
-        for search in (tool, *dicts(_get(tool, "fileSearch"))):
-            names = _get(search, "fileSearchStoreNames")
-            found += names if isinstance(names, list) else []
+        for search in (tool, *_dicts(tool, "fileSearch")):
+            for names in _both(search, "fileSearchStoreNames"):
+                found += names if isinstance(names, list) else []
 
 
 def _retriever(value: Any, found: Found, depth: int) -> None:
@@ -248,20 +254,20 @@ _FIELDS |= {_SNAKE[name]: read for name, read in _FIELDS.items() if name in _SNA
 
 def _chained(parsed: Mapping[str, Any], found: Found, depth: int = 1) -> None:
     """An interaction, or what makes one later."""
-    found.append(with_kind("interactions", _get(parsed, "previousInteractionId")))
-    found.append(with_kind("environments", _get(parsed, "environmentId")))
+    found += [with_kind("interactions", one) for one in _both(parsed, "previousInteractionId")]
+    found += [with_kind("environments", one) for one in _both(parsed, "environmentId")]
     for name in ("environment", "base_environment", "from_environment"):
         place = parsed.get(name)
-        found += [with_kind("environments", _get(one, "environmentId")) for one in dicts(place)]
+        found += [with_kind("environments", id_) for one in dicts(place) for id_ in _both(one, "environmentId")]
         if place != "remote":
             found.append(with_kind("environments", place))
     for name in ("agent", "base_agent"):
         found.append(with_kind("agents", parsed.get(name)))
-    _cache(_get(parsed, "cachedContent"), found, 0)
+    found += [with_kind("cachedContents", one) for one in _both(parsed, "cachedContent")]
     _tools(parsed.get("tools"), found, 0)
     for step in dicts(parsed.get("input")):
         for item in (step, *dicts(step.get("content")), *dicts(step.get("result"))):
-            if item.get("type") in _KINDS_WITH_URI:
+            if str(item.get("type")).lower() in _KINDS_WITH_URI:
                 found.append(item.get("uri"))
     for inner in dicts(parsed.get("interaction")) if depth else ():
         _chained(inner, found, 0)
@@ -275,10 +281,10 @@ def with_kind(kind: str, value: Any) -> str | None:
 
 
 def _openai(parsed: Mapping[str, Any], found: Found) -> None:
-    found.append(with_kind("files", _get(parsed, "inputFileId")))
+    found += [with_kind("files", one) for one in _both(parsed, "inputFileId")]
     for holder in (parsed, *dicts(parsed.get("extra_body"))):
         for google in (holder, *dicts(holder.get("google"))):
-            _cache(_get(google, "cachedContent"), found, 0)
+            found += [with_kind("cachedContents", one) for one in _both(google, "cachedContent")]
             _tools(google.get("tools"), found, 0)
     for message in dicts(parsed.get("messages")):
         content = message.get("content")

@@ -5,9 +5,30 @@ Only a whole JSON string under a member that can name a file is exchanged; every
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 _MEMBER = rb"\w{0,20}[uU]r[il]|file_?[nN]ame|(?:input_?)?[fF]ile_?[iI]d"
 _NAMING = re.compile(rb'((?<!\\)"(?:' + _MEMBER + rb')"\s*:\s*")((?:[^"\\]|\\/)*)(?=")', re.ASCII)
+
+_MEMBERS = re.compile(_MEMBER.decode(), re.ASCII)
+_GOOGLES = re.compile("generativelanguage", re.IGNORECASE)
+
+
+def may_be_named(parsed: Mapping[str, Any]) -> set[str]:
+    """Names and Google's URIs under any such member, also where no field is known that Google would look at."""
+    found: set[str] = set()
+    unread: list[Any] = [parsed]
+    while unread:
+        thing = unread.pop()
+        if isinstance(thing, list):
+            unread += thing
+        elif isinstance(thing, dict):
+            for name, value in thing.items():
+                if not isinstance(value, str):
+                    unread.append(value)
+                elif _MEMBERS.fullmatch(name) and ("://" not in value or _GOOGLES.search(value)):
+                    found.add(value)
+    return found
 
 
 def renamed(body: bytes, names: Mapping[str, str]) -> tuple[bytes, set[str]]:
