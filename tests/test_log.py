@@ -46,8 +46,12 @@ class Terminal(io.StringIO):
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
     """Logging is one for the whole process: what a test configures, others would see."""
-    loggers = [logging.getLogger(name) for name in ("", "pollux", "uvicorn.error", "aiohttp.client", "asyncio")]
+    names = ("", "pollux", "uvicorn", "uvicorn.error", "aiohttp.client", "asyncio")
+    loggers = [logging.getLogger(name) for name in names]
     before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
+    for logger in loggers[1:]:  # a server that an earlier test started may have silenced them
+        logger.setLevel(logging.NOTSET)
+        logger.propagate = True
     yield
     logging.captureWarnings(False)
     for logger, handlers, level, propagate in before:
