@@ -6,17 +6,15 @@ A binding is a document `bound/NAME`; what it says of a file never changes, so o
 import asyncio
 import logging
 import math
-from collections import OrderedDict
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
+from pollux.recent import Recent
 from pollux.roster import Roster
 from pollux.store import ConflictError, Document, StoreError, StoreUnavailableError, Version
 from pollux.storewatch import Counters
 
 log = logging.getLogger("pollux.store")
-K = TypeVar("K")
-V = TypeVar("V")
 
 BOUND = "bound/"
 REMEMBERED, CLIENTS = 20_000, 10_000
@@ -44,20 +42,6 @@ class Bound(NamedTuple):
     expires: float
     pooled: bool = False
     """A file whose content is kept here: other projects can have a copy of it, other clients cannot."""
-
-
-class Recent(OrderedDict[K, V], Generic[K, V]):
-    """What was set or used last; the oldest goes."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self._most = most
-
-    def __setitem__(self, key: K, value: V) -> None:
-        super().__setitem__(key, value)
-        self.move_to_end(key)
-        if len(self) > self._most:
-            self.popitem(last=False)
 
 
 class Affinity:

@@ -7,7 +7,7 @@ Google's means for the pool is in `outcome`.
 import asyncio
 import itertools
 import math
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
@@ -18,6 +18,7 @@ from pollux import quota, ranking
 from pollux.desk import Desk
 from pollux.keys import Key
 from pollux.quota import Refusal, Slot, State
+from pollux.recent import Recent
 from pollux.reservation import Ask, Full, Reservation, Tried
 from pollux.roster import Project, Quota, Roster
 from pollux.safe import STORE_DOWN
@@ -69,7 +70,7 @@ class Pool:
         self.waiting = 0
         self._waits = Waiting(self.now, sleep)
         self._uses = itertools.count(1)
-        self._sticky: OrderedDict[int, str] = OrderedDict()
+        self._sticky: Recent[int, str] = Recent(STICKY_MOST)
 
     def now(self) -> float:
         return self.roster.store.now()
@@ -275,9 +276,6 @@ class Pool:
     def stick(self, conversation: int | None, project: str) -> None:
         if conversation is not None and self.settings.sticky:
             self._sticky[conversation] = project
-            self._sticky.move_to_end(conversation)
-            if len(self._sticky) > STICKY_MOST:
-                self._sticky.popitem(last=False)
 
 
 def _deadline(ask: Ask, limits: Limits) -> float:

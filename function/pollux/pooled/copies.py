@@ -12,13 +12,13 @@ from functools import partial
 from typing import Any
 
 from pollux import wire
-from pollux.affinity import Recent
 from pollux.blobs import BlobError, BlobUnavailableError
 from pollux.pooled.contents import Contents
 from pollux.pooled.documents import Copy, Lease, PooledFile, copy_name
 from pollux.pooled.sender import Made, NameTakenError, RefusedError, Sender
 from pollux.pooled.shelf import Shelf
 from pollux.questions import Told
+from pollux.recent import Recent
 from pollux.store import StoreError
 
 log = logging.getLogger("pollux.relay")

@@ -29,7 +29,7 @@ from pollux.pooled.documents import (
     shown_of,
 )
 from pollux.pooled.sender import Made, NameTakenError, RefusedError, Sender
-from pollux.pooled.shelf import Shelf
+from pollux.pooled.shelf import Shelf, Turns
 from pollux.questions import Told
 from pollux.store import ConflictError, Document, StoreError, Version
 
@@ -74,23 +74,14 @@ class Keeping:
         self._sender = sender
         self._instance = instance
         self._sleep = sleep
-        self._turns: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._turns = Turns()
         self.uploaded = self.found = 0
 
     async def keep(self, upload: Received) -> bytes:
         """Google's answer for the file. Raises RefusedError with Google's refusal."""
         key = content_hash(upload.client, upload.sha256, upload.kind, upload.described)
-        lock, users = self._turns.get(key, (asyncio.Lock(), 0))
-        self._turns[key] = lock, users + 1
-        try:
-            async with lock:  # of many at once in this instance the first uploads, the others find what it made
-                return await self._kept(key, upload)
-        finally:
-            lock, users = self._turns[key]
-            if users == 1:
-                del self._turns[key]
-            else:
-                self._turns[key] = lock, users - 1
+        async with self._turns.of(key):  # of many at once the first uploads, the others find what it made
+            return await self._kept(key, upload)
 
     async def _kept(self, key: str, upload: Received) -> bytes:
         while True:

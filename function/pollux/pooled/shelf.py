@@ -6,8 +6,8 @@ from contextlib import suppress
 from typing import Any
 from weakref import WeakValueDictionary
 
-from pollux.affinity import Recent
 from pollux.pooled.documents import CONTENT, FILE, UPLOAD, PooledFile, packed, unpacked
+from pollux.recent import Recent
 from pollux.store import ConflictError, Document, Store, StoreError, Version, Write
 from pollux.storewatch import Counters, Watch
 
@@ -17,11 +17,24 @@ TRIES = 20
 Change = Callable[[PooledFile], PooledFile | None]
 
 
+class Turns:
+    """Who changes the same thing in this instance goes one after the other."""
+
+    def __init__(self) -> None:
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def of(self, name: str) -> asyncio.Lock:
+        """The same for as long as somebody has it."""
+        if (lock := self._locks.get(name)) is None:
+            lock = self._locks[name] = asyncio.Lock()
+        return lock
+
+
 class Shelf:
     def __init__(self, watch: Watch, most: int = REMEMBERED) -> None:
         self._watch = watch
         self._known: Recent[str, tuple[PooledFile, Version]] = Recent(most)
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._turns = Turns()
         self.counters = Counters()
 
     @property
@@ -55,7 +68,7 @@ class Shelf:
 
     async def put(self, file: PooledFile) -> None:
         """A new one, in the place of whatever had its name."""
-        async with self._lock(file.name):
+        async with self._turns.of(file.name):
             for _ in range(TRIES):
                 _, version = await self._read(file.name)
                 with suppress(ConflictError):
@@ -67,7 +80,7 @@ class Shelf:
         """What became of it; None if it is not there any more. `change` gives None to leave it as it is: then it has
         seen what the store holds, not what was known before. One change at a time in this instance: many copies of a
         file are made at once."""
-        async with self._lock(name):
+        async with self._turns.of(name):
             file, version = self._known.get(name, (None, None))
             fresh = False
             for _ in range(TRIES):
@@ -88,12 +101,6 @@ class Shelf:
     async def _commit(self, file: PooledFile, version: Version | None) -> None:
         written = await self._watch.commit(FILE + file.name, packed(file), version, self.counters)
         self._known[file.name] = file, written
-
-    def _lock(self, name: str) -> asyncio.Lock:
-        """The same for as long as somebody has it."""
-        if (lock := self._locks.get(name)) is None:
-            lock = self._locks[name] = asyncio.Lock()
-        return lock
 
     async def remove(self, file: PooledFile) -> None:
         """The file, and what leads to it from its content."""

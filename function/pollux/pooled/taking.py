@@ -5,12 +5,12 @@ import secrets
 from collections.abc import AsyncIterator
 from typing import Any
 
-from pollux.affinity import Recent
 from pollux.blobs import BlobError
 from pollux.inbound import ClientGoneError, PassingBody, RequestError
 from pollux.pooled.contents import Contents
 from pollux.pooled.documents import Part
 from pollux.pooled.incoming import Incoming
+from pollux.recent import Recent
 
 HASHES = 256
 
