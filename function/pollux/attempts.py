@@ -13,7 +13,7 @@ from pollux.inbound import RequestError
 from pollux.journal import Attempt
 from pollux.keys import Key, KeySourceError, Secret
 from pollux.log import guard
-from pollux.outbound import collect, covered, pass_on, pass_stream, pass_whole
+from pollux.outbound import collect, covered, nothing_to_settle, pass_on, pass_stream, pass_whole
 from pollux.outcome import Outcomes
 from pollux.pool import Pool, Reservation, Tried
 from pollux.redaction import without
@@ -28,6 +28,9 @@ log = logging.getLogger("pollux.relay")
 SETTLE_WITHIN = 0.1
 UNREADABLE, UNREADABLE_KEY_RESTS = "key-source", 60.0
 NOT_SHOWN = frozenset({"resource-permission", "not-found", "model-access"})
+MOST_TROUBLES = 2
+"""How often trouble that passes (503, 500, a broken connection) is tried again."""
+BACKOFF = 0.25
 ERROR_MOST = 1 << 20
 """No error is larger, inflated."""
 
@@ -69,8 +72,7 @@ class Attempts:
             await self._keyring.value(reservation.key.id)
         if not self.pool.is_late(reservation):
             return True
-        reservation.give_back()
-        reservation.release()
+        reservation.let_go()
         return False
 
     async def reserved(self, x: Exchange, reservation: Reservation) -> Failure | None:
@@ -94,8 +96,7 @@ class Attempts:
         finally:
             if answer is not None:
                 answer.close()
-            reservation.give_back()
-            reservation.release()
+            reservation.let_go()
 
     async def free(self, x: Exchange, key: Key, model: str | None) -> Failure | None:
         """A call that takes no quota. None: the client has its answer."""
@@ -112,11 +113,11 @@ class Attempts:
             x.noted(Attempt(model or "", key.project, key.id, "ok", answer.status))
             if x.call.kind == "list-models" and x.method == "GET":
                 body = wire.with_aliases(await answer.read(), x.call, self._aliases)
-                await pass_whole(x.reply, answer.status, headers, body, _nothing_to_settle, secret=secret)
+                await pass_whole(x.reply, answer.status, headers, body, nothing_to_settle, secret=secret)
             elif wire.is_resource_call(x.call):
-                await self._resources.pass_on(x, answer, headers, key.project, _nothing_to_settle, secret=secret)
+                await self._resources.pass_on(x, answer, headers, key.project, nothing_to_settle, secret=secret)
             else:
-                await pass_on(x.reply, answer, headers, _nothing_to_settle, secret=secret)
+                await pass_on(x.reply, answer, headers, nothing_to_settle, secret=secret)
         except UpstreamError as error:
             return self._broken(model or "", key, secret, error)
         finally:
@@ -247,10 +248,8 @@ class Attempts:
         return Failure(verdict, model, key, status, headers, body)
 
     def _broken(self, model: str, key: Key, secret: str, error: UpstreamError) -> Failure:
-        said = redact(str(error), [secret])
-        verdict = replace(judge(None, b"", now=self.pool.now()), message=said)
-        unsent = error.kind == "unreachable"
-        return Failure(verdict, model, key, 0, (), b"", unanswered(error, secret), unsent)
+        failure = unreached(model, key, error, secret, self.pool.now())
+        return replace(failure, verdict=replace(failure.verdict, message=redact(str(error), [secret])))
 
 
 def unreadable(model: str, key: Key, error: KeySourceError) -> Failure:
@@ -269,6 +268,12 @@ def judged(
     body = without(body, [secret])
     verdict = judge(status, body, now=now)
     return replace(verdict, message=redact(verdict.message, [secret])), headers, redact(body)
+
+
+def unreached(model: str, key: Key, error: UpstreamError, secret: str, now: float) -> Failure:
+    """No answer came, or none that could be read."""
+    verdict, unsent = judge(None, b"", now=now), error.kind == "unreachable"
+    return Failure(verdict, model, key, 0, (), b"", unanswered(error, secret), unsent)
 
 
 def unanswered(error: UpstreamError, secret: str) -> RequestError:
@@ -293,7 +298,3 @@ def _inflated(headers: Sequence[tuple[bytes, bytes]], body: bytes) -> tuple[Sequ
         return headers, wire.inflate(body, encoding, ERROR_MOST)
     except wire.WireError:
         return headers, b""
-
-
-async def _nothing_to_settle(_: int | None) -> None:
-    return None

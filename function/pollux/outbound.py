@@ -106,6 +106,10 @@ async def refuse(scope: Scope, send: Send, reason: str, message: str, *, retry_a
     await reply.error(reason, message, retry_after=retry_after)
 
 
+async def nothing_to_settle(_: int | None) -> None:
+    """For an answer that took no quota."""
+
+
 async def pass_whole(
     reply: Reply, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes, settle: Settle, *, secret: str
 ) -> None:

@@ -29,7 +29,7 @@ WITH_RESOURCES = ("v1alpha", "v1beta")
 SHOWN_MOST = 20
 WITHIN = 8.0
 """No project is waited for longer when it is asked whether it knows a name."""
-NOT_THERE = frozenset({"resource-permission", "not-found", "model-access", "bad-request"})
+NOT_THERE = NOT_SHOWN | {"bad-request"}
 """Refusals that say: not mine. After any other nobody knows."""
 
 

@@ -10,19 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from pollux import wire
-from pollux.attempts import Attempts, Failure, judged, unanswered, unreadable
+from pollux.attempts import BACKOFF, MOST_TROUBLES, Attempts, Failure, judged, unreached, unreadable
 from pollux.keys import Key, KeySourceError
 from pollux.log import guard
 from pollux.outbound import collect, covered
 from pollux.pool import Tried
 from pollux.upstream import Upstream, UpstreamError
-from pollux.verdict import judge
 
 MOST_KEYS = 3
 ASKED_AT_ONCE = 96
 """Of all requests together: each holds a connection, of which some machines allow a process 256."""
-MOST_TROUBLES = 2
-BACKOFF = 0.25
 COUNT_WITHIN = 5.0
 
 
@@ -103,8 +100,7 @@ class Questions:
             finally:
                 answer.close()
         except UpstreamError as error:
-            verdict = judge(None, b"", now=self._pool.now())
-            return Failure(verdict, "", key, 0, (), b"", unanswered(error, value))
+            return unreached("", key, error, value, self._pool.now())
 
     async def count(self, key: Key, target: str, body: bytes) -> int | None:
         """Google's own count; None if it cannot be had, then the estimate stands."""

@@ -12,7 +12,7 @@ from functools import partial
 
 from pollux import reasons, uncounted, wire
 from pollux.affinity import Affinity
-from pollux.attempts import Attempts, Failure
+from pollux.attempts import BACKOFF, MOST_TROUBLES, Attempts, Failure
 from pollux.exchange import Exchange
 from pollux.journal import Attempt
 from pollux.listing import Listing, is_list
@@ -23,11 +23,8 @@ from pollux.questions import Questions
 from pollux.resources import Resources
 from pollux.upstream import Upstream
 
-MOST_TROUBLES = 2
-"""How often a model's trouble (503, 500, a broken connection) is tried again on another project."""
 FOR_LONG = frozenset({"unsupported", "model-access", "rpd", "tpd"})
 """Refusals that no waiting mends."""
-BACKOFF = 0.25
 HELD_S = 10.0
 """So long a slot is held for a request that waits for a copy of its file."""
 
@@ -171,7 +168,7 @@ class Relay:
         if project in self.pooled.near(x):
             self.pooled.rename(x, project)
             return True
-        held = asyncio.get_running_loop().call_later(HELD_S, self._let_go, found)
+        held = asyncio.get_running_loop().call_later(HELD_S, found.let_go)
         try:
             if await self.pooled.bring(x, project):
                 x.files.brought = frozenset({project})
@@ -181,12 +178,8 @@ class Relay:
                 tried.projects.add(project)
         finally:
             held.cancel()
-            self._let_go(found)
+            found.let_go()
         return False
-
-    def _let_go(self, found: Reservation) -> None:
-        found.give_back()
-        found.release()
 
     async def _again(
         self,

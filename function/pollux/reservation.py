@@ -83,6 +83,11 @@ class Reservation:
             else:
                 self.quota.ledger.submit(returned(self.slot, self.want))
 
+    def let_go(self) -> None:
+        """Whatever became of it, it holds nothing any more that somebody else could use."""
+        self.give_back()
+        self.release()
+
     def release(self) -> None:
         """However it ended: a probe that no answer settled holds back nobody else. Once; for others it does nothing."""
         slot, ledger = self.slot, self.quota.ledger

@@ -8,14 +8,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from pollux import reasons
-from pollux.attempts import Attempts, Failure
+from pollux.attempts import BACKOFF, MOST_TROUBLES, Attempts, Failure
 from pollux.exchange import Exchange
 from pollux.journal import Attempt
 from pollux.pool import Tried
 from pollux.windows import Want
-
-MOST_TROUBLES = 2
-BACKOFF = 0.25
 
 
 async def run(

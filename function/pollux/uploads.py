@@ -17,7 +17,7 @@ from pollux.inbound import PassingBody, Receive, RequestError, Scope, Watch, bod
 from pollux.journal import Attempt, Record
 from pollux.keys import Key, KeySourceError, Secret
 from pollux.log import guard
-from pollux.outbound import Reply, collect, covered, pass_on
+from pollux.outbound import Reply, collect, covered, nothing_to_settle, pass_on
 from pollux.pool import Pool
 from pollux.pooled.receiving import POOLED, Arrival, Receiving
 from pollux.pooled.taking import HeldBody
@@ -157,7 +157,7 @@ class Uploads:
         if whole:
             await reply.whole(answer.status, headers, covered(await self._made(body, base, session), value))
         else:
-            await pass_on(reply, answer, headers, _nothing_to_settle, body, secret=value)
+            await pass_on(reply, answer, headers, nothing_to_settle, body, secret=value)
         return "ok"
 
     async def _made(self, body: bytes, base: str, session: Session) -> bytes:
@@ -187,7 +187,3 @@ def _at(address: str, session: Session, value: str) -> bytes:
     except UploadTokenError as error:
         raise RequestError("UPSTREAM_ERROR", str(error)) from None
     return f"{address}?upload_id={token}&upload_protocol=resumable".encode("latin-1", "replace")
-
-
-async def _nothing_to_settle(_: int | None) -> None:
-    return None

@@ -33,7 +33,6 @@ log = logging.getLogger("pollux.relay")
 POOLED = "pooled:"
 """What the target of such a session begins with; the rest names its document."""
 RawHeaders = Sequence[tuple[bytes, bytes]]
-Answered = tuple[int, list[tuple[bytes, bytes]], bytes]
 _ACTIVE = (b"x-goog-upload-status", b"active")
 _FINAL = (b"x-goog-upload-status", b"final")
 _JSON = (b"content-type", b"application/json; charset=UTF-8")
@@ -67,6 +66,10 @@ class Receiving:
         if upload.form == "start" and (header(headers, b"x-goog-upload-protocol") or "").lower() != "resumable":
             return False
         self._contents.sweep()
+        return await self._kept_contents()
+
+    async def _kept_contents(self) -> bool:
+        """Whether the blob store can be used. If not, the upload goes on without it, loudly."""
         if await self._contents.usable():
             return True
         self._contents.counts["passed_through"] += 1
@@ -211,10 +214,8 @@ class Receiving:
 
     async def _or_passed(self, name: str, upload: Incoming, version: Version | None) -> tuple[Incoming, Version | None]:
         """Nothing has come yet, and there is no blob store by now: it goes on at a project."""
-        if await self._contents.usable():
+        if await self._kept_contents():
             return upload, version
-        self._contents.counts["passed_through"] += 1
-        log.error("an upload passes through to one project, where its file stays: there is no blob store")
         key = await self._pool.pick(None, Tried())
         target = None
         if key is not None:

@@ -11,14 +11,13 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from pollux import wire
-from pollux.attempts import Attempts, Failure, judged, unanswered, unreadable
+from pollux.attempts import Attempts, Failure, judged, unreached, unreadable
 from pollux.keys import Key, KeySourceError
 from pollux.log import guard
 from pollux.outbound import covered
 from pollux.pool import Tried
 from pollux.questions import Questions, Told
 from pollux.upstream import Upstream, UpstreamError
-from pollux.verdict import judge
 
 START = "/upload/v1beta/files"
 TRIES, FIRST_PAUSE = 4, 0.5
@@ -200,8 +199,7 @@ class Sender:
             finally:
                 answer.close()
         except UpstreamError as error:
-            verdict = judge(None, b"", now=self._pool.now())
-            return Failure(verdict, "", key, 0, (), b"", unanswered(error, value))
+            return unreached("", key, error, value, self._pool.now())
         if answer.status >= 300:
             passing = wire.client_headers(answer.headers)
             verdict, shown, raw = judged(answer.status, passing, raw, value, self._pool.now())
@@ -211,7 +209,7 @@ class Sender:
 
     async def _broken(self, key: Key, error: UpstreamError) -> Failure:
         value = (await self._pool.roster.keyring.value(key.id)).reveal()
-        return Failure(judge(None, b"", now=self._pool.now()), "", key, 0, (), b"", unanswered(error, value))
+        return unreached("", key, error, value, self._pool.now())
 
 
 def _digest_of(document: Mapping[str, Any]) -> str:
