@@ -479,7 +479,7 @@ def turns(*texts: str) -> dict[str, Any]:
     return {"contents": contents, "systemInstruction": {"parts": [{"text": "Be brief."}]}}
 
 
-@pytest.mark.parametrize("limits", [{}, {"rpm": 100}])
+@pytest.mark.parametrize("limits", [{}, {"rpm": 50}])
 def test_a_conversation_that_goes_on_stays_with_its_project(limits: dict[str, int]) -> None:
     async def scene() -> FakeUpstream:
         upstream = FakeUpstream(lambda sent: whole(answer()))
@@ -493,7 +493,7 @@ def test_a_conversation_that_goes_on_stays_with_its_project(limits: dict[str, in
     assert later == [first, first]
 
 
-@pytest.mark.parametrize("limits", [{}, {"rpm": 100}])
+@pytest.mark.parametrize("limits", [{}, {"rpm": 50}])
 @pytest.mark.parametrize("body", [HELLO, turns("the same question")])
 def test_what_is_asked_for_the_first_time_is_tied_to_no_project(limits: dict[str, int], body: Any) -> None:
     upstream = FakeUpstream(lambda sent: whole(answer()))
