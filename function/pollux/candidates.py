@@ -150,6 +150,7 @@ class Candidates:
 
     def turn(self, model: str, project: Project) -> int:
         """How many others have their turn before it."""
+        self._follow_keys()
         order = self._orders.get(model)
         last = -1 if order is None else order.last_used
         return (self._positions[project.name] - last - 1) % len(self._projects)
@@ -165,13 +166,16 @@ class Candidates:
             self._token_limits[model] = (now + TOKEN_LIMIT_FOR, found)
         return found
 
-    def _order(self, model: str, now: float) -> _Order:
+    def _follow_keys(self) -> None:
         if self._of is not self._roster.projects:
             self._of = self._roster.projects
             self._projects = list(self._of.values())
             self._positions = {project.name: position for position, project in enumerate(self._projects)}
             self._orders.clear()
             self._token_limits.clear()
+
+    def _order(self, model: str, now: float) -> _Order:
+        self._follow_keys()
         bucket, order = self._roster.bucket(model), self._orders.get(model)
         if order is None or order.bucket != bucket:
             order = self._orders[model] = _Order(bucket, len(self._projects))
