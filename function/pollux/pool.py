@@ -75,10 +75,10 @@ class _Search:
         self._ahead = ahead
         self._without = without
         self._smallest = pool.roster.smallest_limits(model)
-
-    @property
-    def now(self) -> float:
+        self.now = self._soonest()
         """When what is booked now can be sent."""
+
+    def _soonest(self) -> float:
         return self._pool.earliest(self._pool.now() + self._ahead)
 
     def likely(self) -> list[ranking.Option]:
@@ -108,6 +108,7 @@ class _Search:
             await roster.read_unseen(
                 [owned for _, _, owned in able] + [roster.quota(project.name, self.bucket) for project in soon]
             )
+            self.now = self._soonest()
         for project, key, owned in able:
             self._look(project, key, owned)
 
@@ -204,13 +205,18 @@ class Pool:
             latest = max(found.start, self.now() + ahead) + SLOT if others else math.inf
             reserve = partial(self._reserve, project=project, model=model, ask=ask, ahead=ahead, latest=latest)
             deadline = _deadline(ask, limits)
-            booked = await self.desk.book(owned, ask.want, limits, found, at, deadline, reserve, tried.store)
+            owned.coming += 1
+            owned.used_at = next(self._uses)
+            self.candidates.used(model, project.name)
+            try:
+                booked = await self.desk.book(owned, ask.want, limits, found, at, deadline, reserve, tried.store)
+            finally:
+                owned.coming -= 1
+                self.candidates.used(model, project.name)
             if isinstance(booked, Refusal):
                 said[project.name].append(booked)
             else:
-                owned.used_at = next(self._uses)
                 self.roster.used(key, owned.used_at)
-                self.candidates.used(model, project.name)
                 return Reservation(key, model, owned, booked.slot, ask.want, limits, booked.grant)
 
     def _reserve(

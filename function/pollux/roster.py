@@ -49,6 +49,8 @@ class Quota:
     ledger: Ledger[State]
     used_at: int = 0
     """A running number, not a time: what was used last."""
+    coming: int = 0
+    """Requests that are being booked: whoever chooses meanwhile goes elsewhere rather than after them."""
     served: int = 0
     refused: int = 0
     purse: Purse = field(default_factory=Purse)
