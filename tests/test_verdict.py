@@ -155,6 +155,69 @@ HOSTILE = (
 )
 
 
+PROSE = "You exceeded your current quota, please check your plan and billing details."
+HELP = {
+    "@type": "type.googleapis.com/google.rpc.Help",
+    "links": [{"description": "Learn more about Gemini API quotas", "url": "https://ai.google.dev/x/rate-limits"}],
+}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        PROSE,
+        f"{PROSE} For more information on this error, head to: https://ai.google.dev/gemini-api/docs/rate-limits. To "
+        "monitor your current usage, head to: https://ai.dev/rate-limit. ",
+        f"{PROSE} For more information on this error, read the docs: https://platform.openai.com/docs/guides/errors.",
+        "You have exceeded your quota, please check your plan and billing details",
+        "You've exceeded your current quota: check your plan and billing",
+    ],
+)
+@pytest.mark.parametrize("details", [[], [HELP]])
+def test_the_bare_prose_about_quotas_means_the_spend_limit(message: str, details: list[Any]) -> None:
+    native = body(message, 429, "RESOURCE_EXHAUSTED", **({"details": details} if details else {}))
+    openai = b"[" + native + b"]"
+    event = b"data: " + native + b"\n\n"
+    for status, raw in ((429, native), (429, openai), (200, openai), (200, event)):
+        verdict = judge(status, raw, now=NOON)
+        assert (verdict.cause, verdict.blames, verdict.action) == ("spend", "project", "next-project")
+        assert (verdict.cooldown_s, verdict.ceiling_s, verdict.learned) == (60, 600, {})
+
+
+@pytest.mark.parametrize(
+    ("raw", "cause"),
+    [
+        (body(f"{PROSE}\n* Quota exceeded for metric: x/generate_content_requests, limit: 20", 429), "rpm"),
+        (body(f"{PROSE}\n* Quota exceeded for metric: x/file_storage_bytes, limit: 20", 429), "unknown-429"),
+        (body(f"{PROSE}\nPlease retry in 20s.", 429), "rpm"),
+        (body(f"{PROSE} limit: 0", 429), "unsupported"),
+        (body(f"{PROSE} limit: 7", 429), "unknown-429"),
+        (body("You exceeded your current quota.", 429), "unknown-429"),
+        (body(PROSE, 429, details=[{"violations": [{"quotaId": "ConcurrentSessions"}]}]), "unknown-429"),
+        (body(PROSE, 429)[:-2], "unknown-429"),  # what was cut off may have named the counter
+        (f"1011 None. {PROSE}".encode(), "unknown-429"),  # a WebSocket's close text ends after 123 bytes
+        (body(f"Invalid value: {PROSE}", 400), "bad-request"),
+    ],
+)
+def test_prose_that_names_a_counter_or_may_have_been_cut_does_not(raw: bytes, cause: str) -> None:
+    assert judge(429, raw, now=NOON).cause == cause
+
+
+def test_only_what_names_no_counter_is_vague() -> None:
+    for message in (PROSE, "Resource has been exhausted (e.g. check quota)."):
+        assert judge(429, body(message, 429, "RESOURCE_EXHAUSTED"), now=NOON).vague
+    for message in (
+        f"{PROSE} limit: 7",
+        f"{PROSE} Please retry in 20s.",
+        "You exceeded your spend-based rate limit.",
+        "Your prepayment credits are depleted.",
+        "Quota exceeded for metric: x/file_storage_bytes",
+    ):
+        assert not judge(429, body(message, 429, "RESOURCE_EXHAUSTED"), now=NOON).vague
+    assert not judge(429, b"<html><title>Sorry...</title>", now=NOON).vague
+    assert not judge(503, b"", now=NOON).vague
+
+
 @pytest.mark.parametrize("words", HOSTILE)
 def test_a_request_cannot_talk_a_key_or_project_out_of_the_pool(words: str) -> None:
     violations = [

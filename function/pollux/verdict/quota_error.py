@@ -16,6 +16,8 @@ class QuotaError:
     cause: str
     learned: Mapping[str, int]
     bucket: str | None
+    named: bool = True
+    """Whether the error names a counter or a limit at all."""
 
 
 _PER_DAY = re.compile(r"per[ _-]?day|daily|\b1/d\b", re.I)
@@ -116,4 +118,4 @@ def refused_by(error: ErrorBody) -> QuotaError:
     cause = next((counter for counter in _ORDER if counter in counters), None)
     if cause is None and not (named and _beside(named[0])):
         cause = _counter(Violation(error.message), day)
-    return QuotaError(cause or "unknown-429", learned, _bucket(named, everything))
+    return QuotaError(cause or "unknown-429", learned, _bucket(named, everything), bool(cause or everything))
