@@ -203,6 +203,27 @@ def test_prose_that_names_a_counter_or_may_have_been_cut_does_not(raw: bytes, ca
     assert judge(429, raw, now=NOON).cause == cause
 
 
+@pytest.mark.parametrize(
+    ("quota_id", "value", "seconds", "ceiling"),
+    [
+        ("GroundingWithGoogleSearchRequestsPerDayPerProject", "1500", 3600, None),
+        ("GroundingWithGoogleSearchRequestsPerMinutePerProject", "5", 60, None),
+        ("GroundingWithGoogleSearchRequestsPerDayPerProject-FreeTier", "0", 3600, None),
+        ("GroundingWithGoogleSearchRequests", "5", 60, 600),
+    ],
+)
+def test_a_tools_own_counter_rests_by_its_period(
+    quota_id: str, value: str, seconds: float, ceiling: float | None
+) -> None:
+    violations = [{"quotaId": quota_id, "quotaMetric": "x/search_grounding_requests", "quotaValue": value}]
+    native = body(PROSE, 429, "RESOURCE_EXHAUSTED", details=[{"violations": violations}])
+    for raw in (native, b"[" + native + b"]"):
+        verdict = judge(429, raw, now=NOON)
+        assert (verdict.cause, verdict.blames, verdict.action) == ("tool-quota", "quota", "next-project")
+        assert (verdict.cooldown_s, verdict.ceiling_s) == (seconds, ceiling)
+        assert (verdict.bucket, verdict.learned, verdict.vague) == ("googleSearch", {}, False)
+
+
 def test_only_what_names_no_counter_is_vague() -> None:
     for message in (PROSE, "Resource has been exhausted (e.g. check quota)."):
         assert judge(429, body(message, 429, "RESOURCE_EXHAUSTED"), now=NOON).vague
@@ -271,7 +292,7 @@ def test_an_absurd_delay_of_a_minutes_quota_is_capped(delay: object) -> None:
 
 def test_what_doubles_and_up_to_what() -> None:
     doubling = {rule.cause: rule.ceiling for rule in RULES if rule.ceiling}
-    assert doubling == {"suspended": 86400, "spend": 600, "unknown-429": 600}
+    assert doubling == {"suspended": 86400, "spend": 600, "unknown-429": 600, "tool-quota": 600}
 
 
 # --- output ----------------------------------------------------------------------------------------------------------
@@ -302,7 +323,7 @@ def test_messages_hold_no_key_and_one_line() -> None:
 
 def test_the_page_holds_the_table_and_every_cause_has_a_rule() -> None:
     assert describe() in (ROOT / "docs/verdicts.md").read_text(), "regenerate the table in docs/verdicts.md"
-    assert set(CAUSES) == {cause for cause, _ in OTHERS} | QUOTA | {"spend", "leaked-key"}
+    assert set(CAUSES) == {cause for cause, _ in OTHERS} | QUOTA | {"spend", "leaked-key", "tool-quota"}
     assert {rule.action for rule in RULES} == ACTIONS
     assert {rule.blames for rule in RULES} == BLAMES
 

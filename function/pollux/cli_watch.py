@@ -112,6 +112,13 @@ def status_text(found: Mapping[str, Any]) -> str:
         for key in found["keys"]
     ]
     lines += ["", *table(("KEY", "PROJECT", "TIER", "STATE", "UNTIL", "WHY"), keys)]
+    tools = [
+        (project["project"], tool, _until(entry["until"], now), entry["why"])
+        for project in found["projects"]
+        for tool, entry in project.get("tools_aside", {}).items()
+    ]
+    if tools:
+        lines += ["", *table(("PROJECT", "TOOL", "UNTIL", "WHY"), tools)]
     quotas = [
         (
             quota["project"],
@@ -180,7 +187,12 @@ def explain_text(found: Mapping[str, Any]) -> str:
         wait = candidate["wait_s"]
         when = "never" if wait is None else "now" if wait == 0 else _until(candidate["earliest"], found["now"])
         limits = " ".join(f"{name}={value}" for name, value in candidate["limits"].items()) or "not known"
-        rows.append((candidate["model"], candidate["project"], candidate["key"] or "-", when, candidate["why"], limits))
+        resting = [
+            f"{tool} rests, back {_until(entry['until'], found['now'])}"
+            for tool, entry in candidate.get("tools_aside", {}).items()
+        ]
+        why = "; ".join([candidate["why"], *resting])
+        rows.append((candidate["model"], candidate["project"], candidate["key"] or "-", when, why, limits))
     head = f"{found['model']}, {found['tokens']} tokens; tried in this order: {' -> '.join(found['chain'])}"
     if not found["in_catalog"]:
         head += f"\n{found['model']} is not in the catalog: only Google knows whether there is such a model"

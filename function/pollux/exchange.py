@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pollux import wire
+from pollux import tools, wire
 from pollux.estimate import estimate
 from pollux.inbound import PassingBody
 from pollux.journal import Attempt, Record
@@ -94,7 +94,15 @@ class Exchange:
         """What it takes of a quota, by estimate. A model that makes images makes one at least."""
         found = estimate(self.parsed, size=len(self.readable), verb=self.call.verb, generation=generation)
         want = Want(found.requests, found.tokens, max(found.images, kind == "image"))
-        return Ask(want, self.deadline, self.patient, self.sticky, self.prefer_key, self.only)
+        return Ask(
+            want,
+            self.deadline,
+            self.patient,
+            self.sticky,
+            self.prefer_key,
+            self.only,
+            tools=tools.asked(self.parsed),
+        )
 
     def outgoing(self, key: Secret, model: str | None) -> tuple[str, list[tuple[str, str]], bytes]:
         """Target, headers and body of an attempt: the client's own, but for the credential and, perhaps, the model."""

@@ -131,7 +131,7 @@ class Pool:
                 said[project.name].append(booked)
             else:
                 owned.used_at = self.roster.key_used[key.id] = next(self._uses)
-                return Reservation(key, model, owned, booked.slot, ask.want, limits, booked.grant)
+                return Reservation(key, model, owned, booked.slot, ask.want, limits, booked.grant, ask.tools)
 
     def _reserve(
         self, state: State, now: float, project: Project, model: str, ask: Ask, ahead: float, latest: float
@@ -161,7 +161,7 @@ class Pool:
         """By the last seen states; the commit decides. Who is preferred comes first, if there is room at once."""
         roster, bucket = self.roster, self.roster.bucket(model)
         now = self._earliest(self.now())
-        able, refusals = roster.candidates(model, tried.projects, tried.keys, now, ask.prefer_key)
+        able, refusals = roster.candidates(model, tried.projects, tried.keys, now, ask.prefer_key, ask.tools)
         if ask.only is not None:
             able = [(project, key) for project, key in able if project.name == ask.only]
             refusals = {name: refusal for name, refusal in refusals.items() if name == ask.only}
@@ -242,7 +242,9 @@ class Pool:
         now = self.now()
         cooling = owned.ledger.value.cooldown
         rests = cooling is not None and cooling.until > now and not slot.probe
-        rests = rests or self.roster.is_aside(owned.project, reservation.model, reservation.key.id, now)
+        rests = rests or self.roster.is_aside(
+            owned.project, reservation.model, reservation.key.id, now, reservation.tools
+        )
         if rests or now < self.pause_until or self.is_late(reservation):
             reservation.give_back()
             return False

@@ -219,7 +219,7 @@ class Relay:
         now, owned = self.pool.now(), found.quota
         cooling = owned.ledger.value.cooldown
         rests = cooling is not None and cooling.until > now
-        return rests or self.pool.roster.is_aside(owned.project, found.model, found.key.id, now)
+        return rests or self.pool.roster.is_aside(owned.project, found.model, found.key.id, now, found.tools)
 
     async def _refuse(self, x: Exchange, model: str, ask: Ask, failures: Sequence[Failure | Full]) -> None:
         """Nothing is left: the first refusal that says something is the client's."""

@@ -127,19 +127,17 @@ class Roster:
         tried_keys: Collection[str],
         now: float,
         prefer: str | None = None,
+        tools: Collection[str] = (),
     ) -> tuple[list[tuple[Project, Key]], dict[str, Refusal]]:
         """The projects that may serve a model, each with a key; and why the others may not."""
-        aside = self.health.value
         able: list[tuple[Project, Key]] = []
         refusals: dict[str, Refusal] = {}
         for project in self.projects.values():
             if project.name in tried_projects:
                 continue
-            resting = aside.projects.get(project.name)
-            if resting is None or resting.until <= now:
-                resting = aside.models.get(f"{project.name}/{model}")
-            if resting is not None and resting.until > now:
-                refusals[project.name] = Refusal(resting.until, f"aside:{resting.reason}")
+            resting = self.resting(project.name, model, now, tools)
+            if resting is not None:
+                refusals[project.name] = resting
                 continue
             key, refusal = self._key_of(project, tried_keys, now, prefer)
             if key is not None:
@@ -148,11 +146,21 @@ class Roster:
                 refusals[project.name] = refusal
         return able, refusals
 
-    def is_aside(self, project: str, model: str, key_id: str, now: float) -> bool:
-        """Whether any of them rests by now, as far as this process knows."""
+    def resting(self, project: str, model: str, now: float, tools: Collection[str] = ()) -> Refusal | None:
+        """What keeps a project from serving this model with these tools the longest, keys and quotas apart."""
         aside = self.health.value
-        resting = (aside.projects.get(project), aside.models.get(f"{project}/{model}"), aside.keys.get(key_id))
-        return any(entry is not None and entry.until > now for entry in resting)
+        if not (aside.projects or aside.models or aside.tools):
+            return None
+        entries = [("aside", aside.projects.get(project)), ("aside", aside.models.get(f"{project}/{model}"))]
+        if aside.tools:
+            entries += [(f"aside:{tool}", aside.tools.get(f"{project}/{tool}")) for tool in tools]
+        found = [Refusal(entry.until, f"{state}:{entry.reason}") for state, entry in entries if entry is not None]
+        return max((refusal for refusal in found if refusal.until > now), default=None)
+
+    def is_aside(self, project: str, model: str, key_id: str, now: float, tools: Collection[str] = ()) -> bool:
+        """Whether any of them rests by now, as far as this process knows."""
+        key = self.health.value.keys.get(key_id)
+        return (key is not None and key.until > now) or self.resting(project, model, now, tools) is not None
 
     def _key_of(
         self, project: Project, tried: Collection[str], now: float, prefer: str | None

@@ -103,6 +103,10 @@ def _quota(cause: str) -> _Test:
     return lambda case: case.refused is not None and case.refused.cause == cause
 
 
+def _tool(*causes: str) -> _Test:
+    return lambda case: case.refused is not None and case.refused.tool is not None and case.refused.cause in causes
+
+
 def _names_no_counter(case: _Case) -> bool:
     return case.refused is not None and case.refused.cause == "unknown-429" and not case.refused.named
 
@@ -182,6 +186,15 @@ RULES: tuple[Rule, ...] = (
             _code(402)),
          "429 or 402 prepaid credit gone or monthly cap reached, 403 billing disabled",
          "project", "next-project", _HOUR),
+    Rule("tool-quota", _tool("rpd", "tpd"), "429 of a tool's own counter (search, maps, URL context), per day",
+         "quota", "next-project", _a_day),
+    Rule("tool-quota", _tool("rpm", "tpm", "ipm"), "429 of a tool's own counter, per minute",
+         "quota", "next-project", _a_minute),
+    Rule("tool-quota", _tool("unsupported"), "429 of a tool's own counter, with limit 0",
+         "quota", "next-project", _HOUR),
+    Rule("tool-quota", _tool("unknown-429"),
+         "429 of a tool's own counter that names no period; a request with such a tool, refused without details",
+         "quota", "next-project", _MINUTE, 10 * _MINUTE),
     Rule("spend", _bare_quota_prose,
          '429 "You exceeded your current quota, please check your plan and billing details", which names no counter',
          "project", "next-project", _MINUTE, 10 * _MINUTE, vague=True),
