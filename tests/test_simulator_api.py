@@ -485,19 +485,17 @@ def test_faults_strike_what_they_match_as_often_as_they_shall() -> None:
 
 def test_a_fault_of_a_tool_meets_only_calls_that_ask_for_it() -> None:
     simulator = make(None, Fault(kind="bare-quota", tool="googleSearch"))
-    native = [HELLO | {"tools": [tool]} for tool in ({"googleSearch": {}}, {"google_search": {}})]
-    assert [call(simulator, GENERATE, body).status for body in native] == [429, 429]
-    assert (
-        call(
-            simulator, "/v1beta/interactions", {"model": FLASH, "input": "x", "tools": [{"type": "google_search"}]}
-        ).status
-        == 429
-    )
-    for tools in ([{"urlContext": {}}], [{"functionDeclarations": [{"name": "googleSearch"}]}], "googleSearch", None):
+    native: list[Any] = [[{"googleSearch": {}}], [{"google_search": {}}]]
+    assert [call(simulator, GENERATE, HELLO | {"tools": tools}).status for tools in native] == [429, 429]
+    interaction = {"model": FLASH, "input": "x", "tools": [{"type": "google_search"}]}
+    assert call(simulator, "/v1beta/interactions", interaction).status == 429
+    function = {"functionDeclarations": [{"name": "googleSearch"}]}
+    others: list[Any] = [[{"urlContext": {}}], [function], "googleSearch", None]
+    for tools in others:
         assert call(simulator, GENERATE, HELLO | {"tools": tools}).status == 200
     assert call(simulator, GENERATE, HELLO).status == 200
     assert call(simulator, CHAT, ASK).status == 200
-    said = call(simulator, GENERATE, native[0]).error
+    said = call(simulator, GENERATE, HELLO | {"tools": native[0]}).error
     assert said["message"].startswith("You exceeded your current quota, please check your plan and billing details.")
     assert [detail["@type"].rpartition(".")[2] for detail in said["details"]] == ["Help"]
 
