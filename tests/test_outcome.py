@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pollux import quota
+from pollux.candidates import LOOK_AT
 from pollux.keys import Key
 from pollux.outcome import BESIDE
 from pollux.pool import Full, Reservation
@@ -381,6 +382,26 @@ def test_a_slot_ahead_is_given_back_if_its_tool_rests_by_then() -> None:
         moved = await waiting
         assert isinstance(moved, Reservation)
         assert moved.quota.project == "p1"
+
+    play(scene())
+
+
+@pytest.mark.parametrize("strategy", ["earliest", "round_robin", "least_recently_used", "most_available"])
+def test_in_a_large_pool_only_a_few_are_looked_at_though_the_tool_rests_in_many(strategy: str) -> None:
+    async def scene() -> None:
+        h = await house(keys_of(60), strategy=strategy)
+        search = frozenset({SEARCH})
+        for number in range(30):
+            await h.outcomes.failed(await h.send(prefer_key=f"k{number}", tools=search), _of_search())
+        seen = set()
+        for _ in range(60):
+            first = h.pool.candidates.first(MODEL, h.pool.now(), tools=search)
+            assert len(first) == LOOK_AT
+            assert all(int(project.name[1:]) >= 30 for project in first)
+            seen.add((await h.send(wait=0, tools=search)).quota.project)
+        assert seen == {f"p{number}" for number in range(30, 60)}
+        plain = {(await h.send(wait=0)).quota.project for _ in range(30)}
+        assert {f"p{number}" for number in range(30)} & plain
 
     play(scene())
 
