@@ -201,11 +201,17 @@ def explain_text(found: Mapping[str, Any]) -> str:
     return "\n".join([head, "", *table(("MODEL", "PROJECT", "KEY", "EARLIEST", "WHY", "LIMITS"), rows)])
 
 
+def _instead(found: Mapping[str, Any]) -> str:
+    return (
+        f", answered by {found['model_used']} instead" if found.get("fallback_from") and found["status"] < 400 else ""
+    )
+
+
 def request_text(found: Mapping[str, Any]) -> str:
     at = datetime.fromtimestamp(found["at"]).strftime("%Y-%m-%d %H:%M:%S")
     lines = [
         f"request {found['id']} of {found['client'] or 'an unknown client'}, {at}: "
-        f"{found['call']} {found['model']} -> {found['status']}",
+        f"{found['call']} {found['model']} -> {found['status']}{_instead(found)}",
         f"  waited {found['waited_ms']} ms, first byte after {found['first_byte_ms']} ms, total {found['total_ms']} ms",
         f"  tokens: {found['tokens_estimated']} estimated, {found['tokens']} reported",
     ]

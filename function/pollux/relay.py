@@ -74,6 +74,7 @@ class Relay:
         chain = self._catalog.chain(x.call.model or "", x.mode)
         cached = any(name.startswith("cachedContents/") for name in x.names)  # made for one model
         chain = chain if x.fallback and not cached else chain[:1]
+        x.record.wanted = chain[0]
         ask = x.ask(self._catalog.generation(chain[0]), self._catalog.kind(chain[0]))
         ask = await self._sized(x, chain[0], ask)
         x.record.estimated = ask.want.tokens
