@@ -11,6 +11,7 @@ COMPLETE = Record(
     client="alice",
     what="generateContent",
     asked="research",
+    wanted="model-a",
     used="model-b",
     key="k2",
     project="p2",
@@ -35,6 +36,7 @@ def test_a_record_tells_where_a_request_went_and_why() -> None:
         "call": "generateContent",
         "model": "research",
         "model_used": "model-b",
+        "fallback_from": "research",
         "key": "k2",
         "project": "p2",
         "attempts": [
@@ -53,6 +55,13 @@ def test_a_record_tells_where_a_request_went_and_why() -> None:
         "reason": "",
         "ended": "truncated",
     }
+
+
+def test_only_another_model_than_the_one_that_was_meant_is_a_fallback() -> None:
+    assert Record(asked="research", wanted="model-a", used="model-a").fallback_from == "", "an alias is none"
+    assert Record(asked="model-a", wanted="model-a", used="").fallback_from == ""
+    assert Record(asked="model-a", used="model-b").fallback_from == ""
+    assert Record(asked="model-a", wanted="model-a", used="model-b").fallback_from == "model-a"
 
 
 def test_what_is_not_known_is_null_or_absent() -> None:

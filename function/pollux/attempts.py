@@ -90,7 +90,8 @@ class Attempts:
             if failure is not None:
                 failure = self.of_resources(x, failure)
                 if failure.verdict.blames != "key":
-                    await self._outcomes.failed(reservation, failure.verdict)
+                    verdict = await self._outcomes.failed(reservation, failure.verdict)
+                    failure = replace(failure, verdict=verdict)
                 x.noted(Attempt(model, project, key.id, failure.verdict.cause, failure.status, failure.verdict.message))
             return failure
         finally:

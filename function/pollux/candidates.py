@@ -8,7 +8,7 @@ changed. `pool` looks at the first few; only if none of those has a slot in time
 import heapq
 import math
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from pollux import quota, ranking
@@ -111,13 +111,17 @@ class Candidates:
         roster.quota_changed = self._quota_changed
         roster.health.changed = self._health_changed
 
-    def first(self, model: str, now: float, most: int | None = None) -> list[Project]:
-        """The projects to look at first: a few, or all of a small pool."""
+    def first(self, model: str, now: float, most: int | None = None, *, tools: Collection[str] = ()) -> list[Project]:
+        """The projects to look at first: a few where none of these tools rests, or all of a small pool."""
         order, most = self._order(model, now), most or self.look_at
         if len(self._projects) <= most:
             return list(self._projects)
-        positions = order.in_turn(most) if self._strategy == "round_robin" else order.positions(most)
-        return [self._projects[position] for position in positions]
+        resting = self._roster.tools_resting if tools else 0  # the order knows nothing of them
+        listed = order.in_turn if self._strategy == "round_robin" else order.positions
+        projects = [self._projects[position] for position in listed(most + resting)]
+        if resting:
+            projects = [project for project in projects if not self._roster.tool_rests(project.name, tools, now)]
+        return projects[:most]
 
     def others(self, model: str, now: float, want: Want, latest: float) -> tuple[list[Project], dict[str, Refusal]]:
         """The rest: those worth looking at, and what is known of those that surely have no slot up to `latest`."""

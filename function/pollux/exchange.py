@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pollux import wire
+from pollux import tools, wire
 from pollux.estimate import estimate
 from pollux.inbound import PassingBody
 from pollux.journal import Attempt, Record
@@ -98,7 +98,8 @@ class Exchange:
         found = estimate(self.parsed, size=len(self.readable), verb=self.call.verb, generation=generation)
         want = Want(found.requests, found.tokens, max(found.images, kind == "image"))
         sticky = self.sticky if self.goes_on else None
-        return Ask(want, self.deadline, self.patient, sticky, self.prefer_key, self.only)
+        asked = tools.asked(self.parsed)
+        return Ask(want, self.deadline, self.patient, sticky, self.prefer_key, self.only, tools=asked)
 
     def outgoing(self, key: Secret, model: str | None) -> tuple[str, list[tuple[str, str]], bytes]:
         """Target, headers and body of an attempt: the client's own, but for the credential and, perhaps, the model."""

@@ -44,6 +44,8 @@ class Record:
     api: str = "native"
     what: str = ""
     asked: str = ""
+    wanted: str = ""
+    """The model that was asked for, when alias and mode are resolved. Empty: no other can take its place."""
     used: str = ""
     key: str = ""
     project: str = ""
@@ -65,6 +67,11 @@ class Record:
     """How a stream ended, if not well: truncated, broken, error, cut, client-gone."""
     total: float = 0.0
 
+    @property
+    def fallback_from(self) -> str:
+        """What the client asked for, in its own words, if another model of the chain was used instead."""
+        return self.asked if self.wanted and self.used not in ("", self.wanted) else ""
+
     def as_json(self) -> dict[str, Any]:
         return {
             "id": self.id,
@@ -73,6 +80,7 @@ class Record:
             "call": self.what,
             "model": self.asked,
             "model_used": self.used,
+            "fallback_from": self.fallback_from,
             "key": self.key,
             "project": self.project,
             **({"owner": self.owner, "bound": list(self.bound)} if self.bound else {}),

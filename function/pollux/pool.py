@@ -96,7 +96,8 @@ class _Search:
             project = roster.projects.get(name)
             if project is None or name in self._tried.projects or name in self.options or name in self.refusals:
                 continue
-            key = roster.usable_key(project, self._model, self._tried.keys, self.now, self.ask.prefer_key)
+            ask = self.ask
+            key = roster.usable_key(project, self._model, self._tried.keys, self.now, ask.prefer_key, ask.tools)
             if isinstance(key, Refusal):
                 self.refusals[name] = key
             elif name in self._without:
@@ -217,7 +218,7 @@ class Pool:
                 said[project.name].append(booked)
             else:
                 self.roster.used(key, owned.used_at)
-                return Reservation(key, model, owned, booked.slot, ask.want, limits, booked.grant)
+                return Reservation(key, model, owned, booked.slot, ask.want, limits, booked.grant, ask.tools)
 
     def _reserve(
         self, state: State, now: float, project: Project, model: str, ask: Ask, ahead: float, latest: float
@@ -248,7 +249,7 @@ class Pool:
         roster = self.roster
         now = self.earliest(self.now())
         if self.pause_until > max(self.now(), ask.deadline):
-            able, refusals = roster.candidates(model, tried.projects, tried.keys, now, ask.prefer_key)
+            able, refusals = roster.candidates(model, tried.projects, tried.keys, now, ask.prefer_key, ask.tools)
             refusals |= {project.name: Refusal(self.pause_until, "paused") for project, _ in able}
             return Full(model, {name: refusals[name] for name in refusals if ask.only in (None, name)})
         search = _Search(self, model, ask, tried, ahead, without)
@@ -257,7 +258,7 @@ class Pool:
         elif (favourite := await self._favourite(search)) is not None:
             return favourite
         else:
-            first = [project.name for project in self.candidates.first(model, now)]
+            first = [project.name for project in self.candidates.first(model, now, tools=ask.tools)]
             await search.look_at([*ask.near, *first], read_ahead=True)
             if not search.likely() and len(first) < len(roster.projects):
                 await search.look_at_others()
@@ -347,7 +348,7 @@ class Pool:
         state, project = owned.ledger.value, roster.projects.get(owned.project)
         if state.cooldown is not None and state.cooldown.until > at and not reservation.slot.probe:
             return True
-        if roster.is_aside(owned.project, reservation.model, reservation.key.id, at):
+        if roster.is_aside(owned.project, reservation.model, reservation.key.id, at, reservation.tools):
             return True
         if not state.learned or project is None:
             return False

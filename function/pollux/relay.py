@@ -74,6 +74,7 @@ class Relay:
         chain = self._catalog.chain(x.call.model or "", x.mode)
         cached = any(name.startswith("cachedContents/") for name in x.names)  # made for one model
         chain = chain if x.fallback and not cached else chain[:1]
+        x.record.wanted = chain[0]
         ask = x.ask(self._catalog.generation(chain[0]), self._catalog.kind(chain[0]))
         ask = await self._sized(x, chain[0], ask)
         x.record.estimated = ask.want.tokens
@@ -219,7 +220,7 @@ class Relay:
         now, owned = self.pool.now(), found.quota
         cooling = owned.ledger.value.cooldown
         rests = cooling is not None and cooling.until > now
-        return rests or self.pool.roster.is_aside(owned.project, found.model, found.key.id, now)
+        return rests or self.pool.roster.is_aside(owned.project, found.model, found.key.id, now, found.tools)
 
     async def _refuse(self, x: Exchange, model: str, ask: Ask, failures: Sequence[Failure | Full]) -> None:
         """Nothing is left: the first refusal that says something is the client's."""

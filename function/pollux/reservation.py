@@ -30,6 +30,8 @@ class Ask:
     """The one project that can serve it."""
     near: frozenset[str] = frozenset()
     """Projects that have what it needs: they come first, if they have room at once."""
+    tools: frozenset[str] = frozenset()
+    """Those that Google counts by themselves: projects where one of them rests do not serve it."""
     booked: Callable[[str], None] | None = None
     """Is told the project of a slot that lies ahead."""
 
@@ -72,6 +74,7 @@ class Reservation:
     want: Want
     limits: Limits
     grant: Grant | None = None
+    tools: frozenset[str] = frozenset()
     sent: bool = False
 
     def give_back(self) -> None:

@@ -187,6 +187,11 @@ class Settings:
         "Seconds of waiting after which the next model of the chain is preferred.",
         shown="max_wait",
     )
+    never_below: tuple[str, ...] = _setting(
+        (),
+        _words,
+        "The lowest model to fall back to, one of each chain, comma separated; before never_below of the catalog.",
+    )
     max_attempts: int = _setting(4, _count, "Attempts upstream for one request, all models together.")
     timeout: float = _setting(
         600.0, _number, "Seconds until the first byte of an answer, and between two of its chunks."
