@@ -718,9 +718,9 @@ def test_a_poll_of_a_project_with_one_key_is_tried_there_again() -> None:
             await app.affinity.bind({"batches/b": None}, "p2", "tester")
             google.says["p2"] = [unwell, UpstreamError("reset", "broke")]
             assert (await call(app, "GET", "/v1beta/batches/b")).status == 200
-            google.says["p2"] = [unwell] * 3
+            google.says["p2"] = [unwell] * 4
             assert (await call(app, "GET", "/v1beta/batches/b")).status == 503
-            assert [where for _, _, where in google.asked()] == ["p2"] * 6
+            assert [where for _, _, where in google.asked()] == ["p2"] * 7
 
     play(scene)
 

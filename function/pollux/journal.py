@@ -9,6 +9,8 @@ from typing import Any
 from pollux.storewatch import StoreUse
 
 KEPT = 1000
+FIRST_ATTEMPTS, KEPT_ATTEMPTS = 10, 20
+"""Of one request: the first ones and the last ones are kept, those between them are counted by cause."""
 
 
 @dataclass(slots=True)
@@ -52,6 +54,8 @@ class Record:
     bound: tuple[str, ...] = ()
     """The resources that the request names."""
     attempts: list[Attempt] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Attempts between the first and the last ones, by cause."""
     sent: int = 0
     """How often something went upstream for it."""
     waited: float = 0.0
@@ -65,6 +69,11 @@ class Record:
     """How a stream ended, if not well: truncated, broken, error, cut, client-gone."""
     total: float = 0.0
 
+    def note(self, attempt: Attempt) -> None:
+        self.attempts.append(attempt)
+        if len(self.attempts) > KEPT_ATTEMPTS:
+            self.left_out[self.attempts.pop(FIRST_ATTEMPTS).cause] += 1
+
     def as_json(self) -> dict[str, Any]:
         return {
             "id": self.id,
@@ -77,6 +86,7 @@ class Record:
             "project": self.project,
             **({"owner": self.owner, "bound": list(self.bound)} if self.bound else {}),
             "attempts": [attempt.as_json() for attempt in self.attempts],
+            **({"attempts_left_out": dict(self.left_out)} if self.left_out else {}),
             "waited_ms": round(self.waited * 1000),
             "store_ms": round(self.store.seconds * 1000, 1),
             "commits": self.store.commits,
@@ -106,6 +116,7 @@ class Journal:
         self.statuses[record.status] += 1
         for attempt in record.attempts:
             self.causes[attempt.cause] += 1
+        self.causes.update(record.left_out)
         if record.ended:
             self.endings[record.ended] += 1
         if record.reason == "NO_TOKEN":  # strangers push nobody's requests out of the recent ones

@@ -17,8 +17,10 @@ class Waiting:
         self._ends_at = math.inf
         self._sleepers: set[asyncio.Future[None]] = set()
 
-    async def until(self, moment: float) -> None:
-        while (delay := moment - self._now()) > 0:
+    async def until(self, moment: float, at_most: float = math.inf) -> None:
+        """`at_most`: no longer than so many seconds, whatever the time is then."""
+        wakes = min(moment, self._now() + at_most)
+        while (delay := wakes - self._now()) > 0:
             if moment > self._ends_at:
                 raise StoppingError
             sleeper = asyncio.ensure_future(self._sleep(delay))
