@@ -655,11 +655,12 @@ def test_a_burst_of_one_and_a_half_minutes_is_served_whole_where_limits_are_know
     assert took < 65
 
 
-@pytest.mark.parametrize("count", [1, 2, 8, 40])
-@pytest.mark.parametrize("enforcement", ["sliding", "bucket", "minute"])
+@pytest.mark.parametrize(("enforcement", "count"), [("sliding", 1), ("bucket", 2), ("minute", 8), ("sliding", 16)])
 def test_and_where_they_are_learned_meanwhile(enforcement: str, count: int) -> None:
     keys = projects(count)
-    statuses, refused, took = burst(count * 15 * 3 // 2, keys, simulated(keys, {"rpm": 15}, kind=enforcement, latency=0.4))
+    statuses, refused, took = burst(
+        count * 15 * 3 // 2, keys, simulated(keys, {"rpm": 15}, kind=enforcement, latency=0.4)
+    )
     assert set(statuses) == {200}
     assert refused <= count * 15, "each project is asked twice at most by those who find no room"
     assert took < 65
