@@ -9,8 +9,8 @@ from typing import Any
 from pollux.storewatch import StoreUse
 
 KEPT = 1000
-FIRST_ATTEMPTS, KEPT_ATTEMPTS = 10, 20
-"""Of one request: the first ones and the last ones are kept, those between them are counted by cause."""
+ENDS = 10
+"""Of one request the first ten and the last ten attempts are kept; those between them are counted by cause."""
 
 
 @dataclass(slots=True)
@@ -71,8 +71,8 @@ class Record:
 
     def note(self, attempt: Attempt) -> None:
         self.attempts.append(attempt)
-        if len(self.attempts) > KEPT_ATTEMPTS:
-            self.left_out[self.attempts.pop(FIRST_ATTEMPTS).cause] += 1
+        if len(self.attempts) > 2 * ENDS:
+            self.left_out[self.attempts.pop(ENDS).cause] += 1
 
     def as_json(self) -> dict[str, Any]:
         return {
