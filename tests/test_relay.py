@@ -630,6 +630,8 @@ def test_a_key_that_refused_this_request_is_not_waited_for() -> None:
     got = play(scene)
     assert (got.status, got.reason, len(upstream.sent)) == (429, "QUOTA_BUSY", 1)
     assert began[0] == began[1]
+    assert "Google refused without saying why" in got.message
+    assert 59 <= int(got.headers["retry-after"]) <= 61
 
 
 def burst(count: int, keys: Keys, simulator: Simulated, **settings: Any) -> tuple[list[int], int, float]:

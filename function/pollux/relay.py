@@ -140,7 +140,10 @@ class Relay:
                         tried.keys.add(found.key.id)
                 case "next-project":
                     tried.refused(found.quota.project, again=self._is_worth_a_wait(x, found, failure))
-                case "retry" if not _may_have_made(x, ask, failure):
+                case "retry" if _may_have_made(x, ask, failure):
+                    await self.attempts.give(x, failure)
+                    return True
+                case "retry":
                     tried.troubled.add(found.quota.project)
                     progress.troubles += 1
                     if progress.troubles + (not last) >= self._settings.max_attempts:
@@ -230,7 +233,7 @@ class Relay:
         model, full, roster = progress.wanted, progress.full, self.pool.roster
         asked = 1 if x.only or x.files is not None else len(roster.projects)  # files may hold it to a few
         if full is None or len(full.refusals) < asked:
-            full = await self.pool.look(model, replace(ask, only=x.only))
+            full = await self.pool.look(model, replace(ask, only=x.only, deadline=self.pool.now(), patient=False))
         if full is None:
             raise reasons.busy(x.record.sent, x.only)
         limits = [
