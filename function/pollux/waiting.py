@@ -17,22 +17,40 @@ class Waiting:
         self._ends_at = math.inf
         self._sleepers: set[asyncio.Future[None]] = set()
 
-    async def until(self, moment: float, at_most: float = math.inf) -> None:
-        """`at_most`: no longer than so many seconds, whatever the time is then."""
+    async def until(
+        self, moment: float, together: "set[asyncio.Future[None]] | None" = None, *, at_most: float = math.inf
+    ) -> None:
+        """`together`: those whom `wake` lets go on before that. `at_most`: sleep no longer than so many seconds."""
         wakes = min(moment, self._now() + at_most)
         while (delay := wakes - self._now()) > 0:
             if moment > self._ends_at:
                 raise StoppingError
             sleeper = asyncio.ensure_future(self._sleep(delay))
             self._sleepers.add(sleeper)
+            if together is not None:
+                together.add(sleeper)
+            woken = False
             try:
                 await asyncio.wait({sleeper})
+                woken = together is not None and sleeper not in together
             finally:
                 sleeper.cancel()
                 self._sleepers.discard(sleeper)
+                if together is not None:
+                    together.discard(sleeper)
+            if woken:
+                return
 
     def end(self, within: float) -> None:
         """Who would have to wait longer than that is told so at once."""
         self._ends_at = self._now() + within
         for sleeper in self._sleepers:
             sleeper.cancel()
+
+
+def wake(together: "set[asyncio.Future[None]]") -> None:
+    """Those who sleep look again."""
+    sleepers = list(together)
+    together.clear()
+    for sleeper in sleepers:
+        sleeper.cancel()
