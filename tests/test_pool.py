@@ -320,11 +320,12 @@ async def _set_aside(h: House, kind: health.Kind, name: str, seconds: float) -> 
     )
 
 
+@pytest.mark.parametrize("count", [3, 30])
 @pytest.mark.parametrize(("kind", "name"), [("keys", "k{}"), ("projects", "p{}"), ("models", "p{}/" + MODEL)])
-def test_the_first_rest_that_ends_by_the_deadline_is_waited_for(kind: health.Kind, name: str) -> None:
+def test_the_first_rest_that_ends_by_the_deadline_is_waited_for(kind: health.Kind, name: str, count: int) -> None:
     async def scene() -> None:
-        h = await house(keys_of(3, rpm=5))
-        for number, seconds in enumerate((50, 20, 3600)):
+        h = await house(keys_of(count, rpm=5))
+        for number, seconds in enumerate((50, 20, *[3600] * (count - 2))):
             await _set_aside(h, kind, name.format(number), seconds)
         found = await h.reserve(wait=19.9)
         assert isinstance(found, Full)
