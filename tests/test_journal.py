@@ -64,6 +64,19 @@ def test_only_another_model_than_the_one_that_was_meant_is_a_fallback() -> None:
     assert Record(asked="model-a", wanted="model-a", used="model-b").fallback_from == "model-a"
 
 
+def test_of_many_attempts_the_first_and_the_last_are_kept_and_all_are_counted() -> None:
+    record = Record(status=200)
+    for number in range(1000):
+        cause = "ok" if number == 999 else "network" if number == 500 else "rpm"
+        record.note(Attempt("m", f"p{number}", f"k{number}", cause, 429))
+    shown = record.as_json()
+    assert [attempt["key"] for attempt in shown["attempts"]] == [f"k{n}" for n in (*range(10), *range(990, 1000))]
+    assert shown["attempts_left_out"] == {"rpm": 979, "network": 1}
+    journal = Journal()
+    journal.close(record)
+    assert journal.totals()["causes"] == {"rpm": 998, "network": 1, "ok": 1}
+
+
 def test_what_is_not_known_is_null_or_absent() -> None:
     shown = Record(attempts=[Attempt("m", "", "", "full", None)]).as_json()
     assert (shown["first_byte_ms"], shown["tokens"]) == (None, None)

@@ -220,7 +220,12 @@ def request_text(found: Mapping[str, Any]) -> str:
         held = f"only project {owner} could serve it, which owns" if owner else "no project is known to own"
         held = f"of projects {owner}, none sees all of" if found["reason"] == "TWO_OWNERS" else held
         lines.append(f"  {held} {', '.join(names)}")
+    left_out = found.get("attempts_left_out", {})
+    first = len(found["attempts"]) // 2
     for number, attempt in enumerate(found["attempts"], 1):
+        if left_out and number == first + 1:
+            lines.append(f"  … {', '.join(f'{count} more: {cause}' for cause, count in left_out.items())}")
+        number += sum(left_out.values()) if number > first else 0
         where = attempt["project"] or "no project"
         where += f" (key {attempt['key']})" if attempt["key"] else ""
         detail = f": {attempt['detail']}" if attempt.get("detail") else ""

@@ -66,8 +66,10 @@ class Exchange:
     aliases: dict[bytes, bytes] = field(default_factory=dict)
     """Ids of copies, and those by which the client knows the files."""
 
-    def may_try(self, most: int) -> bool:
-        return self.record.sent < (most if self.passing is None or not self.passing.asked else 1)
+    @property
+    def can_be_sent(self) -> bool:
+        """A body that passes through can be sent only once."""
+        return self.passing is None or not self.passing.asked
 
     @property
     def harmless(self) -> bool:
@@ -87,7 +89,7 @@ class Exchange:
         return body
 
     def noted(self, attempt: Attempt) -> None:
-        self.record.attempts.append(attempt)
+        self.record.note(attempt)
 
     @property
     def stream_form(self) -> str:

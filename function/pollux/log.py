@@ -205,7 +205,9 @@ def _line(fields: Mapping[str, Any]) -> str:
         parts.append(f"~{estimated} tokens")
     causes = [_attempt(attempt) for attempt in get("attempts") or ()]
     if causes and not (len(causes) == 1 and causes[0].startswith("ok")):
-        parts.append("tried " + ", ".join(causes))
+        more = [f"{count} more {cause}" for cause, count in (get("attempts_left_out") or {}).items()]
+        half = len(causes) // 2
+        parts.append("tried " + ", ".join(causes[:half] + more + causes[half:]))
     parts += [str(word) for name in ("reason", "ended", "client", "id") if (word := get(name))]
     return "  ".join(parts)
 

@@ -40,6 +40,8 @@ PATIENCE = 65.0
 PROBE_AGE = 0.5
 """Whoever waits for another's probe looks about every second how it went."""
 SHORTEST_SLEEP = 0.05
+REST_CHECK = 1.0
+"""Whoever waits for the end of a rest looks every second whether it was ended by hand, or a key was added."""
 REFUSED_MOST = 3
 LOOKS = 1
 """So many documents are read before a request is refused by a guess."""
@@ -178,13 +180,28 @@ class Pool:
                     asked_store = True
                     continue
                 raise StoreUnavailableError(self.roster.watch.why)
-            probed = {name: r.until for name, r in found.refusals.items() if r.why.startswith("probing")}
-            until = min(probed.values(), default=math.inf)
-            if until > ask.deadline:
+            if not await self.rest(found.refusals, ask.deadline):
                 return found
-            await self._waits.until(max(until, self.now() + SHORTEST_SLEEP))
+            probed = [name for name, refusal in found.refusals.items() if refusal.why.startswith("probing")]
             bucket = self.roster.bucket(model)
             await asyncio.gather(*(self.roster.quota(name, bucket).ledger.refresh(PROBE_AGE) for name in probed))
+
+    async def rest(self, refusals: Mapping[str, Refusal], deadline: float) -> bool:
+        """Wait for the first of those who refused that can be asked again in time: a key, a project or a probe. It ends
+        early when something changed about keys. False: nobody can be asked again by the deadline."""
+        until = max(min((r.until for r in refusals.values()), default=math.inf), self.now() + SHORTEST_SLEEP)
+        if until > deadline:
+            return False
+        roster = self.roster
+        health, projects = roster.health.value, roster.projects
+        self.waiting += 1
+        try:
+            while self.now() < until and roster.health.value is health and roster.projects is projects:
+                await self._waits.until(until, at_most=REST_CHECK)
+                await roster.ready()
+        finally:
+            self.waiting -= 1
+        return True
 
     async def _book(self, model: str, ask: Ask, tried: Tried, ahead: float) -> Reservation | Full:
         looked: set[str] = set()

@@ -135,10 +135,10 @@ def of_owner(error: RequestError, owner: str | None, names: Collection[str]) -> 
 
 
 def busy(attempts: int, owner: str | None = None) -> RequestError:
-    """The attempts are used up, though another project may have room."""
+    """No time is left for another attempt, though a project may have room."""
     were = "1 attempt was" if attempts == 1 else f"{attempts} attempts were"
     then = "another project may serve the next one" if owner is None else f"only project {owner} can serve it"
-    message = f"{were} refused (POLLUX_MAX_ATTEMPTS); {then}"
+    message = f"{were} refused; {then}"
     return RequestError("QUOTA_BUSY", message, retry_after=1.0)
 
 

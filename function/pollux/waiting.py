@@ -17,9 +17,12 @@ class Waiting:
         self._ends_at = math.inf
         self._sleepers: set[asyncio.Future[None]] = set()
 
-    async def until(self, moment: float, together: "set[asyncio.Future[None]] | None" = None) -> None:
-        """`together`: those whom `wake` lets go on before that."""
-        while (delay := moment - self._now()) > 0:
+    async def until(
+        self, moment: float, together: "set[asyncio.Future[None]] | None" = None, *, at_most: float = math.inf
+    ) -> None:
+        """`together`: those whom `wake` lets go on before that. `at_most`: sleep no longer than so many seconds."""
+        wakes = min(moment, self._now() + at_most)
+        while (delay := wakes - self._now()) > 0:
             if moment > self._ends_at:
                 raise StoppingError
             sleeper = asyncio.ensure_future(self._sleep(delay))
