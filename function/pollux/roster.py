@@ -22,6 +22,7 @@ from pollux.quota import Refusal, State
 from pollux.safe import SafeShare
 from pollux.store import Store, StoreUnavailableError
 from pollux.storewatch import Watch
+from pollux.waiting import Sleepers
 from pollux.windows import NOTHING, Limits
 
 log = logging.getLogger("pollux.store")
@@ -55,7 +56,7 @@ class Quota:
     refused: int = 0
     purse: Purse = field(default_factory=Purse)
     safe: SafeShare = field(default_factory=SafeShare)
-    sleepers: "set[asyncio.Future[None]]" = field(default_factory=set)
+    sleepers: Sleepers = field(default_factory=dict)
     """Those who wait for a slot of it."""
 
     @property
