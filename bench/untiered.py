@@ -5,10 +5,10 @@ The same runs are made with known limits, for comparison. Three measurements of 
 
 - spread: 40 different requests one after the other; how many each project gets. With limits that refuse some of them
   the figure is still that of all calls;
-- burst: requests that arrive at once on a fresh pool, 110 where 120 fit: how many are served, and how many Google
-  refuses;
-- overload: right after the burst, requests at random times at 1.5 times the capacity, for ten windows after the first
-  one, which the burst has filled. What is served counts in those ten; refusals count from the start.
+- burst: requests that arrive at once, 110 where 120 fit: how many are served, and how many Google refuses. Once on a
+  fresh pool, and once on that of the 40, after a minute and a half without requests;
+- overload: right after the burst on the fresh pool, requests at random times at 1.5 times the capacity, for ten windows
+  after the first one, which the burst has filled. What is served counts in those ten; refusals count from the start.
 
 python -m bench.untiered [--windows 10] [--google 15,5,3,tokens] [--strategies …] [--enforce …] [--limits unknown,known]
     [--seed 1] [--write]
@@ -46,6 +46,7 @@ LOAD = 1.5
 IN_TURN = 40
 TRANSIT, ANSWER = (0.02, 0.2), (0.2, 1.5)
 """Seconds until Google has a request, and from then until it begins to answer."""
+QUIET = 90.0
 OPENING = "You answer questions about a long manual, briefly and by its own words. " * 12
 
 
@@ -165,17 +166,25 @@ async def _ask(app: App, scene: Scene, opening: str = "") -> Got:
     return await call(app, headers={"x-pollux-fallback": "off"}, body=body)
 
 
-def spread(scene: Scene, opening: str = "") -> Counter[str]:
-    """Project -> calls, of 40 different requests one after the other. `opening`: how each of them begins."""
+async def _burst(app: App, google: Google, scene: Scene) -> Burst:
+    began = now()
+    got = await asyncio.gather(*(_ask(app, scene) for _ in range(scene.at_once)))
+    return Burst(scene.at_once, sum(each.status == 200 for each in got), len(google.refused(began)))
 
-    async def played() -> Counter[str]:
+
+def spread_and_burst(scene: Scene, opening: str = "") -> tuple[Counter[str], Burst]:
+    """Project -> calls, of 40 different requests one after the other; and the burst after a pause. `opening`: how each
+    of the 40 begins."""
+
+    async def played() -> tuple[Counter[str], Burst]:
         google = Google(scene)
         async with gateway(google, scene.keys, strategy=scene.strategy) as app:
             for _ in range(IN_TURN):
                 await _ask(app, scene, opening)
-        found = Counter({key.project: 0 for key in projects(PROJECTS).all})
-        found.update(sent.project for sent in google.calls)
-        return found
+            found = Counter({key.project: 0 for key in projects(PROJECTS).all})
+            found.update(sent.project for sent in google.calls)
+            await asyncio.sleep(QUIET)
+            return found, await _burst(app, google, scene)
 
     return play(played)
 
@@ -184,8 +193,7 @@ def burst_and_overload(scene: Scene) -> tuple[Burst, Overload]:
     async def played() -> tuple[Burst, Overload]:
         google, rng = Google(scene), random.Random(scene.seed)
         async with gateway(google, scene.keys, strategy=scene.strategy) as app:
-            got = await asyncio.gather(*(_ask(app, scene) for _ in range(scene.at_once)))
-            burst = Burst(scene.at_once, sum(each.status == 200 for each in got), len(google.refused()))
+            burst = await _burst(app, google, scene)
             began, before = now(), len(google.calls)
             counted = began + FIRST_WINDOW
             end = counted + scene.measured
@@ -220,8 +228,13 @@ HEAD = (
 class Found:
     scene: Scene
     spread: Counter[str]
+    later: Burst
     burst: Burst
     overload: Overload
+
+    @property
+    def bursts(self) -> tuple[Burst, Burst]:
+        return self.burst, self.later
 
     def row(self) -> tuple[str, ...]:
         scene, calls = self.scene, self.spread.values()
@@ -231,8 +244,8 @@ class Found:
             scene.enforcement,
             f"{TPM:,} tokens" if scene.big else f"{scene.allowed} requests",
             f"{min(calls)} to {max(calls)}",
-            f"{self.burst.served} of {self.burst.asked}",
-            str(self.burst.refused),
+            f"{self.burst.served} and {self.later.served} of {self.burst.asked}",
+            f"{self.burst.refused} and {self.later.refused}",
             f"{self.overload.served:.3f}",
             f"{self.overload.refused:.4f}",
             str(self.overload.most_refusals),
@@ -242,7 +255,7 @@ class Found:
 def measure(scenes: Sequence[Scene]) -> list[Found]:
     found = []
     for scene in scenes:
-        found.append(Found(scene, spread(scene), *burst_and_overload(scene)))
+        found.append(Found(scene, *spread_and_burst(scene), *burst_and_overload(scene)))
         print(".", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return found
@@ -256,11 +269,12 @@ def verdicts(found: Sequence[Found]) -> list[tuple[str, str, str]]:
     rows = []
     if roomy:
         calls = [count for each in roomy for count in each.spread.values()]
-        short = max(each.burst.asked - each.burst.served for each in roomy)
+        short = max(burst.asked - burst.served for each in roomy for burst in each.bursts)
+        most = max(burst.refused for each in roomy for burst in each.bursts)
         rows += [
             ("40 in turn: calls of a project", f"{min(calls)} to {max(calls)}", "4 to 8"),
             ("110 at once where 120 fit: not served, most", str(short), "0"),
-            ("110 at once where 120 fit: refused, most", str(max(each.burst.refused for each in roomy)), "at most 4"),
+            ("110 at once where 120 fit: refused, most", str(most), "at most 4"),
         ]
     for name, group in (("unknown", unknown), ("known", known)):
         if group:
