@@ -47,7 +47,7 @@ IN_TURN = 40
 TRANSIT, ANSWER = (0.02, 0.2), (0.2, 1.5)
 """Seconds until Google has a request, and from then until it begins to answer."""
 QUIET = 90.0
-OPENING = "You answer questions about a long manual, briefly and by its own words. " * 12
+OPENING = "You answer questions about a long manual, briefly and by its own words. " * 20
 
 
 @dataclass(frozen=True, slots=True)
