@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.gateway import (
     COUNT,
     FLASH,
     GENERATE,
+    HELLO,
     NEXT,
     STREAM,
     FakeUpstream,
@@ -471,10 +473,38 @@ def test_a_thought_signature_of_an_unknown_conversation_is_the_clients() -> None
     assert (got.status, upstream.keys) == (400, ["k1", "k2"])
 
 
-def test_a_conversation_stays_with_its_project() -> None:
+def turns(*texts: str) -> dict[str, Any]:
+    """The user and the model speak in turn; the instruction is the same in every conversation."""
+    contents = [{"role": ("user", "model")[i % 2], "parts": [{"text": text}]} for i, text in enumerate(texts)]
+    return {"contents": contents, "systemInstruction": {"parts": [{"text": "Be brief."}]}}
+
+
+@pytest.mark.parametrize("limits", [{}, {"rpm": 50}])
+def test_a_conversation_that_goes_on_stays_with_its_project(limits: dict[str, int]) -> None:
+    async def scene() -> FakeUpstream:
+        upstream = FakeUpstream(lambda sent: whole(answer()))
+        async with gateway(upstream, projects(4, **limits)) as app:
+            for body in (turns("A"), turns("B"), turns("A", "x", "y"), turns("A", "x", "y", "z", "?")):
+                await call(app, body=body)
+        return upstream
+
+    first, other, *later = play(scene).keys
+    assert first != other
+    assert later == [first, first]
+
+
+@pytest.mark.parametrize("limits", [{}, {"rpm": 50}])
+@pytest.mark.parametrize("body", [HELLO, turns("the same question")])
+def test_what_is_asked_for_the_first_time_is_tied_to_no_project(limits: dict[str, int], body: Any) -> None:
     upstream = FakeUpstream(lambda sent: whole(answer()))
-    play(lambda: ask(upstream, projects(4, rpm=100), 5))
-    assert len(set(upstream.keys)) == 1
+
+    async def scene() -> None:
+        async with gateway(upstream, projects(4, **limits)) as app:
+            for _ in range(8):
+                await call(app, body=body)
+
+    play(scene)
+    assert Counter(upstream.keys) == {"k1": 2, "k2": 2, "k3": 2, "k4": 2}
 
 
 # --- waiting and falling back ----------------------------------------------------------------------------------------

@@ -100,6 +100,17 @@ class Catalog:
         found = self._limits.get((self.bucket(model), tier_name(tier) or "")) if tier else None
         return dict(found) if found else {}
 
+    def smallest_limits(self, model: str) -> dict[str, int]:
+        """The smallest of each limit among the tiers that may use the model at all."""
+        bucket = self.bucket(model)
+        found: dict[str, int] = {}
+        for (counted, _), limits in self._limits.items():
+            if counted == bucket:
+                for name, value in limits.items():
+                    if value:
+                        found[name] = min(value, found.get(name, value))
+        return found
+
     def generation(self, model: str) -> int:
         known = self.models.get(model)
         return known.generation if known else guess_generation(model)

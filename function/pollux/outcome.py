@@ -9,6 +9,7 @@ from pollux.pool import Pool, Reservation
 from pollux.quota import State
 from pollux.store import StoreUnavailableError
 from pollux.verdict import Verdict
+from pollux.waiting import wake
 from pollux.windows import MINUTE_LIMITS
 
 PAUSE_EVIDENCE = 5.0
@@ -35,11 +36,20 @@ class Outcomes:
         self._pauses = 0
         self._denied.clear()
         self._announcer.day(reservation)
+        self._prove(reservation)
         if slot.probe or reservation.quota.ledger.value.cooldown is not None:
             await reservation.quota.ledger.note(lambda state, now: (quota.succeed(state, now, slot), None))
         key, project = reservation.key.id, reservation.quota.project
         if key in health_.value.keys or project in health_.value.projects:
             await health_.note(partial(_healthy, key=key, project=project, since=slot.start))
+
+    def _prove(self, reservation: Reservation) -> None:
+        """Where no limit is known, remember how much was served. It goes with the next commit."""
+        ledger, slot = reservation.quota.ledger, reservation.slot
+        if ("rpm" in reservation.limits and "tpm" in reservation.limits) or ledger.is_full:
+            return
+        if quota.prove(ledger.value, slot) is not ledger.value:
+            ledger.ride(lambda state, _: (quota.prove(state, slot), None))
 
     async def failed(self, reservation: Reservation, verdict: Verdict) -> None:
         """Let what is to blame rest, as long as the verdict says. A probe that it does not settle is released."""
@@ -91,6 +101,7 @@ class Outcomes:
         project = roster.projects.get(owned.project)
         tier = project.tier if project else None
         await owned.ledger.note(partial(self._cooled, reservation=reservation, verdict=verdict, tier=tier))
+        wake(owned.sleepers)
         if not reservation.slot.probe:  # it asked whether there is room, knowing that there may be none
             self._suspect(reservation, verdict)
 

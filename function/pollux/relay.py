@@ -249,7 +249,7 @@ class Relay:
 
     async def _sized(self, x: Exchange, model: str, ask: Ask) -> Ask:
         """Large wants are counted by Google (free) before they are booked."""
-        limit = self.pool.roster.smallest_token_limit(model)
+        limit = self.pool.candidates.smallest_token_limit(model)
         question = x.size_question(model) if limit and ask.want.tokens * 4 > limit else None
         if question is None:
             return ask

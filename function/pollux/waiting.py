@@ -17,20 +17,37 @@ class Waiting:
         self._ends_at = math.inf
         self._sleepers: set[asyncio.Future[None]] = set()
 
-    async def until(self, moment: float) -> None:
+    async def until(self, moment: float, together: "set[asyncio.Future[None]] | None" = None) -> None:
+        """`together`: those whom `wake` lets go on before that."""
         while (delay := moment - self._now()) > 0:
             if moment > self._ends_at:
                 raise StoppingError
             sleeper = asyncio.ensure_future(self._sleep(delay))
             self._sleepers.add(sleeper)
+            if together is not None:
+                together.add(sleeper)
+            woken = False
             try:
                 await asyncio.wait({sleeper})
+                woken = together is not None and sleeper not in together
             finally:
                 sleeper.cancel()
                 self._sleepers.discard(sleeper)
+                if together is not None:
+                    together.discard(sleeper)
+            if woken:
+                return
 
     def end(self, within: float) -> None:
         """Who would have to wait longer than that is told so at once."""
         self._ends_at = self._now() + within
         for sleeper in self._sleepers:
             sleeper.cancel()
+
+
+def wake(together: "set[asyncio.Future[None]]") -> None:
+    """Those who sleep look again."""
+    sleepers = list(together)
+    together.clear()
+    for sleeper in sleepers:
+        sleeper.cancel()
