@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 
 from bench import cost
 from bench.overhead import show
-from bench.scheduling import ENFORCEMENTS, FIRST_WINDOW, STRATEGIES
+from bench.scheduling import ENFORCEMENTS, FIRST_WINDOW, PAGE, STRATEGIES
 from bench.virtual import table
 from pollux.app import App
 from pollux.simulator.errors import Case, quota_error
@@ -34,7 +34,6 @@ from pollux.simulator.quota import Enforcer
 from pollux.upstream import Answer, Streamed
 from tests.gateway import FLASH, FakeAnswer, Got, Keys, answer, call, gateway, now, play, projects, value_of, whole
 
-PAGE = cost.ROOT / "docs/scheduling.md"
 PROJECTS = 8
 TPM = 250_000
 ALLOWED = ("15", "5", "3", "tokens")
@@ -212,9 +211,9 @@ def burst_and_overload(scene: Scene) -> tuple[Burst, Overload]:
 
 HEAD = (
     "limits",
-    "strategy",
     "enforced as",
     "allowed",
+    "strategy",
     "40 in turn, a project",
     "at once: served",
     "refused",
@@ -237,12 +236,13 @@ class Found:
         return self.burst, self.later
 
     def row(self) -> tuple[str, ...]:
+        """All but the strategy."""
         scene, calls = self.scene, self.spread.values()
         return (
             "known" if scene.known else "unknown",
-            scene.strategy,
             scene.enforcement,
             f"{TPM:,} tokens" if scene.big else f"{scene.allowed} requests",
+            "",
             f"{min(calls)} to {max(calls)}",
             f"{self.burst.served} and {self.later.served} of {self.burst.asked}",
             f"{self.burst.refused} and {self.later.refused}",
@@ -252,7 +252,26 @@ class Found:
         )
 
 
+def scenes(
+    limits: Sequence[str] = ("unknown", "known"),
+    allowed: Sequence[str] = ALLOWED,
+    enforcements: Sequence[str] = ENFORCEMENTS,
+    strategies: Sequence[str] = STRATEGIES,
+    windows: int = 10,
+    seed: int = 1,
+) -> list[Scene]:
+    """With known limits only the first of what is allowed: bench.scheduling says more of them."""
+    return [
+        Scene(strategy, enforcement, google, known == "known", windows, seed)
+        for known in limits
+        for google in (allowed[:1] if known == "known" else allowed)
+        for enforcement in enforcements
+        for strategy in strategies
+    ]
+
+
 def measure(scenes: Sequence[Scene]) -> list[Found]:
+    logging.disable()
     found = []
     for scene in scenes:
         found.append(Found(scene, *spread_and_burst(scene), *burst_and_overload(scene)))
@@ -261,17 +280,27 @@ def measure(scenes: Sequence[Scene]) -> list[Found]:
     return found
 
 
+def rows(found: Sequence[Found]) -> list[tuple[str, ...]]:
+    """A row for each case, with the strategies that gave the same."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for each in found:
+        alike.setdefault(each.row(), []).append(each.scene.strategy)
+    all_of_them = len({each.scene.strategy for each in found})
+    named = {row: ", ".join(names) if len(names) < all_of_them else "all" for row, names in alike.items()}
+    return [(*row[:3], name, *row[4:]) for row, name in named.items()]
+
+
 def verdicts(found: Sequence[Found]) -> list[tuple[str, str, str]]:
     """What is asked for. Of limits below the catalog's guess, what a burst costs is told by the table only."""
     unknown = [each for each in found if not each.scene.known]
     known = [each for each in found if each.scene.known]
     roomy = [each for each in unknown if each.scene.fit >= 3 * IN_TURN]
-    rows = []
+    checks = []
     if roomy:
         calls = [count for each in roomy for count in each.spread.values()]
         short = max(burst.asked - burst.served for each in roomy for burst in each.bursts)
         most = max(burst.refused for each in roomy for burst in each.bursts)
-        rows += [
+        checks += [
             ("40 in turn: calls of a project", f"{min(calls)} to {max(calls)}", "4 to 8"),
             ("110 at once where 120 fit: not served, most", str(short), "0"),
             ("110 at once where 120 fit: refused, most", str(most), "at most 4"),
@@ -279,14 +308,14 @@ def verdicts(found: Sequence[Found]) -> list[tuple[str, str, str]]:
     for name, group in (("unknown", unknown), ("known", known)):
         if group:
             least = min(each.overload.served for each in group)
-            rows.append((f"{name} limits, overload: served, least", f"{least:.3f}", "at least 0.95"))
+            checks.append((f"{name} limits, overload: served, least", f"{least:.3f}", "at least 0.95"))
     if unknown:
         most = max(each.overload.most_refusals for each in unknown)
-        rows.append(("unknown limits, overload: refused by one limit, most", str(most), "at most 1"))
+        checks.append(("unknown limits, overload: refused by one limit, most", str(most), "at most 1"))
     if known:
         refused = max(each.overload.refused for each in known)
-        rows.append(("known limits, overload: refused upstream, most", f"{refused:.4f}", "at most 0.0020"))
-    return rows
+        checks.append(("known limits, overload: refused upstream, most", f"{refused:.4f}", "at most 0.0020"))
+    return checks
 
 
 def main() -> None:
@@ -299,17 +328,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--write", action="store_true", help="put the figures into docs/scheduling.md")
     chosen = parser.parse_args()
-    logging.disable()
-    scenes = [
-        Scene(strategy, enforcement, allowed, limits == "known", chosen.windows, chosen.seed)
-        for limits in chosen.limits.split(",")
-        for allowed in chosen.google.split(",")[: 1 if limits == "known" else None]  # bench.scheduling has the others
-        for enforcement in chosen.enforce.split(",")
-        for strategy in chosen.strategies.split(",")
-    ]
-    found = measure(scenes)
+    texts = (chosen.limits, chosen.google, chosen.enforce, chosen.strategies)
+    limits, allowed, enforcements, strategies = (text.split(",") for text in texts)
+    found = measure(scenes(limits, allowed, enforcements, strategies, chosen.windows, chosen.seed))
     checks = verdicts(found)
-    lines = table(HEAD, [each.row() for each in found])
+    lines = table(HEAD, rows(found))
     print(lines)
     show(checks)
     if chosen.write:
