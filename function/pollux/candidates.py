@@ -8,7 +8,7 @@ changed. `pool` looks at the first few; only if none of those has a slot in time
 import heapq
 import math
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from pollux import quota, ranking
@@ -101,6 +101,7 @@ class Candidates:
         self._roster = roster
         self._desk = desk
         self._strategy = strategy
+        self.look_at = LOOK_AT
         self._of: dict[str, Project] = {}
         self._projects: Sequence[Project] = ()
         self._positions: dict[str, int] = {}
@@ -110,13 +111,17 @@ class Candidates:
         roster.quota_changed = self._quota_changed
         roster.health.changed = self._health_changed
 
-    def first(self, model: str, now: float, most: int | None = None) -> list[Project]:
-        """The projects to look at first: a few, or all of a small pool."""
-        order, most = self._order(model, now), LOOK_AT if most is None else most
+    def first(self, model: str, now: float, most: int | None = None, *, tools: Collection[str] = ()) -> list[Project]:
+        """The projects to look at first: a few where none of these tools rests, or all of a small pool."""
+        order, most = self._order(model, now), most or self.look_at
         if len(self._projects) <= most:
             return list(self._projects)
-        positions = order.in_turn(most) if self._strategy == "round_robin" else order.positions(most)
-        return [self._projects[position] for position in positions]
+        resting = self._roster.tools_resting if tools else 0  # the order knows nothing of them
+        listed = order.in_turn if self._strategy == "round_robin" else order.positions
+        projects = [self._projects[position] for position in listed(most + resting)]
+        if resting:
+            projects = [project for project in projects if not self._roster.tool_rests(project.name, tools, now)]
+        return projects[:most]
 
     def others(self, model: str, now: float, want: Want, latest: float) -> tuple[list[Project], dict[str, Refusal]]:
         """The rest: those worth looking at, and what is known of those that surely have no slot up to `latest`."""
@@ -143,6 +148,7 @@ class Candidates:
                 order.later[position] = (want.tokens, refusal)
 
     def used(self, model: str, project: str) -> None:
+        """A request is being booked there, or is booked."""
         order, position = self._orders.get(model), self._positions.get(project)
         if order is not None and position is not None:
             order.last_used = position
@@ -157,7 +163,7 @@ class Candidates:
 
     def smallest_token_limit(self, model: str) -> int | None:
         """Of all projects. Remembered for a moment where asking all of them would take long."""
-        if len(self._roster.projects) <= LOOK_AT:
+        if len(self._roster.projects) <= self.look_at:
             return self._roster.smallest_token_limit(model)
         now = self._roster.store.now()
         until, found = self._token_limits.get(model) or (0.0, None)
@@ -181,7 +187,7 @@ class Candidates:
             order = self._orders[model] = _Order(bucket, len(self._projects))
             order.changed.update(range(len(self._projects)))
         self._orders.move_to_end(model)  # invented names push out no order that is used
-        if len(self._projects) > LOOK_AT:
+        if len(self._projects) > self.look_at:
             for position in order.due(now):
                 self._place(order, model, position, now)
         return order
@@ -203,11 +209,11 @@ class Candidates:
             return
         slot = self._slot(order, position, project, owned, model, now)
         state, smallest = owned.ledger.value, self._roster.smallest_limits(model)
-        load = quota.load(state, now, self._roster.limits(project, model), smallest)
+        load = quota.load(state, now, self._roster.limits(project, model), smallest, owned.coming)
         if oldest := min(state.slots, default=0):
             order.drops_at((oldest + WINDOW + 1) * SLOT, position)
         used_at = 0 if self._strategy == "round_robin" else owned.used_at
-        order.place(position, slot, *ranking.order(self._strategy, load), used_at)
+        order.place(position, slot, *ranking.order(self._strategy, load, owned.coming), used_at)
 
     def _slot(self, order: _Order, position: int, project: Project, owned: Quota, model: str, now: float) -> float:
         found = self._desk.look(owned, LEAST, self._roster.limits(project, model), now, math.inf)
@@ -222,14 +228,14 @@ class Candidates:
 
     def _quota_changed(self, project: str, bucket: str) -> None:
         position = self._positions.get(project)
-        if position is not None and len(self._projects) > LOOK_AT:
+        if position is not None and len(self._projects) > self.look_at:
             for order in self._orders.values():
                 if order.bucket == bucket:
                     order.changed.add(position)
 
     def _health_changed(self) -> None:
         """Those that were set aside may be back, and others aside instead."""
-        if len(self._projects) > LOOK_AT:
+        if len(self._projects) > self.look_at:
             aside = self._roster.named_aside()
             changed = {self._positions[name] for name in aside ^ self._aside if name in self._positions}
             self._aside = aside

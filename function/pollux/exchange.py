@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pollux import wire
+from pollux import tools, wire
 from pollux.estimate import estimate
 from pollux.inbound import PassingBody
 from pollux.journal import Attempt, Record
@@ -66,8 +66,10 @@ class Exchange:
     aliases: dict[bytes, bytes] = field(default_factory=dict)
     """Ids of copies, and those by which the client knows the files."""
 
-    def may_try(self, most: int) -> bool:
-        return self.record.sent < (most if self.passing is None or not self.passing.asked else 1)
+    @property
+    def can_be_sent(self) -> bool:
+        """A body that passes through can be sent only once."""
+        return self.passing is None or not self.passing.asked
 
     @property
     def harmless(self) -> bool:
@@ -87,7 +89,7 @@ class Exchange:
         return body
 
     def noted(self, attempt: Attempt) -> None:
-        self.record.attempts.append(attempt)
+        self.record.note(attempt)
 
     @property
     def stream_form(self) -> str:
@@ -98,7 +100,8 @@ class Exchange:
         found = estimate(self.parsed, size=len(self.readable), verb=self.call.verb, generation=generation)
         want = Want(found.requests, found.tokens, max(found.images, kind == "image"))
         sticky = self.sticky if self.goes_on else None
-        return Ask(want, self.deadline, self.patient, sticky, self.prefer_key, self.only)
+        asked = tools.asked(self.parsed)
+        return Ask(want, self.deadline, self.patient, sticky, self.prefer_key, self.only, tools=asked)
 
     def outgoing(self, key: Secret, model: str | None) -> tuple[str, list[tuple[str, str]], bytes]:
         """Target, headers and body of an attempt: the client's own, but for the credential and, perhaps, the model."""

@@ -40,6 +40,8 @@ PATIENCE = 65.0
 PROBE_AGE = 0.5
 """Whoever waits for another's probe looks about every second how it went."""
 SHORTEST_SLEEP = 0.05
+REST_CHECK = 1.0
+"""Whoever waits for the end of a rest looks every second whether it was ended by hand, or a key was added."""
 REFUSED_MOST = 3
 LOOKS = 1
 """So many documents are read before a request is refused by a guess."""
@@ -75,10 +77,10 @@ class _Search:
         self._ahead = ahead
         self._without = without
         self._smallest = pool.roster.smallest_limits(model)
-
-    @property
-    def now(self) -> float:
+        self.now = self._soonest()
         """When what is booked now can be sent."""
+
+    def _soonest(self) -> float:
         return self._pool.earliest(self._pool.now() + self._ahead)
 
     def likely(self) -> list[ranking.Option]:
@@ -96,7 +98,8 @@ class _Search:
             project = roster.projects.get(name)
             if project is None or name in self._tried.projects or name in self.options or name in self.refusals:
                 continue
-            key = roster.usable_key(project, self._model, self._tried.keys, self.now, self.ask.prefer_key)
+            ask = self.ask
+            key = roster.usable_key(project, self._model, self._tried.keys, self.now, ask.prefer_key, ask.tools)
             if isinstance(key, Refusal):
                 self.refusals[name] = key
             elif name in self._without:
@@ -108,6 +111,7 @@ class _Search:
             await roster.read_unseen(
                 [owned for _, _, owned in able] + [roster.quota(project.name, self.bucket) for project in soon]
             )
+            self.now = self._soonest()
         for project, key, owned in able:
             self._look(project, key, owned)
 
@@ -176,13 +180,28 @@ class Pool:
                     asked_store = True
                     continue
                 raise StoreUnavailableError(self.roster.watch.why)
-            probed = {name: r.until for name, r in found.refusals.items() if r.why.startswith("probing")}
-            until = min(probed.values(), default=math.inf)
-            if until > ask.deadline:
+            if not await self.rest(found.refusals, ask.deadline):
                 return found
-            await self._waits.until(max(until, self.now() + SHORTEST_SLEEP))
+            probed = [name for name, refusal in found.refusals.items() if refusal.why.startswith("probing")]
             bucket = self.roster.bucket(model)
             await asyncio.gather(*(self.roster.quota(name, bucket).ledger.refresh(PROBE_AGE) for name in probed))
+
+    async def rest(self, refusals: Mapping[str, Refusal], deadline: float) -> bool:
+        """Wait for the first of those who refused that can be asked again in time: a key, a project or a probe. It ends
+        early when something changed about keys. False: nobody can be asked again by the deadline."""
+        until = max(min((r.until for r in refusals.values()), default=math.inf), self.now() + SHORTEST_SLEEP)
+        if until > deadline:
+            return False
+        roster = self.roster
+        health, projects = roster.health.value, roster.projects
+        self.waiting += 1
+        try:
+            while self.now() < until and roster.health.value is health and roster.projects is projects:
+                await self._waits.until(until, at_most=REST_CHECK)
+                await roster.ready()
+        finally:
+            self.waiting -= 1
+        return True
 
     async def _book(self, model: str, ask: Ask, tried: Tried, ahead: float) -> Reservation | Full:
         looked: set[str] = set()
@@ -204,14 +223,19 @@ class Pool:
             latest = max(found.start, self.now() + ahead) + SLOT if others else math.inf
             reserve = partial(self._reserve, project=project, model=model, ask=ask, ahead=ahead, latest=latest)
             deadline = _deadline(ask, limits)
-            booked = await self.desk.book(owned, ask.want, limits, found, at, deadline, reserve, tried.store)
+            owned.coming += 1
+            owned.used_at = next(self._uses)
+            self.candidates.used(model, project.name)
+            try:
+                booked = await self.desk.book(owned, ask.want, limits, found, at, deadline, reserve, tried.store)
+            finally:
+                owned.coming -= 1
+                self.candidates.used(model, project.name)
             if isinstance(booked, Refusal):
                 said[project.name].append(booked)
             else:
-                owned.used_at = next(self._uses)
                 self.roster.used(key, owned.used_at)
-                self.candidates.used(model, project.name)
-                return Reservation(key, model, owned, booked.slot, ask.want, limits, booked.grant)
+                return Reservation(key, model, owned, booked.slot, ask.want, limits, booked.grant, ask.tools)
 
     def _reserve(
         self, state: State, now: float, project: Project, model: str, ask: Ask, ahead: float, latest: float
@@ -242,7 +266,7 @@ class Pool:
         roster = self.roster
         now = self.earliest(self.now())
         if self.pause_until > max(self.now(), ask.deadline):
-            able, refusals = roster.candidates(model, tried.projects, tried.keys, now, ask.prefer_key)
+            able, refusals = roster.candidates(model, tried.projects, tried.keys, now, ask.prefer_key, ask.tools)
             refusals |= {project.name: Refusal(self.pause_until, "paused") for project, _ in able}
             return Full(model, {name: refusals[name] for name in refusals if ask.only in (None, name)})
         search = _Search(self, model, ask, tried, ahead, without)
@@ -251,7 +275,7 @@ class Pool:
         elif (favourite := await self._favourite(search)) is not None:
             return favourite
         else:
-            first = [project.name for project in self.candidates.first(model, now)]
+            first = [project.name for project in self.candidates.first(model, now, tools=ask.tools)]
             await search.look_at([*ask.near, *first], read_ahead=True)
             if not search.likely() and len(first) < len(roster.projects):
                 await search.look_at_others()
@@ -341,7 +365,7 @@ class Pool:
         state, project = owned.ledger.value, roster.projects.get(owned.project)
         if state.cooldown is not None and state.cooldown.until > at and not reservation.slot.probe:
             return True
-        if roster.is_aside(owned.project, reservation.model, reservation.key.id, at):
+        if roster.is_aside(owned.project, reservation.model, reservation.key.id, at, reservation.tools):
             return True
         if not state.learned or project is None:
             return False

@@ -323,13 +323,17 @@ class Load(NamedTuple):
     share: float
 
 
-def load(state: State, now: float, limits: Limits, smallest: Limits) -> Load:
-    """The use of the window against the limits. Where none is known, against the most that was served in a window, or
-    the smallest limit that Google gives anyone for this model (`smallest`), whichever is more. A share above 1 is
-    booked ahead."""
+def load(state: State, now: float, limits: Limits, smallest: Limits, coming: int = 0) -> Load:
+    """The use of the window against the limits, with so many requests more that are about to be booked.
+
+    Where no limit is known, against the most that was served in a window, or the smallest limit that Google gives
+    anyone for this model (`smallest`), whichever is more. A share above 1 is booked ahead.
+    """
     slots = summed(state.slots)
     fresh = next(iter(slots), math.inf) > math.floor(now / SLOT) - WINDOW
     taken = slots.held if fresh else used(state, now)
+    if coming:
+        taken = taken._replace(requests=taken.requests + coming)
     share, beyond = 0.0, False
     for i, name in enumerate(MINUTE_LIMITS):
         limit = limits.get(name)

@@ -45,16 +45,18 @@ def ranked(
     mine = owned.ledger.mine
     if strategy == "earliest" and slot.until:  # a grant is held already: it costs no commit
         return Option((number, False, -math.inf, False, last), project, key, slot, mine)
-    load = order(strategy, quota.load(owned.ledger.value, now, limits, smallest))
+    load = order(strategy, quota.load(owned.ledger.value, now, limits, smallest, owned.coming), owned.coming)
     elsewhere = strategy == "earliest" and bool(limits) and not mine
     return Option((number, *load, elsewhere, last), project, key, slot, mine)
 
 
-def order(strategy: str, load: quota.Load) -> tuple[bool, float]:
+def order(strategy: str, load: quota.Load, coming: int) -> tuple[bool, float]:
     """How projects that have room at the same time are ordered, before who was used least recently."""
+    if load.beyond:
+        return True, load.share
     if strategy in ("round_robin", "least_recently_used"):
-        return load.beyond, load.share if load.beyond else 0.0
-    return load.beyond, load.share if load.beyond else min(1.0, round(load.share, 2))
+        return False, float(coming)
+    return False, round(load.share, 2)
 
 
 def best(options: Sequence[Option], strategy: str, now: float) -> Option:

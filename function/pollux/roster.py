@@ -22,6 +22,7 @@ from pollux.quota import Refusal, State
 from pollux.safe import SafeShare
 from pollux.store import Store, StoreUnavailableError
 from pollux.storewatch import Watch
+from pollux.waiting import Sleepers
 from pollux.windows import NOTHING, Limits
 
 log = logging.getLogger("pollux.store")
@@ -49,11 +50,13 @@ class Quota:
     ledger: Ledger[State]
     used_at: int = 0
     """A running number, not a time: what was used last."""
+    coming: int = 0
+    """Requests that are being booked: whoever chooses meanwhile goes elsewhere rather than after them."""
     served: int = 0
     refused: int = 0
     purse: Purse = field(default_factory=Purse)
     safe: SafeShare = field(default_factory=SafeShare)
-    sleepers: "set[asyncio.Future[None]]" = field(default_factory=set)
+    sleepers: Sleepers = field(default_factory=dict)
     """Those who wait for a slot of it."""
 
     @property
@@ -145,6 +148,7 @@ class Roster:
         tried_keys: Collection[str],
         now: float,
         prefer: str | None = None,
+        tools: Collection[str] = (),
     ) -> tuple[list[tuple[Project, Key]], dict[str, Refusal]]:
         """The projects that may serve a model, each with a key; and why the others may not."""
         able: list[tuple[Project, Key]] = []
@@ -152,7 +156,7 @@ class Roster:
         for project in self.projects.values():
             if project.name in tried_projects:
                 continue
-            found = self.usable_key(project, model, tried_keys, now, prefer)
+            found = self.usable_key(project, model, tried_keys, now, prefer, tools)
             if isinstance(found, Refusal):
                 refusals[project.name] = found
             elif found is not None:
@@ -160,17 +164,29 @@ class Roster:
         return able, refusals
 
     def usable_key(
-        self, project: Project, model: str, tried_keys: Collection[str], now: float, prefer: str | None = None
+        self,
+        project: Project,
+        model: str,
+        tried_keys: Collection[str],
+        now: float,
+        prefer: str | None = None,
+        tools: Collection[str] = (),
     ) -> Key | Refusal | None:
         """The key with which a project may serve a model, or why it may not; None if it has no key that is left."""
-        aside = self.health.value
-        resting = aside.projects.get(project.name)
-        if (resting is None or resting.until <= now) and aside.models:
-            resting = aside.models.get(f"{project.name}/{model}")
-        if resting is not None and resting.until > now:
-            return Refusal(resting.until, f"aside:{resting.reason}")
+        resting = self.resting(project.name, model, now, tools)
+        if resting is not None:
+            return resting
         key, refusal = self._key_of(project, tried_keys, now, prefer)
         return refusal if key is None else key
+
+    @property
+    def tools_resting(self) -> int:
+        """At most so many projects have a tool that rests."""
+        return len(self.health.value.tools)
+
+    def tool_rests(self, project: str, tools: Collection[str], now: float) -> bool:
+        resting = (self.health.value.tools.get(f"{project}/{tool}") for tool in tools)
+        return any(entry is not None and entry.until > now for entry in resting)
 
     def named_aside(self) -> frozenset[str]:
         """The projects of which anything is set aside."""
@@ -198,11 +214,21 @@ class Roster:
             del self._by_use[key.project]
             self._by_use[key.project] = None
 
-    def is_aside(self, project: str, model: str, key_id: str, now: float) -> bool:
-        """Whether any of them rests by now, as far as this process knows."""
+    def resting(self, project: str, model: str, now: float, tools: Collection[str] = ()) -> Refusal | None:
+        """What keeps a project from serving this model with these tools the longest, keys and quotas apart."""
         aside = self.health.value
-        resting = (aside.projects.get(project), aside.models.get(f"{project}/{model}"), aside.keys.get(key_id))
-        return any(entry is not None and entry.until > now for entry in resting)
+        if not (aside.projects or aside.models or aside.tools):
+            return None
+        entries = [("aside", aside.projects.get(project)), ("aside", aside.models.get(f"{project}/{model}"))]
+        if aside.tools:
+            entries += [(f"aside:{tool}", aside.tools.get(f"{project}/{tool}")) for tool in tools]
+        found = [Refusal(entry.until, f"{state}:{entry.reason}") for state, entry in entries if entry is not None]
+        return max((refusal for refusal in found if refusal.until > now), default=None)
+
+    def is_aside(self, project: str, model: str, key_id: str, now: float, tools: Collection[str] = ()) -> bool:
+        """Whether any of them rests by now, as far as this process knows."""
+        key = self.health.value.keys.get(key_id)
+        return (key is not None and key.until > now) or self.resting(project, model, now, tools) is not None
 
     def _key_of(
         self, project: Project, tried: Collection[str], now: float, prefer: str | None

@@ -5,6 +5,9 @@ import math
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+Sleepers = dict["asyncio.Future[None]", None]
+"""In the order in which they began to wait."""
+
 
 class StoppingError(Exception):
     """The process stops before the slot that a request waits for."""
@@ -17,15 +20,16 @@ class Waiting:
         self._ends_at = math.inf
         self._sleepers: set[asyncio.Future[None]] = set()
 
-    async def until(self, moment: float, together: "set[asyncio.Future[None]] | None" = None) -> None:
-        """`together`: those whom `wake` lets go on before that."""
-        while (delay := moment - self._now()) > 0:
+    async def until(self, moment: float, together: "Sleepers | None" = None, *, at_most: float = math.inf) -> None:
+        """`together`: those whom `wake` lets go on before that. `at_most`: sleep no longer than so many seconds."""
+        wakes = min(moment, self._now() + at_most)
+        while (delay := wakes - self._now()) > 0:
             if moment > self._ends_at:
                 raise StoppingError
             sleeper = asyncio.ensure_future(self._sleep(delay))
             self._sleepers.add(sleeper)
             if together is not None:
-                together.add(sleeper)
+                together[sleeper] = None
             woken = False
             try:
                 await asyncio.wait({sleeper})
@@ -34,7 +38,7 @@ class Waiting:
                 sleeper.cancel()
                 self._sleepers.discard(sleeper)
                 if together is not None:
-                    together.discard(sleeper)
+                    together.pop(sleeper, None)
             if woken:
                 return
 
@@ -45,7 +49,7 @@ class Waiting:
             sleeper.cancel()
 
 
-def wake(together: "set[asyncio.Future[None]]") -> None:
+def wake(together: Sleepers) -> None:
     """Those who sleep look again."""
     sleepers = list(together)
     together.clear()
