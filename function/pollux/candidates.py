@@ -8,11 +8,11 @@ changed. `pool` looks at the first few; only if none of those has a slot in time
 import heapq
 import math
 from bisect import bisect_left, insort
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from pollux import quota, ranking
-from pollux.desk import Desk
+from pollux.desk import NOTHING_PRESUMED, Desk
 from pollux.quota import Refusal
 from pollux.recent import Recent
 from pollux.roster import Project, Quota, Roster
@@ -52,6 +52,7 @@ class _Order:
         self.later: dict[int, tuple[int, Refusal]] = {}
         """The tokens of a want that found no slot in time, and what it was told. The same holds for a larger one until
         something changes."""
+        self.learned: dict[int, Mapping[str, tuple[int, float]]] = {}
         self.last_used = -1
         self._places = [_Place(0.0, False, 0.0, 0, position) for position in range(size)]
         self._sorted = list(self._places)
@@ -131,6 +132,8 @@ class Candidates:
         for position in order.positions():
             project, starts = self._projects[position], order.slot(position) * SLOT
             tokens, refusal = order.later.get(position, (0, None))
+            if starts == math.inf and position not in order.why:
+                continue  # it has no key that is enabled
             if starts > latest:
                 refusals[project.name] = Refusal(starts, order.why.get(position, "busy"))
             elif refusal is not None and want.tokens >= tokens and refusal.until > latest:
@@ -165,9 +168,9 @@ class Candidates:
         """Of all projects."""
         return self._limits(model)[1]
 
-    def presumed(self, model: str) -> Limits:
+    def presumed(self, project: Project, model: str) -> Limits:
         """What a project without a tier presumably has: the limits at which others like it were refused."""
-        return self._limits(model)[2]
+        return self._limits(model)[2] if project.tier is None else NOTHING_PRESUMED
 
     def _limits(self, model: str) -> tuple[float, int | None, Limits]:
         """Those of all projects together, remembered for a moment where asking all of them would take long."""
@@ -208,7 +211,9 @@ class Candidates:
         key = self._roster.usable_key(project, model, (), now)
         if isinstance(key, Refusal) or key is None:
             order.aside.add(position)
-            until, order.why[position] = key if key is not None else (math.inf, "disabled")
+            until = math.inf
+            if key is not None:
+                until, order.why[position] = key
             order.place(position, until / SLOT, False, 0.0, 0)
             return
         if owned is None:
@@ -223,22 +228,28 @@ class Candidates:
         order.place(position, slot, *ranking.order(self._strategy, load, owned.coming), used_at)
 
     def _slot(self, order: _Order, position: int, project: Project, owned: Quota, model: str, now: float) -> float:
-        found = self._desk.look(owned, LEAST, self._roster.limits(project, model), now, math.inf)
+        limits, presumed = self._roster.limits(project, model), self.presumed(project, model)
+        found = self._desk.look(owned, LEAST, limits, now, math.inf, presumed)
         if isinstance(found, Refusal):
             order.why[position] = found.why
             return found.until / SLOT
         if found.start <= now:
             return 0.0
-        held_back = self._desk.look(owned, LEAST, self._roster.limits(project, model), now, now)
+        held_back = self._desk.look(owned, LEAST, limits, now, now, presumed)
         order.why[position] = held_back.why if isinstance(held_back, Refusal) else "busy"
         return float(found.number)
 
     def _quota_changed(self, project: str, bucket: str) -> None:
         position = self._positions.get(project)
-        if position is not None and len(self._projects) > self.look_at:
-            for order in self._orders.values():
+        if position is not None and len(self._projects) > self.look_at and (project, bucket) in self._roster.quotas:
+            learned = self._roster.quotas[project, bucket].ledger.value.learned
+            for model, order in self._orders.items():
                 if order.bucket == bucket:
                     order.changed.add(position)
+                    if learned != order.learned.get(position, {}):
+                        order.learned[position] = learned
+                        order.changed.update(range(len(self._projects)))  # it is presumed of others
+                        self._limits_known.pop(model, None)
 
     def _health_changed(self) -> None:
         """Those that were set aside may be back, and others aside instead."""

@@ -34,6 +34,8 @@ LEARNED_FOR = 7 * 86400.0
 DAY = 86400.0
 CLOCKS = 4
 """Slots kept beyond the window: two clocks may differ by two seconds, and the slower one still counts them."""
+DISTANCE = 2
+"""In slots: half a second at least."""
 PROBE_LEASE = 60.0
 """How long others wait for the outcome of a probe, if nobody reports it."""
 DAY_LIMITS = ("rpd", "tpd")
@@ -316,16 +318,15 @@ def prove(state: State, slot: Slot) -> State:
 
 
 def spaced(state: State, slot: Slot, want: Want, limits: Limits, presumed: Limits) -> Slot:
-    """Where a limit is not known, but others of the same kind were refused at `presumed`: beyond that, one request in
-    each slot. A refusal comes sooner than the next slot, so that only one request meets it."""
+    """Where a limit is not known, but others of the same kind were refused at `presumed`: beyond that, requests keep a
+    distance. A refusal comes sooner than the next one is sent, so that only one meets it."""
     unknown = [i for i, name in enumerate(MINUTE_LIMITS) if name in presumed and name not in limits]
-    last = max(state.slots, default=0)
-    if not unknown or last < slot.number:
+    number = max(state.slots, default=0) + DISTANCE
+    if not unknown or number <= slot.number:
         return slot
     taken = used(state, slot.start)
     if all(taken[i] + want[i] <= presumed[MINUTE_LIMITS[i]] for i in unknown):
         return slot
-    number = last + 1
     return slot._replace(number=number, day=day_of(number * SLOT, state.zone)[0])
 
 
