@@ -24,6 +24,7 @@ def valid(schema: Any) -> Any:
     return made
 
 
+STRING = {"type": "string"}
 NODE = {"type": "object", "properties": {"value": {"type": "integer"}, "next": {"$ref": "#/$defs/Node"}}}
 TREE = {
     "oneOf": [
@@ -72,7 +73,7 @@ TREE = {
         {"type": "object", "required": ["a"], "maxProperties": 1, "properties": {"b": {}, "c": {}}},
         {"type": "object", "properties": {"a": False, "b": {"type": "string"}}},
         {"allOf": [{"properties": {"a": {"minimum": 3}}}, {"properties": {"a": {"type": "integer", "maximum": 3}}}]},
-        {"allOf": [{"anyOf": [{"type": "string"}, {"type": "integer"}]}, {"anyOf": [{"type": "integer"}, {"type": "null"}]}]},
+        {"allOf": [{"anyOf": [STRING, {"type": "integer"}]}, {"anyOf": [{"type": "integer"}, {"type": "null"}]}]},
         {"oneOf": [{"type": "integer"}, {"type": "number"}]},
         {"oneOf": [{"required": ["a"]}, {"required": ["b"]}], "properties": {"a": {}, "b": {}}, "type": "object"},
         {"anyOf": [{"type": "null"}, {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}]},
@@ -155,46 +156,78 @@ def test_googles_form_becomes_a_json_schema() -> None:
 
 names = st.sampled_from(["a", "b", "c", "long_name"])
 scalars = st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=4)
+KINDS = ["string", "integer", "number", "boolean", "null"]
+
+
+def of_number(kind: str, words: tuple[str, str], low: int, span: int) -> dict[str, Any]:
+    return {"type": kind, words[0]: low, words[1]: low + span}
+
+
+def of_string(low: int, span: int) -> dict[str, Any]:
+    return {"type": "string", "minLength": low, "maxLength": low + span}
+
+
 leaves = st.one_of(
-    st.builds(lambda low, span: {"type": "integer", "minimum": low, "maximum": low + span}, st.integers(-99, 99), st.integers(0, 9)),
-    st.builds(lambda low, span: {"type": "number", "exclusiveMinimum": low, "exclusiveMaximum": low + span}, st.integers(-9, 9), st.integers(1, 9)),
-    st.builds(lambda low, span: {"type": "string", "minLength": low, "maxLength": low + span}, st.integers(0, 30), st.integers(0, 9)),
-    st.sampled_from(["string", "integer", "number", "boolean", "null"]).map(lambda kind: {"type": kind}),
+    st.builds(of_number, st.just("integer"), st.just(("minimum", "maximum")), st.integers(-99, 99), st.integers(0, 9)),
+    st.builds(
+        of_number,
+        st.just("number"),
+        st.just(("exclusiveMinimum", "exclusiveMaximum")),
+        st.integers(-9, 9),
+        st.integers(1, 9),
+    ),
+    st.builds(of_string, st.integers(0, 30), st.integers(0, 9)),
+    st.sampled_from(KINDS).map(lambda kind: {"type": kind}),
     st.sampled_from(["date", "uuid", "email", "ipv4"]).map(lambda kind: {"type": "string", "format": kind}),
     st.builds(lambda values: {"enum": values}, st.lists(scalars, min_size=1, max_size=4)),
     st.builds(lambda value: {"const": value}, scalars),
     st.just({"$ref": "#/$defs/Item"}),
     st.just({}),
-)  # fmt: skip
+)
+
+
+def of_object(properties: dict[str, Any], required: set[str], closed: bool) -> dict[str, Any]:
+    made = {"type": "object", "properties": properties, "required": sorted(required & {*properties})}
+    return made | ({"additionalProperties": False} if closed else {})
+
+
+def of_array(items: Any, low: int, span: int) -> dict[str, Any]:
+    return {"type": "array", "items": items, "minItems": low, "maxItems": low + span}
+
+
+def of_tuple(parts: list[Any]) -> dict[str, Any]:
+    return {"type": "array", "prefixItems": parts, "minItems": len(parts)}
 
 
 def composed(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    def of_object(properties: dict[str, Any], required: set[str], closed: bool) -> dict[str, Any]:
-        made = {"type": "object", "properties": properties, "required": sorted(required & {*properties})}
-        return made | ({"additionalProperties": False} if closed else {})
-
     return st.one_of(
         st.builds(of_object, st.dictionaries(names, inner, max_size=3), st.sets(names), st.booleans()),
-        st.builds(lambda items, low, span: {"type": "array", "items": items, "minItems": low, "maxItems": low + span}, inner, st.integers(0, 3), st.integers(0, 2)),
+        st.builds(of_array, inner, st.integers(0, 3), st.integers(0, 2)),
+        st.builds(of_tuple, st.lists(inner, max_size=3)),
         st.builds(lambda parts: {"anyOf": parts}, st.lists(inner, min_size=1, max_size=3)),
         st.builds(lambda part: {"anyOf": [part, {"type": "null"}]}, inner),
         st.builds(lambda part: {"allOf": [part, {"title": "X"}]}, inner),
         st.builds(lambda value: {"type": "object", "additionalProperties": value}, inner),
-        st.builds(lambda parts: {"type": "array", "prefixItems": parts, "minItems": len(parts)}, st.lists(inner, max_size=3)),
-    )  # fmt: skip
+    )
+
+
+def nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3)
 
 
 schemas = st.recursive(leaves, composed, max_leaves=8)
+items = st.recursive(leaves.filter(lambda leaf: "$ref" not in leaf), composed, max_leaves=3)
+values = st.recursive(scalars, nested, max_leaves=5)
 
 
 @settings(max_examples=200, deadline=None)
-@given(schema=schemas, item=st.recursive(leaves.filter(lambda leaf: "$ref" not in leaf), composed, max_leaves=3))
+@given(schema=schemas, item=items)
 def test_any_schema_that_can_be_satisfied_is(schema: dict[str, Any], item: dict[str, Any]) -> None:
     valid({"$defs": {"Item": {"type": ["object", "null"], "properties": {"of": item}}}, **schema})
 
 
 @settings(max_examples=200, deadline=None)
-@given(schema=schemas, value=st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3), max_leaves=5))  # fmt: skip
+@given(schema=schemas, value=values)
 def test_our_own_judgement_is_the_validators(schema: dict[str, Any], value: Any) -> None:
     schema = {"$defs": {"Item": {"type": "object", "required": ["a"]}}, **schema}
     assert matches(schema, value, schema) == jsonschema.Draft202012Validator(schema).is_valid(value)

@@ -8,6 +8,7 @@ from pollux.simulator.counting import embed_prompts, native_prompt, openai_input
 from pollux.simulator.embeddings import embeddings
 from pollux.simulator.errors import bad_request, error, quota_error
 from pollux.simulator.exchange import Call, Clock
+from pollux.simulator.fields import check_fields
 from pollux.simulator.models import describe, describe_openai, methods
 from pollux.simulator.native import native_answer, native_chunks
 from pollux.simulator.options import chat_options, native_options
@@ -56,6 +57,7 @@ class Generation:
             raise error("not-found", request.case())
         if verb == "models.get":
             return describe_openai(model) if request.api == "openai" else describe(model)
+        check_fields(verb, request.document)
         cached = self._service.check(request, project, model) if request.names_owned else 0
         if verb in ("generateContent", "streamGenerateContent", "chat/completions"):
             return self._generate(call, request, project, model, cached)
