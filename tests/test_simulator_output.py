@@ -90,6 +90,18 @@ def test_json_without_a_schema_an_enum_and_types_that_there_are_not() -> None:
     assert "allowed mimetypes are `text/plain`" in refused.error["message"]
 
 
+def test_json_for_a_schema_that_the_prompt_describes() -> None:
+    prose = f"Answer {{with}} JSON for this schema:\n{json.dumps(SCHEMA)}\nand nothing else."
+    rule = {"systemInstruction": {"parts": [{"text": prose}]}}
+    answer = call(make(), GENERATE, configured(responseMimeType="application/json") | rule)
+    jsonschema.validate(json.loads(text(answer)), SCHEMA)
+    assert text(call(make(), GENERATE, HELLO | rule)) == SAID
+    messages = [{"role": "system", "content": prose}, {"role": "user", "content": [{"type": "text", "text": "Hello"}]}]
+    chat = ASK | {"messages": messages, "response_format": {"type": "json_object"}}
+    content = call(make(), CHAT, chat).json["choices"][0]["message"]["content"]
+    jsonschema.validate(json.loads(content), SCHEMA)
+
+
 def test_openai_response_formats() -> None:
     def content(response_format: Any) -> Any:
         return call(make(), CHAT, ASK | {"response_format": response_format}).json["choices"][0]["message"]["content"]

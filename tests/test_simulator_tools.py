@@ -144,6 +144,12 @@ def test_in_mode_any_each_function_is_called_once_in_a_turn_and_then_there_is_a_
     assert called(again) == ["get_weather"]
 
 
+def test_a_call_that_failed_is_made_again_in_mode_any() -> None:
+    failed = conversation(response("get_weather", error="no such city"), named="get_weather")
+    assert called(failed | mode("ANY", "get_weather")) == ["get_weather"]
+    assert called(failed) == []
+
+
 def test_there_are_as_many_results_as_calls() -> None:
     answer = call(make(), GENERATE, conversation(response("get_weather", sky="blue")))
     assert "the number of function response parts is equal" in answer.error["message"]

@@ -45,8 +45,8 @@ class Work:
         if self.kind == "embed":
             return embeddings("embedContent", self.model, request, embed_prompts(request, "embedContent"))
         if self.kind == "generate":
-            options = native_options(request, self.model)
-            return native_answer(self.model, generate(self.model, native_prompt(request), options, name), name)
+            prompt, options = native_prompt(request), native_options(request, self.model)
+            return native_answer(self.model, generate(self.model, prompt, options, name), name)
         body = field(request, "body")
         if not isinstance(body, Mapping) or not isinstance(model := body.get("model"), str):
             raise bad_request("body.model is not specified")

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from pollux.simulator.counting import parts_of
 from pollux.simulator.errors import bad_request
 from pollux.simulator.models import generation_of, modalities
 from pollux.simulator.references import field as read
-from pollux.simulator.schema import from_google
+from pollux.simulator.schema import described, from_google
 from pollux.simulator.tools import Toolbox, Turn, chat_toolbox, chat_turn, native_toolbox, native_turn
 
 _TYPES = ("text/plain", "application/json", "application/xml", "application/yaml", "text/x.enum")
@@ -63,6 +64,10 @@ def native_options(document: Mapping[str, Any], model: str) -> Options:
     options.stops = _texts(read(config, "stopSequences"))
     options.count = _count(read(config, "candidateCount"))
     options.form = _native_form(config)
+    if options.form == Form():
+        ruled = read(document, "systemInstruction")
+        parts = [part for content in (document.get("contents"), ruled) if content for part in parts_of(content, "contents")]
+        options.form = Form(described(text for part in reversed(parts) if isinstance(text := part.get("text"), str)))
     _native_thinking(options, read(config, "thinkingConfig"))
     return options
 
@@ -77,6 +82,11 @@ def chat_options(document: Mapping[str, Any], model: str) -> Options:
     options.stops = _texts(document.get("stop"))
     options.count = _count(document.get("n"))
     options.form = _chat_form(document.get("response_format"))
+    if options.form == Form():
+        said = [message.get("content") for message in document["messages"] if isinstance(message, Mapping)]
+        parts = [part for content in said for part in (content if isinstance(content, list) else [content])]
+        texts = [part.get("text") if isinstance(part, Mapping) else part for part in reversed(parts)]
+        options.form = Form(described(text for text in texts if isinstance(text, str)))
     effort = document.get("reasoning_effort")
     if effort is not None:
         if effort not in _BUDGETS:

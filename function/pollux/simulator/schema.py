@@ -4,6 +4,7 @@ Optional properties are filled in, too, so that a client sees every field. A sch
 as it may. What a schema cannot be satisfied by gets the nearest value that was found.
 """
 
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -87,6 +88,22 @@ def instance(schema: Any, text: str = "simulated") -> Any:
     """A value for a JSON schema. Strings without a format or pattern begin with `text`."""
     found = _Maker(schema, text).pick(schema, "", 0, 0)
     return None if found is _NOTHING else found
+
+
+def described(texts: Iterable[str]) -> Any:
+    """The first JSON schema that is written out in one of the texts, as some clients ask for JSON. None: none is."""
+    decoder = json.JSONDecoder()
+    for text in texts:
+        start = text.find("{")
+        while start >= 0:
+            try:
+                found, _ = decoder.raw_decode(text, start)
+            except (ValueError, RecursionError):
+                found = None
+            if isinstance(found, dict) and any(word in found for word in ("properties", "$ref", "anyOf", "$defs")):
+                return found
+            start = text.find("{", start + 1)
+    return None
 
 
 # Google's own form

@@ -48,18 +48,24 @@ class Turn:
     results: list[Result] = field(default_factory=list)
     called: set[str] = field(default_factory=set)
 
+    @property
+    def done(self) -> set[str]:
+        """What was called, and not answered with an error just now."""
+        wrong = {name for name, value in self.results if isinstance(value, Mapping) and value.get("error")}
+        return self.called - wrong
+
 
 def choose(tools: Toolbox, turn: Turn, text: str) -> list[Function]:
     """Whom to call now. AUTO: those that the last text names, until their results came. ANY: the first that may be.
 
-    In mode ANY, after results, the first that was not called yet in this turn, and none once all were: a client that
-    runs what it is told would else never come to an end.
+    In mode ANY, after results, the first that was not done yet in this turn, and none once all were: a client that runs
+    what it is told would else never come to an end.
     """
     if tools.mode == "NONE":
         return []
     open_to = [one for one in tools.functions if not tools.allowed or one.name in tools.allowed]
     if tools.mode == "ANY":
-        return [one for one in open_to if not (turn.results and one.name in turn.called)][:1]
+        return [one for one in open_to if not (turn.results and one.name in turn.done)][:1]
     if turn.results:
         return []
     places = {one.name: re.search(rf"(?<!\w){re.escape(one.name)}(?!\w)", text) for one in open_to}
