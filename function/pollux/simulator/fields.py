@@ -4,11 +4,11 @@ Only names are looked at, in both spellings: camelCase and snake_case. The lists
 Google's own SDKs send to it.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from pollux.simulator.errors import unknown_fields
+from pollux.simulator.references import snake
 
 _MESSAGES: Mapping[str, str] = {
     "GenerateContentRequest": "model contents:Content systemInstruction:Content tools:Tool toolConfig:ToolConfig "
@@ -95,16 +95,12 @@ class _Field(NamedTuple):
     is_map: bool
 
 
-def _snake(name: str) -> str:
-    return re.sub(r"[A-Z]", lambda letter: "_" + letter[0].lower(), name)
-
-
 def _read(text: str) -> dict[str, _Field]:
     found = {}
     for word in text.split():
         name, _, message = word.partition(":")
         camel = name.removesuffix("{}")
-        found[camel] = found[_snake(camel)] = _Field(_snake(camel), message, name != camel)
+        found[camel] = found[snake(camel)] = _Field(snake(camel), message, name != camel)
     return found
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 # Names from real lists of late 2026, with the buckets that 429s named: aliases and rerouted models share one.
@@ -63,6 +64,7 @@ def methods(model: str) -> tuple[str, ...]:
     return _PREDICT if model.startswith("imagen") else _GENERATE
 
 
+@lru_cache(1000)
 def modalities(model: str) -> frozenset[str]:
     """What its answers may consist of."""
     if "image" in model or "nano-banana" in model:
@@ -73,6 +75,7 @@ def modalities(model: str) -> frozenset[str]:
 _GENERATION = re.compile(r"gemini-(\d+(?:\.\d+)?)-")
 
 
+@lru_cache(1000)
 def generation_of(model: str) -> float:
     """3.8 for gemini-3.8-flash. Names of Google's without a number mean new ones; all others are 0."""
     if found := _GENERATION.match(model):

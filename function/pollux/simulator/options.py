@@ -8,6 +8,7 @@ from pollux.simulator.counting import parts_of
 from pollux.simulator.errors import bad_request
 from pollux.simulator.models import generation_of, modalities
 from pollux.simulator.references import field as read
+from pollux.simulator.references import snake
 from pollux.simulator.schema import described, from_google
 from pollux.simulator.tools import Toolbox, Turn, chat_toolbox, chat_turn, native_toolbox, native_turn
 
@@ -42,23 +43,35 @@ class Options:
     """Google's own tools that are on: googleSearch, … -> their settings."""
 
 
-_PLAIN = ("generationConfig", "generation_config", "tools", "toolConfig", "tool_config")
 _SERVED = ("googleSearch", "googleSearchRetrieval", "googleMaps", "urlContext", "codeExecution")
+_READ = (
+    "responseModalities",
+    "maxOutputTokens",
+    "stopSequences",
+    "candidateCount",
+    "responseMimeType",
+    "responseSchema",
+    "responseJsonSchema",
+    "responseFormat",
+    "thinkingConfig",
+)
+_SPELT = frozenset({*_READ, *map(snake, _READ), "_responseJsonSchema"})
 
 
 def native_options(document: Mapping[str, Any], model: str) -> Options:
     """Raises ApiError."""
-    options = Options(wanted=modalities(model))
+    options = Options()
     options.turn = native_turn(document.get("contents"), signed=generation_of(model) >= 3)
-    if not any(name in document for name in _PLAIN):
+    if "tools" in document or "toolConfig" in document or "tool_config" in document:
+        options.tools = native_toolbox(document)
+        tools = document.get("tools")
+        for tool in tools if isinstance(tools, list) else [tools]:
+            found = {name: read(tool, name) for name in _SERVED}
+            options.served = {**options.served, **{name: given for name, given in found.items() if given is not None}}
+    config = read(document, "generationConfig")
+    if not isinstance(config, dict) or _SPELT.isdisjoint(config):  # most often: this is every request's way
         options.wanted = _modalities(None, model)
         return options
-    options.tools = native_toolbox(document)
-    tools = document.get("tools")
-    for tool in tools if isinstance(tools, list) else [tools]:
-        found = {name: read(tool, name) for name in _SERVED}
-        options.served = {**options.served, **{name: given for name, given in found.items() if given is not None}}
-    config = read(document, "generationConfig")
     options.wanted = _modalities(read(config, "responseModalities"), model)
     options.most = _whole(read(config, "maxOutputTokens"), "max_output_tokens")
     options.stops = _texts(read(config, "stopSequences"))
@@ -66,7 +79,8 @@ def native_options(document: Mapping[str, Any], model: str) -> Options:
     options.form = _native_form(config)
     if options.form == Form():
         ruled = read(document, "systemInstruction")
-        parts = [part for content in (document.get("contents"), ruled) if content for part in parts_of(content, "contents")]
+        contents = [one for one in (document.get("contents"), ruled) if one and not isinstance(one, str)]
+        parts = [part for content in contents for part in parts_of(content, "contents")]
         options.form = Form(described(text for part in reversed(parts) if isinstance(text := part.get("text"), str)))
     _native_thinking(options, read(config, "thinkingConfig"))
     return options
