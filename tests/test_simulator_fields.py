@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 from google.genai import types
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from pollux.simulator.fields import _FIELDS, check_fields
-from tests.test_simulator_api import ASK, CHAT, GENERATE, HELLO, STREAM, call, make
+from pollux.simulator.fields import _FIELDS, ROOTS, check_fields
+from tests.test_simulator_api import ASK, CHAT, FLASH, GENERATE, HELLO, STREAM, call, make
 
 COUNT = GENERATE.replace("generateContent", "countTokens")
 EMBED = "/v1beta/models/gemini-embedding-001:embedContent"
@@ -111,3 +113,38 @@ def test_both_spellings_are_known() -> None:
     both = {"generationConfig": {"max_output_tokens": 5, "stopSequences": []}, "safety_settings": []}
     check_fields("generateContent", HELLO | both)
     check_fields("models.get", {"anything": 1})
+
+
+oddities = st.recursive(
+    st.sampled_from(
+        [None, True, 0, -1, 5, 2.5, "", "x", "ANY", "application/json", "user", "model", "IMAGE", "STRING"]
+    ),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["name", "type", "text"]), inner),
+    max_leaves=4,
+)
+
+
+def of_message(name: str, depth: int = 0) -> st.SearchStrategy[Any]:
+    """Something with fields that there are, whatever stands in them."""
+    optional = {}
+    for each, field in _FIELDS[name].items():
+        if field.message and depth < 4:
+            inner = of_message(field.message, depth + 1)
+            several = st.dictionaries(st.sampled_from("ab"), inner) if field.is_map else st.lists(inner, max_size=2)
+            optional[each] = st.one_of(inner, several, oddities)
+        else:
+            optional[each] = oddities
+    return st.fixed_dictionaries({}, optional=optional)
+
+
+@pytest.mark.parametrize(("verb", "path"), [("generateContent", GENERATE), ("chat/completions", CHAT)])
+def test_no_values_of_known_fields_break_the_simulator(verb: str, path: str) -> None:
+    @settings(max_examples=60, deadline=None, suppress_health_check=[*HealthCheck])
+    @given(document=of_message(ROOTS[verb]))
+    def look(document: dict[str, Any]) -> None:
+        document |= {"model": FLASH} if path == CHAT else {}
+        answer = call(make(), path, document)
+        assert answer.status in (200, 400, 403, 404)
+        assert answer.complete
+
+    look()

@@ -131,6 +131,15 @@ def test_a_schema_that_nothing_satisfies_still_gets_an_answer() -> None:
     assert json.dumps(instance({"type": 5, "properties": 7, "enum": 3, "items": "x", "minItems": "y"}))
 
 
+def test_the_search_for_what_there_is_not_ends() -> None:
+    """Each level alone has a dozen ways to be tried."""
+    schema: dict[str, Any] = {"type": "integer", "minimum": 1, "maximum": 0}
+    for _ in range(12):
+        optional = {f"p{place}": {"anyOf": [{"type": "string"}, {"type": "integer"}]} for place in range(9)}
+        schema = {"type": "object", "properties": {"x": schema, **optional}, "required": ["x"]}
+    assert json.dumps(instance(schema))
+
+
 def test_googles_form_becomes_a_json_schema() -> None:
     google = {
         "type": "OBJECT",
@@ -231,3 +240,26 @@ def test_any_schema_that_can_be_satisfied_is(schema: dict[str, Any], item: dict[
 def test_our_own_judgement_is_the_validators(schema: dict[str, Any], value: Any) -> None:
     schema = {"$defs": {"Item": {"type": "object", "required": ["a"]}}, **schema}
     assert matches(schema, value, schema) == jsonschema.Draft202012Validator(schema).is_valid(value)
+
+
+WORDS = (
+    "type properties required items prefixItems enum const anyOf oneOf allOf not if then else $ref $defs format "
+    "pattern minimum maximum exclusiveMinimum multipleOf minLength maxLength minItems maxItems uniqueItems contains "
+    "nullable minProperties maxProperties additionalProperties patternProperties propertyNames propertyOrdering any_of a b"
+)
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 50)
+    | st.floats()
+    | st.sampled_from(["#", "#/$defs/a", "#/properties/a", "string", "OBJECT", "array", "^a{3}$", "(", "uuid", "7"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS.split()), inner, max_size=5),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(schema=anything)
+def test_no_schema_whatever_breaks_it(schema: Any) -> None:
+    assert len(json.dumps(instance(schema))) < 1_000_000
+    json.dumps(instance(from_google(schema)))

@@ -103,9 +103,9 @@ def chat_options(document: Mapping[str, Any], model: str) -> Options:
         options.form = Form(described(text for text in texts if isinstance(text, str)))
     effort = document.get("reasoning_effort")
     if effort is not None:
-        if effort not in _BUDGETS:
+        if str(effort) not in _BUDGETS:
             raise bad_request(f"Invalid reasoning_effort: {effort}")
-        options.thinking = _BUDGETS[effort]
+        options.thinking = _BUDGETS[str(effort)]
     if (config := read(read(document.get("extra_body"), "google"), "thinkingConfig")) is not None:
         if effort is not None:
             raise bad_request("Cannot specify both reasoning_effort and thinking_config.")

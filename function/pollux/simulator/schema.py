@@ -7,7 +7,7 @@ as it may. What a schema cannot be satisfied by gets the nearest value that was 
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from itertools import islice
 from typing import Any
@@ -19,6 +19,8 @@ DEEPEST = 12
 """Levels of values inside values. Deeper down only what is required is made."""
 MOST = 400
 """Values in one instance. Beyond it, too, only what is required is made."""
+_LAST = 5_000
+"""Values that are looked for in all: the search for what there is not ends."""
 TRIES = 40
 """Values that are tried for one schema."""
 _END = 40
@@ -79,13 +81,15 @@ _HINTS: Mapping[str, tuple[str, ...]] = {
     "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
 }
 """The keywords that speak of a type which a schema does not name."""
-_LARGEST = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties", "minContains")
-_LEAST = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties", "maxContains")
+_COUNTS = tuple(f"{which}{what}" for which in ("min", "max") for what in ("Length", "Items", "Properties", "Contains"))
+_LARGEST = ("minimum", "exclusiveMinimum", *_COUNTS[:4])
+_LEAST = ("maximum", "exclusiveMaximum", *_COUNTS[4:])
 _NOTHING = object()
 
 
 def instance(schema: Any, text: str = "simulated") -> Any:
     """A value for a JSON schema. Strings without a format or pattern begin with `text`."""
+    schema = _cleaned(schema)
     found = _Maker(schema, text).pick(schema, "", 0, 0)
     return None if found is _NOTHING else found
 
@@ -156,7 +160,7 @@ def from_google(schema: Any) -> Any:
 
 
 def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
-    if "anyOf" in schema:
+    if isinstance(schema.get("anyOf"), list):
         return schema | {"anyOf": [*schema["anyOf"], {"type": "null"}]} if "type" not in schema else schema
     kinds = schema.get("type")
     made = dict(schema)
@@ -168,6 +172,53 @@ def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 # Making
+
+
+def _cleaned(schema: Any) -> Any:
+    """Without keywords whose values make no sense, so that nobody else has to look; in today's spelling."""
+    if not isinstance(schema, Mapping):
+        return schema if isinstance(schema, bool) else {}
+    made: dict[str, Any] = {}
+    for name, value in schema.items():
+        if name in _PARTS and isinstance(value, Mapping | bool):
+            made[name] = _cleaned(value)
+        elif name in _LISTS and isinstance(value, list):
+            made[name] = [_cleaned(part) for part in value]
+        elif name in _MAPS and isinstance(value, Mapping):
+            made[name] = {each: _cleaned(part) for each, part in value.items()}
+        elif name == "items" and isinstance(value, list):  # draft 4
+            made["prefixItems"] = [_cleaned(part) for part in value]
+        elif name in ("exclusiveMinimum", "exclusiveMaximum") and value is True:
+            made[name] = schema.get("m" + name[10:])
+        elif name == "type":
+            kinds = [kind for kind in (value if isinstance(value, list) else [value]) if kind in _ORDER]
+            made |= {"type": kinds if len(kinds) > 1 else kinds[0]} if kinds else {}
+        elif name == "required":
+            made[name] = [each for each in _listed(value) if isinstance(each, str)]
+        elif name not in (*_PARTS, *_LISTS, *_MAPS):
+            made[name] = value
+    return {name: value for name, value in made.items() if _KINDS.get(name, lambda _: True)(value)}
+
+
+def _is_count(value: Any) -> bool:
+    return is_number(value) and math.isfinite(value) and value >= 0
+
+
+def _is_finite(value: Any) -> bool:
+    return is_number(value) and math.isfinite(value)
+
+
+_PARTS = ("items", "not", "if", "then", "else", "contains", "propertyNames", "additionalProperties")
+_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_MAPS = ("properties", "patternProperties", "$defs", "definitions")
+_KINDS: Mapping[str, Callable[[Any], bool]] = {
+    **dict.fromkeys((*_COUNTS, "multipleOf"), _is_count),
+    **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), _is_finite),
+    **dict.fromkeys(("pattern", "format", "$ref"), lambda value: isinstance(value, str)),
+    **dict.fromkeys(("enum", "propertyOrdering"), lambda value: isinstance(value, list)),
+    "dependentRequired": lambda value: isinstance(value, Mapping),
+}
+"""What else a value must be to be kept."""
 
 
 def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,7 +282,7 @@ class _Maker:
     def pick(self, schema: Any, name: str, turn: int, depth: int) -> Any:
         """The first value that is valid; `turn`: which of several that shall differ. _NOTHING: there is none."""
         self._made += 1
-        if schema is False or depth > _END:
+        if schema is False or depth > _END or self._made > _LAST:
             return _NOTHING
         nearest: Any = _NOTHING
         for value in islice(self._values(schema, name, turn, depth), TRIES):
@@ -252,7 +303,7 @@ class _Maker:
             if self._path.count(reference) > 2 and self._height(schema, ()) == math.inf:
                 return
             rest = {each: value for each, value in schema.items() if each != "$ref"}
-            target = resolve(reference, self._root)
+            target = _cleaned(found) if isinstance(found := resolve(reference, self._root), Mapping | bool) else {}
             if target is False or len(self._path) > 2 * _END:
                 return
             self._path.append(reference)

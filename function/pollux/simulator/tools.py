@@ -219,19 +219,19 @@ def chat_turn(messages: Any, *, signed: bool) -> Turn:
     messages = [message for message in _listed(messages) if isinstance(message, Mapping)]
     start = max((place for place, message in enumerate(messages) if message.get("role") == "user"), default=0)
     turn = Turn()
-    names: dict[Any, str] = {}
+    names: dict[str, str] = {}
     position = 0
     for place, message in enumerate(messages):
         position += message.get("role") not in ("system", "developer")
         if message.get("role") in ("tool", "function"):
-            name = names.get(message.get("tool_call_id")) or message.get("name") or "function"
+            name = names.get(str(message.get("tool_call_id"))) or message.get("name") or "function"
             turn.results.append(Result(str(name), _text_of(message.get("content"))))
             continue
         turn.results = []
         calls = [call for call in _listed(message.get("tool_calls")) if isinstance(call, Mapping)]
         for number, call in enumerate(calls):
             name = str(read(call.get("function"), "name"))
-            names[call.get("id")] = name
+            names[str(call.get("id"))] = name
             if place >= start:
                 turn.called.add(name)
                 if signed and number == 0:

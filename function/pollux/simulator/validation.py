@@ -84,7 +84,7 @@ def _listed(value: Any) -> list[Any]:
 def _general(schema: Mapping[str, Any], value: Any, inner: Inner) -> bool:
     kinds = schema.get("type")
     if kinds is not None:
-        known = [_TYPES[kind] for kind in (kinds if isinstance(kinds, list) else [kinds]) if kind in _TYPES]
+        known = [_TYPES[kind] for kind in (kinds if isinstance(kinds, list) else [kinds]) if str(kind) in _TYPES]
         if known and not any(test(value) for test in known):
             return False
     if "const" in schema and not same(schema["const"], value):
