@@ -101,6 +101,12 @@ def test_formats(name: str) -> None:
     assert text != instance({"type": "string"})
 
 
+def test_json_inside_a_text() -> None:
+    inner = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    text = instance({"type": "string", "contentMediaType": "application/json", "contentSchema": inner})
+    jsonschema.validate(json.loads(text), inner)
+
+
 def test_every_property_is_filled_in_and_in_the_order_that_is_asked_for() -> None:
     schema = {
         "type": "object",
@@ -244,8 +250,9 @@ def test_our_own_judgement_is_the_validators(schema: dict[str, Any], value: Any)
 
 WORDS = (
     "type properties required items prefixItems enum const anyOf oneOf allOf not if then else $ref $defs format "
-    "pattern minimum maximum exclusiveMinimum multipleOf minLength maxLength minItems maxItems uniqueItems contains "
-    "nullable minProperties maxProperties additionalProperties patternProperties propertyNames propertyOrdering any_of a b"
+    "pattern minimum maximum exclusiveMinimum multipleOf minLength maxLength minItems maxItems uniqueItems contains contentMediaType "
+    "nullable minProperties maxProperties additionalProperties patternProperties propertyNames propertyOrdering "
+    "any_of a b"
 )
 anything = st.recursive(
     st.none()

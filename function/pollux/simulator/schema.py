@@ -402,6 +402,10 @@ class _Maker:
             yield from self._objects(schema, turn, depth)
 
     def _strings(self, schema: Mapping[str, Any], name: str, turn: int) -> Iterator[str]:
+        if schema.get("contentMediaType") == "application/json":
+            inner = self.pick(_cleaned(schema.get("contentSchema", {})), name, turn, 1)
+            if inner is not _NOTHING:
+                yield json.dumps(inner)
         if text := _FORMATS.get(str(schema.get("format"))):
             if turn:  # another one: its last figure counts up
                 text = re.sub(r"\d(?=\D*$)", lambda digit: str((int(digit[0]) + turn) % 10), text)
