@@ -129,7 +129,10 @@ def test_an_answer_is_cut_at_the_most_tokens() -> None:
     for name in ("max_tokens", "max_completion_tokens"):
         choice = call(make(), CHAT, ASK | {name: 3}).json["choices"][0]
         assert (choice["message"]["content"], choice["finish_reason"]) == (SAID[:12], "length")
-    assert call(make(), GENERATE, configured(maxOutputTokens=-1)).status == 400
+    for wrong in (-1, 2.5, "many", True):
+        assert call(make(), GENERATE, configured(maxOutputTokens=wrong)).status == 400
+    for same in (3.0, "3"):  # as protobuf reads JSON
+        assert text(call(make(), GENERATE, configured(maxOutputTokens=same))) == SAID[:12]
 
 
 def test_an_answer_ends_before_a_stop_sequence() -> None:
@@ -152,6 +155,7 @@ def test_several_candidates() -> None:
     assert [len(event["candidates"]) for event in events] == [2] * 4
     assert [each["finishReason"] for each in events[-1]["candidates"]] == ["STOP", "STOP"]
     assert call(make(), GENERATE, configured(candidateCount=9)).status == 400
+    assert len(call(make(), CHAT, ASK | {"n": 2.0}).json["choices"]) == 2
     assert [each["index"] for each in call(make(), CHAT, ASK | {"n": 2}).json["choices"]] == [0, 1]
     streamed = call(make(), CHAT, ASK | {"n": 2, "stream": True}).events
     assert sum("finish_reason" in event["choices"][0] for event in streamed) == 2

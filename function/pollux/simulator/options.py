@@ -1,5 +1,6 @@
 """What a request asks for beside its text, read from Google's shape or from OpenAI's into one. PURE."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -113,13 +114,23 @@ def chat_options(document: Mapping[str, Any], model: str) -> Options:
     return options
 
 
+def _integer(value: Any) -> int | None:
+    """A whole number as Google reads one: 5, 5.0 and "5" are the same. None: it is none."""
+    if isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value):
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return int(value) if isinstance(value, int) or value.is_integer() else None
+
+
 def _whole(value: Any, name: str) -> int | None:
     """A number of tokens. 0 is as if it were not there, as with all numbers of Google's."""
-    if value is None or value == 0:
+    if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    number = _integer(value)
+    if number is None or number < 0:
         raise bad_request(f"* GenerateContentRequest.generation_config.{name}: must be a positive number\n")
-    return value
+    return number or None
 
 
 def _texts(value: Any) -> list[str]:
@@ -127,14 +138,13 @@ def _texts(value: Any) -> list[str]:
 
 
 def _count(value: Any) -> int:
-    if value in (None, 0):
-        return 1
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST_CANDIDATES:
+    number = 1 if value is None else _integer(value)
+    if number is None or not 0 <= number <= _MOST_CANDIDATES:
         raise bad_request(
             "* GenerateContentRequest.generation_config.candidate_count: "
             f"must be in the range [1, {_MOST_CANDIDATES + 1})\n"
         )
-    return value
+    return number or 1
 
 
 def _modalities(given: Any, model: str) -> frozenset[str]:
@@ -204,6 +214,6 @@ def _native_thinking(options: Options, config: Any) -> None:
                 f'(type.googleapis.com/google.ai.generativelanguage.ThinkingConfig.ThinkingLevel), "{level}"'
             )
         options.thinking = _BUDGETS[str(level).lower()]
-    elif isinstance(budget, int) and budget >= 0:
-        options.thinking = min(budget, _BUDGETS["high"])
+    elif (number := _integer(budget)) is not None and number >= 0:
+        options.thinking = min(number, _BUDGETS["high"])
     options.show_thoughts = read(config, "includeThoughts") is True and options.thinking > 0
