@@ -115,6 +115,18 @@ def test_both_spellings_are_known() -> None:
     check_fields("models.get", {"anything": 1})
 
 
+@pytest.mark.parametrize("levels", [50, 200, 900])
+def test_a_schema_that_is_nested_too_deeply_is_a_400_at_most(levels: int) -> None:
+    schema: dict[str, Any] = {"type": "STRING"}
+    for _ in range(levels):
+        schema = {"type": "ARRAY", "items": schema, "minItems": 1}
+    tools = [{"functionDeclarations": [{"name": "f", "parameters": schema}]}]
+    anyway = {"toolConfig": {"functionCallingConfig": {"mode": "ANY"}}}
+    body = HELLO | {"generationConfig": {"responseSchema": schema}}
+    assert call(make(), GENERATE, body).status in (200, 400)
+    assert call(make(), GENERATE, HELLO | {"tools": tools} | anyway).status in (200, 400)
+
+
 oddities = st.recursive(
     st.sampled_from(
         [None, True, 0, -1, 5, 2.5, "", "x", "ANY", "application/json", "user", "model", "IMAGE", "STRING"]

@@ -57,9 +57,16 @@ class Generation:
             raise error("not-found", request.case())
         if verb == "models.get":
             return describe_openai(model) if request.api == "openai" else describe(model)
-        check_fields(verb, request.document)
+        try:
+            return self._serve(call, request, project, model)
+        except RecursionError:
+            message = "Invalid JSON payload received. Message too deep. Max recursion depth reached."
+            raise bad_request(message) from None
+
+    def _serve(self, call: Call, request: Request, project: str, model: str) -> Document | list[Document]:
+        check_fields(request.verb, request.document)
         cached = self._service.check(request, project, model) if request.names_owned else 0
-        if verb in ("generateContent", "streamGenerateContent", "chat/completions"):
+        if request.verb in ("generateContent", "streamGenerateContent", "chat/completions"):
             return self._generate(call, request, project, model, cached)
         return self._rest(call, request, project, model)
 
