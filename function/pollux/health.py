@@ -1,13 +1,14 @@
-"""What is set aside, PURE: keys, projects and single models of a project, each with its reason and its end.
+"""What is set aside, PURE: keys, projects, single models and tools of a project, each with its reason and its end.
 
 One document for all of them; `pool` reads and commits it. Quotas and their cooldowns are not here but in `quota`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
-Kind = Literal["keys", "projects", "models"]
+Kind = Literal["keys", "projects", "models", "tools"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 SCHEMA = 1
 FORGET_AFTER = 2 * 86400.0
 """A streak is remembered this long after its end."""
@@ -28,6 +29,8 @@ class Health:
     projects: dict[str, Aside] = field(default_factory=dict)
     models: dict[str, Aside] = field(default_factory=dict)
     """By "project/model": a project may be refused one model while others work."""
+    tools: dict[str, Aside] = field(default_factory=dict)
+    """By "project/tool": Google counts the use of search, maps and URLs apart from the model's own quota."""
     buckets: dict[str, str] = field(default_factory=dict)
     """Model -> the name by which Google counts it, as 429s named it."""
 
@@ -72,15 +75,14 @@ def _with(health: Health, kind: Kind, entries: dict[str, Aside]) -> Health:
             return replace(health, projects=entries)
         case "models":
             return replace(health, models=entries)
+        case "tools":
+            return replace(health, tools=entries)
 
 
 def tidy(health: Health, now: float) -> Health:
-    if not any(
-        e.until + FORGET_AFTER < now
-        for e in (*health.keys.values(), *health.projects.values(), *health.models.values())
-    ):
+    if not any(e.until + FORGET_AFTER < now for kind in KINDS for e in getattr(health, kind).values()):
         return health
-    for kind in ("keys", "projects", "models"):
+    for kind in KINDS:
         kept = {n: e for n, e in getattr(health, kind).items() if e.until + FORGET_AFTER >= now}
         health = _with(health, kind, kept)
     return health
@@ -88,7 +90,7 @@ def tidy(health: Health, now: float) -> Health:
 
 def pack(health: Health) -> dict[str, Any]:
     document: dict[str, Any] = {"schema": SCHEMA, "buckets": dict(health.buckets)}
-    for kind in ("keys", "projects", "models"):
+    for kind in KINDS:
         document[kind] = {name: entry._asdict() for name, entry in getattr(health, kind).items()}
     return document
 
@@ -97,7 +99,8 @@ def unpack(document: Mapping[str, Any]) -> Health:
     if document.get("schema") != SCHEMA:
         raise ValueError(f"the health document has schema {document.get('schema')!r}, this version knows {SCHEMA}")
     entries = {
-        kind: {name: Aside(**entry) for name, entry in document[kind].items()}
-        for kind in ("keys", "projects", "models")
+        # a version that knew of no tools wrote none
+        kind: {name: Aside(**entry) for name, entry in document.get(kind, {}).items()}
+        for kind in KINDS
     }
     return Health(**entries, buckets=dict(document["buckets"]))

@@ -1,6 +1,8 @@
 """What an answer of Google's means for the pool: which quota cools and what it learned, which key is set aside."""
 
+from collections.abc import Collection
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 from pollux import health, quota
@@ -8,13 +10,16 @@ from pollux.announce import Announcer
 from pollux.pool import Pool, Reservation
 from pollux.quota import State
 from pollux.store import StoreUnavailableError
+from pollux.tools import GROUNDING, TOOLS, URLS
 from pollux.verdict import Verdict
+from pollux.waiting import wake
 from pollux.windows import MINUTE_LIMITS
 
 PAUSE_EVIDENCE = 5.0
 PAUSE = 10.0
 PAUSE_MOST = 600.0
-BESIDE = frozenset({"cached-content", "file-storage", "grounding", "batch", "sessions"})
+TOOL_QUOTA = "tool-quota"
+BESIDE = frozenset({"cached-content", "file-storage", "batch", "sessions", *TOOLS, GROUNDING})
 """Counters of Google's beside that of a model's requests and tokens. A bucket of theirs is "counter" or
 "counter/model"; what they refuse neither rests the model's quota nor teaches its limits."""
 
@@ -35,20 +40,40 @@ class Outcomes:
         self._pauses = 0
         self._denied.clear()
         self._announcer.day(reservation)
+        self._prove(reservation)
         if slot.probe or reservation.quota.ledger.value.cooldown is not None:
             await reservation.quota.ledger.note(lambda state, now: (quota.succeed(state, now, slot), None))
         key, project = reservation.key.id, reservation.quota.project
-        if key in health_.value.keys or project in health_.value.projects:
-            await health_.note(partial(_healthy, key=key, project=project, since=slot.start))
+        tools = [name for tool in reservation.tools if (name := f"{project}/{tool}") in health_.value.tools]
+        if key in health_.value.keys or project in health_.value.projects or tools:
+            await health_.note(partial(_healthy, key=key, project=project, tools=tools, since=slot.start))
 
-    async def failed(self, reservation: Reservation, verdict: Verdict) -> None:
-        """Let what is to blame rest, as long as the verdict says. A probe that it does not settle is released."""
-        if reservation.slot.probe and verdict.blames != "quota":
+    def _prove(self, reservation: Reservation) -> None:
+        """Where no limit is known, remember how much was served. It goes with the next commit."""
+        ledger, slot = reservation.quota.ledger, reservation.slot
+        if ("rpm" in reservation.limits and "tpm" in reservation.limits) or ledger.is_full:
+            return
+        if quota.prove(ledger.value, slot) is not ledger.value:
+            ledger.ride(lambda state, _: (quota.prove(state, slot), None))
+
+    async def failed(self, reservation: Reservation, verdict: Verdict) -> Verdict:
+        """Let what is to blame rest, as long as the verdict says. A probe that it does not settle is released.
+
+        The verdict comes back as it was understood, knowing what the request asked for.
+        """
+        if verdict.vague and reservation.tools:
+            # Google refuses search without naming its counter. If it meant the model or the project after all, the
+            # next request without tools is refused too, and rests that.
+            verdict = replace(verdict, cause=TOOL_QUOTA, blames="quota")
+        if reservation.slot.probe and (verdict.blames != "quota" or verdict.cause == TOOL_QUOTA):
             self._end_probe(reservation, verdict)
         reservation.quota.refused += verdict.blames == "quota"
         if verdict.cooldown_s is None:
-            return
-        if verdict.cause == "model-access":
+            return verdict
+        if verdict.cause == TOOL_QUOTA:
+            for tool in _refused_tools(reservation, verdict):
+                await self._aside("tools", f"{reservation.quota.project}/{tool}", verdict)
+        elif verdict.cause == "model-access":
             await self._aside("models", f"{reservation.quota.project}/{reservation.model}", verdict)
         elif verdict.blames == "quota":
             await self._cool(reservation, verdict)
@@ -56,6 +81,7 @@ class Outcomes:
             await self._aside("projects", reservation.quota.project, verdict)
         elif verdict.blames == "key":
             await self.set_aside(reservation.key.id, verdict)
+        return verdict
 
     def _end_probe(self, reservation: Reservation, verdict: Verdict) -> None:
         """A call refused for its content got past the quota. When days end is told only by what is served."""
@@ -91,6 +117,7 @@ class Outcomes:
         project = roster.projects.get(owned.project)
         tier = project.tier if project else None
         await owned.ledger.note(partial(self._cooled, reservation=reservation, verdict=verdict, tier=tier))
+        wake(owned.sleepers)
         if not reservation.slot.probe:  # it asked whether there is room, knowing that there may be none
             self._suspect(reservation, verdict)
 
@@ -125,9 +152,20 @@ class Outcomes:
             self._pauses += 1
 
 
-def _healthy(value: health.Health, _: float, key: str, project: str, since: float) -> tuple[health.Health, None]:
-    """What was served clears both, unless it was sent before the refusal: then it proves nothing."""
-    kinds: tuple[tuple[health.Kind, str], ...] = (("keys", key), ("projects", project))
+def _refused_tools(reservation: Reservation, verdict: Verdict) -> Collection[str]:
+    """The tool that the refusal names, else those of the request that it may mean."""
+    named = (verdict.bucket or "").partition("/")[0]
+    if named in TOOLS:
+        return (named,)
+    meant = reservation.tools - {URLS} if named == GROUNDING else reservation.tools
+    return sorted(meant or reservation.tools)
+
+
+def _healthy(
+    value: health.Health, _: float, key: str, project: str, tools: Collection[str], since: float
+) -> tuple[health.Health, None]:
+    """What was served clears them, unless it was sent before the refusal: then it proves nothing."""
+    kinds: list[tuple[health.Kind, str]] = [("keys", key), ("projects", project), *(("tools", tool) for tool in tools)]
     for kind, name in kinds:
         entry = getattr(value, kind).get(name)
         if entry is not None and entry.since <= since:
