@@ -70,12 +70,13 @@ clean:
 	rm -rf $(VENV) build function/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # A venv without a pip that runs is one whose making was broken off: it is made anew.
+PIP_RUNS = $(BIN)/python -m pip --version >/dev/null 2>&1
+
 $(VENV)/.run: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Pollux needs Python 3.11 or newer; set PYTHON=/path/to/python3"; exit 2; }
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
-	  $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { $(VENV_MISSING); exit 2; }; \
-	  rm -rf $(VENV) && $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) -m venv $(VENV) failed"; exit 2; }; }
+	@$(PIP_RUNS) || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { $(VENV_MISSING); exit 2; }
 	@echo "Installing Pollux into $(VENV) (once, some seconds) …"
+	@$(PIP_RUNS) || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); } || { rm -rf $(VENV); echo "$(PYTHON) -m venv $(VENV) failed"; exit 2; }
 	@$(PIP) install --editable . || { $(PIP_FAILED); exit 2; }
 	@touch $@
 

@@ -240,9 +240,9 @@ def answers(host: str) -> bool:
         return False
 
 
-def _ask(host: str, method: str, path: str) -> int:
+def _ask(host: str, method: str, path: str, *, owner: bool = True) -> int:
     with contextlib.closing(http.client.HTTPConnection(host, timeout=5)) as connection:
-        connection.request(method, path, headers={"Authorization": "Bearer owner"})
+        connection.request(method, path, headers={"Authorization": "Bearer owner"} if owner else {})
         return connection.getresponse().status
 
 

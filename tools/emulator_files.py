@@ -108,10 +108,10 @@ def fetch() -> Path:
     finally:
         with contextlib.suppress(ProcessLookupError):  # npm leaves what it started
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.communicate()
     if jar := next(_jars(), None):
         return jar
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("npm ")]
     raise NoEmulatorError(
         f"the Firebase CLI could not fetch the Firestore emulator: {lines[-1] if lines else 'it does not say why'}"
     )
