@@ -104,7 +104,10 @@ def test_without_firebase_npm_runs_it(bare: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_download_that_fails_says_why(bare: Path, capfd: pytest.CaptureFixture[str]) -> None:
     java(bare, "21.0.1")
-    program(bare / "bin/firebase", "echo downloading; echo; echo 'Error: Failed to make request to https://x'; echo npm notice; exit 1")
+    program(
+        bare / "bin/firebase",
+        "echo downloading; echo; echo 'Error: Failed to make request to https://x'; echo npm notice; exit 1",
+    )
     with pytest.raises(NoEmulatorError, match=r"could not fetch the Firestore emulator: Error: Failed to make request"):
         fetch()
     assert main(["--fetch"]) == 2

@@ -111,10 +111,14 @@ def fetch() -> Path:
         process.communicate()
     if jar := next(_jars(), None):
         return jar
-    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("npm ")]
-    raise NoEmulatorError(
-        f"the Firebase CLI could not fetch the Firestore emulator: {lines[-1] if lines else 'it does not say why'}"
-    )
+    raise NoEmulatorError(f"the Firebase CLI could not fetch the Firestore emulator: {_reason(said)}")
+
+
+def _reason(said: str) -> str:
+    """The line that matters: Firebase's own last word, or npm's about its registry."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    telling = [line for line in lines if line.startswith(("Error: ", "npm error code ", "npm error network request "))]
+    return (telling or lines or ["it does not say why"])[-1]
 
 
 def _firebase() -> tuple[list[str], str]:
