@@ -82,7 +82,7 @@ $(VENV)/.run: pyproject.toml
 
 # Dependency groups want a newer pip than Python brings.
 $(VENV)/.dev: $(VENV)/.run pyproject.toml
-	@echo "Installing what the cloud and the tests need into $(VENV) (once, 250 MB to fetch, a minute or more) …"
+	@echo "Installing what the cloud and the tests need into $(VENV) (once, 200 MB to fetch, a minute or more) …"
 	@$(PIP) install --upgrade pip || { $(PIP_FAILED); exit 2; }
 	@$(PIP) install --editable '.[cloud]' --group dev || { $(PIP_FAILED); exit 2; }
 	@touch $@
