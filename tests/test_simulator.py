@@ -77,7 +77,7 @@ def test_google_genai(simulator: Simulator, url: str) -> None:
         assert client.models.count_tokens(model=FLASH, contents="x" * 40).total_tokens == 10
         embedded = client.models.embed_content(model="gemini-embedding-001", contents=["one", "two"])
         assert embedded.embeddings is not None
-        assert [len(entry.values or ()) for entry in embedded.embeddings] == [768, 768]
+        assert [len(entry.values or ()) for entry in embedded.embeddings] == [3072, 3072]
         assert {model.name for model in client.models.list()} == {f"models/{name}" for name in MODELS}
         assert client.models.get(model=FLASH).name == f"models/{FLASH}"
 
