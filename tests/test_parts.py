@@ -97,7 +97,7 @@ def test_the_machines_node_is_taken_if_it_is_new_enough_and_has_npm(machine: Pat
 @pytest.mark.usefixtures("machine")
 def test_without_any_node_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "node_of_pypi", lambda: None)
-    with pytest.raises(MissingPartError, match=r"Node\.js 20 or newer with npm was not found; install it"):
+    with pytest.raises(MissingPartError, match=r"Node\.js 22 or newer with npm was not found; install it"):
         node.__wrapped__()
 
 

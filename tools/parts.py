@@ -8,7 +8,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-OLDEST_NODE = 20
+OLDEST_NODE = 22
 
 
 class MissingPartError(Exception):

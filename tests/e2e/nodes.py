@@ -1,4 +1,4 @@
-"""Google's SDK for Node, installed once from its lock file and run as processes of their own. No test is here."""
+"""SDKs for Node, installed once from its lock file and run as processes of their own. No test is here."""
 
 import fcntl
 import json
