@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import pickle
-import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
@@ -232,9 +231,7 @@ def test_after_half_a_minute_the_old_keys_serve_while_new_ones_are_fetched(googl
         google.put("pollux-key-b", B)
         google.fail(LIST, "SLOW", seconds=0.2)
         ring.time.now += 45
-        begun = time.monotonic()
         assert len(await ring.keys()) == 1
-        assert time.monotonic() - begun < 0.1
         await settled(ring)
         assert len(await ring.keys()) == 2
 
@@ -289,10 +286,9 @@ def test_an_outage_holds_up_no_request_more_than_once(google: SecretManager) -> 
         await ring.keys()  # gives up after two time limits
         assert "did not answer (DEADLINE_EXCEEDED)" in str(ring.problems[0])
         ring.time.now += 6
-        begun = time.monotonic()
         await ring.keys()
-        assert time.monotonic() - begun < 0.1
         assert ring._list._task is not None  # tried again, but beside the request
+        assert not ring._list._task.done()
         google.heal()
 
     run(google, test, read_s=0.2)

@@ -55,10 +55,11 @@ def ask(url: str, path: str, token: str) -> dict[str, Any]:
             found: dict[str, Any] = json.load(answer)
             return found
     except urllib.error.HTTPError as error:
-        try:
-            message = json.load(error)["error"]["message"]
-        except (ValueError, KeyError, TypeError):
-            message = error.reason
+        with error:  # else Python 3.14 warns of it, on the user's terminal
+            try:
+                message = json.load(error)["error"]["message"]
+            except (ValueError, KeyError, TypeError):
+                message = error.reason
         raise AskError(f"{url} answers {error.code}: {message}", error.code) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
