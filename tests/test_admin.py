@@ -99,7 +99,7 @@ def test_status_shows_keys_quotas_and_totals_and_no_value() -> None:
     }
     aside = next(key for key in status["keys"] if key["id"] == "k2")
     assert (aside["cause"], aside["why"]) == ("invalid-key", "Google says that the key is not valid")
-    assert aside["until"] == pytest.approx(BEGAN + 86400)
+    assert aside["until"] == pytest.approx(BEGAN + 30)
     quota = next(entry for entry in status["quotas"] if entry["project"] == "p1")
     assert quota["used"] == {"rpm": 2, "tpm": 14, "ipm": 0, "rpd": 2, "tpd": 14}
     assert quota["left"] == {"rpm": 3, "tpm": 986, "rpd": 18}
@@ -216,7 +216,7 @@ def test_explain_tells_for_every_candidate_when_and_why() -> None:
         "the limit is 0: this model is not on the project's tier",
     )
     assert first["p4"]["why"] == "set aside: Google blocked the key as leaked"
-    assert 86300 < first["p4"]["wait_s"] <= 86400
+    assert 0 < first["p4"]["wait_s"] <= 30
     second = {c["project"]: c for c in found["candidates"] if c["model"] == NEXT}
     assert (second["p1"]["wait_s"], second["p1"]["why"], second["p1"]["key"]) == (0, "free now", "k1")
 

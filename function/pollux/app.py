@@ -157,7 +157,7 @@ class App:
             await self.close()
 
     async def close(self) -> None:
-        await close(self.pooling, self.upstream, self.store, self.keyring, self.tokens)
+        await close(self.pool.recovery, self.pooling, self.upstream, self.store, self.keyring, self.tokens)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         match scope["type"]:

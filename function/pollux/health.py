@@ -13,6 +13,8 @@ FORGET_AFTER = 2 * 86400.0
 """A streak is remembered this long after its end."""
 MODELS_MOST = 500
 """Clients may invent names of models: beyond this those that end first are dropped, to keep the document small."""
+PROBED = frozenset({"invalid-key", "leaked-key", "suspended", "service-disabled", "referrer-blocked"})
+"""A key set aside for one of these serves again only after a free call found it well; its rest says when to ask."""
 
 
 class Aside(NamedTuple):
@@ -53,6 +55,24 @@ def set_aside(
     if kind == "models" and len(entries) > MODELS_MOST:
         entries = dict(sorted(entries.items(), key=lambda entry: entry[1].until)[-MODELS_MOST:])
     return _with(health, kind, entries)
+
+
+def awaits_probe(entry: Aside) -> bool:
+    """Whether this key's rest ends with a probe, which has not found the key well yet."""
+    return entry.reason in PROBED and entry.until > entry.since
+
+
+def key_rests(entry: Aside | None, now: float) -> bool:
+    return entry is not None and (entry.until > now or awaits_probe(entry))
+
+
+def found_well(health: Health, now: float, key_id: str) -> Health:
+    """A free call found the key well. Its streak stays until it served, in case the free call is taken and others are
+    not: then it rests twice as long."""
+    entry = health.keys.get(key_id)
+    if entry is None:
+        return health
+    return replace(health, keys=health.keys | {key_id: entry._replace(until=now, since=now)})
 
 
 def clear(health: Health, kind: Kind, name: str) -> Health:

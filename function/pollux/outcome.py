@@ -13,7 +13,8 @@ from pollux.windows import MINUTE_LIMITS
 
 PAUSE_EVIDENCE = 5.0
 PAUSE = 10.0
-PAUSE_MOST = 600.0
+PAUSE_MOST = 60.0
+"""Once Google is well again the pool must not stay away for longer than two minutes, whatever else rests by then."""
 BESIDE = frozenset({"cached-content", "file-storage", "grounding", "batch", "sessions"})
 """Counters of Google's beside that of a model's requests and tokens. A bucket of theirs is "counter" or
 "counter/model"; what they refuse neither rests the model's quota nor teaches its limits."""
@@ -38,8 +39,9 @@ class Outcomes:
         if slot.probe or reservation.quota.ledger.value.cooldown is not None:
             await reservation.quota.ledger.note(lambda state, now: (quota.succeed(state, now, slot), None))
         key, project = reservation.key.id, reservation.quota.project
-        if key in health_.value.keys or project in health_.value.projects:
-            await health_.note(partial(_healthy, key=key, project=project, since=slot.start))
+        model, aside = f"{project}/{reservation.model}", health_.value
+        if key in aside.keys or project in aside.projects or model in aside.models:
+            await health_.note(partial(_healthy, key=key, project=project, model=model, since=slot.start))
 
     async def failed(self, reservation: Reservation, verdict: Verdict) -> None:
         """Let what is to blame rest, as long as the verdict says. A probe that it does not settle is released."""
@@ -125,9 +127,11 @@ class Outcomes:
             self._pauses += 1
 
 
-def _healthy(value: health.Health, _: float, key: str, project: str, since: float) -> tuple[health.Health, None]:
-    """What was served clears both, unless it was sent before the refusal: then it proves nothing."""
-    kinds: tuple[tuple[health.Kind, str], ...] = (("keys", key), ("projects", project))
+def _healthy(
+    value: health.Health, _: float, key: str, project: str, model: str, since: float
+) -> tuple[health.Health, None]:
+    """What was served clears all three, unless it was sent before the refusal: then it proves nothing."""
+    kinds: tuple[tuple[health.Kind, str], ...] = (("keys", key), ("projects", project), ("models", model))
     for kind, name in kinds:
         entry = getattr(value, kind).get(name)
         if entry is not None and entry.since <= since:

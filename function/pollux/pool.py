@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
@@ -19,6 +19,7 @@ from pollux.desk import Desk
 from pollux.keys import Key
 from pollux.quota import Refusal, Slot, State
 from pollux.recent import Recent
+from pollux.recovery import Recovery
 from pollux.reservation import Ask, Full, Reservation, Tried
 from pollux.roster import Project, Quota, Roster
 from pollux.safe import STORE_DOWN
@@ -48,6 +49,8 @@ the way, is 60 s."""
 MARGIN_MOST = 0.4
 """More would leave no time to send in."""
 STICKY_MOST = 10_000
+PICK_WITHIN = 15.0
+"""A call that takes no quota waits so long for word of a key that is asked about, if no other may serve it."""
 
 
 class Choice(NamedTuple):
@@ -65,6 +68,7 @@ class Pool:
         self.settings = settings
         self.roster = roster
         self.desk = Desk(settings, roster)
+        self.recovery = Recovery(roster)
         self.pause_until = 0.0
         """Until then nobody is asked: all of Google seems to refuse this address."""
         self.waiting = 0
@@ -78,6 +82,7 @@ class Pool:
     async def reserve(self, model: str, ask: Ask, tried: Tried) -> Reservation | Full:
         """The best slot for this model, waited for; or what every project said."""
         await self.roster.ready()
+        self.recovery.begin()
         self.desk.asked(self.roster.bucket(model), ask.want)
         ahead, asked_store = 0.0, False
         while True:
@@ -89,7 +94,8 @@ class Pool:
             if isinstance(found, Reservation):
                 if ask.booked is not None and found.slot.start > self.now():
                     ask.booked(found.quota.project)
-                if await self._wait_for(found):
+                if await self._wait_for(found, tried.trials):
+                    tried.trials.discard(found.quota.project)
                     return found
                 await asyncio.sleep(0)  # whatever the reason is: nobody turns in circles while others wait for a turn
                 continue
@@ -98,6 +104,8 @@ class Pool:
                     asked_store = True
                     continue
                 raise StoreUnavailableError(self.roster.watch.why)
+            if await self.recovery.revive(model, tried, found.refusals, ask.deadline):
+                continue
             probed = {name: r.until for name, r in found.refusals.items() if r.why.startswith("probing")}
             until = min(probed.values(), default=math.inf)
             if until > ask.deadline:
@@ -161,7 +169,7 @@ class Pool:
         """By the last seen states; the commit decides. Who is preferred comes first, if there is room at once."""
         roster, bucket = self.roster, self.roster.bucket(model)
         now = self._earliest(self.now())
-        able, refusals = roster.candidates(model, tried.projects, tried.keys, now, ask.prefer_key)
+        able, refusals = roster.candidates(model, tried.projects, tried.keys, now, ask.prefer_key, tried.trials)
         if ask.only is not None:
             able = [(project, key) for project, key in able if project.name == ask.only]
             refusals = {name: refusal for name, refusal in refusals.items() if name == ask.only}
@@ -216,16 +224,23 @@ class Pool:
         """A healthy key for a call that takes no quota: the preferred, else one of the home project, else the one used
         least recently. `only`: of that project."""
         await self.roster.ready()
+        self.recovery.begin()
         used = self.roster.key_used
-        able, _ = self.roster.candidates(model or "", tried.projects, tried.keys, self.now(), prefer)
-        keys = [key for project, key in able if only is None or project.name == only]
-        if not keys:
-            return None
+        while True:
+            now = self.now()
+            able, refusals = self.roster.candidates(model or "", tried.projects, tried.keys, now, prefer, tried.trials)
+            keys = [key for project, key in able if only is None or project.name == only]
+            if keys:
+                break
+            refusals = {name: refusal for name, refusal in refusals.items() if only in (None, name)}
+            if not await self.recovery.revive(model or "", tried, refusals, now + PICK_WITHIN):
+                return None
         key = min(keys, key=lambda key: (key.id != prefer, key.project != home, used.get(key.id, 0)))
         used[key.id] = next(self._uses)
+        tried.trials.discard(key.project)
         return key
 
-    async def _wait_for(self, reservation: Reservation) -> bool:
+    async def _wait_for(self, reservation: Reservation, trials: Collection[str] = ()) -> bool:
         """Sleep until the slot. False: it was given back: too late, or what it would use rests by now."""
         owned, slot = reservation.quota, reservation.slot
         start = max(slot.start + self._margin(), self.pause_until)
@@ -242,7 +257,7 @@ class Pool:
         now = self.now()
         cooling = owned.ledger.value.cooldown
         rests = cooling is not None and cooling.until > now and not slot.probe
-        rests = rests or self.roster.is_aside(owned.project, reservation.model, reservation.key.id, now)
+        rests = rests or self.roster.is_aside(owned.project, reservation.model, reservation.key.id, now, trials)
         if rests or now < self.pause_until or self.is_late(reservation):
             reservation.give_back()
             return False

@@ -42,6 +42,7 @@ class Relay:
         self.pool = pool
         self.attempts = Attempts(pool, upstream, Resources(affinity, pool.settings.upstream))
         self.questions = Questions(self.attempts, upstream)
+        pool.recovery.free_call = self.questions.free_call
         self.owners = Owners(pool, affinity, self.questions)
         self._listing = Listing(self.attempts, self.questions, self.owners, affinity)
         self._settings = pool.settings

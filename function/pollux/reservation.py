@@ -45,6 +45,10 @@ class Tried:
     taught: dict[str, str] = field(default_factory=dict)
     """Project -> key, where a refusal taught a limit of the minute that was not known."""
     readmitted: set[str] = field(default_factory=set)
+    trials: set[str] = field(default_factory=set)
+    """Projects that are set aside, and that this request asks once all the same, because nothing else can serve."""
+    tries: int = 0
+    """How often it did so."""
     store: StoreUse = field(default_factory=StoreUse)
     """What the store was asked for on its way; of all models together, where the same one is given."""
 

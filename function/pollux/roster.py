@@ -27,6 +27,8 @@ from pollux.windows import NOTHING, Limits
 log = logging.getLogger("pollux.store")
 
 HEALTH_AGE = 30.0
+PROBED_WITHIN = 5.0
+"""A key whose rest has ended is being asked about: it is worth looking again after so long."""
 CLOSE_WITHIN = 4.0
 MOST_QUOTAS = 2000
 QUOTA = "quota:"
@@ -127,8 +129,10 @@ class Roster:
         tried_keys: Collection[str],
         now: float,
         prefer: str | None = None,
+        trials: Collection[str] = (),
     ) -> tuple[list[tuple[Project, Key]], dict[str, Refusal]]:
-        """The projects that may serve a model, each with a key; and why the others may not."""
+        """The projects that may serve a model, each with a key; and why the others may not. `trials`: projects that
+        are asked although they, or this model of theirs, are set aside."""
         aside = self.health.value
         able: list[tuple[Project, Key]] = []
         refusals: dict[str, Refusal] = {}
@@ -138,7 +142,7 @@ class Roster:
             resting = aside.projects.get(project.name)
             if resting is None or resting.until <= now:
                 resting = aside.models.get(f"{project.name}/{model}")
-            if resting is not None and resting.until > now:
+            if resting is not None and resting.until > now and project.name not in trials:
                 refusals[project.name] = Refusal(resting.until, f"aside:{resting.reason}")
                 continue
             key, refusal = self._key_of(project, tried_keys, now, prefer)
@@ -148,10 +152,12 @@ class Roster:
                 refusals[project.name] = refusal
         return able, refusals
 
-    def is_aside(self, project: str, model: str, key_id: str, now: float) -> bool:
+    def is_aside(self, project: str, model: str, key_id: str, now: float, trials: Collection[str] = ()) -> bool:
         """Whether any of them rests by now, as far as this process knows."""
         aside = self.health.value
-        resting = (aside.projects.get(project), aside.models.get(f"{project}/{model}"), aside.keys.get(key_id))
+        if health.key_rests(aside.keys.get(key_id), now):
+            return True
+        resting = () if project in trials else (aside.projects.get(project), aside.models.get(f"{project}/{model}"))
         return any(entry is not None and entry.until > now for entry in resting)
 
     def _key_of(
@@ -164,8 +170,8 @@ class Roster:
             if not key.enabled or key.id in tried:
                 continue
             resting = self.health.value.keys.get(key.id)
-            if resting is not None and resting.until > now:
-                found = Refusal(resting.until, f"aside:{resting.reason}")
+            if resting is not None and health.key_rests(resting, now):
+                found = Refusal(max(resting.until, now + PROBED_WITHIN), f"aside:{resting.reason}")
                 refusal = found if refusal is None else min(refusal, found)
             elif key.id == prefer:
                 return key, None

@@ -18,8 +18,12 @@ TIMEOUT_S = 15.0
 AT_ONCE = 8
 REFUSED = ("invalid", "unreachable", "unclear")
 """The findings after which a new value does not take the old one's place."""
-_BODY = b'{"contents":[{"parts":[{"text":"ping"}]}]}'
+BODY = b'{"contents":[{"parts":[{"text":"ping"}]}]}'
 _LARGEST = 65536
+
+
+def target(model: str) -> str:
+    return f"/v1beta/models/{quote(model.removeprefix('models/'), safe='')}:countTokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +41,13 @@ async def probe(
     from pollux.upstream import HttpUpstream  # here, so that commands without a network start fast
 
     turn = asyncio.Semaphore(AT_ONCE)
-    target = f"/v1beta/models/{quote(model.removeprefix('models/'), safe='')}:countTokens"
     google = HttpUpstream(upstream, timeout=timeout_s, connect_timeout=timeout_s)
 
     async def one(secret: Secret) -> Finding:
         async with turn:
             try:
                 async with asyncio.timeout(timeout_s):
-                    status, body = await _ask(google, target, secret)
+                    status, body = await _ask(google, target(model), secret)
             except TimeoutError:
                 return Finding("unreachable", "no answer in time")
             except UpstreamError as error:
@@ -57,9 +60,9 @@ async def probe(
         await google.close()
 
 
-async def _ask(google: "HttpUpstream", target: str, secret: Secret) -> tuple[int, bytes]:
+async def _ask(google: "HttpUpstream", where: str, secret: Secret) -> tuple[int, bytes]:
     headers = [("x-goog-api-key", secret.reveal()), ("content-type", "application/json")]
-    answer = await google.send("POST", target, headers, _BODY)
+    answer = await google.send("POST", where, headers, BODY)
     try:
         body = b""
         while len(body) < _LARGEST and (data := await answer.chunk()):

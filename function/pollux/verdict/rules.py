@@ -17,6 +17,8 @@ from pollux.verdict.quota_error import LONG, QuotaError, refused_by
 
 _PACIFIC = ZoneInfo("America/Los_Angeles")
 _MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86400.0
+_SHORTLY = 30.0
+"""A refused key is asked about so soon, with a free call: the fault may have been Google's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ RULES: tuple[Rule, ...] = (
             _begins(r"Request is missing required auth|Missing or invalid Authorization header", *_AUTH)),
          "several credentials, or none: an error of the gateway's own", "gateway", "to-client"),
     Rule("leaked-key", _begins(r"(?:Your|This) API key (?:was|has been) .{0,20}leaked", *_AUTH),
-         "403 leaked", "key", "next-key", _DAY),
+         "403 leaked", "key", "next-key", _SHORTLY, _HOUR),
     Rule("suspended", _any(
             _because("CONSUMER_SUSPENDED"),
             _begins(r"Consumer .{1,120} has been suspended|This service has been disabled in this account", *_AUTH)),
@@ -138,11 +140,11 @@ RULES: tuple[Rule, ...] = (
     Rule("service-disabled", _any(
             _because(r"(?:API_KEY_)?SERVICE_\w+|CONSUMER_\w+|PROJECT_\w+|USER_PROJECT_DENIED|SECURITY_POLICY_\w+"),
             _begins(r"[\w ]{1,60} API has not been used in|Requests to this API .{1,300} are blocked", 403)),
-         "403 service disabled, or not among those that the key may use", "key", "next-key", _DAY),
+         "403 service disabled, or not among those that the key may use", "key", "next-key", _SHORTLY, _HOUR),
     Rule("referrer-blocked", _any(
             _because(r"API_KEY_\w+_BLOCKED"),
             _begins(r"Requests from .{1,300} are blocked|The provided API key has an IP address restriction", 403)),
-         "403 referrer, address or app that the key does not allow", "key", "next-key", _DAY),
+         "403 referrer, address or app that the key does not allow", "key", "next-key", _SHORTLY, _HOUR),
     Rule("resource-permission", _says(r"permission to access the|or it may not exist|\(or permission denied\)", 403),
          "403 on a file, cache or tuned model of another project", "client", "to-client"),
     Rule("location", _begins(r"User location is not supported(?!.*billing)", 400, 403),
@@ -156,7 +158,7 @@ RULES: tuple[Rule, ...] = (
             _because(r"API_KEY_(?:INVALID|EXPIRED)|ACCESS_TOKEN_\w+|ACCOUNT_STATE_INVALID"),
             _begins(r"API key (?:not|expired|is)\b|Invalid (?:API|Auth)[ -]?key|Please \w+ a valid API key", *_AUTH),
             _code(401)),
-         "400 `API_KEY_INVALID`, expired; 401", "key", "next-key", _DAY),
+         "400 `API_KEY_INVALID`, expired; 401", "key", "next-key", _SHORTLY, _HOUR),
     Rule("overloaded", _any(
             _because("MODEL_CAPACITY_EXHAUSTED"),
             _says(r"model is overloaded|experiencing high demand", 429)),
@@ -256,5 +258,5 @@ def _rests(rule: Rule) -> str:
 
 
 def _span(seconds: float) -> str:
-    units = ((_DAY, "day"), (_HOUR, "h"), (_MINUTE, "min"))
+    units = ((_DAY, "day"), (_HOUR, "h"), (_MINUTE, "min"), (1.0, "s"))
     return next(f"{seconds / size:g} {unit}" for size, unit in units if seconds >= size)
