@@ -57,10 +57,11 @@ def open_keyring(settings: Settings) -> Keyring:
         from pollux.keys.secret_manager import SecretManagerKeyring
 
         return SecretManagerKeyring(settings.secrets)
-    from pollux.keys.local import LocalKeyring
+    from pollux.keys.local import LocalKeyring, home_folder
 
     keys_file = Path(settings.keys_file).expanduser() if settings.keys_file else None
-    return LocalKeyring(keys_file, data=Path(settings.data), folder=Path.cwd(), environ=os.environ)
+    data = Path(settings.data)
+    return LocalKeyring(keys_file, data=data, folder=Path.cwd(), environ=os.environ, home=home_folder())
 
 
 async def open_tokens(settings: Settings) -> tuple[TokenSource, LocalTokens | None]:

@@ -39,6 +39,8 @@ class Outcomes:
         if slot.probe or reservation.quota.ledger.value.cooldown is not None:
             await reservation.quota.ledger.note(lambda state, now: (quota.succeed(state, now, slot), None))
         key, project = reservation.key.id, reservation.quota.project
+        if key not in health_.value.checked:  # once for each key: it rides with the next commit
+            health_.ride(lambda value, _: (health.taken(value, key), None))
         model, aside = f"{project}/{reservation.model}", health_.value
         if key in aside.keys or project in aside.projects or model in aside.models:
             await health_.note(partial(_healthy, key=key, project=project, model=model, since=slot.start))
@@ -48,6 +50,8 @@ class Outcomes:
         if reservation.slot.probe and verdict.blames != "quota":
             self._end_probe(reservation, verdict)
         reservation.quota.refused += verdict.blames == "quota"
+        if verdict.tier is not None:
+            self._seen_tier(reservation.quota.project, verdict.tier)
         if verdict.cooldown_s is None:
             return
         if verdict.cause == "model-access":
@@ -58,6 +62,12 @@ class Outcomes:
             await self._aside("projects", reservation.quota.project, verdict)
         elif verdict.blames == "key":
             await self.set_aside(reservation.key.id, verdict)
+
+    def _seen_tier(self, project: str, tier: str) -> None:
+        """It rides with the next commit, and only if it is news."""
+        ledger, now = self._pool.roster.health, self._pool.now()
+        if health.seen_tier(ledger.value, now, project, tier) is not ledger.value:
+            ledger.ride(lambda value, when: (health.seen_tier(value, when, project, tier), None))
 
     def _end_probe(self, reservation: Reservation, verdict: Verdict) -> None:
         """A call refused for its content got past the quota. When days end is told only by what is served."""

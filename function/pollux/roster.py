@@ -104,6 +104,7 @@ class Roster:
             self.projects = projects
             self._forgive(keys)
         if self.store.now() - self.health.seen_at > HEALTH_AGE and not (self.watch.down and self._knows_health):
+            self.health.commit_soon(HEALTH_AGE)  # which keys were taken meanwhile; it tells as much as a read
             try:
                 await self.health.refresh(HEALTH_AGE)
             except StoreUnavailableError:
@@ -265,4 +266,4 @@ class Roster:
 
 
 def _forgiven(value: Health, _: float, key_id: str) -> tuple[Health, None]:
-    return health.clear(value, "keys", key_id), None
+    return health.lifted(value, key_id, None, well=False), None

@@ -32,6 +32,8 @@ class Finding:
 
     state: str
     reason: str = ""
+    tier: str | None = None
+    """"free" or "paid", if a refusal named such a quota."""
 
 
 async def probe(
@@ -84,5 +86,5 @@ def _finding(status: int, body: bytes, secret: Secret) -> Finding:
     if verdict.blames == "key" or verdict.cause == "suspended":
         return Finding("invalid", reason)
     if verdict.blames in ("quota", "project") and verdict.cause not in ("model-access", "location"):
-        return Finding("no quota", reason)
+        return Finding("no quota", reason, verdict.tier)
     return Finding("unreachable" if status >= 500 else "unclear", reason)

@@ -31,6 +31,7 @@ class Verdict:
     learned: Mapping[str, int] = field(default_factory=dict)
     bucket: str | None = None  # the model that Google counts by; "counter/model" for a counter beside generation
     message: str = ""  # short and redacted
+    tier: str | None = None  # "free" or "paid", if the id of the quota that refused says so
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +217,7 @@ def judge(status: int | None, body: bytes | str, *, now: float) -> Verdict:
         ceiling_s=rule.ceiling,
         learned=refused.learned if refused else {},
         bucket=refused.bucket if refused else None,
+        tier=case.refused.tier if case.refused else None,
         message=_short(error.message) or ("no answer" if error.code is None else f"HTTP {error.code}"),
     )
 
