@@ -6,7 +6,6 @@ Which of them serves a request is chosen in `pool`.
 import asyncio
 import logging
 import math
-import secrets
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +15,7 @@ from pollux import health, packing, quota
 from pollux.catalog import Catalog
 from pollux.grants import Purse
 from pollux.health import Health
+from pollux.instance import new_name
 from pollux.keys import Key, Keyring
 from pollux.ledger import Codec, Ledger
 from pollux.quota import Refusal, State
@@ -86,7 +86,7 @@ class Roster:
         self.projects: dict[str, Project] = {}
         self.quotas: dict[tuple[str, str], Quota] = {}
         self.key_used: dict[str, int] = {}
-        self._writer = secrets.token_hex(4)
+        self._writer = new_name(one_machine=getattr(store, "one_machine", False))
         self.health: Ledger[Health] = Ledger("health", HEALTH_CODEC, self._writer, self.watch)
         self._keys: tuple[Key, ...] | None = None
         self._generations: dict[str, int] = {}
