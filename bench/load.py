@@ -6,7 +6,7 @@ import json
 import re
 import socket
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.I)
@@ -94,10 +94,14 @@ def request(url: str, path: str, headers: Sequence[tuple[str, str]], body: bytes
     return "\r\n".join([*lines, *(f"{name}: {value}" for name, value in headers)]).encode() + b"\r\n\r\n" + body
 
 
-class _Client(asyncio.Protocol):
-    """One connection that sends its request again as soon as the last answer is complete."""
+Payload = bytes | Callable[[], bytes]
+"""What is sent each time, or what makes the next one."""
 
-    def __init__(self, payload: bytes, result: Result, most: int | None, until: float, done: asyncio.Event) -> None:
+
+class _Client(asyncio.Protocol):
+    """One connection that sends the next request as soon as the last answer is complete."""
+
+    def __init__(self, payload: Payload, result: Result, most: int | None, until: float, done: asyncio.Event) -> None:
         self._payload, self._result, self._left, self._until, self._done = payload, result, most, until, done
         self._buffer = b""
         self._began = 0.0
@@ -116,8 +120,9 @@ class _Client(asyncio.Protocol):
         if self._left is not None:
             self._left -= 1
         self._waiting_first = True
+        payload = self._payload if isinstance(self._payload, bytes) else self._payload()
         self._began = time.perf_counter()
-        self._transport.write(self._payload)
+        self._transport.write(payload)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -140,9 +145,9 @@ class _Client(asyncio.Protocol):
 
 
 async def load(
-    url: str, payload: bytes, *, connections: int, seconds: float = 3600.0, each: int | None = None
+    url: str, payload: Payload, *, connections: int, seconds: float = 3600.0, each: int | None = None
 ) -> Result:
-    """Send for so many seconds, or so many requests on each connection."""
+    """Send for so many seconds, or so many requests on each connection, whichever ends first."""
     host, _, port = url.split("://", 1)[1].split("/")[0].partition(":")
     result = Result(seconds)
     began = time.perf_counter()

@@ -1,6 +1,7 @@
 """What the gateway costs: against a bare relay over the same upstream, in turn, as ratios of medians.
 
 python -m bench.overhead [--seconds 4] [--rounds 5] [--peer NAME=URL …]
+python -m bench.overhead --keys 8,100,1000 [--variants untiered,slow,fast] [--profile FILE]     (see many_keys)
 """
 
 import argparse
@@ -91,16 +92,16 @@ def gateway(
     folder: Path,
     *,
     keys: int = 4,
-    limits: Mapping[str, int] = LIMITS,
+    limits: Mapping[str, int] | None = LIMITS,
     value: str = "bench-key-value-",
     window: str = "sliding",
     core: int | None = 0,
+    python: Sequence[str] = (),
 ) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """`limits`: None makes a key.txt, which has values only. `python`: flags of the interpreter."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    entries = [{"id": f"key-{i}", "api_key": f"{value}{i}", "limits": {"*": limits}} for i in range(1, keys + 1)]
-    file = folder / f"keys-{port}.json"
-    file.write_text(json.dumps({"providers": {"gemini": {"keys": entries}}}))
+    file = keys_file(folder, port, keys, limits, value)
     environment = {
         "POLLUX_UPSTREAM": upstream_url,
         "POLLUX_KEYS_FILE": str(file),
@@ -109,8 +110,20 @@ def gateway(
         "POLLUX_TOKEN": TOKEN,
         "POLLUX_WINDOW": window,
     }
-    with process(["-m", "pollux.cli", "serve", "--port", str(port)], environment, url, core) as child:
+    with process([*python, "-m", "pollux.cli", "serve", "--port", str(port)], environment, url, core) as child:
         yield url, child
+
+
+def keys_file(folder: Path, port: int, keys: int, limits: Mapping[str, int] | None, value: str) -> Path:
+    values = {f"key-{i}": f"{value}{i}" for i in range(1, keys + 1)}
+    if limits is None:
+        file = folder / f"keys-{port}.txt"
+        file.write_text("".join(f"{value}\n" for value in values.values()))
+        return file
+    file = folder / f"keys-{port}.json"
+    entries = [{"id": name, "api_key": value, "limits": {"*": limits}} for name, value in values.items()]
+    file.write_text(json.dumps({"providers": {"gemini": {"keys": entries}}}))
+    return file
 
 
 @contextlib.contextmanager
@@ -215,7 +228,21 @@ def main() -> None:
     parser.add_argument(
         "--peer", action="append", default=[], metavar="NAME=URL", help="another gateway, for comparison"
     )
+    many = parser.add_argument_group("what many keys cost, instead of all else")
+    many.add_argument("--keys", metavar="N,N,…", help="compare gateways with so many keys")
+    many.add_argument("--variants", default="untiered,slow,fast", help="what is known of the keys (default: all three)")
+    many.add_argument("--connections", type=int, default=1)
+    many.add_argument("--profile", type=Path, metavar="FILE", help="profile one gateway with the most keys instead")
     chosen = parser.parse_args()
+    if chosen.keys:
+        from bench import many_keys  # it builds on this module
+
+        counts, variants = [int(count) for count in chosen.keys.split(",")], chosen.variants.split(",")
+        if chosen.profile:
+            asyncio.run(many_keys.profile(max(counts), variants[0], chosen.profile.absolute()))
+        else:
+            show(asyncio.run(many_keys.measure(counts, variants, chosen.connections)))
+        return
     peers = dict(peer.split("=", 1) for peer in chosen.peer)
     show(asyncio.run(measure(chosen.seconds, chosen.rounds, peers, chosen.memory_requests)))
 

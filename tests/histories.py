@@ -69,6 +69,8 @@ class Instance:
         keys = keys_of(play.plan.projects, **play.plan.limits)
         self.store = store
         self.house = House(store, keys, **play.plan.settings)
+        if play.plan.seed % 3 == 0:  # as in a pool that is too large to look at all of it
+            self.house.pool.candidates.look_at = 1
         self.clients: set[asyncio.Task[None]] = set()
 
 

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pollux.catalog import MODES, Catalog, CatalogError, builtin_text, markdown, tier_name
+from pollux.app import load_catalog
+from pollux.catalog import MODES, Catalog, CatalogError, NeverBelowError, builtin_text, markdown, tier_name
+from pollux.settings import Settings, SettingsError
 
 BUILTIN = builtin_text()
 CATALOG = Catalog.parse(BUILTIN)
@@ -224,9 +226,106 @@ def test_models_of_one_bucket_get_the_smaller_number() -> None:
     assert own(text).limits("a-1", "free") == {"rpm": 4, "rpd": 1}
 
 
+# --- never below -----------------------------------------------------------------------------------------------------
+
+FLOOR = '[never_below]\ntoday = "gemini-3.6-flash"'
+
+
+def test_nobody_falls_below_the_floor_of_a_chain() -> None:
+    catalog = own(FLOOR)
+    assert catalog.chain("gemini-4-argon") == ("gemini-4-argon", "gemini-3.8-flash", "gemini-3.6-flash")
+    assert catalog.chain("production") == ("gemini-3.8-flash", "gemini-3.6-flash")
+    assert catalog.chain("gemini-3.6-flash") == ("gemini-3.6-flash",)
+    assert catalog.chain("gemini-3.1-pro-preview") == CATALOG.chain("gemini-3.1-pro-preview"), "another chain"
+
+
+def test_what_is_asked_for_below_the_floor_is_served_and_falls_no_further() -> None:
+    assert own(FLOOR).chain("gemini-3.5-flash-lite") == ("gemini-3.5-flash-lite",)
+
+
+def test_a_floor_holds_for_those_who_join_the_chain() -> None:
+    catalog = own(FLOOR)
+    assert catalog.chain("gemini-4-carbon") == (
+        "gemini-4-carbon",
+        "gemini-4-argon",
+        "gemini-3.8-flash",
+        "gemini-3.6-flash",
+    )
+    assert catalog.chain("gemini-3.7-flash") == ("gemini-3.7-flash", "gemini-3.6-flash")
+    strict = own('[never_below]\ntoday = "gemini-3.8-flash"')
+    assert strict.chain("gemini-3.7-flash") == ("gemini-3.7-flash",), "its fallback is below the floor"
+    assert strict.chain("gemini-flash-lite-latest") == ("gemini-flash-lite-latest",)
+
+
+def test_the_last_model_as_floor_changes_nothing_but_its_own_fallback() -> None:
+    last = '[never_below]\ntoday = "gemini-3.1-flash-lite"'
+    assert own(last).chain("gemini-4-argon") == CATALOG.chain("gemini-4-argon")
+    further = '[models."gemini-3.1-flash-lite"]\nfallback = "gemma-3-1b-it"\n'
+    assert own(further).chain("gemini-3.1-flash-lite")[1] == "gemma-3-1b-it"
+    assert own(further + last).chain("gemini-3.1-flash-lite") == ("gemini-3.1-flash-lite",)
+
+
+def test_where_chains_share_an_end_each_keeps_its_floor() -> None:
+    chains = '[chains]\none = ["a-1", "x-1", "y-1", "z-1"]\ntwo = ["b-1", "x-1", "y-1", "z-1"]\n'
+    known = own(chains + '[never_below]\none = "x-1"\ntwo = "y-1"')
+    assert known.chain("a-1") == ("a-1", "x-1")
+    assert known.chain("b-1") == ("b-1", "x-1", "y-1")
+    assert known.chain("x-1") == ("x-1",), "of both chains the stricter one"
+
+
+def test_modes_stay_above_the_floor_unless_nothing_is_left() -> None:
+    catalog = own('[never_below]\nclassic = "gemini-3-flash-preview"')
+    assert catalog.chain("gemini-3.1-pro-preview", "flash_only") == ("gemini-3-flash-preview",)
+    assert catalog.chain("gemini-3.1-pro-preview", "flash_lite_only")[0] == CATALOG.defaults["flash_lite"]
+
+
+def test_the_setting_goes_before_the_catalog_and_names_only_models() -> None:
+    catalog = Catalog.parse(BUILTIN, FLOOR, ["gemini-3.8-flash", "gemini-2.5-flash"])
+    assert catalog.chain("gemini-4-argon") == ("gemini-4-argon", "gemini-3.8-flash")
+    assert catalog.chain("gemini-3.1-pro-preview")[-1] == "gemini-2.5-flash"
+    everywhere = Catalog.parse(BUILTIN, None, ["gemini-3.1-flash-lite"])
+    assert everywhere.chain("gemma-3-4b-it") == CATALOG.chain("gemma-3-4b-it")
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["gemini-9-ultra"], "gemini-9-ultra is in no fallback chain; expected gemini-3.1-pro-preview, "),
+        (["production"], "production is in no fallback chain; it is an alias, name the model: gemini-3.8-flash"),
+        (["gemini-embedding-2"], "gemini-embedding-2 is in no fallback chain"),
+        (["gemini-3.8-flash", "gemini-3.6-flash"], "gemini-3.8-flash and gemini-3.6-flash are both in the chain today"),
+    ],
+)
+def test_a_wrong_setting_is_told(names: list[str], says: str) -> None:
+    with pytest.raises(NeverBelowError) as caught:
+        Catalog.parse(BUILTIN, None, names)
+    assert says in str(caught.value)
+    with pytest.raises(SettingsError) as told:
+        load_catalog(Settings(never_below=tuple(names)))
+    assert str(told.value).startswith(f"POLLUX_NEVER_BELOW={','.join(names)}: ")
+
+
+def test_the_setting_reaches_the_catalog() -> None:
+    settings = Settings.from_env({"POLLUX_NEVER_BELOW": "gemini-3.6-flash, gemini-2.5-flash"})
+    assert load_catalog(settings).chain("gemini-4-argon")[-1] == "gemini-3.6-flash"
+    assert load_catalog(settings).chain("gemini-3.1-pro-preview")[-1] == "gemini-2.5-flash"
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
+        (
+            '[never_below]\nyesterday = "gemini-3.8-flash"',
+            "never_below.yesterday: there is no such chain; there are classic,",
+        ),
+        (
+            '[never_below]\ntoday = "gemini-2.5-flash"',
+            "never_below.today: gemini-2.5-flash is not in that chain, which has",
+        ),
+        ('[never_below]\ntoday = "production"', "never_below.today: expected the name of a model, such as"),
+        ("[never_below]\ntoday = 5", "never_below.today: expected the name of a model, such as"),
+        ('[chains]\nclassic = []\n[never_below]\nclassic = "gemini-2.5-flash"', "which has none"),
+        ("[never_bellow]", "did you mean never_below?"),
         ("x = [", "your catalog is not TOML"),
         ("[modles]", "did you mean models?"),
         ("models = 3", "models: expected a table, not 3"),

@@ -290,6 +290,17 @@ def test_a_request_tells_to_which_project_it_was_held_and_why() -> None:
     assert "  no project is known to own cachedContents/c, files/a" in request_text(record.as_json())
 
 
+def test_a_request_that_very_many_refused_tells_so_in_a_few_lines() -> None:
+    record = Record(id="0123456789abcdef", client="alice", what="generateContent", asked=FLASH, status=200)
+    for number in range(1, 101):
+        record.note(Attempt(FLASH, f"p{number}", f"k{number}", "rpm" if number < 100 else "ok", 429))
+    lines = request_text(record.as_json()).splitlines()
+    at = lines.index("  … 80 more: rpm")
+    assert lines[at - 1] == f"  10. {FLASH} on p10 (key k10): rpm"
+    assert lines[at + 1] == f"  91. {FLASH} on p91 (key k91): rpm"
+    assert lines[-1] == f"  100. {FLASH} on p100 (key k100): ok"
+
+
 def test_status_tells_of_resources_once_there_are_some() -> None:
     async def scene() -> Any:
         async with gateway(FakeUpstream([]), projects(2)) as app:

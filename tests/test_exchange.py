@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pollux import wire
-from pollux.exchange import Exchange, conversation
+from pollux.exchange import Exchange, conversation, goes_on
 from pollux.journal import Record
 from pollux.keys import Secret
 from pollux.outbound import Reply
@@ -207,6 +207,23 @@ def test_other_openings_instructions_and_clients_are_other_conversations() -> No
 @pytest.mark.parametrize("body", [None, {}, {"contents": []}, {"contents": "A"}, {"contents": [{"parts": [{}]}]}])
 def test_what_says_nothing_is_no_conversation(body: dict[str, Any] | None) -> None:
     assert conversation("client", body) is None
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (said("A"), False),
+        (said("A", system="S"), False),
+        (chat(("system", "S"), ("user", "A")), False),
+        (chat(("user", "A"), ("assistant", "B"), ("user", "C")), True),
+        ({"contents": [{"role": "user", "parts": []}, {"role": "model", "parts": []}, {"parts": []}]}, True),
+        ({"contents": "text"}, False),
+        ({"contents": [None, "model", {"role": ["model"]}]}, False),
+        (None, False),
+    ],
+)
+def test_a_conversation_goes_on_when_the_model_has_spoken(body: dict[str, Any] | None, expected: bool) -> None:
+    assert goes_on(body) is expected
 
 
 def test_nothing_of_a_conversation_can_be_read_from_its_name() -> None:

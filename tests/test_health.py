@@ -5,10 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pollux import health
-from pollux.health import Aside, Health, Kind
+from pollux.health import KINDS, Aside, Health, Kind
 
 DAY = 86400.0
-KINDS: tuple[Kind, ...] = ("keys", "projects", "models")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -80,9 +79,16 @@ _ENTRIES = st.dictionaries(
 )
 
 
-@given(st.builds(Health, _ENTRIES, _ENTRIES, _ENTRIES, st.dictionaries(_NAMES, _NAMES, max_size=4)))
+@given(st.builds(Health, _ENTRIES, _ENTRIES, _ENTRIES, _ENTRIES, st.dictionaries(_NAMES, _NAMES, max_size=4)))
 def test_a_document_comes_back_as_it_was(value: Health) -> None:
     assert health.unpack(json.loads(json.dumps(health.pack(value)))) == value
+
+
+def test_a_document_of_a_version_that_knew_no_tools_is_read() -> None:
+    value = health.set_aside(Health(), 0.0, "keys", "a", "suspended", 600.0)
+    document = health.pack(value)
+    del document["tools"]
+    assert health.unpack(document) == value
 
 
 def test_a_document_of_a_later_version_is_not_guessed_at() -> None:

@@ -11,6 +11,7 @@ COMPLETE = Record(
     client="alice",
     what="generateContent",
     asked="research",
+    wanted="model-a",
     used="model-b",
     key="k2",
     project="p2",
@@ -35,6 +36,7 @@ def test_a_record_tells_where_a_request_went_and_why() -> None:
         "call": "generateContent",
         "model": "research",
         "model_used": "model-b",
+        "fallback_from": "research",
         "key": "k2",
         "project": "p2",
         "attempts": [
@@ -53,6 +55,26 @@ def test_a_record_tells_where_a_request_went_and_why() -> None:
         "reason": "",
         "ended": "truncated",
     }
+
+
+def test_only_another_model_than_the_one_that_was_meant_is_a_fallback() -> None:
+    assert Record(asked="research", wanted="model-a", used="model-a").fallback_from == "", "an alias is none"
+    assert Record(asked="model-a", wanted="model-a", used="").fallback_from == ""
+    assert Record(asked="model-a", used="model-b").fallback_from == ""
+    assert Record(asked="model-a", wanted="model-a", used="model-b").fallback_from == "model-a"
+
+
+def test_of_many_attempts_the_first_and_the_last_are_kept_and_all_are_counted() -> None:
+    record = Record(status=200)
+    for number in range(1000):
+        cause = "ok" if number == 999 else "network" if number == 500 else "rpm"
+        record.note(Attempt("m", f"p{number}", f"k{number}", cause, 429))
+    shown = record.as_json()
+    assert [attempt["key"] for attempt in shown["attempts"]] == [f"k{n}" for n in (*range(10), *range(990, 1000))]
+    assert shown["attempts_left_out"] == {"rpm": 979, "network": 1}
+    journal = Journal()
+    journal.close(record)
+    assert journal.totals()["causes"] == {"rpm": 998, "network": 1, "ok": 1}
 
 
 def test_what_is_not_known_is_null_or_absent() -> None:

@@ -90,6 +90,12 @@ def test_a_request_for_people() -> None:
     )
 
 
+def test_attempts_that_were_left_out_are_counted_in_their_place() -> None:
+    stream = written("text")
+    log.request_line(FIELDS | {"attempts_left_out": {"rpm": 80, "network": 1}})
+    assert "tried rpm (key-2), 80 more rpm, 1 more network, ok (key-1)" in stream.getvalue()
+
+
 def test_the_columns_stand_below_each_other() -> None:
     stream = written("text")
     for model, total in (("gemini-2.5-flash", 3), ("gemini-2.5-flash-lite", 12_345)):

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from pollux import quota
+from pollux.candidates import LOOK_AT
 from pollux.keys import Key
 from pollux.outcome import BESIDE
 from pollux.pool import Full, Reservation
+from pollux.tools import GROUNDING, MAPS, SEARCH, TOOLS, URLS
 from pollux.verdict import Verdict, judge, quota_error, until_midnight
 from pollux.windows import day_of
 from tests.pools import BEGAN, MODEL, FaultyStore, House, Keys, house, keys_of, memory, play
@@ -207,7 +209,7 @@ def test_models_of_one_bucket_share_what_it_has() -> None:
     play(scene())
 
 
-@pytest.mark.parametrize("counter", sorted(BESIDE))
+@pytest.mark.parametrize("counter", sorted(BESIDE - {*TOOLS, GROUNDING}))
 @pytest.mark.parametrize("model", ["", "/a-model", "/another-model"])
 def test_a_counter_beside_that_of_generation_rests_nothing_and_teaches_nothing(counter: str, model: str) -> None:
     async def scene() -> None:
@@ -237,6 +239,184 @@ def test_a_tuned_models_bucket_is_no_other_counter() -> None:
 
 def test_every_other_counter_that_verdicts_know_is_known_here() -> None:
     assert {name for name, _ in quota_error._BESIDE} == BESIDE
+
+
+# --- the counters of tools --------------------------------------------------------------------------------------------
+
+
+def _of_search(period: str = "PerDay", value: str = "1500", delay: str = "") -> Verdict:
+    return _429(f"GroundingWithGoogleSearchRequests{period}PerProject", "search_grounding", value, delay, MODEL)
+
+
+def _prose() -> Verdict:
+    """As Google refuses search: in words that name no counter."""
+    message = "You exceeded your current quota, please check your plan and billing details. For more information, …"
+    return judge(429, json.dumps({"error": {"code": 429, "message": message}}), now=BEGAN)
+
+
+ALL = frozenset(TOOLS)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "asked", "resting"),
+    [
+        (_of_search(), {SEARCH}, {SEARCH}),
+        (_of_search(), {SEARCH, URLS}, {SEARCH}),
+        (_of_search(), set(), {SEARCH}),
+        (_429("GroundingRequestsPerDay", "x/grounding"), ALL, {SEARCH, MAPS}),
+        (_429("GroundingRequestsPerDay", "x/grounding"), {URLS}, {URLS}),
+        (_429("GroundingRequestsPerDay", "x/grounding"), set(), set()),
+        (_429(), {SEARCH}, {SEARCH}),
+        (_429(), {MAPS, URLS}, {MAPS, URLS}),
+        (_prose(), {URLS}, {URLS}),
+    ],
+)
+def test_a_refusal_of_a_tool_rests_that_tool_of_that_project(
+    verdict: Verdict, asked: set[str], resting: set[str]
+) -> None:
+    async def scene() -> None:
+        h = await house(keys_of(2, rpm=15))
+        found = await h.send(prefer_key="k0", tools=frozenset(asked))
+        state = h.quota().value
+        told = await h.outcomes.failed(found, verdict)
+        assert told.cause == "tool-quota"
+        assert h.roster.health.value.tools.keys() == {f"p0/{tool}" for tool in resting}
+        assert h.quota().value == state, "the model's own quota neither rests nor learns"
+        assert not h.roster.health.value.projects
+        assert h.pool.pause_until == 0
+        assert (await h.send(wait=0, prefer_key="k0")).quota.project == "p0", "without tools it is served there"
+        for tool in TOOLS:
+            elsewhere = await h.send(wait=0, prefer_key="k0", tools=frozenset({tool}))
+            assert elsewhere.quota.project == ("p1" if tool in resting else "p0")
+
+    play(scene())
+
+
+@pytest.mark.parametrize(("verdict", "cause"), [(_429(), "unknown-429"), (_prose(), "spend"), (_minute(), "rpm")])
+def test_without_tools_a_refusal_is_what_it_says(verdict: Verdict, cause: str) -> None:
+    async def scene() -> None:
+        h = await house(keys_of(1))
+        assert (await h.outcomes.failed(await h.send(), verdict)).cause == cause
+        assert not h.roster.health.value.tools
+
+    play(scene())
+
+
+def test_a_refusal_that_names_the_models_counter_rests_the_model_whatever_the_tools() -> None:
+    async def scene() -> None:
+        h = await house(keys_of(1))
+        await h.outcomes.failed(await h.send(tools=ALL), _minute(delay="42s"))
+        assert not h.roster.health.value.tools
+        assert await _refusals(h) == {"p0": "cooling:rpm"}
+
+    play(scene())
+
+
+def test_if_the_model_was_meant_after_all_the_next_plain_request_tells() -> None:
+    async def scene() -> None:
+        h = await house(keys_of(1))
+        await h.outcomes.failed(await h.send(tools=ALL), _prose())
+        await h.outcomes.failed(await h.send(wait=0), _prose())
+        assert await _refusals(h) == {"p0": "aside:spend"}
+
+    play(scene())
+
+
+def test_a_tool_rests_twice_as_long_each_time_until_it_is_served() -> None:
+    async def scene() -> None:
+        h = await house(keys_of(1))
+        search = frozenset({SEARCH})
+        rests = []
+        for _ in range(6):
+            await h.outcomes.failed(await h.send(tools=search), _429())
+            entry = h.roster.health.value.tools[f"p0/{SEARCH}"]
+            rests.append(entry.until - h.pool.now())
+            assert await _refusals(h, tools=search) == {"p0": f"aside:{SEARCH}:tool-quota"}
+            await asyncio.sleep(entry.until - h.pool.now())
+        assert rests == [60, 120, 240, 480, 600, 600]
+        await h.outcomes.served(await h.send())
+        assert h.roster.health.value.tools, "what is served without the tool says nothing of it"
+        await h.outcomes.served(await h.send(tools=frozenset({URLS})))
+        assert h.roster.health.value.tools
+        await h.outcomes.served(await h.send(tools=search))
+        assert not h.roster.health.value.tools
+
+    play(scene())
+
+
+def test_what_was_sent_before_the_refusal_does_not_end_the_tools_rest() -> None:
+    async def scene() -> None:
+        h = await house(keys_of(1))
+        early = await h.send(tools=ALL)
+        await asyncio.sleep(1)
+        await h.outcomes.failed(await h.send(tools=ALL), _of_search())
+        await h.outcomes.served(early)
+        assert h.roster.health.value.tools
+
+    play(scene())
+
+
+def test_other_instances_leave_a_resting_tool_alone() -> None:
+    async def scene() -> None:
+        store = await memory()
+        first, second = House(FaultyStore(store), keys_of(1)), House(FaultyStore(store), keys_of(1))
+        await first.outcomes.failed(await first.send(tools=ALL), _of_search())
+        assert await _refusals(second, tools=ALL) == {"p0": f"aside:{SEARCH}:tool-quota"}
+        assert await _refusals(second, tools=frozenset({SEARCH})) == {"p0": f"aside:{SEARCH}:tool-quota"}
+        await second.send(wait=0, tools=frozenset({MAPS}))
+
+    play(scene())
+
+
+def test_a_slot_ahead_is_given_back_if_its_tool_rests_by_then() -> None:
+    async def scene() -> None:
+        h = await house(keys_of(2, rpm=1))
+        search = frozenset({SEARCH})
+        found = [await h.send(prefer_key=key, tools=search) for key in ("k0", "k1")]
+        waiting = asyncio.ensure_future(h.reserve(wait=200, tools=search, prefer_key="k0"))
+        await asyncio.sleep(1)
+        assert h.pool.waiting == 1
+        for reservation in found:
+            if reservation.quota.project == "p0":
+                await h.outcomes.failed(reservation, _of_search())
+        moved = await waiting
+        assert isinstance(moved, Reservation)
+        assert moved.quota.project == "p1"
+
+    play(scene())
+
+
+@pytest.mark.parametrize("strategy", ["earliest", "round_robin", "least_recently_used", "most_available"])
+def test_in_a_large_pool_only_a_few_are_looked_at_though_the_tool_rests_in_many(strategy: str) -> None:
+    async def scene() -> None:
+        h = await house(keys_of(60), strategy=strategy)
+        search = frozenset({SEARCH})
+        for number in range(30):
+            await h.outcomes.failed(await h.send(prefer_key=f"k{number}", tools=search), _of_search())
+        seen = set()
+        for _ in range(60):
+            first = h.pool.candidates.first(MODEL, h.pool.now(), tools=search)
+            assert len(first) == LOOK_AT
+            assert all(int(project.name[1:]) >= 30 for project in first)
+            seen.add((await h.send(wait=0, tools=search)).quota.project)
+        assert seen == {f"p{number}" for number in range(30, 60)}
+        plain = {(await h.send(wait=0)).quota.project for _ in range(30)}
+        assert {f"p{number}" for number in range(30)} & plain
+
+    play(scene())
+
+
+def test_a_probe_that_a_tool_ended_is_left_to_the_next_request() -> None:
+    async def scene() -> None:
+        h = await house(keys_of(1))
+        await h.outcomes.failed(await h.send(), _429())
+        await asyncio.sleep(61)
+        probe = await h.send(tools=ALL)
+        assert probe.slot.probe
+        await h.outcomes.failed(probe, _of_search())
+        assert (await h.send(wait=0)).slot.probe
+
+    play(scene())
 
 
 # --- the wall-clock minute --------------------------------------------------------------------------------------------

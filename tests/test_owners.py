@@ -272,6 +272,18 @@ def test_what_makes_something_is_sent_once_unless_it_was_surely_refused(path: st
     play(scene)
 
 
+def test_what_may_have_been_made_by_a_fallback_model_is_not_made_again_by_the_next() -> None:
+    async def scene() -> None:
+        google = Google()
+        async with gateway(google, projects(1)) as app:
+            google.says["p1"] = [refuses("rpd"), UpstreamError("reset", "broke")]
+            got = await call(app, path="/v1beta/interactions", body={"model": FLASH, "input": "x"})
+            assert (got.status, len(google.sent)) == (502, 2)
+            assert google.sent[0].body != google.sent[1].body, "another model"
+
+    play(scene)
+
+
 @given(st.text(max_size=20), st.sets(st.integers(0, 30), min_size=1, max_size=8))
 def test_a_client_s_own_project_moves_only_if_it_is_the_one_that_leaves(client: str, numbers: set[int]) -> None:
     names = sorted(f"p{number}" for number in numbers)
@@ -718,9 +730,9 @@ def test_a_poll_of_a_project_with_one_key_is_tried_there_again() -> None:
             await app.affinity.bind({"batches/b": None}, "p2", "tester")
             google.says["p2"] = [unwell, UpstreamError("reset", "broke")]
             assert (await call(app, "GET", "/v1beta/batches/b")).status == 200
-            google.says["p2"] = [unwell] * 3
+            google.says["p2"] = [unwell] * 4
             assert (await call(app, "GET", "/v1beta/batches/b")).status == 503
-            assert [where for _, _, where in google.asked()] == ["p2"] * 6
+            assert [where for _, _, where in google.asked()] == ["p2"] * 7
 
     play(scene)
 

@@ -2,11 +2,12 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from pollux import quota
+from pollux import health, quota
 from pollux.keys import Key
 from pollux.ledger import Change
 from pollux.pool import Full, Reservation, StoppingError, Tried
@@ -225,8 +226,6 @@ def test_only_one_project_is_asked_if_only_that_can_serve() -> None:
 
 
 def _aside(value: Any, now: float, kind: Any, name: str) -> Any:
-    from pollux import health
-
     return health.set_aside(value, now, kind, name, "spend", 60)
 
 
@@ -310,6 +309,116 @@ def test_what_is_set_aside_while_a_request_waits_is_not_asked() -> None:
         found = await waiter
         assert isinstance(found, Full)
         assert found.refusals["p0"].why == "aside:spend"
+
+    play(scene())
+
+
+async def _set_aside(h: House, kind: health.Kind, name: str, seconds: float) -> None:
+    await h.roster.ready()
+    await h.roster.health.note(
+        lambda value, now: (health.set_aside(value, now, kind, name, "invalid-key", seconds), None)
+    )
+
+
+@pytest.mark.parametrize("count", [3, 30])
+@pytest.mark.parametrize(("kind", "name"), [("keys", "k{}"), ("projects", "p{}"), ("models", "p{}/" + MODEL)])
+def test_the_first_rest_that_ends_by_the_deadline_is_waited_for(kind: health.Kind, name: str, count: int) -> None:
+    async def scene() -> None:
+        h = await house(keys_of(count, rpm=5))
+        for number, seconds in enumerate((50, 20, *[3600] * (count - 2))):
+            await _set_aside(h, kind, name.format(number), seconds)
+        found = await h.reserve(wait=19.9)
+        assert isinstance(found, Full)
+        assert h.clock == 0, "who would wait in vain hears of it at once"
+        found = await h.reserve(wait=65)
+        assert isinstance(found, Reservation)
+        assert found.quota.project == "p1"
+        assert h.clock == pytest.approx(20, abs=0.1)
+
+    play(scene())
+
+
+def test_a_slot_elsewhere_comes_before_the_end_of_a_rest() -> None:
+    async def scene() -> None:
+        h = await house(keys_of(2, rpm=1))
+        await h.send()
+        resting = "p1" if h.quota("p0").value.slots else "p0"
+        await _set_aside(h, "projects", resting, 64)
+        found = await h.reserve(wait=65)
+        assert isinstance(found, Reservation)
+        assert found.quota.project != resting
+
+    play(scene())
+
+
+def test_a_rest_beyond_the_deadline_that_begins_meanwhile_ends_the_wait() -> None:
+    async def scene() -> None:
+        h = await house(keys_of(1, rpm=5))
+        await _set_aside(h, "keys", "k0", 40)
+        waiter = asyncio.create_task(h.reserve(wait=65))
+        await asyncio.sleep(10)
+        await _set_aside(h, "projects", "p0", 60)
+        assert isinstance(await waiter, Full)
+        assert h.clock <= 11
+        assert not h.pool.waiting
+
+    play(scene())
+
+
+def test_a_rest_that_is_ended_by_hand_and_a_key_that_is_added_end_the_wait() -> None:
+    async def scene(change: Callable[[House], None]) -> float:
+        h = await house(keys_of(1, rpm=5))
+        await _set_aside(h, "keys", "k0", 60)
+        waiter = asyncio.create_task(h.reserve(wait=65))
+        await asyncio.sleep(10)
+        assert h.pool.waiting == 1
+        change(h)
+        assert isinstance(await waiter, Reservation)
+        return h.clock
+
+    def lifts(h: House) -> None:
+        h.roster.health.ride(lambda value, _: (health.clear(value, "keys", "k0"), None))
+
+    def adds(h: House) -> None:
+        h.keys.now = keys_of(2, rpm=5).now
+
+    assert play(scene(lifts)) <= 11
+    assert play(scene(adds)) <= 11
+
+
+def test_many_who_wait_for_a_rest_choose_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        h = await house(keys_of(3, rpm=15))
+        for number in range(3):
+            await _set_aside(h, "projects", f"p{number}", 50)
+        looks = 0
+        candidates = h.roster.candidates
+
+        def counted(*args: Any) -> Any:
+            nonlocal looks
+            looks += 1
+            return candidates(*args)
+
+        monkeypatch.setattr(h.roster, "candidates", counted)
+        waiters = [asyncio.create_task(h.reserve(wait=65)) for _ in range(30)]
+        await asyncio.sleep(49.9)
+        assert looks <= 2 * 30
+        assert all(isinstance(found, Reservation) for found in await asyncio.gather(*waiters))
+
+    play(scene())
+
+
+def test_at_the_end_who_would_wait_too_long_for_a_rest_is_told_so_at_once() -> None:
+    async def scene() -> None:
+        h = await house(keys_of(1, rpm=1))
+        await _set_aside(h, "keys", "k0", 50)
+        waiting = asyncio.ensure_future(h.reserve(wait=65))
+        await asyncio.sleep(5)
+        h.pool.end(within=5)
+        with pytest.raises(StoppingError):
+            await waiting
+        assert h.clock == pytest.approx(5)
+        assert not h.pool.waiting
 
     play(scene())
 

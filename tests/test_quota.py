@@ -165,9 +165,39 @@ def test_used_and_room_count_the_window_and_what_is_ahead() -> None:
     first = int(NOON * 2)
     state = State({first - WINDOW: Want(9, 9), first - WINDOW + 1: Want(1, 10), first + 50: Want(2, 20, 1)})
     assert quota.used(state, NOON) == Want(3, 30, 1)
-    assert quota.room(state, NOON, {"rpm": 6, "tpm": 40, "rpd": 3}) == 0.25
-    assert quota.room(state, NOON, {"rpm": 2}) == 0.0
-    assert quota.room(state, NOON, {"rpd": 1, "ipm": 0}) == 1.0
+    assert quota.load(state, NOON, {"rpm": 6, "tpm": 40, "rpd": 3}, {}) == (False, 0.75)
+    assert quota.load(state, NOON, {"rpm": 2, "tpm": 600}, {}) == (False, 1.5)  # booked ahead
+    assert quota.load(state, NOON, {"rpd": 1, "ipm": 0}, {}) == (False, 0.0)
+
+
+def test_where_no_limit_is_known_use_is_compared_with_the_smallest_and_with_what_was_served() -> None:
+    first = int(NOON * 2)
+    state = State({first: Want(3, 300)})
+    assert quota.load(state, NOON, {}, {"rpm": 4, "tpm": 1000}) == (False, 0.75)
+    assert quota.load(state, NOON, {}, {"rpm": 3}) == (True, 3)  # beyond: by requests
+    assert quota.load(state, NOON, {}, {"rpm": 9, "tpm": 300}) == (True, 3)
+    assert quota.load(state, NOON, {"rpm": 6}, {"rpm": 3}) == (False, 0.5)  # a known limit is what counts
+    served = quota.prove(State({first - 10: Want(5, 50), first + 1: Want(1, 1)}), quota.Slot(first, "2026-07-01"))
+    assert served.proved == (5, 50)
+    assert quota.prove(served, quota.Slot(first, "2026-07-01")) is served
+    assert quota.load(served._replace(slots={first: Want(3, 30)}), NOON, {}, {"rpm": 3}) == (False, 0.6)
+
+
+def test_a_day_of_which_no_limit_is_known_is_compared_with_the_smallest_and_with_earlier_days() -> None:
+    today = quota.find(State(), NOON, Want(), {}, NOON)
+    assert isinstance(today, quota.Slot)
+    used = State(days={today.day: (20, 0)})
+    assert quota.load(used, NOON, {}, {"rpm": 5, "rpd": 20}).beyond
+    assert not quota.load(used, NOON, {}, {"rpm": 5, "rpd": 21}).beyond
+    assert not quota.load(used, NOON, {"rpd": 20}, {"rpm": 5, "rpd": 20}).beyond
+    assert not quota.load(State(days={**used.days, "2000-01-01": (30, 0)}), NOON, {}, {"rpm": 5, "rpd": 20}).beyond
+
+
+def test_a_refusal_lowers_what_was_proved_to_what_is_used() -> None:
+    first = int(NOON * 2)
+    state = State({first: Want(7, 70)}, proved=(9, 50))
+    assert quota.cool(state, NOON, "rpm", 10).proved == (7, 50)
+    assert quota.cool(state, NOON, "rpd", 10).proved == (9, 50)
 
 
 def test_searching_ends_after_few_steps_whatever_is_booked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,8 +119,6 @@ def test_error_info_and_descriptions_are_violations_too() -> None:
             [],
             QuotaError("unknown-429", {}, "file-storage"),
         ),
-        ("x", [violation("SearchGroundingRequestsPerDay", "500", "x/g", "m")], QuotaError("rpd", {}, "grounding/m")),
-        ("x", [violation("SearchGroundingRequestsPerDay", "0", "x/g")], QuotaError("unsupported", {}, "grounding")),
         ("x", [violation("BatchEnqueuedTokensPerModel", "3000000", "x/b")], QuotaError("unknown-429", {}, "batch")),
         ("x", [violation("ConcurrentSessionsPerProject", "3", "x/c")], QuotaError("unknown-429", {}, "sessions")),
         (  # beside a counter of generation, that one counts
@@ -134,6 +132,34 @@ def test_what_does_not_count_generation_has_a_bucket_of_its_own(
     message: str, violations: list[dict[str, Any]], expected: QuotaError
 ) -> None:
     assert refused(message, violations) == expected
+
+
+GENERATION = violation("GenerateRequestsPerMinutePerProjectPerModel-FreeTier", "5")
+
+
+@pytest.mark.parametrize(
+    ("message", "violations", "expected"),
+    [
+        ("x", [violation("SearchGroundingPerDay", "500", "x/g", "m")], ("rpd", "googleSearch/m", "googleSearch")),
+        ("x", [violation("SearchGroundingPerDay", "0", "x/g")], ("unsupported", "googleSearch", "googleSearch")),
+        ("x", [violation("GroundingRequestsPerMinute", "5", "x/g")], ("rpm", "grounding", "grounding")),
+        ("x", [violation("UsePerDay", "5", "x/google_maps_requests")], ("rpd", "googleMaps", "googleMaps")),
+        ("x", [violation("Use", "5", "x/url_context_requests", "m")], ("unknown-429", "urlContext/m", "urlContext")),
+        ("Quota exceeded for Google Search grounding.", [], ("unknown-429", "googleSearch", "googleSearch")),
+        ("Google Maps requests per day: limit: 500", [], ("rpd", "googleMaps", "googleMaps")),
+        ("Grounding quota reached. Please retry in 20s", [], ("rpm", "grounding", "grounding")),
+        ("Google Search is not the matter", [GENERATION], ("rpm", None, None)),
+        ("x", [violation("SearchGroundingPerDay", "9", "x/g"), GENERATION], ("rpm", None, None)),
+        ("x", [violation("BatchEnqueuedTokensPerModel", "3000000", "x/b")], ("unknown-429", "batch", None)),
+        ("see https://ai.google.dev/gemini-api/docs/google-search", [], ("unknown-429", None, None)),
+    ],
+)
+def test_the_counter_of_a_tool_is_known_and_teaches_the_model_nothing(
+    message: str, violations: list[dict[str, Any]], expected: tuple[str, str | None, str | None]
+) -> None:
+    found = refused(message, violations)
+    assert (found.cause, found.bucket, found.tool) == expected
+    assert found.tool is None or found.learned == {}
 
 
 def test_a_bucket_is_a_models_name_or_nothing() -> None:

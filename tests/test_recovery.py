@@ -280,6 +280,71 @@ def test_what_another_instance_found_well_is_seen_at_once_by_who_has_nobody_else
     play(scene)
 
 
+def test_a_request_waits_for_the_first_free_call_and_not_for_the_end_of_a_key_that_is_surely_wrong() -> None:
+    google = Google(lambda sent: refuses("invalid-key"))
+
+    async def scene() -> None:
+        async with gateway(google.upstream, projects(2)) as app:
+            took = []
+            for _ in range(3):
+                began = now()
+                assert (await call(app)).reason == "NO_USABLE_KEY"
+                took.append(now() - began)
+            assert took == pytest.approx([SOONEST, 0, 0], abs=0.1)
+            assert len(google.asked("generateContent")) == 2
+
+    play(scene)
+
+
+def test_a_fault_of_a_few_seconds_costs_no_request_anything() -> None:
+    google = Google(lambda sent: refuses("invalid-key") if now() < BEGAN + 4 else None)
+
+    async def scene() -> None:
+        async with gateway(google.upstream, projects(2)) as app:
+            got = await asyncio.gather(*(call(app) for _ in range(5)), call(app, path=COUNT))
+            assert [one.status for one in got] == [200] * 6
+            assert now() - BEGAN == pytest.approx(SOONEST, abs=1.1)
+
+    play(scene)
+
+
+def test_a_tool_that_rests_in_all_projects_is_tried_early_too() -> None:
+    google = Google(
+        lambda sent: refuses("unknown-429") if b"google_search" in sent.body and now() < BEGAN + 300 else None
+    )
+    search = {"contents": [{"parts": [{"text": "Hello"}]}], "tools": [{"google_search": {}}]}
+
+    async def scene() -> None:
+        async with gateway(google.upstream, projects(12)) as app:
+            while now() < BEGAN + 300:
+                await call(app, headers=ALONE, body=search)
+                assert (await ask(app)).status == 200
+                await asyncio.sleep(5)
+            assert len(app.roster.health.value.tools) == 12
+            while (await call(app, headers=ALONE, body=search)).status != 200:
+                assert now() < BEGAN + 300 + TWO_MINUTES
+                await asyncio.sleep(5)
+
+    play(scene)
+
+
+def test_a_large_pool_comes_back_too() -> None:
+    google = Google(
+        lambda sent: refuses("prepay" if sent.verb != "countTokens" else "rpd") if now() < BEGAN + 200 else None
+    )
+
+    async def scene() -> None:
+        async with gateway(google.upstream, projects(40)) as app:
+            while now() < BEGAN + 200:
+                await ask(app)
+                await asyncio.sleep(5)
+            while (await ask(app)).status != 200:
+                assert now() < BEGAN + 200 + TWO_MINUTES
+                await asyncio.sleep(5)
+
+    play(scene)
+
+
 # --- every error of Google's ------------------------------------------------------------------------------------------
 
 PASSED_ON = [entry for entry in CORPUS if entry["http_status"] is not None and entry["shape"] != "websocket-close"]
@@ -322,7 +387,8 @@ def test_a_key_rests_until_a_probe_found_it_well_and_twice_as_long_if_it_is_refu
     assert not key_rests(well.keys["a"], 140.0)
     again = set_aside(well, 141.0, "keys", "a", "invalid-key", 30.0, 3600.0)
     assert again.keys["a"].until == 201.0
-    assert found_well(value, 140.0, "b") is value
+    assert found_well(value, 140.0, "b").keys == value.keys
+    assert well.checked == {"a"}
 
 
 def test_other_rests_of_a_key_end_by_themselves() -> None:

@@ -4,11 +4,13 @@ import asyncio
 import itertools
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
+from pollux import health
 from pollux.app import App
 from pollux.keys import Key, KeySourceError, Secret
 from pollux.packing import unpack
@@ -20,6 +22,7 @@ from tests.gateway import (
     COUNT,
     FLASH,
     GENERATE,
+    HELLO,
     NEXT,
     STREAM,
     FakeUpstream,
@@ -27,6 +30,7 @@ from tests.gateway import (
     Keys,
     Says,
     Sent,
+    Simulated,
     answer,
     call,
     event,
@@ -59,37 +63,138 @@ async def ask(upstream: FakeUpstream, keys: Keys, count: int = 1, **request: Any
 # --- attempts --------------------------------------------------------------------------------------------------------
 
 
+TROUBLES = [*(refuses(kind) for kind in ("overloaded", "internal", "bad-gateway", "deadline")), RESET]
+IN_TROUBLE = pytest.mark.parametrize("trouble", TROUBLES, ids=["503", "500", "502", "504", "reset"])
+
+
 @pytest.mark.parametrize("headers", [{}, ONE_MODEL])
-@pytest.mark.parametrize("trouble", ["unknown-429", "overloaded", "invalid-key", "model-access"])
-def test_at_most_four_attempts(trouble: str, headers: dict[str, str]) -> None:
-    upstream = FakeUpstream(lambda sent: refuses(trouble))
-    got = play(lambda: ask(upstream, projects(9), headers=headers))
-    assert len(upstream.sent) <= 4
-    assert got.headers["x-pollux-attempts"] == str(len(upstream.sent))
-    assert got.status >= 400
+@pytest.mark.parametrize("count", [1, 2, 9])
+@IN_TROUBLE
+def test_trouble_is_tried_at_most_four_times(trouble: Any, count: int, headers: dict[str, str]) -> None:
+    upstream = FakeUpstream(lambda sent: trouble)
+    got = play(lambda: ask(upstream, projects(count), headers=headers))
+    assert len(upstream.sent) == 4
+    assert got.headers["x-pollux-attempts"] == "4"
+    assert got.status in (500, 502, 503, 504)
 
 
-def test_attempts_are_a_setting() -> None:
-    async def scene() -> None:
-        upstream = FakeUpstream(lambda sent: refuses("unknown-429"))
-        async with gateway(upstream, projects(9), max_attempts=2) as app:
-            await call(app)
-        assert len(upstream.sent) == 2
+def test_how_often_trouble_is_tried_is_a_setting() -> None:
+    async def scene(most: int, headers: dict[str, str]) -> list[str]:
+        upstream = FakeUpstream(lambda sent: refuses("overloaded"))
+        async with gateway(upstream, projects(9), max_attempts=most) as app:
+            await call(app, headers=headers)
+        return upstream.models
 
-    play(scene)
+    assert play(lambda: scene(1, {})) == [FLASH]
+    assert play(lambda: scene(2, {})) == [FLASH, NEXT]
+    assert play(lambda: scene(2, ONE_MODEL)) == [FLASH] * 2
+    assert play(lambda: scene(6, {})) == [FLASH] * 5 + [NEXT]
 
 
-@pytest.mark.parametrize("trouble", ["overloaded", "internal", "rpd", "model-access"])
-def test_a_project_is_asked_once_per_model(trouble: str) -> None:
+@pytest.mark.parametrize("trouble", ["rpd", "model-access", "unsupported"])
+def test_a_project_that_refuses_is_asked_once_per_model(trouble: str) -> None:
     async def scene() -> None:
         upstream = FakeUpstream(lambda sent: refuses(trouble, model=sent.model))
-        async with gateway(upstream, projects(2), max_attempts=99) as app:
-            await call(app)
+        async with gateway(upstream, projects(9), max_attempts=1) as app:
+            got = await call(app)
             chain = app.roster.catalog.chain(FLASH)
         asked = [(sent.model, sent.key) for sent in upstream.sent]
-        assert sorted(asked) == sorted(itertools.product(chain, ("k1", "k2")))
+        assert sorted(asked) == sorted(itertools.product(chain, (f"k{number}" for number in range(1, 10))))
+        assert upstream.models == [model for model in chain for _ in range(9)], "all projects before the next model"
+        assert got.headers["x-pollux-attempts"] == str(len(asked))
 
     play(scene)
+
+
+@pytest.mark.parametrize("refusal", ["rpd", "unknown-429", "invalid-key", "model-access", "prepay"])
+def test_refusals_do_not_use_up_the_attempts_while_a_project_is_free(refusal: str) -> None:
+    upstream = FakeUpstream(lambda sent: whole(answer()) if sent.key in ("k3", "k7") else refuses(refusal))
+    got = play(lambda: ask(upstream, projects(8), headers=LATE))
+    assert (got.status, got.headers["x-pollux-model"]) == (200, FLASH)
+    assert got.headers["x-pollux-key"] in ("k3", "k7")
+
+
+def test_refusals_and_trouble_together() -> None:
+    said = {"k1": refuses("rpd"), "k2": refuses("overloaded"), "k3": refuses("invalid-key"), "k4": refuses("rpd")}
+    upstream = FakeUpstream(lambda sent: said.get(sent.key, whole(answer())))
+    got = play(lambda: ask(upstream, projects(5)))
+    assert got.status == 200
+    assert upstream.keys == ["k1", "k2", "k3", "k4", "k5"]
+
+
+@pytest.mark.parametrize(("headers", "ends"), [({}, 65.0), (LATE, 10.0), ({"x-pollux-max-wait": "30"}, 30.0)])
+def test_a_request_that_hundreds_of_projects_refuse_ends_by_its_deadline_and_leaves_a_short_record(
+    headers: dict[str, str], ends: float
+) -> None:
+    async def scene() -> None:
+        upstream = FakeUpstream(lambda sent: whole(refuses("rpd", model=sent.model).pieces[0], 429, after=0.4))
+        async with gateway(upstream, projects(200)) as app:
+            began = now()
+            got = await call(app, headers=headers)
+            assert ends <= now() - began < ends + 0.5
+            assert (got.status, got.headers["x-pollux-attempts"]) == (429, str(len(upstream.sent)))
+            assert len(upstream.sent) > 20
+            record = app.journal.find(got.headers["x-pollux-request-id"])
+            assert record is not None
+            shown = record.as_json()
+            assert len(shown["attempts"]) == 20
+            assert shown["attempts_left_out"] == {"rpd": len(upstream.sent) - 20}
+            assert app.journal.totals()["causes"] == {"rpd": len(upstream.sent)}
+
+    play(scene)
+
+
+@IN_TROUBLE
+def test_with_one_project_trouble_is_tried_again_there_before_anything_else(trouble: Any) -> None:
+    upstream = FakeUpstream([trouble, trouble, whole(answer())])
+    got = play(lambda: ask(upstream, projects(1), headers=LATE))
+    assert (got.status, got.headers["x-pollux-model"], got.headers["x-pollux-attempts"]) == (200, FLASH, "3")
+    first, second = (b.at - a.at for a, b in itertools.pairwise(upstream.sent))
+    assert 0.125 <= first <= 0.375
+    assert 0.25 <= second <= 0.75
+
+
+@pytest.mark.parametrize("path", [GENERATE, STREAM, CHAT])
+def test_a_stream_or_chat_too(path: str) -> None:
+    body = {"model": FLASH, "messages": [{"role": "user", "content": "Hi"}]} if path == CHAT else {"contents": []}
+    upstream = FakeUpstream([refuses("overloaded"), streams(event(answer())) if path == STREAM else whole(answer())])
+    got = play(lambda: ask(upstream, projects(1), path=path, body=body, headers=ONE_MODEL))
+    assert (got.status, upstream.keys) == (200, ["k1", "k1"])
+
+
+def test_trouble_goes_to_another_key_of_the_one_project_if_it_has_one() -> None:
+    upstream = FakeUpstream([refuses("overloaded"), whole(answer())])
+    got = play(lambda: ask(upstream, Keys([Key("k1", "p1"), Key("k2", "p1")])))
+    assert (got.status, sorted(upstream.keys)) == (200, ["k1", "k2"])
+
+
+def test_trouble_is_tried_on_the_same_project_rather_than_wait_for_another() -> None:
+    async def scene() -> None:
+        keys = Keys([Key("k1", "p1", limits={"*": {"rpm": 9}}), Key("k2", "p2", limits={"*": {"rpm": 1}})])
+        upstream = FakeUpstream([whole(answer()), refuses("overloaded"), whole(answer())])
+        async with gateway(upstream, keys, sticky=False) as app:
+            await call(app, headers={"x-pollux-key": "k2"})
+            began = now()
+            got = await call(app)
+            assert now() - began < 1
+        assert (got.status, upstream.keys) == (200, ["k2", "k1", "k1"])
+
+    play(scene)
+
+
+IMAGES = {"contents": [{"parts": [{"text": "a cat"}]}], "generationConfig": {"responseModalities": ["IMAGE"]}}
+
+
+@pytest.mark.parametrize(
+    ("trouble", "times"),
+    [(refuses("overloaded"), 2), (UNREACHABLE, 2), (refuses("rpd"), 2), (refuses("internal"), 1), (RESET, 1)],
+    ids=["503", "unreachable", "429", "500", "reset"],
+)
+def test_images_are_asked_for_again_only_if_they_were_surely_not_made(trouble: Any, times: int) -> None:
+    upstream = FakeUpstream([trouble, whole(answer())])
+    got = play(lambda: ask(upstream, projects(2), body=IMAGES, headers=ONE_MODEL))
+    assert len(upstream.sent) == times
+    assert (got.status == 200) == (times == 2)
 
 
 def test_a_limit_of_the_minute_that_a_refusal_taught_is_waited_for() -> None:
@@ -106,7 +211,7 @@ def test_it_is_waited_for_once_and_not_when_the_client_does_not_wait() -> None:
         async with gateway(upstream, projects(2), max_attempts=99, max_wait=600) as app:
             got = await call(app, headers={"x-pollux-fallback": "off"})
             assert got.status == 429
-            assert upstream.keys == ["k1", "k2", "k1", "k2"]
+            assert sorted(upstream.keys) == ["k1", "k1", "k2", "k2"], "each once more"
             got = await call(app, headers={"x-pollux-fallback": "off", "x-pollux-max-wait": "0"})
             assert got.status == 429
             assert len(upstream.sent) == 4
@@ -129,13 +234,6 @@ def test_a_model_in_trouble_is_tried_in_another_project_not_with_another_key_of_
     upstream = FakeUpstream([refuses("overloaded"), whole(answer())])
     play(lambda: ask(upstream, keys))
     assert upstream.keys == ["k1", "k3"]
-
-
-def test_where_more_projects_refuse_than_attempts_are_left_the_last_one_is_for_the_next_model() -> None:
-    upstream = FakeUpstream(lambda sent: refuses("rpd") if sent.model == FLASH else whole(answer()))
-    got = play(lambda: ask(upstream, projects(9)))
-    assert upstream.models == [FLASH, FLASH, FLASH, NEXT]
-    assert got.status == 200
 
 
 def test_a_model_in_trouble_is_tried_again_elsewhere_twice_with_growing_pauses_then_the_next_model() -> None:
@@ -187,14 +285,14 @@ def test_an_upstream_that_is_unreachable_is_the_clients_502() -> None:
 
 def test_what_never_reached_google_gives_its_slot_back() -> None:
     upstream = FakeUpstream([UNREACHABLE, whole(answer())])
-    got = play(lambda: ask(upstream, projects(1, rpm=1), 2, headers=ONE_MODEL | LATE))
-    assert got.status == 200
+    got = play(lambda: ask(upstream, projects(1, rpm=1), headers=ONE_MODEL | LATE))
+    assert (got.status, len(upstream.sent)) == (200, 2)
 
 
 def test_what_may_have_reached_google_keeps_its_slot() -> None:
     upstream = FakeUpstream([RESET])
     got = play(lambda: ask(upstream, projects(1, rpm=1), 2, headers=ONE_MODEL | LATE))
-    assert (got.status, got.reason) == (429, "QUOTA_BUSY")
+    assert (got.status, got.reason, len(upstream.sent)) == (429, "QUOTA_BUSY", 1)
 
 
 # --- keys ------------------------------------------------------------------------------------------------------------
@@ -259,7 +357,10 @@ def test_a_refused_key_is_read_again_only_once() -> None:
     upstream = FakeUpstream(lambda sent: refuses("invalid-key"))
     got = play(lambda: ask(upstream, keys))
     assert (got.status, got.reason) == (503, "NO_USABLE_KEY")
-    assert (keys.reread_ids, len(upstream.sent)) == (["k1"], 2)
+    assert (keys.reread_ids, [sent.verb for sent in upstream.sent]) == (
+        ["k1"],
+        ["generateContent"] * 2 + ["countTokens"],
+    )
 
 
 def test_a_key_that_cannot_be_read_is_set_aside_for_a_minute_and_nothing_is_sent() -> None:
@@ -322,7 +423,7 @@ def test_without_a_usable_key_the_error_says_which_and_what_to_do() -> None:
     assert (got.status, got.reason) == (503, "NO_USABLE_KEY")
     assert "p1: Google blocked the key as leaked" in got.message
     assert "pollux keys check" in got.message
-    assert 25 < int(got.headers["retry-after"]) <= 30
+    assert 20 < int(got.headers["retry-after"]) <= 30
 
 
 def test_without_any_key_the_error_says_how_to_add_one() -> None:
@@ -382,14 +483,14 @@ def test_a_refusal_of_a_fallback_model_is_not_the_answer_either_when_quotas_refu
     upstream = FakeUpstream(lambda sent: refuses("rpd" if sent.model == FLASH else "not-found"))
     got = play(lambda: ask(upstream, projects(9)))
     assert NEXT in upstream.models
-    assert (got.status, got.reason) == (429, "QUOTA_BUSY")
+    assert (got.status, got.reason) == (503, "QUOTA_EXHAUSTED_TODAY")
 
 
 def test_after_a_refusal_of_one_fallback_model_the_next_is_asked() -> None:
     said = {FLASH: refuses("overloaded"), NEXT: refuses("not-found")}
     upstream = FakeUpstream(lambda sent: said.get(sent.model, whole(answer())))
     got = play(lambda: ask(upstream, projects(1)))
-    assert upstream.models == [FLASH, NEXT, "gemini-3.5-flash-lite"]
+    assert upstream.models == [FLASH, FLASH, FLASH, NEXT, "gemini-3.5-flash-lite"]
     assert got.status == 200
 
 
@@ -422,7 +523,7 @@ def test_a_model_that_is_overloaded_for_ever_ends_in_its_own_503_and_blames_no_k
 def test_no_fallback_when_the_client_forbids_it() -> None:
     upstream = FakeUpstream(lambda sent: refuses("overloaded"))
     got = play(lambda: ask(upstream, projects(9), headers=ONE_MODEL))
-    assert (got.status, set(upstream.models), len(upstream.sent)) == (503, {FLASH}, 3)
+    assert (got.status, set(upstream.models), len(upstream.sent)) == (503, {FLASH}, 4)
 
 
 def test_an_error_that_is_our_own_is_logged_as_ours(caplog: pytest.LogCaptureFixture) -> None:
@@ -432,9 +533,11 @@ def test_an_error_that_is_our_own_is_logged_as_ours(caplog: pytest.LogCaptureFix
     assert any("which is ours" in message for message in caplog.messages)
 
 
-def test_attempts_that_ran_out_say_that_others_may_succeed() -> None:
-    got = play(lambda: ask(FakeUpstream(lambda sent: refuses("rpm")), projects(9), headers=ONE_MODEL))
+def test_a_request_whose_time_ran_out_says_that_others_may_succeed() -> None:
+    upstream = FakeUpstream(lambda sent: whole(refuses("rpm").pieces[0], 429, after=2))
+    got = play(lambda: ask(upstream, projects(9), headers=ONE_MODEL | LATE))
     assert (got.status, got.reason, got.headers["retry-after"]) == (429, "QUOTA_BUSY", "1")
+    assert "6 attempts were refused" in got.message
 
 
 # --- thought signatures ----------------------------------------------------------------------------------------------
@@ -474,10 +577,131 @@ def test_a_thought_signature_of_an_unknown_conversation_is_the_clients() -> None
     assert (got.status, upstream.keys) == (400, ["k1", "k2"])
 
 
-def test_a_conversation_stays_with_its_project() -> None:
+def turns(*texts: str) -> dict[str, Any]:
+    """The user and the model speak in turn; the instruction is the same in every conversation."""
+    contents = [{"role": ("user", "model")[i % 2], "parts": [{"text": text}]} for i, text in enumerate(texts)]
+    return {"contents": contents, "systemInstruction": {"parts": [{"text": "Be brief."}]}}
+
+
+@pytest.mark.parametrize("limits", [{}, {"rpm": 50}])
+def test_a_conversation_that_goes_on_stays_with_its_project(limits: dict[str, int]) -> None:
+    async def scene() -> FakeUpstream:
+        upstream = FakeUpstream(lambda sent: whole(answer()))
+        async with gateway(upstream, projects(4, **limits)) as app:
+            for body in (turns("A"), turns("B"), turns("A", "x", "y"), turns("A", "x", "y", "z", "?")):
+                await call(app, body=body)
+        return upstream
+
+    first, other, *later = play(scene).keys
+    assert first != other
+    assert later == [first, first]
+
+
+@pytest.mark.parametrize("limits", [{}, {"rpm": 50}])
+@pytest.mark.parametrize("body", [HELLO, turns("the same question")])
+def test_what_is_asked_for_the_first_time_is_tied_to_no_project(limits: dict[str, int], body: Any) -> None:
     upstream = FakeUpstream(lambda sent: whole(answer()))
-    play(lambda: ask(upstream, projects(4, rpm=100), 5))
-    assert len(set(upstream.keys)) == 1
+
+    async def scene() -> None:
+        async with gateway(upstream, projects(4, **limits)) as app:
+            for _ in range(8):
+                await call(app, body=body)
+
+    play(scene)
+    assert Counter(upstream.keys) == {"k1": 2, "k2": 2, "k3": 2, "k4": 2}
+
+
+# --- waiting for rests -----------------------------------------------------------------------------------------------
+
+
+async def rest(app: App, kind: health.Kind, name: str, seconds: float) -> None:
+    def change(value: health.Health, moment: float) -> tuple[health.Health, None]:
+        return health.set_aside(value, moment, kind, name, "key-source", seconds), None
+
+    await app.roster.ready()
+    await app.roster.health.note(change)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("keys", "k{}"), ("projects", "p{}"), ("models", "p{}/" + FLASH)])
+def test_a_rest_that_ends_in_time_is_waited_for(kind: health.Kind, name: str) -> None:
+    async def scene() -> None:
+        upstream = FakeUpstream(lambda sent: whole(answer()))
+        async with gateway(upstream, projects(2)) as app:
+            await rest(app, kind, name.format(1), 30)
+            await rest(app, kind, name.format(2), 3600)
+            began = now()
+            assert (await call(app, headers=ONE_MODEL | {"x-pollux-max-wait": "29"})).status in (429, 503)
+            assert (now() - began, upstream.sent) == (0, []), "who would wait in vain hears of it at once"
+            got = await call(app, headers=ONE_MODEL)
+            assert (got.status, upstream.keys) == (200, ["k1"])
+            assert 30 <= now() - began < 31
+            assert 30_000 <= int(got.headers["x-pollux-wait-ms"]) < 31_000
+
+    play(scene)
+
+
+def test_a_project_that_is_free_is_not_waited_for() -> None:
+    async def scene() -> None:
+        upstream = FakeUpstream(lambda sent: whole(answer()))
+        async with gateway(upstream, projects(2)) as app:
+            await rest(app, "keys", "k1", 30)
+            began = now()
+            got = await call(app)
+            assert (got.status, upstream.keys, now() - began) == (200, ["k2"], 0)
+
+    play(scene)
+
+
+def test_a_key_that_refused_this_request_is_not_waited_for() -> None:
+    upstream = FakeUpstream(lambda sent: refuses("unknown-429"))
+    began: list[float] = []
+
+    async def scene() -> Got:
+        async with gateway(upstream, projects(1)) as app:
+            began.append(now())
+            got = await call(app, headers=ONE_MODEL)
+            began.append(now())
+            return got
+
+    got = play(scene)
+    assert (got.status, got.reason, len(upstream.sent)) == (429, "QUOTA_BUSY", 1)
+    assert began[0] == began[1]
+    assert "Google refused without saying why" in got.message
+    assert 59 <= int(got.headers["retry-after"]) <= 61
+
+
+def burst(count: int, keys: Keys, simulator: Simulated, **settings: Any) -> tuple[list[int], int, float]:
+    """The statuses of so many requests at once, how many calls were refused upstream, and how long it took."""
+
+    async def scene() -> tuple[list[int], int, float]:
+        async with gateway(simulator, keys, **settings) as app:
+            began = now()
+            async with asyncio.TaskGroup() as group:
+                bodies = [{"contents": [{"parts": [{"text": f"question {number}"}]}]} for number in range(count)]
+                calls = [group.create_task(call(app, headers=ONE_MODEL, body=body)) for body in bodies]
+            refused = sum(simulator.simulator.enforcer.refused.values())
+            return [task.result().status for task in calls], refused, now() - began
+
+    return play(scene)
+
+
+def test_a_burst_of_one_and_a_half_minutes_is_served_whole_where_limits_are_known() -> None:
+    keys = projects(8, rpm=15)
+    statuses, refused, took = burst(180, keys, simulated(keys, {"rpm": 15}))
+    assert statuses == [200] * 180
+    assert refused == 0
+    assert took < 65
+
+
+@pytest.mark.parametrize(("enforcement", "count"), [("sliding", 1), ("bucket", 2), ("minute", 8), ("sliding", 16)])
+def test_and_where_they_are_learned_meanwhile(enforcement: str, count: int) -> None:
+    keys = projects(count)
+    statuses, refused, took = burst(
+        count * 15 * 3 // 2, keys, simulated(keys, {"rpm": 15}, kind=enforcement, latency=0.4)
+    )
+    assert set(statuses) == {200}
+    assert refused <= count * 15, "each project is asked twice at most by those who find no room"
+    assert took < 65
 
 
 # --- waiting and falling back ----------------------------------------------------------------------------------------
@@ -547,7 +771,7 @@ def test_a_fallback_of_an_openai_call_changes_nothing_but_the_model() -> None:
     upstream = FakeUpstream(lambda sent: refuses("overloaded") if FLASH.encode() in sent.body else whole(answer()))
     got = play(lambda: ask(upstream, projects(1), path=CHAT, body=body))
     assert got.status == 200
-    assert [sent.body for sent in upstream.sent] == [body, body.replace(FLASH.encode(), NEXT.encode())]
+    assert [sent.body for sent in upstream.sent] == [body] * 3 + [body.replace(FLASH.encode(), NEXT.encode())]
     assert {sent.target for sent in upstream.sent} == {CHAT}
     assert upstream.sent[0].header("authorization") == f"Bearer {value_of('k1')}"
 
@@ -899,7 +1123,7 @@ def test_uncounted_calls_take_the_keys_in_turn_and_no_quota() -> None:
 @pytest.mark.parametrize("trouble", [refuses("internal"), refuses("overloaded"), RESET], ids=["500", "503", "reset"])
 @pytest.mark.parametrize(
     ("method", "path", "times"),
-    [("GET", FILES, 3), ("HEAD", FILES, 3), ("POST", COUNT, 3), ("POST", FILES, 1), ("PATCH", FILES, 1)],
+    [("GET", FILES, 4), ("HEAD", FILES, 4), ("POST", COUNT, 4), ("POST", FILES, 1), ("PATCH", FILES, 1)],
 )
 def test_only_calls_that_change_nothing_are_sent_again_after_a_5xx(
     method: str, path: str, times: int, trouble: Says | UpstreamError
@@ -907,8 +1131,9 @@ def test_only_calls_that_change_nothing_are_sent_again_after_a_5xx(
     upstream = FakeUpstream(lambda sent: trouble)
     got = play(lambda: ask(upstream, projects(3), method=method, path=path))
     assert len(upstream.sent) == times
-    assert len(set(upstream.keys)) == times
+    assert len(set(upstream.keys)) == min(times, 3), "every project before one is asked again"
     assert got.status in (500, 502, 503)
+    assert all(b.at > a.at for a, b in itertools.pairwise(upstream.sent)), "with a pause"
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
@@ -918,14 +1143,29 @@ def test_a_refused_key_is_no_matter_for_any_uncounted_call(method: str) -> None:
     assert (got.status, upstream.keys) == (200, ["k1", "k2", "k3"])
 
 
-def test_uncounted_attempts_that_ran_out_do_not_claim_that_there_is_no_key() -> None:
+def test_an_uncounted_call_tries_every_key_before_it_says_that_none_is_usable() -> None:
     async def scene() -> None:
-        async with gateway(FakeUpstream(lambda sent: refuses("invalid-key")), projects(6)) as app:
+        upstream = FakeUpstream(lambda sent: refuses("leaked-key"))
+        async with gateway(upstream, projects(6)) as app:
             first = await call(app, "GET", FILES)
             second = await call(app, "GET", FILES)
-        assert (first.status, first.reason) == (429, "QUOTA_BUSY")
-        assert (second.status, second.reason) == (503, "NO_USABLE_KEY")
-        assert "pollux keys check" in second.message
+        assert len([sent for sent in upstream.sent if sent.method == "GET"]) == 6
+        for got in (first, second):
+            assert (got.status, got.reason) == (503, "NO_USABLE_KEY")
+            assert "pollux keys check" in got.message
+
+    play(scene)
+
+
+def test_an_uncounted_call_waits_for_a_key_whose_rest_ends_in_time() -> None:
+    async def scene() -> None:
+        upstream = FakeUpstream(lambda sent: whole({}))
+        async with gateway(upstream, projects(1)) as app:
+            await rest(app, "keys", "k1", 30)
+            assert (await call(app, "GET", FILES, headers={"x-pollux-max-wait": "29"})).status == 503
+            began = now()
+            assert (await call(app, "GET", FILES)).status == 200
+            assert 30 <= now() - began < 31
 
     play(scene)
 

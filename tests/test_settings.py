@@ -93,7 +93,7 @@ def test_a_misspelt_name_is_an_error_that_names_the_nearest() -> None:
 
 
 def test_other_variables_are_not_read() -> None:
-    assert read(MAX_WAIT="5", pollux_max_wait="5", GEMINI_API_KEY="x").max_wait == 60.0
+    assert read(MAX_WAIT="5", pollux_max_wait="5", GEMINI_API_KEY="x").max_wait == 65.0
 
 
 def test_arguments_come_before_the_environment() -> None:

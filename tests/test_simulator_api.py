@@ -483,6 +483,23 @@ def test_faults_strike_what_they_match_as_often_as_they_shall() -> None:
     assert "Please retry in 3h24m25.5s." in error["message"]
 
 
+def test_a_fault_of_a_tool_meets_only_calls_that_ask_for_it() -> None:
+    simulator = make(None, Fault(kind="bare-quota", tool="googleSearch"))
+    native: list[Any] = [[{"googleSearch": {}}], [{"google_search": {}}]]
+    assert [call(simulator, GENERATE, HELLO | {"tools": tools}).status for tools in native] == [429, 429]
+    interaction = {"model": FLASH, "input": "x", "tools": [{"type": "google_search"}]}
+    assert call(simulator, "/v1beta/interactions", interaction).status == 429
+    function = {"functionDeclarations": [{"name": "googleSearch"}]}
+    others: list[Any] = [[{"urlContext": {}}], [function], "googleSearch", None]
+    for tools in others:
+        assert call(simulator, GENERATE, HELLO | {"tools": tools}).status == 200
+    assert call(simulator, GENERATE, HELLO).status == 200
+    assert call(simulator, CHAT, ASK).status == 200
+    said = call(simulator, GENERATE, HELLO | {"tools": native[0]}).error
+    assert said["message"].startswith("You exceeded your current quota, please check your plan and billing details.")
+    assert [detail["@type"].rpartition(".")[2] for detail in said["details"]] == ["Help"]
+
+
 def test_a_probability_is_kept_about_and_by_the_seed() -> None:
     def run(seed: int) -> list[int]:
         simulator = make(None, Fault(kind="overloaded", probability=0.3), seed=seed)
@@ -649,6 +666,7 @@ def test_faults_and_counts_over_http() -> None:
         lambda: Fault(kind="mid-error", error="nothing"),
         lambda: Fault(kind="rpm", probability=1.5),
         lambda: Fault(kind="rpm", count=-1),
+        lambda: Fault(kind="rpm", tool="google_search"),
     ],
 )
 def test_a_fault_that_makes_no_sense_is_refused(make_fault: Callable[[], Fault]) -> None:

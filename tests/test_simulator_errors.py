@@ -149,6 +149,7 @@ def test_durations_are_written_as_in_the_messages(seconds: float, text: str) -> 
 CAUSES = {
     "upload-terminated": "bad-request",
     "spend-cap": "prepay",
+    "bare-quota": "spend",
     "html-429": "unknown-429",
     "expired-key": "invalid-key",
     "unauthenticated": "invalid-key",

@@ -155,6 +155,90 @@ HOSTILE = (
 )
 
 
+PROSE = "You exceeded your current quota, please check your plan and billing details."
+HELP = {
+    "@type": "type.googleapis.com/google.rpc.Help",
+    "links": [{"description": "Learn more about Gemini API quotas", "url": "https://ai.google.dev/x/rate-limits"}],
+}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        PROSE,
+        f"{PROSE} For more information on this error, head to: https://ai.google.dev/gemini-api/docs/rate-limits. To "
+        "monitor your current usage, head to: https://ai.dev/rate-limit. ",
+        f"{PROSE} For more information on this error, read the docs: https://platform.openai.com/docs/guides/errors.",
+        "You have exceeded your quota, please check your plan and billing details",
+        "You've exceeded your current quota: check your plan and billing",
+    ],
+)
+@pytest.mark.parametrize("details", [[], [HELP]])
+def test_the_bare_prose_about_quotas_means_the_spend_limit(message: str, details: list[Any]) -> None:
+    native = body(message, 429, "RESOURCE_EXHAUSTED", **({"details": details} if details else {}))
+    openai = b"[" + native + b"]"
+    event = b"data: " + native + b"\n\n"
+    for status, raw in ((429, native), (429, openai), (200, openai), (200, event)):
+        verdict = judge(status, raw, now=NOON)
+        assert (verdict.cause, verdict.blames, verdict.action) == ("spend", "project", "next-project")
+        assert (verdict.cooldown_s, verdict.ceiling_s, verdict.learned) == (60, 600, {})
+
+
+@pytest.mark.parametrize(
+    ("raw", "cause"),
+    [
+        (body(f"{PROSE}\n* Quota exceeded for metric: x/generate_content_requests, limit: 20", 429), "rpm"),
+        (body(f"{PROSE}\n* Quota exceeded for metric: x/file_storage_bytes, limit: 20", 429), "unknown-429"),
+        (body(f"{PROSE}\nPlease retry in 20s.", 429), "rpm"),
+        (body(f"{PROSE} limit: 0", 429), "unsupported"),
+        (body(f"{PROSE} limit: 7", 429), "unknown-429"),
+        (body("You exceeded your current quota.", 429), "unknown-429"),
+        (body(PROSE, 429, details=[{"violations": [{"quotaId": "ConcurrentSessions"}]}]), "unknown-429"),
+        (body(PROSE, 429)[:-2], "unknown-429"),  # what was cut off may have named the counter
+        (f"1011 None. {PROSE}".encode(), "unknown-429"),  # a WebSocket's close text ends after 123 bytes
+        (body(f"Invalid value: {PROSE}", 400), "bad-request"),
+    ],
+)
+def test_prose_that_names_a_counter_or_may_have_been_cut_does_not(raw: bytes, cause: str) -> None:
+    assert judge(429, raw, now=NOON).cause == cause
+
+
+@pytest.mark.parametrize(
+    ("quota_id", "value", "seconds", "ceiling"),
+    [
+        ("GroundingWithGoogleSearchRequestsPerDayPerProject", "1500", 3600, None),
+        ("GroundingWithGoogleSearchRequestsPerMinutePerProject", "5", 60, None),
+        ("GroundingWithGoogleSearchRequestsPerDayPerProject-FreeTier", "0", 3600, None),
+        ("GroundingWithGoogleSearchRequests", "5", 60, 600),
+    ],
+)
+def test_a_tools_own_counter_rests_by_its_period(
+    quota_id: str, value: str, seconds: float, ceiling: float | None
+) -> None:
+    violations = [{"quotaId": quota_id, "quotaMetric": "x/search_grounding_requests", "quotaValue": value}]
+    native = body(PROSE, 429, "RESOURCE_EXHAUSTED", details=[{"violations": violations}])
+    for raw in (native, b"[" + native + b"]"):
+        verdict = judge(429, raw, now=NOON)
+        assert (verdict.cause, verdict.blames, verdict.action) == ("tool-quota", "quota", "next-project")
+        assert (verdict.cooldown_s, verdict.ceiling_s) == (seconds, ceiling)
+        assert (verdict.bucket, verdict.learned, verdict.vague) == ("googleSearch", {}, False)
+
+
+def test_only_what_names_no_counter_is_vague() -> None:
+    for message in (PROSE, "Resource has been exhausted (e.g. check quota)."):
+        assert judge(429, body(message, 429, "RESOURCE_EXHAUSTED"), now=NOON).vague
+    for message in (
+        f"{PROSE} limit: 7",
+        f"{PROSE} Please retry in 20s.",
+        "You exceeded your spend-based rate limit.",
+        "Your prepayment credits are depleted.",
+        "Quota exceeded for metric: x/file_storage_bytes",
+    ):
+        assert not judge(429, body(message, 429, "RESOURCE_EXHAUSTED"), now=NOON).vague
+    assert not judge(429, b"<html><title>Sorry...</title>", now=NOON).vague
+    assert not judge(503, b"", now=NOON).vague
+
+
 @pytest.mark.parametrize("words", HOSTILE)
 def test_a_request_cannot_talk_a_key_or_project_out_of_the_pool(words: str) -> None:
     violations = [
@@ -209,7 +293,7 @@ def test_an_absurd_delay_of_a_minutes_quota_is_capped(delay: object) -> None:
 def test_what_doubles_and_up_to_what() -> None:
     doubling = {rule.cause: rule.ceiling for rule in RULES if rule.ceiling}
     probed = dict.fromkeys(("invalid-key", "leaked-key", "service-disabled", "referrer-blocked"), 3600)
-    assert doubling == {"suspended": 86400, "spend": 600, "unknown-429": 600} | probed
+    assert doubling == {"suspended": 86400, "spend": 600, "unknown-429": 600, "tool-quota": 600} | probed
 
 
 # --- output ----------------------------------------------------------------------------------------------------------
@@ -240,7 +324,7 @@ def test_messages_hold_no_key_and_one_line() -> None:
 
 def test_the_page_holds_the_table_and_every_cause_has_a_rule() -> None:
     assert describe() in (ROOT / "docs/verdicts.md").read_text(), "regenerate the table in docs/verdicts.md"
-    assert set(CAUSES) == {cause for cause, _ in OTHERS} | QUOTA | {"spend", "leaked-key"}
+    assert set(CAUSES) == {cause for cause, _ in OTHERS} | QUOTA | {"spend", "leaked-key", "tool-quota"}
     assert {rule.action for rule in RULES} == ACTIONS
     assert {rule.blames for rule in RULES} == BLAMES
 

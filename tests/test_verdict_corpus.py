@@ -31,6 +31,7 @@ EXPECTED = {
     ("billing/quota-zero", "prepay-depleted"): ("prepay", "project"),
     ("billing/quota-zero", "spend-cap"): ("prepay", "project"),
     ("billing/quota-zero", "spend-rate-10min"): ("spend", "project"),
+    ("billing/quota-zero", "bare-quota-prose"): ("spend", "project"),
     ("suspended", None): ("suspended", "key"),
     ("leaked-key-403", None): ("leaked-key", "key"),
     ("permission-403", "service-blocked"): ("service-disabled", "key"),

@@ -14,6 +14,7 @@ from pollux.keys import KeySourceError
 from pollux.quota import Refusal
 from pollux.roster import Project, Quota, Roster
 from pollux.store import StoreError, StoreUnavailableError
+from pollux.tools import TOOLS
 from pollux.windows import MINUTE_LIMITS, Limits, Want, day_of
 
 if TYPE_CHECKING:
@@ -189,7 +190,14 @@ def _project(roster: Roster, project: Project, now: float) -> dict[str, Any]:
         **shown,
         "models_aside": models,
         "free_quota_seen": free,
+        "tools_aside": _tools_aside(roster, project, now),
     }
+
+
+def _tools_aside(roster: Roster, project: Project, now: float) -> dict[str, Any]:
+    aside = roster.health.value.tools
+    resting = {tool: aside.get(f"{project.name}/{tool}") for tool in TOOLS} if aside else {}
+    return {tool: _resting(entry, now) for tool, entry in resting.items() if entry is not None and entry.until > now}
 
 
 def _quota(roster: Roster, owned: Quota, now: float) -> dict[str, Any] | None:
@@ -251,7 +259,8 @@ async def explain(app: "App", model: str, tokens: int) -> dict[str, Any]:
                 held = app.pool.desk.look(owned, Want(1, tokens), limits, now, now)
             else:
                 found = held = refusals.get(project.name, Refusal(math.inf, "disabled"))
-            candidates.append(_outlook(name, project, keys.get(project.name), found, held, limits, now))
+            outlook = _outlook(name, project, keys.get(project.name), found, held, limits, now)
+            candidates.append(outlook | {"tools_aside": _tools_aside(roster, project, now)})
     head = {"model": model, "tokens": tokens, "chain": list(chain), "now": round(now, 3)}
     head["in_catalog"] = chain[0] in roster.catalog.models
     return head | {"store": roster.watch.trouble or "ok", "candidates": candidates}

@@ -35,7 +35,7 @@ class Announcer:
             )
 
     def aside(self, kind: str, subject: str, cause: str, now: float, seconds: float) -> None:
-        """`kind`: keys, projects or models, as `health` has them."""
+        """`kind`: keys, projects, models or tools, as `health` has them."""
         if self._is_news(("aside", kind, subject), now, seconds):
             log.warning(
                 "the %s %s is set aside for %.0f s: %s",

@@ -13,7 +13,7 @@ from pollux.address import inside
 from pollux.affinity import Affinity
 from pollux.auth import JoinedTokens, LocalTokens, TokenError, Tokens, TokenSource, load_or_make
 from pollux.blobs import Blobs
-from pollux.catalog import Catalog, CatalogError, builtin_text
+from pollux.catalog import Catalog, CatalogError, NeverBelowError, builtin_text
 from pollux.inbound import HEAD_MOST, Receive, Scope, Send, head_size, header
 from pollux.journal import Journal
 from pollux.keys import Keyring
@@ -31,7 +31,10 @@ log = logging.getLogger("pollux")
 
 CORS_METHODS = b"GET, POST, PUT, PATCH, DELETE, OPTIONS"
 CORS_EXPOSED = (
-    b", ".join(b"x-pollux-" + name for name in (b"request-id", b"key", b"model", b"attempts", b"wait-ms", b"not-asked"))
+    b", ".join(
+        b"x-pollux-" + name
+        for name in (b"request-id", b"key", b"model", b"fallback", b"attempts", b"wait-ms", b"not-asked")
+    )
     + b", retry-after, "
     + b", ".join(b"x-goog-upload-" + name for name in (b"url", b"status", b"chunk-granularity", b"size-received"))
 )
@@ -47,7 +50,9 @@ def load_catalog(settings: Settings) -> Catalog:
         except UnicodeDecodeError:
             raise SettingsError(f"POLLUX_CATALOG={settings.catalog}: not UTF-8 text") from None
     try:
-        return Catalog.parse(builtin_text(), own)
+        return Catalog.parse(builtin_text(), own, settings.never_below)
+    except NeverBelowError as error:
+        raise SettingsError(f"POLLUX_NEVER_BELOW={','.join(settings.never_below)}: {error}") from None
     except CatalogError as error:
         raise SettingsError(f"POLLUX_CATALOG={settings.catalog}: {error}") from None
 

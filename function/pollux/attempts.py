@@ -28,9 +28,10 @@ log = logging.getLogger("pollux.relay")
 SETTLE_WITHIN = 0.1
 UNREADABLE, UNREADABLE_KEY_RESTS = "key-source", 60.0
 NOT_SHOWN = frozenset({"resource-permission", "not-found", "model-access"})
-MOST_TROUBLES = 2
-"""How often trouble that passes (503, 500, a broken connection) is tried again."""
 BACKOFF = 0.25
+AGAIN_WITHIN = 10.0
+"""A request may be sent again until its deadline, or for so long after it was first sent: who does not wait for a slot
+should not see each trouble of Google's either."""
 ERROR_MOST = 1 << 20
 """No error is larger, inflated."""
 
@@ -90,7 +91,8 @@ class Attempts:
             if failure is not None:
                 failure = self.of_resources(x, failure)
                 if failure.verdict.blames != "key":
-                    await self._outcomes.failed(reservation, failure.verdict)
+                    verdict = await self._outcomes.failed(reservation, failure.verdict)
+                    failure = replace(failure, verdict=verdict)
                 x.noted(Attempt(model, project, key.id, failure.verdict.cause, failure.status, failure.verdict.message))
             return failure
         finally:
@@ -250,6 +252,11 @@ class Attempts:
     def _broken(self, model: str, key: Key, secret: str, error: UpstreamError) -> Failure:
         failure = unreached(model, key, error, secret, self.pool.now())
         return replace(failure, verdict=replace(failure.verdict, message=redact(str(error), [secret])))
+
+
+def backoff(troubles: int, jitter: float) -> float:
+    """Seconds until a request is sent again after so many troubles. `jitter`: 0 to 1."""
+    return BACKOFF * 2.0 ** (troubles - 1) * (0.5 + jitter)
 
 
 def unreadable(model: str, key: Key, error: KeySourceError) -> Failure:

@@ -8,7 +8,17 @@ from typing import Any
 
 from pollux.catalog_file import ALONE, NAMES, TEXT, CatalogError, check_name, load, tier_name
 
-__all__ = ["MODES", "Catalog", "CatalogError", "Limits", "Model", "builtin_text", "markdown", "tier_name"]
+__all__ = [
+    "MODES",
+    "Catalog",
+    "CatalogError",
+    "Limits",
+    "Model",
+    "NeverBelowError",
+    "builtin_text",
+    "markdown",
+    "tier_name",
+]
 
 MODES = ("both", *(f"{kind}_only" for kind in TEXT))
 
@@ -28,6 +38,10 @@ _WORDS = {
 }
 _KIND = {re.compile(rf"(?:^|-)(?:{words})(?:-|$)"): kind for words, kind in _WORDS.items()}
 _TAIL = re.compile(r"(-preview)?(-\d\d-\d{2,4})?(-\d{3})?(-it)?$")
+
+
+class NeverBelowError(CatalogError):
+    """A model that the setting POLLUX_NEVER_BELOW names, and not the catalog, makes no sense there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +69,8 @@ class Model:
 class Catalog:
     """A listed name costs a dict read. Any other is guessed at each time and not kept: clients choose those names."""
 
-    def __init__(self, layers: Sequence[Mapping[str, Any]]) -> None:
-        """The checked files, one's own before the built-in one."""
+    def __init__(self, layers: Sequence[Mapping[str, Any]], never_below: Sequence[str] = ()) -> None:
+        """The checked files, one's own before the built-in one. `never_below`: what the setting of that name says."""
         entries: dict[str, dict[str, Any]] = {}
         for layer in reversed(layers):
             for name, entry in layer["models"].items():
@@ -67,6 +81,8 @@ class Catalog:
         self.defaults: Mapping[str, str] = _merge(layers, "defaults")
         self._final = {alias: _follow(alias, self.aliases) for alias in self.aliases}
         self._check()
+        self._lowest = self._floors(_merge(layers, "chains"), _merge(layers, "never_below"), never_below)
+        self._below: set[str] = set()
         self._limits: dict[tuple[str, str], Mapping[str, int]] = {}
         self._after: dict[str, tuple[str, ...]] = {}
         replaced: set[str] = set()
@@ -79,9 +95,9 @@ class Catalog:
         self._chains = {mode: {name: self._build(name, mode) for name in names} for mode in MODES}
 
     @classmethod
-    def parse(cls, builtin: str, own: str | None = None) -> "Catalog":
+    def parse(cls, builtin: str, own: str | None = None, never_below: Sequence[str] = ()) -> "Catalog":
         layers = [] if own is None else [load(own, "your catalog")]
-        return cls([*layers, load(builtin, "the built-in catalog")])
+        return cls([*layers, load(builtin, "the built-in catalog")], never_below)
 
     def resolve(self, name: str) -> str:
         name = name.removeprefix("models/")
@@ -99,6 +115,17 @@ class Catalog:
     def limits(self, model: str, tier: str | None) -> dict[str, int]:
         found = self._limits.get((self.bucket(model), tier_name(tier) or "")) if tier else None
         return dict(found) if found else {}
+
+    def smallest_limits(self, model: str) -> dict[str, int]:
+        """The smallest of each limit among the tiers that may use the model at all."""
+        bucket = self.bucket(model)
+        found: dict[str, int] = {}
+        for (counted, _), limits in self._limits.items():
+            if counted == bucket:
+                for name, value in limits.items():
+                    if value:
+                        found[name] = min(value, found.get(name, value))
+        return found
 
     def generation(self, model: str) -> int:
         known = self.models.get(model)
@@ -123,23 +150,61 @@ class Catalog:
         path = [model]
         while path[-1] not in self._after:
             known = self.models.get(path[-1])
-            if not known or not known.fallback or known.fallback in path:
+            if not known or not known.fallback or known.fallback in path or known.fallback in self._below:
                 return tuple(path)
             path.append(known.fallback)
         return (*path, *(name for name in self._after[path[-1]] if name not in path))
 
     def _ends(self, chains: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-        """Model -> what comes after it. Chains may share an end; from one model they may not go different ways."""
+        """Model -> what comes after it, down to the lowest model of the chain that may be used. Chains may share an
+        end; from one model they may not go different ways."""
+        whole: dict[str, tuple[str, ...]] = {}
         after: dict[str, tuple[str, ...]] = {}
         for chain, names in chains.items():
+            lowest = self._lowest.get(chain)
+            end = len(names) if lowest is None else names.index(lowest) + 1
+            self._below.update(names[end:])
             for place, name in enumerate(names):
                 where, rest = f"chains.{chain}: {name}", names[place + 1 :]
                 self._check_member(name, where)
                 if name in names[:place]:
                     raise CatalogError(f"{where} stands there twice")
-                if rest and after.setdefault(name, rest) != rest:
+                if rest and whole.setdefault(name, rest) != rest:
                     raise CatalogError(f"{where} goes on differently in another chain; it may have one way only")
+                if rest or lowest is not None:
+                    kept = names[place + 1 : end]
+                    after[name] = min(after.get(name, kept), kept, key=len)  # of a shared end the strictest counts
         return after
+
+    def _floors(
+        self, chains: Mapping[str, Sequence[str]], own: Mapping[str, str], setting: Sequence[str]
+    ) -> dict[str, str]:
+        """Chain -> the lowest of its models that may stand in for another. The setting goes before the catalog."""
+        for chain, name in own.items():
+            if chain not in chains:
+                raise CatalogError(
+                    f"never_below.{chain}: there is no such chain; there are {', '.join(sorted(chains))}"
+                )
+            if name not in chains[chain]:
+                said = (
+                    f"never_below.{chain}: {name} is not in that chain, which has {', '.join(chains[chain]) or 'none'}"
+                )
+                raise CatalogError(said)
+        chosen: dict[str, str] = {}
+        for name in setting:
+            holding = [chain for chain, names in chains.items() if name in names]
+            if not holding:
+                known = ", ".join(dict.fromkeys(model for names in chains.values() for model in names))
+                hint = (
+                    f"it is an alias, name the model: {self._final[name]}"
+                    if name in self._final
+                    else f"expected {known}"
+                )
+                raise NeverBelowError(f"{name} is in no fallback chain; {hint}")
+            for chain in holding:
+                if chosen.setdefault(chain, name) != name:
+                    raise NeverBelowError(f"{chosen[chain]} and {name} are both in the chain {chain}; name one of them")
+        return dict(own) | chosen
 
     def _check_member(self, name: str, where: str) -> None:
         if (kind := self.kind(name)) in ALONE:

@@ -34,7 +34,7 @@ def load(text: str, where: str) -> dict[str, Any]:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise CatalogError(f"{where} is not TOML: {error}") from None
-    sections = ("models", "aliases", "chains", "defaults")
+    sections = ("models", "aliases", "chains", "never_below", "defaults")
     _fields(raw, sections, where)
     file = {name: _typed(raw.get(name, {}), dict, name, "a table") for name in sections}
     for name, entry in file["models"].items():
@@ -46,6 +46,8 @@ def load(text: str, where: str) -> dict[str, Any]:
         for name in _typed(names, list, f"chains.{chain}", "a list of models"):
             check_name(name, f"chains.{chain}")
         file["chains"][chain] = tuple(names)
+    for chain, name in file["never_below"].items():
+        check_name(name, f"never_below.{chain}")
     _fields(file["defaults"], TEXT, "defaults")
     for kind, name in file["defaults"].items():
         check_name(name, f"defaults.{kind}")

@@ -114,6 +114,13 @@ def status_text(found: Mapping[str, Any]) -> str:
         for key in found["keys"]
     ]
     lines += ["", *table(("KEY", "PROJECT", "TIER", "STATE", "UNTIL", "WHY"), keys)]
+    tools = [
+        (project["project"], tool, _until(entry["until"], now), entry["why"])
+        for project in found["projects"]
+        for tool, entry in project.get("tools_aside", {}).items()
+    ]
+    if tools:
+        lines += ["", *table(("PROJECT", "TOOL", "UNTIL", "WHY"), tools)]
     quotas = [
         (
             quota["project"],
@@ -182,7 +189,12 @@ def explain_text(found: Mapping[str, Any]) -> str:
         wait = candidate["wait_s"]
         when = "never" if wait is None else "now" if wait == 0 else _until(candidate["earliest"], found["now"])
         limits = " ".join(f"{name}={value}" for name, value in candidate["limits"].items()) or "not known"
-        rows.append((candidate["model"], candidate["project"], candidate["key"] or "-", when, candidate["why"], limits))
+        resting = [
+            f"{tool} rests, back {_until(entry['until'], found['now'])}"
+            for tool, entry in candidate.get("tools_aside", {}).items()
+        ]
+        why = "; ".join([candidate["why"], *resting])
+        rows.append((candidate["model"], candidate["project"], candidate["key"] or "-", when, why, limits))
     head = f"{found['model']}, {found['tokens']} tokens; tried in this order: {' -> '.join(found['chain'])}"
     if not found["in_catalog"]:
         head += f"\n{found['model']} is not in the catalog: only Google knows whether there is such a model"
@@ -191,11 +203,17 @@ def explain_text(found: Mapping[str, Any]) -> str:
     return "\n".join([head, "", *table(("MODEL", "PROJECT", "KEY", "EARLIEST", "WHY", "LIMITS"), rows)])
 
 
+def _instead(found: Mapping[str, Any]) -> str:
+    return (
+        f", answered by {found['model_used']} instead" if found.get("fallback_from") and found["status"] < 400 else ""
+    )
+
+
 def request_text(found: Mapping[str, Any]) -> str:
     at = datetime.fromtimestamp(found["at"]).strftime("%Y-%m-%d %H:%M:%S")
     lines = [
         f"request {found['id']} of {found['client'] or 'an unknown client'}, {at}: "
-        f"{found['call']} {found['model']} -> {found['status']}",
+        f"{found['call']} {found['model']} -> {found['status']}{_instead(found)}",
         f"  waited {found['waited_ms']} ms, first byte after {found['first_byte_ms']} ms, total {found['total_ms']} ms",
         f"  tokens: {found['tokens_estimated']} estimated, {found['tokens']} reported",
     ]
@@ -204,7 +222,12 @@ def request_text(found: Mapping[str, Any]) -> str:
         held = f"only project {owner} could serve it, which owns" if owner else "no project is known to own"
         held = f"of projects {owner}, none sees all of" if found["reason"] == "TWO_OWNERS" else held
         lines.append(f"  {held} {', '.join(names)}")
+    left_out = found.get("attempts_left_out", {})
+    first = len(found["attempts"]) // 2
     for number, attempt in enumerate(found["attempts"], 1):
+        if left_out and number == first + 1:
+            lines.append(f"  … {', '.join(f'{count} more: {cause}' for cause, count in left_out.items())}")
+        number += sum(left_out.values()) if number > first else 0
         where = attempt["project"] or "no project"
         where += f" (key {attempt['key']})" if attempt["key"] else ""
         detail = f": {attempt['detail']}" if attempt.get("detail") else ""

@@ -132,7 +132,14 @@ class Desk:
             return
         take = partial(grants.take, wanted=wanted, limits=limits, window=self._settings.window)
         owned.purse.coming = coming = owned.ledger.apply(take)
-        coming.add_done_callback(partial(_arrived, owned))
+        coming.add_done_callback(partial(self._arrived, owned))
+
+    def _arrived(self, owned: Quota, coming: "asyncio.Future[Grant | None]") -> None:
+        owned.purse.coming = None
+        if not coming.cancelled() and coming.exception() is None and (grant := coming.result()) is not None:
+            owned.purse.grant = grant
+            owned.purse.taken += 1
+            self._roster.granted.setdefault(owned.bucket, {})[owned.project] = owned
 
     def _safely(self, owned: Quota, want: Want, limits: Limits, now: float, deadline: float) -> Slot | Refusal:
         ledger = owned.ledger
@@ -164,13 +171,6 @@ class Desk:
         """What was spent meanwhile is booked now."""
         for owned in self._roster.quotas.values():
             owned.ledger.commit_soon(0)
-
-
-def _arrived(owned: Quota, coming: "asyncio.Future[Grant | None]") -> None:
-    owned.purse.coming = None
-    if not coming.cancelled() and coming.exception() is None and (grant := coming.result()) is not None:
-        owned.purse.grant = grant
-        owned.purse.taken += 1
 
 
 # Changes of a quota's state, as `ledger` takes them.

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pollux import wire
+from pollux import tools, wire
 from pollux.estimate import estimate
 from pollux.inbound import PassingBody
 from pollux.journal import Attempt, Record
@@ -46,6 +46,9 @@ class Exchange:
     home: str | None = None
     """The project that is preferred for what this client makes."""
     sticky: int | None = None
+    """The conversation, by its opening."""
+    goes_on: bool = False
+    """Whether it has earlier turns of the model: then it goes where those came from."""
     passing: PassingBody | None = None
     """The body in the place of `body`, if it is not held: it can be sent only once."""
     readdress: Readdress | None = None
@@ -63,8 +66,10 @@ class Exchange:
     aliases: dict[bytes, bytes] = field(default_factory=dict)
     """Ids of copies, and those by which the client knows the files."""
 
-    def may_try(self, most: int) -> bool:
-        return self.record.sent < (most if self.passing is None or not self.passing.asked else 1)
+    @property
+    def can_be_sent(self) -> bool:
+        """A body that passes through can be sent only once."""
+        return self.passing is None or not self.passing.asked
 
     @property
     def harmless(self) -> bool:
@@ -84,7 +89,7 @@ class Exchange:
         return body
 
     def noted(self, attempt: Attempt) -> None:
-        self.record.attempts.append(attempt)
+        self.record.note(attempt)
 
     @property
     def stream_form(self) -> str:
@@ -94,7 +99,9 @@ class Exchange:
         """What it takes of a quota, by estimate. A model that makes images makes one at least."""
         found = estimate(self.parsed, size=len(self.readable), verb=self.call.verb, generation=generation)
         want = Want(found.requests, found.tokens, max(found.images, kind == "image"))
-        return Ask(want, self.deadline, self.patient, self.sticky, self.prefer_key, self.only)
+        sticky = self.sticky if self.goes_on else None
+        asked = tools.asked(self.parsed)
+        return Ask(want, self.deadline, self.patient, sticky, self.prefer_key, self.only, tools=asked)
 
     def outgoing(self, key: Secret, model: str | None) -> tuple[str, list[tuple[str, str]], bytes]:
         """Target, headers and body of an attempt: the client's own, but for the credential and, perhaps, the model."""
@@ -144,6 +151,14 @@ def _texts(message: Any) -> list[str]:
     if not isinstance(parts, list):
         return []
     return [part["text"] for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
+
+
+def goes_on(parsed: Mapping[str, Any] | None) -> bool:
+    """Whether the body carries earlier turns of the model. What is asked for the first time belongs to no project."""
+    turns = (parsed or {}).get("contents") or (parsed or {}).get("messages")
+    return isinstance(turns, list) and any(
+        isinstance(turn, Mapping) and turn.get("role") in ("model", "assistant") for turn in turns
+    )
 
 
 def conversation(client: str, parsed: Mapping[str, Any] | None) -> int | None:

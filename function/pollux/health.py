@@ -1,13 +1,16 @@
-"""What is set aside, PURE: keys, projects and single models of a project, each with its reason and its end.
+"""What is set aside, PURE: keys, projects, single models and tools of a project, each with its reason and its end.
 
 One document for all of them; `pool` reads and commits it. Quotas and their cooldowns are not here but in `quota`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
-Kind = Literal["keys", "projects", "models"]
+Kind = Literal["keys", "projects", "models", "tools"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+OF_PROJECTS: tuple[Kind, ...] = ("models", "tools")
+"""Kinds whose names are "project/name"."""
 SCHEMA = 1
 FORGET_AFTER = 2 * 86400.0
 """A streak is remembered this long after its end."""
@@ -33,6 +36,8 @@ class Health:
     projects: dict[str, Aside] = field(default_factory=dict)
     models: dict[str, Aside] = field(default_factory=dict)
     """By "project/model": a project may be refused one model while others work."""
+    tools: dict[str, Aside] = field(default_factory=dict)
+    """By "project/tool": Google counts the use of search, maps and URLs apart from the model's own quota."""
     buckets: dict[str, str] = field(default_factory=dict)
     """Model -> the name by which Google counts it, as 429s named it."""
     checked: frozenset[str] = frozenset()
@@ -90,13 +95,14 @@ def taken(health: Health, key_id: str) -> Health:
 
 
 def lifted(health: Health, key_id: str, project: str | None, *, well: bool) -> Health:
-    """By hand: nothing is held against the key any more, nor, if its project is named, against that and its models.
-    `well`: Google took the key just now; else it is as if it was never checked."""
+    """By hand: nothing is held against the key any more, nor, if its project is named, against that, its models and
+    tools. `well`: Google took the key just now; else it is as if it was never checked."""
     health = clear(health, "keys", key_id)
     if project is not None:
         health = clear(health, "projects", project)
-        for name in [name for name in health.models if name.startswith(f"{project}/")]:
-            health = clear(health, "models", name)
+        for kind in OF_PROJECTS:
+            for name in [name for name in getattr(health, kind) if name.startswith(f"{project}/")]:
+                health = clear(health, kind, name)
     if well:
         return taken(health, key_id)
     return replace(health, checked=health.checked - {key_id}) if key_id in health.checked else health
@@ -108,7 +114,9 @@ def held(health: Health, now: float, key_id: str, project: str | None) -> list[s
     if project is None:
         return words
     entries = {f"project {project}": health.projects.get(project)}
-    entries |= {f"model {name}": entry for name, entry in health.models.items() if name.startswith(f"{project}/")}
+    for kind in OF_PROJECTS:
+        of_kind: dict[str, Aside] = getattr(health, kind)
+        entries |= {f"{kind[:-1]} {name}": e for name, e in of_kind.items() if name.startswith(f"{project}/")}
     return words + [name for name, entry in entries.items() if entry is not None and entry.until > now]
 
 
@@ -139,19 +147,16 @@ def _with(health: Health, kind: Kind, entries: dict[str, Aside]) -> Health:
             return replace(health, projects=entries)
         case "models":
             return replace(health, models=entries)
+        case "tools":
+            return replace(health, tools=entries)
 
 
 def tidy(health: Health, now: float) -> Health:
-    if not any(
-        until + FORGET_AFTER < now
-        for until in (
-            *(e.until for e in (*health.keys.values(), *health.projects.values(), *health.models.values())),
-            *health.free.values(),
-        )
-    ):
+    ends = (entry.until for kind in KINDS for entry in getattr(health, kind).values())
+    if not any(until + FORGET_AFTER < now for until in (*ends, *health.free.values())):
         return health
-    health = replace(health, free={name: t for name, t in health.free.items() if t + FORGET_AFTER >= now})
-    for kind in ("keys", "projects", "models"):
+    health = replace(health, free={name: when for name, when in health.free.items() if when + FORGET_AFTER >= now})
+    for kind in KINDS:
         kept = {n: e for n, e in getattr(health, kind).items() if e.until + FORGET_AFTER >= now}
         health = _with(health, kind, kept)
     return health
@@ -169,7 +174,7 @@ def pack(health: Health) -> dict[str, Any]:
     document: dict[str, Any] = {"schema": SCHEMA, "buckets": dict(health.buckets)}
     document["checked"] = sorted(health.checked)
     document["free"] = dict(health.free)
-    for kind in ("keys", "projects", "models"):
+    for kind in KINDS:
         document[kind] = {name: entry._asdict() for name, entry in getattr(health, kind).items()}
     return document
 
@@ -178,8 +183,9 @@ def unpack(document: Mapping[str, Any]) -> Health:
     if document.get("schema") != SCHEMA:
         raise ValueError(f"the health document has schema {document.get('schema')!r}, this version knows {SCHEMA}")
     entries = {
-        kind: {name: Aside(**entry) for name, entry in document[kind].items()}
-        for kind in ("keys", "projects", "models")
+        # a version that knew of no tools wrote none
+        kind: {name: Aside(**entry) for name, entry in document.get(kind, {}).items()}
+        for kind in KINDS
     }
     return Health(
         **entries,

@@ -9,6 +9,8 @@ from typing import Any
 from pollux.storewatch import StoreUse
 
 KEPT = 1000
+ENDS = 10
+"""Of one request the first ten and the last ten attempts are kept; those between them are counted by cause."""
 
 
 @dataclass(slots=True)
@@ -44,6 +46,8 @@ class Record:
     api: str = "native"
     what: str = ""
     asked: str = ""
+    wanted: str = ""
+    """The model that was asked for, when alias and mode are resolved. Empty: no other can take its place."""
     used: str = ""
     key: str = ""
     project: str = ""
@@ -52,6 +56,8 @@ class Record:
     bound: tuple[str, ...] = ()
     """The resources that the request names."""
     attempts: list[Attempt] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Attempts between the first and the last ones, by cause."""
     sent: int = 0
     """How often something went upstream for it."""
     waited: float = 0.0
@@ -65,6 +71,16 @@ class Record:
     """How a stream ended, if not well: truncated, broken, error, cut, client-gone."""
     total: float = 0.0
 
+    @property
+    def fallback_from(self) -> str:
+        """What the client asked for, in its own words, if another model of the chain was used instead."""
+        return self.asked if self.wanted and self.used not in ("", self.wanted) else ""
+
+    def note(self, attempt: Attempt) -> None:
+        self.attempts.append(attempt)
+        if len(self.attempts) > 2 * ENDS:
+            self.left_out[self.attempts.pop(ENDS).cause] += 1
+
     def as_json(self) -> dict[str, Any]:
         return {
             "id": self.id,
@@ -73,10 +89,12 @@ class Record:
             "call": self.what,
             "model": self.asked,
             "model_used": self.used,
+            "fallback_from": self.fallback_from,
             "key": self.key,
             "project": self.project,
             **({"owner": self.owner, "bound": list(self.bound)} if self.bound else {}),
             "attempts": [attempt.as_json() for attempt in self.attempts],
+            **({"attempts_left_out": dict(self.left_out)} if self.left_out else {}),
             "waited_ms": round(self.waited * 1000),
             "store_ms": round(self.store.seconds * 1000, 1),
             "commits": self.store.commits,
@@ -106,6 +124,7 @@ class Journal:
         self.statuses[record.status] += 1
         for attempt in record.attempts:
             self.causes[attempt.cause] += 1
+        self.causes.update(record.left_out)
         if record.ended:
             self.endings[record.ended] += 1
         if record.reason == "NO_TOKEN":  # strangers push nobody's requests out of the recent ones

@@ -44,8 +44,12 @@ class Codec(Generic[T]):
 
 
 class Ledger(Generic[T]):
-    def __init__(self, name: str, codec: Codec[T], writer: str, watch: Watch) -> None:
+    def __init__(
+        self, name: str, codec: Codec[T], writer: str, watch: Watch, changed: Callable[[], None] = lambda: None
+    ) -> None:
         self.name = name
+        self.changed = changed
+        """Called whenever `value` became another one."""
         self.counters = Counters()
         self.mine = False
         """The last commit that this instance knows of was its own."""
@@ -104,6 +108,7 @@ class Ledger(Generic[T]):
         else:
             log.error("too much waits for the store: a change of %s is not kept", self.name)
         self.value, _ = change(self.value, self._store.now())
+        self.changed()
 
     @property
     def is_full(self) -> bool:
@@ -204,6 +209,7 @@ class Ledger(Generic[T]):
             self.value = value
             for change in self._riding:
                 self.value, _ = change(self.value, now)
+            self.changed()
         self.seen_at = now
 
     def _unpacked(self, document: Document, now: float) -> tuple[T, Writers]:
@@ -288,6 +294,7 @@ class Ledger(Generic[T]):
                 for rider in self._riding:
                     value, _ = rider(value, now)
                 self.value, self._version, self.seen_at = value, version, now
+                self.changed()
                 self.mine = True
             self.committed_at = now
             return results

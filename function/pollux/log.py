@@ -189,6 +189,8 @@ def _line(fields: Mapping[str, Any]) -> str:
     asked, used = get("model") or "-", get("model_used")
     model = f"{asked} -> {used}" if used and used != asked else asked
     parts = [f"{get('status') or 0:>3}  {get('call') or '-':<22}  {model:<28} {get('total_ms') or 0:>7.0f} ms"]
+    if get("fallback_from"):  # an alias is another name too
+        parts.append("fallback")
     if key := get("key"):
         parts.append(f"{key} ({get('project') or '-'})")
     if (first := get("first_byte_ms")) is not None:
@@ -203,7 +205,9 @@ def _line(fields: Mapping[str, Any]) -> str:
         parts.append(f"~{estimated} tokens")
     causes = [_attempt(attempt) for attempt in get("attempts") or ()]
     if causes and not (len(causes) == 1 and causes[0].startswith("ok")):
-        parts.append("tried " + ", ".join(causes))
+        more = [f"{count} more {cause}" for cause, count in (get("attempts_left_out") or {}).items()]
+        half = len(causes) // 2
+        parts.append("tried " + ", ".join(causes[:half] + more + causes[half:]))
     parts += [str(word) for name in ("reason", "ended", "client", "id") if (word := get(name))]
     return "  ".join(parts)
 

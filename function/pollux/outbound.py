@@ -60,6 +60,8 @@ class Reply:
             ours.append((b"x-pollux-key", record.key.encode("latin-1", "replace")))
         if record.used:
             ours.append((b"x-pollux-model", record.used.encode("latin-1", "replace")))
+        if status < 400 and record.fallback_from:
+            ours.append((b"x-pollux-fallback", b"from " + record.fallback_from.encode("latin-1", "replace")))
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *ours, *self._extra]})
 
     async def chunk(self, data: bytes) -> None:

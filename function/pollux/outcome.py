@@ -1,6 +1,8 @@
 """What an answer of Google's means for the pool: which quota cools and what it learned, which key is set aside."""
 
+from collections.abc import Collection, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 from pollux import health, quota
@@ -8,14 +10,17 @@ from pollux.announce import Announcer
 from pollux.pool import Pool, Reservation
 from pollux.quota import State
 from pollux.store import StoreUnavailableError
+from pollux.tools import GROUNDING, TOOLS, URLS
 from pollux.verdict import Verdict
+from pollux.waiting import wake
 from pollux.windows import MINUTE_LIMITS
 
 PAUSE_EVIDENCE = 5.0
 PAUSE = 10.0
 PAUSE_MOST = 60.0
 """Once Google is well again the pool must not stay away for longer than two minutes, whatever else rests by then."""
-BESIDE = frozenset({"cached-content", "file-storage", "grounding", "batch", "sessions"})
+TOOL_QUOTA = "tool-quota"
+BESIDE = frozenset({"cached-content", "file-storage", "batch", "sessions", *TOOLS, GROUNDING})
 """Counters of Google's beside that of a model's requests and tokens. A bucket of theirs is "counter" or
 "counter/model"; what they refuse neither rests the model's quota nor teaches its limits."""
 
@@ -36,25 +41,47 @@ class Outcomes:
         self._pauses = 0
         self._denied.clear()
         self._announcer.day(reservation)
+        self._prove(reservation)
         if slot.probe or reservation.quota.ledger.value.cooldown is not None:
             await reservation.quota.ledger.note(lambda state, now: (quota.succeed(state, now, slot), None))
         key, project = reservation.key.id, reservation.quota.project
         if key not in health_.value.checked:  # once for each key: it rides with the next commit
             health_.ride(lambda value, _: (health.taken(value, key), None))
-        model, aside = f"{project}/{reservation.model}", health_.value
-        if key in aside.keys or project in aside.projects or model in aside.models:
-            await health_.note(partial(_healthy, key=key, project=project, model=model, since=slot.start))
+        aside = health_.value
+        well: list[tuple[health.Kind, str]] = [("keys", key), ("projects", project)]
+        well.append(("models", f"{project}/{reservation.model}"))
+        well += [("tools", f"{project}/{tool}") for tool in reservation.tools]
+        if any(name in getattr(aside, kind) for kind, name in well):
+            await health_.note(partial(_healthy, well=well, since=slot.start))
 
-    async def failed(self, reservation: Reservation, verdict: Verdict) -> None:
-        """Let what is to blame rest, as long as the verdict says. A probe that it does not settle is released."""
-        if reservation.slot.probe and verdict.blames != "quota":
+    def _prove(self, reservation: Reservation) -> None:
+        """Where no limit is known, remember how much was served. It goes with the next commit."""
+        ledger, slot = reservation.quota.ledger, reservation.slot
+        if ("rpm" in reservation.limits and "tpm" in reservation.limits) or ledger.is_full:
+            return
+        if quota.prove(ledger.value, slot) is not ledger.value:
+            ledger.ride(lambda state, _: (quota.prove(state, slot), None))
+
+    async def failed(self, reservation: Reservation, verdict: Verdict) -> Verdict:
+        """Let what is to blame rest, as long as the verdict says. A probe that it does not settle is released.
+
+        The verdict comes back as it was understood, knowing what the request asked for.
+        """
+        if verdict.vague and reservation.tools:
+            # Google refuses search without naming its counter. If it meant the model or the project after all, the
+            # next request without tools is refused too, and rests that.
+            verdict = replace(verdict, cause=TOOL_QUOTA, blames="quota")
+        if reservation.slot.probe and (verdict.blames != "quota" or verdict.cause == TOOL_QUOTA):
             self._end_probe(reservation, verdict)
         reservation.quota.refused += verdict.blames == "quota"
         if verdict.tier is not None:
             self._seen_tier(reservation.quota.project, verdict.tier)
         if verdict.cooldown_s is None:
-            return
-        if verdict.cause == "model-access":
+            return verdict
+        if verdict.cause == TOOL_QUOTA:
+            for tool in _refused_tools(reservation, verdict):
+                await self._aside("tools", f"{reservation.quota.project}/{tool}", verdict)
+        elif verdict.cause == "model-access":
             await self._aside("models", f"{reservation.quota.project}/{reservation.model}", verdict)
         elif verdict.blames == "quota":
             await self._cool(reservation, verdict)
@@ -62,6 +89,7 @@ class Outcomes:
             await self._aside("projects", reservation.quota.project, verdict)
         elif verdict.blames == "key":
             await self.set_aside(reservation.key.id, verdict)
+        return verdict
 
     def _seen_tier(self, project: str, tier: str) -> None:
         """It rides with the next commit, and only if it is news."""
@@ -103,6 +131,7 @@ class Outcomes:
         project = roster.projects.get(owned.project)
         tier = project.tier if project else None
         await owned.ledger.note(partial(self._cooled, reservation=reservation, verdict=verdict, tier=tier))
+        wake(owned.sleepers)
         if not reservation.slot.probe:  # it asked whether there is room, knowing that there may be none
             self._suspect(reservation, verdict)
 
@@ -137,12 +166,20 @@ class Outcomes:
             self._pauses += 1
 
 
+def _refused_tools(reservation: Reservation, verdict: Verdict) -> Collection[str]:
+    """The tool that the refusal names, else those of the request that it may mean."""
+    named = (verdict.bucket or "").partition("/")[0]
+    if named in TOOLS:
+        return (named,)
+    meant = reservation.tools - {URLS} if named == GROUNDING else reservation.tools
+    return sorted(meant or reservation.tools)
+
+
 def _healthy(
-    value: health.Health, _: float, key: str, project: str, model: str, since: float
+    value: health.Health, _: float, well: Sequence[tuple[health.Kind, str]], since: float
 ) -> tuple[health.Health, None]:
-    """What was served clears all three, unless it was sent before the refusal: then it proves nothing."""
-    kinds: tuple[tuple[health.Kind, str], ...] = (("keys", key), ("projects", project), ("models", model))
-    for kind, name in kinds:
+    """What was served clears them, unless it was sent before the refusal: then it proves nothing."""
+    for kind, name in well:
         entry = getattr(value, kind).get(name)
         if entry is not None and entry.since <= since:
             value = health.clear(value, kind, name)

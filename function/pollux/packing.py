@@ -23,6 +23,8 @@ def pack(state: State) -> dict[str, Any]:
         document["cooldown"] = list(state.cooldown)
     if state.zone != "pacific":
         document["zone"] = state.zone
+    if state.proved != (0, 0):
+        document["proved"] = list(state.proved)
     for name in ("probe_until", "sliding_until", "spent_at", "utc_probe_at", "granted"):
         if value := getattr(state, name):
             document[name] = value
@@ -35,6 +37,7 @@ def unpack(document: Mapping[str, Any]) -> State:
             f"a quota document has schema {document.get('schema')!r}, this version knows {SCHEMA}: upgrade Pollux"
         )
     cooldown = document.get("cooldown")
+    requests, tokens = document.get("proved", (0, 0))
     return State(
         slots=_unpack_slots(document["slots"]),
         days={day: (r, t) for day, (r, t) in document["days"].items()},
@@ -47,6 +50,7 @@ def unpack(document: Mapping[str, Any]) -> State:
         spent_at=document.get("spent_at", 0.0),
         utc_probe_at=document.get("utc_probe_at", 0.0),
         granted=document.get("granted", 0),
+        proved=(requests, tokens),
     )
 
 

@@ -8,13 +8,14 @@ import asyncio
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pollux import quota, ranking
+from pollux.candidates import READ_AT_ONCE, Candidates
 from pollux.desk import Desk
 from pollux.keys import Key
 from pollux.quota import Refusal, Slot, State
@@ -40,6 +41,8 @@ PATIENCE = 65.0
 PROBE_AGE = 0.5
 """Whoever waits for another's probe looks about every second how it went."""
 SHORTEST_SLEEP = 0.05
+REST_CHECK = 1.0
+"""Whoever waits for the end of a rest looks every second whether it was ended by hand, or a key was added."""
 REFUSED_MOST = 3
 LOOKS = 1
 """So many documents are read before a request is refused by a guess."""
@@ -61,6 +64,86 @@ class Choice(NamedTuple):
     """The time for which it was chosen: now, or later."""
 
 
+class _Search:
+    """What one request finds at the projects that it looks at."""
+
+    def __init__(
+        self, pool: "Pool", model: str, ask: Ask, tried: Tried, ahead: float, without: Mapping[str, Refusal]
+    ) -> None:
+        self.ask = ask
+        self.bucket = pool.roster.bucket(model)
+        self.options: dict[str, ranking.Option] = {}
+        self.refusals: dict[str, Refusal] = {}
+        self._pool = pool
+        self._model = model
+        self._tried = tried
+        self._ahead = ahead
+        self._without = without
+        self._smallest = pool.roster.smallest_limits(model)
+        self.now = self._soonest()
+        """When what is booked now can be sent."""
+
+    def _soonest(self) -> float:
+        return self._pool.earliest(self._pool.now() + self._ahead)
+
+    def likely(self) -> list[ranking.Option]:
+        latest = max(self.now, self.ask.deadline)
+        return [option for option in self.options.values() if option.rank[0] * SLOT <= latest]
+
+    def choice(self, option: ranking.Option) -> Choice:
+        return Choice(option.project, option.key, option.slot, self.now)
+
+    async def look_at(self, names: Iterable[str], *, read_ahead: bool = False) -> None:
+        """Those that were not looked at yet."""
+        roster = self._pool.roster
+        able: list[tuple[Project, Key, Quota]] = []
+        for name in dict.fromkeys(names):
+            project = roster.projects.get(name)
+            if project is None or name in self._tried.projects or name in self.options or name in self.refusals:
+                continue
+            ask = self.ask
+            key = roster.usable_key(
+                project, self._model, self._tried.keys, self.now, ask.prefer_key, ask.tools, self._tried.trials
+            )
+            if isinstance(key, Refusal):
+                self.refusals[name] = key
+            elif name in self._without:
+                self.refusals[name] = self._without[name]
+            elif key is not None:
+                able.append((project, key, roster.quota(name, self.bucket)))
+        if any(owned.ledger.seen_at == -math.inf for _, _, owned in able):
+            soon = self._pool.candidates.first(self._model, self.now, READ_AT_ONCE) if read_ahead else []
+            await roster.read_unseen(
+                [owned for _, _, owned in able] + [roster.quota(project.name, self.bucket) for project in soon]
+            )
+            self.now = self._soonest()
+        for project, key, owned in able:
+            self._look(project, key, owned)
+
+    def _look(self, project: Project, key: Key, owned: Quota) -> None:
+        pool, now, want = self._pool, self.now, self.ask.want
+        limits = pool.roster.limits(project, self._model)
+        found = pool.desk.look(owned, want, limits, now, _deadline(self.ask, limits))
+        if isinstance(found, Refusal):
+            self.refusals[project.name] = found
+            pool.candidates.refused(self._model, project, want, found)
+            return
+        strategy = pool.settings.strategy
+        turn = pool.candidates.turn(self._model, project) if strategy == "round_robin" else owned.used_at
+        self.options[project.name] = ranking.ranked(
+            strategy, project, key, owned, found, limits, self._smallest, turn, now
+        )
+
+    async def look_at_others(self) -> None:
+        pool, ask = self._pool, self.ask
+        limit = pool.candidates.smallest_token_limit(self._model)
+        latest = max(self.now, _deadline(ask, {"tpm": limit} if limit else {}))
+        worth, refusals = pool.candidates.others(self._model, self.now, ask.want, latest)
+        left = {name: refusal for name, refusal in refusals.items() if name not in self._tried.projects}
+        self.refusals = left | self.refusals
+        await self.look_at([project.name for project in worth])
+
+
 class Pool:
     def __init__(
         self, settings: Settings, roster: Roster, *, sleep: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep
@@ -69,6 +152,7 @@ class Pool:
         self.roster = roster
         self.desk = Desk(settings, roster)
         self.recovery = Recovery(roster)
+        self.candidates = Candidates(roster, self.desk, settings.strategy)
         self.pause_until = 0.0
         """Until then nobody is asked: all of Google seems to refuse this address."""
         self.waiting = 0
@@ -94,8 +178,7 @@ class Pool:
             if isinstance(found, Reservation):
                 if ask.booked is not None and found.slot.start > self.now():
                     ask.booked(found.quota.project)
-                if await self._wait_for(found, tried.trials):
-                    tried.trials.discard(found.quota.project)
+                if await self._wait_for(found):
                     return found
                 await asyncio.sleep(0)  # whatever the reason is: nobody turns in circles while others wait for a turn
                 continue
@@ -104,15 +187,32 @@ class Pool:
                     asked_store = True
                     continue
                 raise StoreUnavailableError(self.roster.watch.why)
-            if await self.recovery.revive(model, tried, found.refusals, ask.deadline):
+            if await self.recovery.revive(model, tried, found.refusals, ask.deadline, ask.tools):
                 continue
-            probed = {name: r.until for name, r in found.refusals.items() if r.why.startswith("probing")}
-            until = min(probed.values(), default=math.inf)
-            if until > ask.deadline:
+            if not await self.rest(found.refusals, ask.deadline):
                 return found
-            await self._waits.until(max(until, self.now() + SHORTEST_SLEEP))
+            probed = [name for name, refusal in found.refusals.items() if refusal.why.startswith("probing")]
             bucket = self.roster.bucket(model)
             await asyncio.gather(*(self.roster.quota(name, bucket).ledger.refresh(PROBE_AGE) for name in probed))
+
+    async def rest(self, refusals: Mapping[str, Refusal], deadline: float) -> bool:
+        """Wait for the first of those who refused that can be asked again in time: a key, a project or a probe. It ends
+        early when something changed about keys. False: nobody can be asked again by the deadline."""
+        refusals = self.recovery.worth_a_wait(refusals)
+        until = max(min((r.until for r in refusals.values()), default=math.inf), self.now() + SHORTEST_SLEEP)
+        if until > deadline:
+            return False
+        roster = self.roster
+        health, projects = roster.health.value, roster.projects
+        self.waiting += 1
+        try:
+            while self.now() < until and roster.health.value is health and roster.projects is projects:
+                await self._waits.until(until, at_most=REST_CHECK)
+                await roster.ready()
+                self.recovery.begin()
+        finally:
+            self.waiting -= 1
+        return True
 
     async def _book(self, model: str, ask: Ask, tried: Tried, ahead: float) -> Reservation | Full:
         looked: set[str] = set()
@@ -134,12 +234,21 @@ class Pool:
             latest = max(found.start, self.now() + ahead) + SLOT if others else math.inf
             reserve = partial(self._reserve, project=project, model=model, ask=ask, ahead=ahead, latest=latest)
             deadline = _deadline(ask, limits)
-            booked = await self.desk.book(owned, ask.want, limits, found, at, deadline, reserve, tried.store)
+            owned.coming += 1
+            owned.used_at = next(self._uses)
+            self.candidates.used(model, project.name)
+            try:
+                booked = await self.desk.book(owned, ask.want, limits, found, at, deadline, reserve, tried.store)
+            finally:
+                owned.coming -= 1
+                self.candidates.used(model, project.name)
             if isinstance(booked, Refusal):
                 said[project.name].append(booked)
             else:
-                owned.used_at = self.roster.key_used[key.id] = next(self._uses)
-                return Reservation(key, model, owned, booked.slot, ask.want, limits, booked.grant)
+                self.roster.used(key, owned.used_at)
+                trial = project.name in tried.trials
+                tried.trials.discard(project.name)
+                return Reservation(key, model, owned, booked.slot, ask.want, limits, booked.grant, ask.tools, trial)
 
     def _reserve(
         self, state: State, now: float, project: Project, model: str, ask: Ask, ahead: float, latest: float
@@ -147,13 +256,13 @@ class Pool:
         """With the limits of this very state: another instance may have learned a smaller one. If so many were faster
         that the slot would be a later one than was thought, another project may have room sooner: it looks again."""
         limits = self.roster.limits_by(state, project, model)
-        start = self._earliest(now + ahead)
+        start = self.earliest(now + ahead)
         booked, slot = quota.reserve(state, start, ask.want, limits, _deadline(ask, limits), self.settings.window)
         if isinstance(slot, Slot) and slot.start > latest:
             return state, Refusal(slot.start, "busy")
         return booked, slot
 
-    def _earliest(self, now: float) -> float:
+    def earliest(self, now: float) -> float:
         """Now, or the first slot after a pause."""
         return now if now >= self.pause_until else math.ceil(self.pause_until / SLOT) * SLOT
 
@@ -167,45 +276,49 @@ class Pool:
         looked: int = 0,
     ) -> "Choice | Full":
         """By the last seen states; the commit decides. Who is preferred comes first, if there is room at once."""
-        roster, bucket = self.roster, self.roster.bucket(model)
-        now = self._earliest(self.now())
-        able, refusals = roster.candidates(model, tried.projects, tried.keys, now, ask.prefer_key, tried.trials)
-        if ask.only is not None:
-            able = [(project, key) for project, key in able if project.name == ask.only]
-            refusals = {name: refusal for name, refusal in refusals.items() if name == ask.only}
+        roster = self.roster
+        now = self.earliest(self.now())
         if self.pause_until > max(self.now(), ask.deadline):
-            return Full(model, refusals | {project.name: Refusal(self.pause_until, "paused") for project, _ in able})
-        preferred = self.served_by(ask.sticky)
-        if ask.near and preferred not in ask.near:  # to bring there what it needs costs more than it saves
-            preferred = None
-        if ask.prefer_key is not None or preferred is not None:
-            able.sort(key=lambda pair: (pair[1].id != ask.prefer_key, pair[0].name != preferred))
-        await roster.read_unseen(roster.quota(project.name, bucket) for project, _ in able)
-        now = self._earliest(self.now() + ahead)
-        options: list[ranking.Option] = []
-        strategy = self.settings.strategy
-        turns = ranking.turns(roster, bucket) if strategy == "round_robin" else {}
-        for project, key in able:
-            if project.name in without:
-                refusals[project.name] = without[project.name]
-                continue
-            owned, limits = roster.quota(project.name, bucket), roster.limits(project, model)
-            found = self.desk.look(owned, ask.want, limits, now, _deadline(ask, limits))
-            if isinstance(found, Refusal):
-                refusals[project.name] = found
-            elif found.start <= now and (key.id == ask.prefer_key or project.name == preferred):
-                return Choice(project, key, found, now)
-            else:
-                options.append(ranking.ranked(strategy, project, key, owned, found, limits, now, turns))
-        likely = [option for option in options if option.rank[0] * SLOT <= max(now, ask.deadline)]
-        if not likely and looked < LOOKS:
-            likely = options
+            able, refusals = roster.candidates(model, tried.projects, tried.keys, now, ask.prefer_key, ask.tools)
+            refusals |= {project.name: Refusal(self.pause_until, "paused") for project, _ in able}
+            return Full(model, {name: refusals[name] for name in refusals if ask.only in (None, name)})
+        search = _Search(self, model, ask, tried, ahead, without)
+        if ask.only is not None:
+            await search.look_at([ask.only])
+        elif (favourite := await self._favourite(search)) is not None:
+            return favourite
+        else:
+            first = [project.name for project in self.candidates.first(model, now, tools=ask.tools)]
+            await search.look_at([*tried.trials, *ask.near, *first], read_ahead=True)
+            if not search.likely() and len(first) < len(roster.projects):
+                await search.look_at_others()
+        likely = search.likely() or (list(search.options.values()) if looked < LOOKS else [])
         if not likely:
-            guessed = {option.project.name: Refusal(option.rank[0] * SLOT, "busy") for option in options}
-            return Full(model, refusals | guessed)
-        at_once = [option for option in likely if option.slot.start <= now and option.project.name in ask.near]
-        best = ranking.best(at_once or likely, strategy, now)
-        return Choice(best.project, best.key, best.slot, now)
+            guessed = {name: Refusal(option.rank[0] * SLOT, "busy") for name, option in search.options.items()}
+            return Full(model, search.refusals | guessed)
+        at_once = [option for option in likely if option.slot.start <= search.now and option.project.name in ask.near]
+        return search.choice(ranking.best(at_once or likely, self.settings.strategy, search.now))
+
+    async def _favourite(self, search: "_Search") -> Choice | None:
+        """The preferred key's project, the conversation's, or one of which a grant is held, if it has room at once."""
+        ask, roster = search.ask, self.roster
+        conversation = self.served_by(ask.sticky)
+        if ask.near and conversation not in ask.near:  # to bring there what it needs costs more than it saves
+            conversation = None
+        for name in (roster.project_of.get(ask.prefer_key or ""), conversation):
+            if name is not None:
+                await search.look_at([name])
+                option = search.options.get(name)
+                wanted = name == conversation or (option is not None and option.key.id == ask.prefer_key)
+                if option is not None and wanted and option.slot.start <= search.now:
+                    return search.choice(option)
+        if self.settings.strategy == "earliest" and not ask.near:
+            for name in roster.with_grants(search.bucket):
+                await search.look_at([name])
+                option = search.options.get(name)
+                if option is not None and option.slot.until and option.slot.start <= search.now:
+                    return search.choice(option)
+        return None
 
     async def look(self, model: str, ask: Ask) -> Full | None:
         """What every project says now, without reserving anything; None if one has a slot."""
@@ -225,29 +338,49 @@ class Pool:
         least recently. `only`: of that project."""
         await self.roster.ready()
         self.recovery.begin()
-        used = self.roster.key_used
-        while True:
-            now = self.now()
-            able, refusals = self.roster.candidates(model or "", tried.projects, tried.keys, now, prefer, tried.trials)
-            keys = [key for project, key in able if only is None or project.name == only]
-            if keys:
-                break
-            refusals = {name: refusal for name, refusal in refusals.items() if only in (None, name)}
-            if not await self.recovery.revive(model or "", tried, refusals, now + PICK_WITHIN):
+        refusals: dict[str, Refusal] = {}
+        while (key := self._picked(model or "", tried, only, prefer, home, refusals)) is None:
+            if not await self.recovery.revive(model or "", tried, refusals, self.now() + PICK_WITHIN):
                 return None
-        key = min(keys, key=lambda key: (key.id != prefer, key.project != home, used.get(key.id, 0)))
-        used[key.id] = next(self._uses)
+            refusals.clear()
         tried.trials.discard(key.project)
         return key
 
-    async def _wait_for(self, reservation: Reservation, trials: Collection[str] = ()) -> bool:
+    def _picked(
+        self,
+        model: str,
+        tried: Tried,
+        only: str | None,
+        prefer: str | None,
+        home: str | None,
+        refusals: dict[str, Refusal],
+    ) -> Key | None:
+        """If there is none, why not is put into `refusals`."""
+        roster = self.roster
+        if only is not None:
+            projects: Iterable[Project] = [roster.projects[only]] if only in roster.projects else []
+        else:
+            first = [roster.projects.get(name or "") for name in (roster.project_of.get(prefer or ""), home)]
+            projects = itertools.chain([project for project in first if project is not None], roster.by_use())
+        for project in projects:
+            if project.name not in tried.projects:
+                found = roster.usable_key(project, model, tried.keys, self.now(), prefer, trials=tried.trials)
+                if isinstance(found, Key):
+                    roster.used(found, next(self._uses))
+                    return found
+                if found is not None:
+                    refusals[project.name] = found
+        return None
+
+    async def _wait_for(self, reservation: Reservation) -> bool:
         """Sleep until the slot. False: it was given back: too late, or what it would use rests by now."""
-        owned, slot = reservation.quota, reservation.slot
-        start = max(slot.start + self._margin(), self.pause_until)
+        owned = reservation.quota
+        start = max(reservation.slot.start + self._margin(), self.pause_until)
         if start > self.now():
             self.waiting += 1
             try:
-                await self._waits.until(start)
+                while start > self.now() and not self._is_void(reservation, start):
+                    await self._waits.until(start, owned.sleepers)
                 await self._refresh(owned)
             except BaseException:
                 reservation.give_back()
@@ -255,13 +388,25 @@ class Pool:
             finally:
                 self.waiting -= 1
         now = self.now()
-        cooling = owned.ledger.value.cooldown
-        rests = cooling is not None and cooling.until > now and not slot.probe
-        rests = rests or self.roster.is_aside(owned.project, reservation.model, reservation.key.id, now, trials)
-        if rests or now < self.pause_until or self.is_late(reservation):
+        if self._is_void(reservation, now) or now < self.pause_until or self.is_late(reservation):
             reservation.give_back()
             return False
         return True
+
+    def _is_void(self, reservation: Reservation, at: float) -> bool:
+        """What it would use rests at that time, or a smaller limit was learned than the one that it was booked by."""
+        owned, limits, roster = reservation.quota, reservation.limits, self.roster
+        state, project = owned.ledger.value, roster.projects.get(owned.project)
+        if state.cooldown is not None and state.cooldown.until > at and not reservation.slot.probe:
+            return True
+        if not reservation.trial and roster.is_aside(
+            owned.project, reservation.model, reservation.key.id, at, reservation.tools
+        ):
+            return True
+        if not state.learned or project is None:
+            return False
+        known = roster.limits_by(state, project, reservation.model)
+        return any(limit < limits.get(name, math.inf) for name, limit in known.items())
 
     def is_late(self, reservation: Reservation) -> bool:
         """Sent now, it might lie in a window that has no room for it."""

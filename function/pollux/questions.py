@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pollux import wire
-from pollux.attempts import BACKOFF, MOST_TROUBLES, Attempts, Failure, judged, unreached, unreadable
+from pollux.attempts import BACKOFF, Attempts, Failure, judged, unreached, unreadable
 from pollux.keys import Key, KeySourceError, probe
 from pollux.log import guard
 from pollux.outbound import collect, covered
@@ -19,6 +19,8 @@ from pollux.upstream import Upstream, UpstreamError
 from pollux.verdict import Verdict
 
 MOST_KEYS = 3
+MOST_TROUBLES = 2
+"""How often trouble that passes (503, 500, a broken connection) is tried again."""
 ASKED_AT_ONCE = 96
 """Of all requests together: each holds a connection, of which some machines allow a process 256."""
 COUNT_WITHIN = 5.0

@@ -78,7 +78,7 @@ class Cooldown(NamedTuple):
 class State(NamedTuple):
     """Nothing in it is ever changed in place. A NamedTuple: its `_replace` costs a quarter of a dataclass's."""
 
-    slots: dict[int, Want] = {}  # noqa: RUF012
+    slots: dict[int, Want] = Slots({})
     days: dict[str, tuple[int, int]] = {}  # noqa: RUF012
     learned: dict[str, tuple[int, float]] = {}  # noqa: RUF012
     tier: str | None = None
@@ -92,6 +92,8 @@ class State(NamedTuple):
     utc_probe_at: float = 0.0
     granted: int = 0
     """The slot of the newest grant. As long as it matters the window is the longer one, whatever the limits are now."""
+    proved: tuple[int, int] = (0, 0)
+    """The most requests and tokens served in one window without a refusal. Only kept where no limit is known."""
 
 
 def effective(state: State, now: float, declared: Limits, tier: str | None) -> dict[str, int]:
@@ -252,6 +254,10 @@ def cool(state: State, now: float, reason: str, seconds: float, ceiling: float |
     until = now + seconds
     if reason in DAY_LIMITS:
         state = state._replace(spent_at=now, zone="pacific")
+    elif state.proved != (0, 0):  # what is used now was too much
+        taken = used(state, now)
+        proved = (min(state.proved[0], taken.requests), min(state.proved[1], taken.tokens))
+        state = state._replace(proved=proved)
     if state.probe_until - PROBE_LEASE <= now:  # a probe booked ahead was not sent yet and keeps its lease
         state = state._replace(probe_until=0.0)
     if last is None or until > last.until:
@@ -306,10 +312,46 @@ def used(state: State, now: float) -> Want:
     return total([taken for slot, taken in state.slots.items() if slot > oldest])
 
 
-def room(state: State, now: float, limits: Limits) -> float:
-    """The share that is left of the scarcest minute limit, 1 if none is known."""
+def prove(state: State, slot: Slot) -> State:
+    """A request was served: the project may send at least what it sent in the window up to this request."""
+    held = summed(state.slots).held
+    if held.requests <= state.proved[0] and held.tokens <= state.proved[1]:
+        return state
+    first = slot.number - WINDOW
+    sent = total([taken for number, taken in state.slots.items() if first < number <= slot.number])
+    proved = (max(state.proved[0], sent.requests), max(state.proved[1], sent.tokens))
+    return state if proved == state.proved else state._replace(proved=proved)
+
+
+class Load(NamedTuple):
+    """How much of a quota is used. `share` is of the limits, or, if it is beyond them, a number of requests."""
+
+    beyond: bool
+    """More is used than the project is known to have: the next request may be refused."""
+    share: float
+
+
+def load(state: State, now: float, limits: Limits, smallest: Limits, coming: int = 0) -> Load:
+    """The use of the window against the limits, with so many requests more that are about to be booked.
+
+    Where no limit is known, against the most that was served in a window, or the smallest limit that Google gives
+    anyone for this model (`smallest`), whichever is more. A share above 1 is booked ahead.
+    """
     slots = summed(state.slots)
     fresh = next(iter(slots), math.inf) > math.floor(now / SLOT) - WINDOW
     taken = slots.held if fresh else used(state, now)
-    shares = [1 - taken[i] / limits[name] for i, name in enumerate(MINUTE_LIMITS) if limits.get(name)]
-    return max(0.0, min(shares, default=1.0))
+    if coming:
+        taken = taken._replace(requests=taken.requests + coming)
+    share, beyond = 0.0, False
+    for i, name in enumerate(MINUTE_LIMITS):
+        limit = limits.get(name)
+        if limit is None:
+            limit = max(smallest.get(name, 0), state.proved[i] if i < 2 else 0)
+            beyond = beyond or 0 < limit <= taken[i]
+        if limit:
+            share = max(share, taken[i] / limit)
+    if not beyond and "rpd" not in limits and smallest.get("rpd"):
+        day = day_of(now, state.zone)[0]
+        served = max([amounts[0] for date, amounts in state.days.items() if date != day], default=0)
+        beyond = state.days.get(day, (0, 0))[0] >= max(smallest["rpd"], served)
+    return Load(True, taken.requests) if beyond else Load(False, share)

@@ -26,6 +26,7 @@ WORDS = {
     "suspended": "Google suspended the key's project",
     "service-disabled": "the Gemini API is disabled or blocked for the key",
     "referrer-blocked": "the key is restricted to certain referrers",
+    "tool-quota": "the tool's own quota is used up",
     "model-access": "the project has no access to this model",
     "key-source": "the key's value cannot be read",
     "location": "Google does not serve the project in this country",
@@ -56,9 +57,14 @@ def cause_of(why: str) -> str:
     return why.rpartition(":")[2]
 
 
+def tool_of(why: str) -> str:
+    """`aside:googleSearch:tool-quota` -> `googleSearch`; "" where no tool rests."""
+    return why.rpartition(":")[0].partition(":")[2]
+
+
 def words(why: str) -> str:
-    state, _, _ = why.rpartition(":")
-    text = WORDS.get(cause_of(why), cause_of(why))
+    state, tool = why.partition(":")[0], tool_of(why)
+    text = WORDS.get(cause_of(why), cause_of(why)) + (f" ({tool})" if tool else "")
     match state:
         case "cooling":
             return f"resting after a refusal: {text}"
@@ -98,6 +104,14 @@ def problem(
             f"the day's quota of {model} is spent in every project; it returns at midnight Pacific time",
             retry_after=max(1.0, midnight - now),
         )
+    if live == {"tool-quota"}:
+        tools = ", ".join(sorted({tool for refusal in refusals.values() if (tool := tool_of(refusal.why))}))
+        return RequestError(
+            "QUOTA_BUSY",
+            f"the quota of {tools} is used up in every project; it is tried again in {math.ceil(wait)} s, and "
+            f"requests for {model} without that tool are served meanwhile",
+            retry_after=max(1.0, wait),
+        )
     reason = words(min(refusals.values()).why)
     return RequestError(
         "QUOTA_BUSY",
@@ -124,10 +138,10 @@ def of_owner(error: RequestError, owner: str | None, names: Collection[str]) -> 
 
 
 def busy(attempts: int, owner: str | None = None) -> RequestError:
-    """The attempts are used up, though another project may have room."""
+    """No time is left for another attempt, though a project may have room."""
     were = "1 attempt was" if attempts == 1 else f"{attempts} attempts were"
     then = "another project may serve the next one" if owner is None else f"only project {owner} can serve it"
-    message = f"{were} refused (POLLUX_MAX_ATTEMPTS); {then}"
+    message = f"{were} refused; {then}"
     return RequestError("QUOTA_BUSY", message, retry_after=1.0)
 
 

@@ -12,7 +12,7 @@ from pollux import reading, wire
 from pollux.address import own_base
 from pollux.auth import TokenSource
 from pollux.callers import Callers
-from pollux.exchange import Exchange, conversation
+from pollux.exchange import Exchange, conversation, goes_on
 from pollux.inbound import (
     HEAD_MOST,
     BodyMemory,
@@ -257,6 +257,7 @@ class Reception:
             mode=mode,
             prefer_key=header(headers, b"x-pollux-key"),
             sticky=conversation(record.client, parsed) if self._settings.sticky else None,
+            goes_on=goes_on(parsed),
         )
 
 

@@ -7,7 +7,7 @@ can serve they wait for what comes of it.
 import asyncio
 import heapq
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 
@@ -48,6 +48,8 @@ class Recovery:
         self._roster = roster
         self._probes: dict[str, asyncio.Task[None]] = {}
         self._asked: dict[str, float] = {}
+        self._refused: set[str] = set()
+        """Keys that a free call found refused since they were set aside."""
         self._tried: dict[tuple[str, str], float] = {}
         self._seen: tuple[Health, object] | None = None
         self._due: list[tuple[float, str]] = []
@@ -65,7 +67,12 @@ class Recovery:
                 self._start(key_id)
 
     async def revive(
-        self, model: str, tried: Tried, refusals: Mapping[str, Refusal], deadline: float, within: float = FRESH
+        self,
+        model: str,
+        tried: Tried,
+        refusals: Mapping[str, Refusal],
+        deadline: float,
+        tools: Collection[str] = (),
     ) -> bool:
         """Nothing can serve a request, which would be refused now. True: it should look again, because a key was found
         well, or because it may try a project that rests."""
@@ -74,10 +81,33 @@ class Recovery:
         before = self._roster.health.value
         if not self._roster.watch.down:
             with suppress(StoreUnavailableError):
-                await self._roster.health.refresh(within)
-        if self._roster.health.value is not before and self._usable(tried, refusals):
+                await self._roster.health.refresh(FRESH)
+        if self._roster.health.value is not before and self._usable(model, tried, refusals, tools):
             return True
-        return await self._keys_well(tried, refusals, deadline) or await self._trial(model, tried, refusals)
+        if await self._keys_well(model, tried, refusals, deadline, tools):
+            return True
+        return await self._trial(model, tried, refusals)
+
+    def worth_a_wait(self, refusals: Mapping[str, Refusal]) -> dict[str, Refusal]:
+        """Those whose rest a request should wait for. A key that Google refused twice is rather wrong than unlucky: who
+        waits for it would wait in vain. Before that a free call is waited for, and no longer."""
+        if self.free_call is None:
+            return dict(refusals)
+        self._look()
+        soon = self._roster.store.now() + SOONEST
+        worth: dict[str, Refusal] = {}
+        for name, refusal in refusals.items():
+            asked = self._asked_of(name) if refusal.why.removeprefix("aside:") in health.PROBED else ()
+            if asked and not self._refused.issuperset(asked):
+                worth[name] = refusal._replace(until=min(refusal.until, soon))
+            elif not asked:
+                worth[name] = refusal
+        return worth
+
+    def _asked_of(self, name: str) -> list[str]:
+        """The keys of a project that wait for a probe."""
+        project = self._roster.projects.get(name)
+        return [key.id for key in project.keys if key.id in self._keys] if project is not None else []
 
     async def close(self) -> None:
         for probe in self._probes.values():
@@ -98,12 +128,15 @@ class Recovery:
             everyone = (key for project in projects.values() for key in project.keys)
             self._keys = {key.id: key for key in everyone if key.enabled and key.id in waiting}
         self._asked = {key_id: when for key_id, when in self._asked.items() if key_id in waiting}
+        self._refused &= waiting.keys()
         self._due = [
             (max(waiting[key_id].until, self._asked.get(key_id, 0.0) + SOONEST), key_id) for key_id in self._keys
         ]
         heapq.heapify(self._due)
 
-    async def _keys_well(self, tried: Tried, refusals: Mapping[str, Refusal], deadline: float) -> bool:
+    async def _keys_well(
+        self, model: str, tried: Tried, refusals: Mapping[str, Refusal], deadline: float, tools: Collection[str]
+    ) -> bool:
         """Ask about the keys that could serve, also before their rests end, until one is well or none is left to ask.
         Whoever comes meanwhile waits for the same calls."""
         while True:
@@ -119,7 +152,7 @@ class Recovery:
             if not running or deadline <= now:
                 return False
             await asyncio.wait(running, timeout=deadline - now, return_when=asyncio.FIRST_COMPLETED)
-            if self._usable(tried, refusals):
+            if self._usable(model, tried, refusals, tools):
                 return True
 
     def _wanted(self, tried: Tried, refusals: Mapping[str, Refusal]) -> dict[str, Aside]:
@@ -132,18 +165,15 @@ class Recovery:
             if key.project in refusals and key_id not in tried.keys and key_id in entries
         }
 
-    def _usable(self, tried: Tried, refusals: Mapping[str, Refusal]) -> bool:
-        """Whether of the projects that refused one has a key and does not rest any more."""
-        now, aside = self._roster.store.now(), self._roster.health.value
-        for name in refusals:
-            project, resting = self._roster.projects.get(name), aside.projects.get(name)
-            if project is None or (resting is not None and resting.until > now):
+    def _usable(self, model: str, tried: Tried, refusals: Mapping[str, Refusal], tools: Collection[str]) -> bool:
+        """Whether one of those that were set aside is not any more."""
+        roster, now = self._roster, self._roster.store.now()
+        for name, refusal in refusals.items():
+            project = roster.projects.get(name)
+            if project is None or not refusal.why.startswith("aside:"):
                 continue
-            if not refusals[name].why.startswith("aside:"):
-                continue
-            for key in project.keys:
-                if key.enabled and key.id not in tried.keys and not health.key_rests(aside.keys.get(key.id), now):
-                    return True
+            if isinstance(roster.usable_key(project, model, tried.keys, now, tools=tools), Key):
+                return True
         return False
 
     def _start(self, key_id: str) -> None:
@@ -166,6 +196,7 @@ class Recovery:
         if verdict is None or verdict.blames in ("model", "gateway"):
             return  # nothing was said of the key
         if verdict.blames == "key":
+            self._refused.add(key.id)
             await self._aside("keys", key.id, verdict)
             return
         if verdict.blames == "project":
@@ -187,7 +218,7 @@ class Recovery:
 
     async def _trial(self, model: str, tried: Tried, refusals: Mapping[str, Refusal]) -> bool:
         """Let this request try what was tried longest ago, if nobody else can serve it. One at a time for each."""
-        if tried.tries >= MOST_TRIES or any(_serves_soon(refusal.why) for refusal in refusals.values()):
+        if len(tried.tries) >= MOST_TRIES or any(_serves_soon(refusal.why) for refusal in refusals.values()):
             return False
         now = self._roster.store.now()
         due = [(when, name) for name, when in self._tries(model, tried, refusals, now) if now - when >= TRY_EVERY]
@@ -195,7 +226,7 @@ class Recovery:
             return False
         _, name = min(due)
         self._tried[name, model] = now
-        tried.tries += 1
+        tried.tries.add(name)
         tried.trials.add(name)
         owned = self._roster.quotas.get((name, self._roster.bucket(model)))
         if owned is not None and owned.ledger.value.cooldown is not None:
@@ -211,17 +242,17 @@ class Recovery:
         aside = self._roster.health.value
         for name, refusal in refusals.items():
             project = self._roster.projects.get(name)
-            if project is None or name in tried.projects or name in tried.trials:
+            if project is None or name in tried.projects or name in tried.tries:
                 continue
-            state, _, cause = refusal.why.rpartition(":")
+            state, *tool, cause = refusal.why.split(":")
             if state == "cooling" and cause in quota.PROBED:
                 yield name, self._tried.setdefault((name, model), now)
             elif state == "aside":
-                entry = aside.projects.get(name)
-                if entry is None or entry.until <= now:
-                    entry = aside.models.get(f"{name}/{model}")
-                if entry is not None and entry.until > now:
-                    yield name, self._tried.get((name, model), entry.since)
+                entries = [aside.projects.get(name), aside.models.get(f"{name}/{model}")]
+                entries += [aside.tools.get(f"{name}/{named}") for named in tool]
+                since = [entry.since for entry in entries if entry is not None and entry.until > now]
+                if since:
+                    yield name, self._tried.get((name, model), max(since))
 
 
 def _found_well(value: Health, now: float, key_id: str) -> tuple[Health, None]:

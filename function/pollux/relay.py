@@ -7,12 +7,12 @@ import asyncio
 import math
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from pollux import reasons, uncounted, wire
 from pollux.affinity import Affinity
-from pollux.attempts import BACKOFF, MOST_TROUBLES, Attempts, Failure
+from pollux.attempts import AGAIN_WITHIN, Attempts, Failure, backoff
 from pollux.exchange import Exchange
 from pollux.journal import Attempt
 from pollux.listing import Listing, is_list
@@ -22,11 +22,32 @@ from pollux.pooled.using import Using
 from pollux.questions import Questions
 from pollux.resources import Resources
 from pollux.upstream import Upstream
+from pollux.windows import MINUTE_LIMITS
 
-FOR_LONG = frozenset({"unsupported", "model-access", "rpd", "tpd"})
-"""Refusals that no waiting mends."""
 HELD_S = 10.0
 """So long a slot is held for a request that waits for a copy of its file."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a request has come, over all models: what decides whether it is sent again, and what the client is told
+    when nothing is left. It does not grow, however many projects refuse.
+    """
+
+    wanted: str
+    """The model that the client asked for."""
+    until: float = math.inf
+    """After this nothing is sent again. Known once it was sent."""
+    troubles: int = 0
+    told: Failure | None = None
+    """The first failure of the wanted model that is the client's to hear: no key, project or quota is to blame."""
+    full: Full | None = None
+    """What the projects said when none had a slot for the wanted model."""
+
+    def failed(self, failure: Failure) -> None:
+        ours = failure.verdict.blames in ("key", "project", "quota")
+        if self.told is None and self.full is None and failure.model == self.wanted and not ours:
+            self.told = failure
 
 
 class Relay:
@@ -62,7 +83,7 @@ class Relay:
             else:
                 if self.pooled is not None and x.files is not None:
                     await self.pooled.held(x)
-                await uncounted.run(x, self.attempts, self.owners.moved, self._sleep)
+                await uncounted.run(x, self.attempts, self.owners.moved, self._sleep, self._jitter)
         finally:
             if x.files is not None:
                 await x.files.close()
@@ -75,19 +96,18 @@ class Relay:
         chain = self._catalog.chain(x.call.model or "", x.mode)
         cached = any(name.startswith("cachedContents/") for name in x.names)  # made for one model
         chain = chain if x.fallback and not cached else chain[:1]
+        x.record.wanted = chain[0]
         ask = x.ask(self._catalog.generation(chain[0]), self._catalog.kind(chain[0]))
         ask = await self._sized(x, chain[0], ask)
         x.record.estimated = ask.want.tokens
-        failures: list[Failure | Full] = []
+        progress = Progress(chain[0])
         tried = {model: Tried(store=x.record.store) for model in chain}
         for deadline in self._passes(x, len(chain)):
             for model in chain:
                 asked = replace(ask, deadline=deadline, patient=ask.patient and deadline == x.deadline)
-                if await self._on_model(x, model, asked, tried[model], failures, last=model == chain[-1]):
+                if await self._on_model(x, model, asked, tried[model], progress, last=model == chain[-1]):
                     return
-                if not x.may_try(self._settings.max_attempts):
-                    break
-        await self._refuse(x, chain[0], ask, failures)
+        await self._refuse(x, ask, progress)
 
     def _passes(self, x: Exchange, models: int) -> Sequence[float]:
         """The deadlines to try the chain with: first a short one, if falling back comes before waiting long."""
@@ -97,43 +117,41 @@ class Relay:
         return (self.pool.now() + after, x.deadline)
 
     async def _on_model(
-        self, x: Exchange, model: str, ask: Ask, tried: Tried, failures: list[Failure | Full], *, last: bool
+        self, x: Exchange, model: str, ask: Ask, tried: Tried, progress: Progress, *, last: bool
     ) -> bool:
         """True when the client has its answer."""
-        troubles = 0
-        while x.may_try(self._settings.max_attempts):
+        while self._may_be_sent(x, progress):
             found = await self._reserve(x, model, ask, tried)
             if isinstance(found, Full):
-                if tried.readmit():
-                    continue
-                failures.append(found)
+                progress.full = found if model == progress.wanted else progress.full
                 x.noted(Attempt(model, "", "", "full", None, detail=_said(found)))
                 return False
             if not await self._at_hand(x, found, tried) or not await self.attempts.in_time(found):
                 continue
+            progress.until = min(progress.until, max(x.deadline, self.pool.now() + AGAIN_WITHIN))
             failure = await self.attempts.reserved(x, found)
             if failure is None:
                 return True
             if self.pooled is not None and await self.pooled.lost(x, failure):
                 continue
-            failures.append(failure)
+            progress.failed(failure)
             ask = replace(ask, prefer_key=None)
-            tried.keys.add(found.key.id)
             match failure.verdict.action:
                 case "next-key":
-                    if await self.attempts.key_changed(found.key, failure.verdict, tried):
-                        tried.keys.discard(found.key.id)
-                case "next-project" if x.only is not None and self._rests(found):
-                    tried.keys.discard(found.key.id)  # nobody else may serve it: the end of that rest is waited for
+                    if not await self.attempts.key_changed(found.key, failure.verdict, tried):
+                        tried.keys.add(found.key.id)
                 case "next-project":
-                    tried.leave(found.quota.project, found.key.id, failure.verdict.learned)
-                    final = x.record.sent + 1 == self._settings.max_attempts
-                    if final and not last and failure.verdict.cause in FOR_LONG:
-                        return False  # more projects than attempts: the last one is for a model that may be there
+                    tried.refused(found.quota.project, again=self._is_worth_a_wait(x, found, failure))
+                case "retry" if _may_have_made(x, ask, failure):
+                    await self.attempts.give(x, failure)
+                    return True
                 case "retry":
-                    troubles += 1
-                    if (ended := await self._again(x, found, failure, failures, tried, troubles)) is not None:
-                        return ended
+                    tried.troubled.add(found.quota.project)
+                    progress.troubles += 1
+                    if progress.troubles + (not last) >= self._settings.max_attempts:
+                        return False  # the last try is for the next model, if there is one
+                    if self._may_be_sent(x, progress):
+                        await self._sleep(backoff(progress.troubles, self._jitter()))
                 case "same-project" if x.only is None and (server := self._elsewhere(x, found)) is not None:
                     ask = replace(ask, only=server)
                     tried.projects.discard(server)
@@ -141,11 +159,24 @@ class Relay:
                     ask = replace(ask, only=x.only)
                 case _:
                     # The refusal of a model that the client never asked for is not its business.
-                    if any(earlier.model != model for earlier in failures):
+                    if model != progress.wanted:
                         return False
                     await self.attempts.give(x, failure)
                     return True
         return False
+
+    def _may_be_sent(self, x: Exchange, progress: Progress) -> bool:
+        """Once more, as far as this request is concerned."""
+        trouble = progress.troubles >= self._settings.max_attempts
+        return x.can_be_sent and not trouble and self.pool.now() <= progress.until
+
+    def _is_worth_a_wait(self, x: Exchange, found: Reservation, failure: Failure) -> bool:
+        """Whether to ask the project once more after its rest: its limit is known by now, or no other can serve."""
+        now, owned = self.pool.now(), found.quota
+        cooling = owned.ledger.value.cooldown
+        rests = cooling is not None and cooling.until > now
+        rests = rests or self.pool.roster.is_aside(owned.project, found.model, found.key.id, now, found.tools)
+        return rests and (x.only is not None or not failure.verdict.learned.keys().isdisjoint(MINUTE_LIMITS))
 
     async def _reserve(self, x: Exchange, model: str, ask: Ask, tried: Tried) -> Reservation | Full:
         """A slot, rather where the files are that the request names."""
@@ -153,7 +184,11 @@ class Relay:
             tried.projects |= await self.pooled.out_of_reach(x)
             ask = replace(ask, near=x.files.brought or self.pooled.near(x), booked=partial(self.pooled.prefetch, x))
         began = self.pool.now()
-        found = await self.pool.reserve(model, ask, tried)
+        found: Reservation | Full | None = None
+        if tried.troubled and ask.only is None:  # elsewhere, if there is room at once
+            found = await self.pool.reserve(model, replace(ask, deadline=began, patient=False), tried.elsewhere())
+        if found is None or isinstance(found, Full):
+            found = await self.pool.reserve(model, ask, tried)
         x.record.waited += self.pool.now() - began
         return found
 
@@ -182,64 +217,25 @@ class Relay:
             found.let_go()
         return False
 
-    async def _again(
-        self,
-        x: Exchange,
-        found: Reservation,
-        failure: Failure,
-        failures: Sequence[Failure | Full],
-        tried: Tried,
-        troubles: int,
-    ) -> bool | None:
-        """After trouble of the model. None: once more, on another project if that may serve it. True: the client has
-        been told. False: not with this model.
-        """
-        hung = sum(isinstance(earlier, Failure) and earlier.timed_out for earlier in failures)
-        late = self.pool.now() > x.deadline
-        makes = wire.is_resource_call(x.call) and not failure.unsent
-        if makes or hung > 1 or (hung and late):
-            # What may have made something would make a second one. Each that hung took as long as it may.
-            await self.attempts.give(x, failure)
-            return True
-        if x.only is None:
-            tried.projects.add(found.quota.project)
-        else:
-            tried.keys.discard(found.key.id)
-        if troubles > MOST_TROUBLES or late:
-            return False
-        await self._sleep(BACKOFF * 2 ** (troubles - 1) * (0.5 + self._jitter()))
-        return None
-
     def _elsewhere(self, x: Exchange, found: Reservation) -> str | None:
         """Another project that served this conversation last."""
         server = self.pool.served_by(x.sticky)
         return None if server == found.quota.project else server
 
-    def _rests(self, found: Reservation) -> bool:
-        """What refused will not be asked again before its rest ends."""
-        now, owned = self.pool.now(), found.quota
-        cooling = owned.ledger.value.cooldown
-        rests = cooling is not None and cooling.until > now
-        return rests or self.pool.roster.is_aside(owned.project, found.model, found.key.id, now)
-
-    async def _refuse(self, x: Exchange, model: str, ask: Ask, failures: Sequence[Failure | Full]) -> None:
+    async def _refuse(self, x: Exchange, ask: Ask, progress: Progress) -> None:
         """Nothing is left: the first refusal that says something is the client's."""
         if self.pooled is not None and x.files is not None and not self.pooled.near(x):
             if x.files.lost is None:
                 raise self.pooled.unreachable(x)
             await self.attempts.give(x, x.files.lost)
             return
-        for failure in failures:
-            if isinstance(failure, Full):
-                break
-            if failure.model == model and failure.verdict.blames not in ("key", "project", "quota"):
-                await self.attempts.give(x, failure)
-                return
-        full = next((f for f in reversed(failures) if isinstance(f, Full) and f.model == model), None)
-        roster = self.pool.roster
+        if progress.told is not None:
+            await self.attempts.give(x, progress.told)
+            return
+        model, full, roster = progress.wanted, progress.full, self.pool.roster
         asked = 1 if x.only or x.files is not None else len(roster.projects)  # files may hold it to a few
         if full is None or len(full.refusals) < asked:
-            full = await self.pool.look(model, replace(ask, only=x.only))
+            full = await self.pool.look(model, replace(ask, only=x.only, deadline=self.pool.now(), patient=False))
         if full is None:
             raise reasons.busy(x.record.sent, x.only)
         limits = [
@@ -250,7 +246,7 @@ class Relay:
 
     async def _sized(self, x: Exchange, model: str, ask: Ask) -> Ask:
         """Large wants are counted by Google (free) before they are booked."""
-        limit = self.pool.roster.smallest_token_limit(model)
+        limit = self.pool.candidates.smallest_token_limit(model)
         question = x.size_question(model) if limit and ask.want.tokens * 4 > limit else None
         if question is None:
             return ask
@@ -258,6 +254,13 @@ class Relay:
         key = await self.pool.pick(model, Tried(), only)
         tokens = None if key is None else await self.questions.count(key, *question)
         return ask if tokens is None else replace(ask, want=ask.want._replace(tokens=tokens))
+
+
+def _may_have_made(x: Exchange, ask: Ask, failure: Failure) -> bool:
+    """Sent again, it might make a second thing. Of images Google says when it did not begin."""
+    if failure.unsent:
+        return False
+    return wire.is_resource_call(x.call) or (ask.want.images > 0 and failure.verdict.cause != "overloaded")
 
 
 def _said(full: Full) -> str:

@@ -2,8 +2,8 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from pollux import quota
@@ -13,7 +13,7 @@ from pollux.keys import Key
 from pollux.quota import Refusal, Slot, State
 from pollux.roster import Quota
 from pollux.storewatch import StoreUse
-from pollux.windows import MINUTE_LIMITS, Limits, Want
+from pollux.windows import Limits, Want
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,8 @@ class Ask:
     """The one project that can serve it."""
     near: frozenset[str] = frozenset()
     """Projects that have what it needs: they come first, if they have room at once."""
+    tools: frozenset[str] = frozenset()
+    """Those that Google counts by themselves: projects where one of them rests do not serve it."""
     booked: Callable[[str], None] | None = None
     """Is told the project of a slot that lies ahead."""
 
@@ -42,29 +44,27 @@ class Tried:
     keys: set[str] = field(default_factory=set)
     reread: set[str] = field(default_factory=set)
     """Keys whose source was read again after a refusal."""
-    taught: dict[str, str] = field(default_factory=dict)
-    """Project -> key, where a refusal taught a limit of the minute that was not known."""
-    readmitted: set[str] = field(default_factory=set)
+    rested: set[str] = field(default_factory=set)
+    """Projects that refused once and may be asked again after their rest."""
+    troubled: set[str] = field(default_factory=set)
+    """Projects where Google had trouble: others come first."""
     trials: set[str] = field(default_factory=set)
     """Projects that are set aside, and that this request asks once all the same, because nothing else can serve."""
-    tries: int = 0
-    """How often it did so."""
+    tries: set[str] = field(default_factory=set)
+    """All that were such."""
     store: StoreUse = field(default_factory=StoreUse)
     """What the store was asked for on its way; of all models together, where the same one is given."""
 
-    def leave(self, project: str, key: str, learned: Collection[str]) -> None:
-        """After a refusal, with the limits that it taught."""
-        self.projects.add(project)
-        if not set(MINUTE_LIMITS).isdisjoint(learned):
-            self.taught[project] = key
+    def refused(self, project: str, *, again: bool) -> None:
+        """A project is asked once; twice if it is worth asking it again after its rest."""
+        if again and project not in self.rested:
+            self.rested.add(project)
+        else:
+            self.projects.add(project)
 
-    def readmit(self) -> bool:
-        """Nobody else is left: wait, once, for those whose limit is known by now. True if there are any."""
-        back = {project: key for project, key in self.taught.items() if project not in self.readmitted}
-        self.readmitted |= set(back)
-        self.projects -= set(back)
-        self.keys -= set(back.values())
-        return bool(back)
+    def elsewhere(self) -> "Tried":
+        """The same without the projects where Google had trouble."""
+        return replace(self, projects=self.projects | self.troubled)
 
 
 @dataclass(slots=True, eq=False)
@@ -76,6 +76,9 @@ class Reservation:
     want: Want
     limits: Limits
     grant: Grant | None = None
+    tools: frozenset[str] = frozenset()
+    trial: bool = False
+    """The project, or what the request needs of it, is set aside; the request tries whether it is well again."""
     sent: bool = False
 
     def give_back(self) -> None:

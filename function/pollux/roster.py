@@ -6,7 +6,7 @@ Which of them serves a request is chosen in `pool`.
 import asyncio
 import logging
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from urllib.parse import quote, unquote
@@ -22,6 +22,7 @@ from pollux.quota import Refusal, State
 from pollux.safe import SafeShare
 from pollux.store import Store, StoreUnavailableError
 from pollux.storewatch import Watch
+from pollux.waiting import Sleepers
 from pollux.windows import NOTHING, Limits
 
 log = logging.getLogger("pollux.store")
@@ -31,6 +32,10 @@ PROBED_WITHIN = 5.0
 """A key whose rest has ended is being asked about: it is worth looking again after so long."""
 CLOSE_WITHIN = 4.0
 MOST_QUOTAS = 2000
+MOST_QUOTAS_EACH = 10
+"""Of a project, in a large pool: as many models are used there."""
+ASSUMED = {"rpm": 5}
+"""The smallest limit that Google gives a text model, for models of which the catalog knows none."""
 QUOTA = "quota:"
 KEPT_FOR = 8 * 86400.0
 """A quota that nobody used for so long holds nothing any more, limits learned included."""
@@ -47,10 +52,14 @@ class Quota:
     ledger: Ledger[State]
     used_at: int = 0
     """A running number, not a time: what was used last."""
+    coming: int = 0
+    """Requests that are being booked: whoever chooses meanwhile goes elsewhere rather than after them."""
     served: int = 0
     refused: int = 0
     purse: Purse = field(default_factory=Purse)
     safe: SafeShare = field(default_factory=SafeShare)
+    sleepers: Sleepers = field(default_factory=dict)
+    """Those who wait for a slot of it."""
 
     @property
     def is_idle(self) -> bool:
@@ -84,13 +93,23 @@ class Roster:
         self.catalog = catalog
         self.watch = Watch(store)
         self.projects: dict[str, Project] = {}
+        """A new dictionary whenever keys change."""
+        self.project_of: dict[str, str] = {}
+        """Key id -> its project."""
         self.quotas: dict[tuple[str, str], Quota] = {}
+        self.quota_changed: Callable[[str, str], None] = lambda project, bucket: None
+        """Is told the project and bucket of each quota whose state changes."""
+        self.granted: dict[str, dict[str, Quota]] = {}
+        """Bucket -> project -> its quota, where a grant was taken; it may be spent by now."""
         self.key_used: dict[str, int] = {}
+        self._by_use: dict[str, None] = {}
+        """The projects, those first whose keys were used least recently."""
         self._writer = new_name(one_machine=getattr(store, "one_machine", False))
         self.health: Ledger[Health] = Ledger("health", HEALTH_CODEC, self._writer, self.watch)
         self._keys: tuple[Key, ...] | None = None
         self._generations: dict[str, int] = {}
         self._declared: dict[tuple[str, str], dict[str, int]] = {}
+        self._smallest: dict[str, dict[str, int]] = {}
 
     async def ready(self) -> None:
         """Know the keys and their health as of now. Costs nothing while nothing changed."""
@@ -102,6 +121,8 @@ class Roster:
             for key in keys:
                 projects.setdefault(key.project, Project(key.project, [])).keys.append(key)
             self.projects = projects
+            self.project_of = {key.id: key.project for key in keys}
+            self._by_use = {name: None for name in self._by_use if name in projects} | dict.fromkeys(projects)
             self._forgive(keys)
         if self.store.now() - self.health.seen_at > HEALTH_AGE and not (self.watch.down and self._knows_health):
             self.health.commit_soon(HEALTH_AGE)  # which keys were taken meanwhile; it tells as much as a read
@@ -130,36 +151,89 @@ class Roster:
         tried_keys: Collection[str],
         now: float,
         prefer: str | None = None,
-        trials: Collection[str] = (),
+        tools: Collection[str] = (),
     ) -> tuple[list[tuple[Project, Key]], dict[str, Refusal]]:
-        """The projects that may serve a model, each with a key; and why the others may not. `trials`: projects that
-        are asked although they, or this model of theirs, are set aside."""
-        aside = self.health.value
+        """The projects that may serve a model, each with a key; and why the others may not."""
         able: list[tuple[Project, Key]] = []
         refusals: dict[str, Refusal] = {}
         for project in self.projects.values():
             if project.name in tried_projects:
                 continue
-            resting = aside.projects.get(project.name)
-            if resting is None or resting.until <= now:
-                resting = aside.models.get(f"{project.name}/{model}")
-            if resting is not None and resting.until > now and project.name not in trials:
-                refusals[project.name] = Refusal(resting.until, f"aside:{resting.reason}")
-                continue
-            key, refusal = self._key_of(project, tried_keys, now, prefer)
-            if key is not None:
-                able.append((project, key))
-            elif refusal is not None:
-                refusals[project.name] = refusal
+            found = self.usable_key(project, model, tried_keys, now, prefer, tools)
+            if isinstance(found, Refusal):
+                refusals[project.name] = found
+            elif found is not None:
+                able.append((project, found))
         return able, refusals
 
-    def is_aside(self, project: str, model: str, key_id: str, now: float, trials: Collection[str] = ()) -> bool:
-        """Whether any of them rests by now, as far as this process knows."""
-        aside = self.health.value
-        if health.key_rests(aside.keys.get(key_id), now):
-            return True
-        resting = () if project in trials else (aside.projects.get(project), aside.models.get(f"{project}/{model}"))
+    def usable_key(
+        self,
+        project: Project,
+        model: str,
+        tried_keys: Collection[str],
+        now: float,
+        prefer: str | None = None,
+        tools: Collection[str] = (),
+        trials: Collection[str] = (),
+    ) -> Key | Refusal | None:
+        """The key with which a project may serve a model, or why it may not; None if it has no key that is left.
+        `trials`: projects that are asked although they rest."""
+        resting = None if project.name in trials else self.resting(project.name, model, now, tools)
+        if resting is not None:
+            return resting
+        key, refusal = self._key_of(project, tried_keys, now, prefer)
+        return refusal if key is None else key
+
+    @property
+    def tools_resting(self) -> int:
+        """At most so many projects have a tool that rests."""
+        return len(self.health.value.tools)
+
+    def tool_rests(self, project: str, tools: Collection[str], now: float) -> bool:
+        resting = (self.health.value.tools.get(f"{project}/{tool}") for tool in tools)
         return any(entry is not None and entry.until > now for entry in resting)
+
+    def named_aside(self) -> frozenset[str]:
+        """The projects of which anything is set aside."""
+        aside = self.health.value
+        of_keys = (self.project_of.get(key, "") for key, entry in aside.keys.items() if entry.until > entry.since)
+        return frozenset((*aside.projects, *of_keys, *(name.partition("/")[0] for name in aside.models)))
+
+    def with_grants(self, bucket: str) -> list[str]:
+        """The projects of which a grant may be held, the one used least recently first."""
+        granted = self.granted.get(bucket)
+        if not granted:
+            return []
+        held = {name: owned for name, owned in granted.items() if owned.purse.grant is not None}
+        self.granted[bucket] = held
+        return sorted(held, key=lambda name: held[name].used_at)
+
+    def by_use(self) -> Iterable[Project]:
+        """The one first whose keys were used least recently."""
+        return (self.projects[name] for name in self._by_use)
+
+    def used(self, key: Key, number: int) -> None:
+        """A request uses the key. `number` grows with each."""
+        self.key_used[key.id] = number
+        if key.project in self._by_use:
+            del self._by_use[key.project]
+            self._by_use[key.project] = None
+
+    def resting(self, project: str, model: str, now: float, tools: Collection[str] = ()) -> Refusal | None:
+        """What keeps a project from serving this model with these tools the longest, keys and quotas apart."""
+        aside = self.health.value
+        if not (aside.projects or aside.models or aside.tools):
+            return None
+        entries = [("aside", aside.projects.get(project)), ("aside", aside.models.get(f"{project}/{model}"))]
+        if aside.tools:
+            entries += [(f"aside:{tool}", aside.tools.get(f"{project}/{tool}")) for tool in tools]
+        found = [Refusal(entry.until, f"{state}:{entry.reason}") for state, entry in entries if entry is not None]
+        return max((refusal for refusal in found if refusal.until > now), default=None)
+
+    def is_aside(self, project: str, model: str, key_id: str, now: float, tools: Collection[str] = ()) -> bool:
+        """Whether any of them rests by now, as far as this process knows."""
+        key = self.health.value.keys.get(key_id)
+        return health.key_rests(key, now) or self.resting(project, model, now, tools) is not None
 
     def _key_of(
         self, project: Project, tried: Collection[str], now: float, prefer: str | None
@@ -186,10 +260,10 @@ class Roster:
     def quota(self, project: str, bucket: str) -> Quota:
         owned = self.quotas.get((project, bucket))
         if owned is None:
-            if len(self.quotas) >= MOST_QUOTAS:
+            if len(self.quotas) >= max(MOST_QUOTAS, MOST_QUOTAS_EACH * len(self.projects)):
                 self._forget()
             name = f"{QUOTA}{quote(project, safe='')}:{quote(bucket, safe='')}"
-            ledger = Ledger(name, QUOTA_CODEC, self._writer, self.watch)
+            ledger = Ledger(name, QUOTA_CODEC, self._writer, self.watch, lambda: self.quota_changed(project, bucket))
             owned = self.quotas[project, bucket] = Quota(project, bucket, ledger)
         return owned
 
@@ -212,6 +286,15 @@ class Roster:
             own = dict(key.limits.get("*", {})) | dict(key.limits.get(model, {}))
             declared = self._declared[project.name, model] = self.catalog.limits(model, key.tier) | own
         return quota.effective(state, self.store.now(), declared, project.tier) if state.learned else declared
+
+    def smallest_limits(self, model: str) -> Limits:
+        """What any project may be assumed to have, whatever its tier is."""
+        found = self._smallest.get(model)
+        if found is None:
+            if len(self._smallest) >= MOST_QUOTAS:  # clients may invent names of models
+                self._smallest.clear()
+            found = self._smallest[model] = ASSUMED | self.catalog.smallest_limits(model)
+        return found
 
     def smallest_token_limit(self, model: str) -> int | None:
         return min((limits["tpm"] for limits in self.limits_of_all(model) if limits.get("tpm")), default=None)

@@ -192,14 +192,23 @@ class Settings:
         _one_of("sliding", "minute"),
         "How minutes are counted: sliding (safe) or minute (by the wall clock).",
     )
-    max_wait: float = _setting(60.0, _number, "Seconds that a request may wait for a slot; 0 never waits.")
+    max_wait: float = _setting(
+        65.0, _number, "Seconds that a request may wait for a slot; 0 never waits. The window of a minute takes 61.5."
+    )
     fallback_after: float | None = _setting(
         None,
         _optional_number,
         "Seconds of waiting after which the next model of the chain is preferred.",
         shown="max_wait",
     )
-    max_attempts: int = _setting(4, _count, "Attempts upstream for one request, all models together.")
+    never_below: tuple[str, ...] = _setting(
+        (),
+        _words,
+        "The lowest model to fall back to, one of each chain, comma separated; before never_below of the catalog.",
+    )
+    max_attempts: int = _setting(
+        4, _count, "Tries of one request while Google has trouble (5xx, no answer); refusals are not counted."
+    )
     timeout: float = _setting(
         600.0, _number, "Seconds until the first byte of an answer, and between two of its chunks."
     )

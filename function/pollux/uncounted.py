@@ -5,13 +5,16 @@ What is surely refused (a bad key, a 429) is tried with another; what may have h
 """
 
 import asyncio
+import math
+import random
 from collections.abc import Awaitable, Callable
 
 from pollux import reasons
-from pollux.attempts import BACKOFF, MOST_TROUBLES, Attempts, Failure
+from pollux.attempts import AGAIN_WITHIN, Attempts, Failure, backoff
 from pollux.exchange import Exchange
 from pollux.journal import Attempt
 from pollux.pool import Tried
+from pollux.quota import Refusal
 from pollux.windows import Want
 
 
@@ -20,37 +23,46 @@ async def run(
     attempts: Attempts,
     moved: Callable[[Exchange, Failure], Awaitable[bool]],
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    jitter: Callable[[], float] = random.random,
 ) -> None:
     pool = attempts.pool
     tried = Tried()
-    troubles = 0
+    troubles, until = 0, math.inf
     model = pool.roster.catalog.resolve(x.call.model) if x.call.model else None
     last: Failure | None = None
+
+    def refusals(tried: Tried) -> dict[str, Refusal]:
+        _, found = pool.roster.candidates(model or "", tried.projects, tried.keys, pool.now())
+        return {name: refusal for name, refusal in found.items() if x.only in (None, name)}
+
     await pool.roster.ready()
-    while x.may_try(pool.settings.max_attempts):
-        key = await pool.pick(model, tried, x.only, x.prefer_key if last is None else None, x.home)
+    while x.can_be_sent and troubles < pool.settings.max_attempts and pool.now() <= until:
+        prefer = x.prefer_key if last is None else None
+        key = await pool.pick(model, tried.elsewhere(), x.only, prefer, x.home)
+        if key is None and tried.troubled:
+            key = await pool.pick(model, tried, x.only, prefer, x.home)
         if key is None:
+            if await pool.rest(refusals(tried), x.deadline):
+                continue
             break
+        until = min(until, max(x.deadline, pool.now() + AGAIN_WITHIN))
         x.record.used, x.record.key, x.record.project = model or "", key.id, key.project
         last = await attempts.free(x, key, model)
         if last is None:
             return
         last = attempts.of_resources(x, last)
         x.noted(Attempt(model or "", key.project, key.id, last.verdict.cause, last.status, last.verdict.message))
-        tried.keys.add(key.id)
         match last.verdict.action:
             case "next-key":
-                if await attempts.key_changed(key, last.verdict, tried):
-                    tried.keys.discard(key.id)
+                if not await attempts.key_changed(key, last.verdict, tried):
+                    tried.keys.add(key.id)
             case "next-project":
                 tried.projects.add(key.project)
-            case "retry" if x.harmless and x.only is None:
-                tried.projects.add(key.project)
-            case "retry" if x.harmless and troubles < MOST_TROUBLES and not last.timed_out:
+            case "retry" if x.harmless:
                 troubles += 1
-                await sleep(BACKOFF * 2 ** (troubles - 1))
-                if await pool.pick(model, tried, x.only) is None:  # no other key of that project: the same once more
-                    tried.keys.clear()
+                tried.troubled.add(key.project)
+                if troubles < pool.settings.max_attempts and pool.now() <= until:
+                    await sleep(backoff(troubles, jitter()))
             case _ if await moved(x, last):
                 continue
             case _:
@@ -58,8 +70,7 @@ async def run(
     if last is not None and last.verdict.blames != "key":
         await attempts.give(x, last)
         return
-    _, refusals = pool.roster.candidates(model or "", (), (), pool.now())
-    refusals = {name: refusal for name, refusal in refusals.items() if x.only in (None, name)}
-    if last is not None and len(refusals) < (1 if x.only else len(pool.roster.projects)):
+    found = refusals(Tried())
+    if last is not None and len(found) < (1 if x.only else len(pool.roster.projects)):
         raise reasons.busy(x.record.sent, x.only)
-    raise reasons.of_owner(reasons.problem(model or "", refusals, pool.now(), want=Want()), x.only, x.names)
+    raise reasons.of_owner(reasons.problem(model or "", found, pool.now(), want=Want()), x.only, x.names)

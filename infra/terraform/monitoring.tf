@@ -24,7 +24,7 @@ locals {
       labels      = { model = "EXTRACT(jsonPayload.request.model_used)" }
     }
     set_aside = {
-      description = "Keys, projects and models that were set aside."
+      description = "Keys, projects, models and tools that were set aside."
       filter      = "${local.log_source} AND jsonPayload.fields.event=\"set-aside\""
       value       = null
       labels      = { cause = "EXTRACT(jsonPayload.fields.cause)", kind = "EXTRACT(jsonPayload.fields.kind)" }

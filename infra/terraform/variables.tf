@@ -232,6 +232,7 @@ variable "settings" {
     max_concurrent  = optional(number)
     max_wait        = optional(number)
     mode            = optional(string)
+    never_below     = optional(list(string))
     public_url      = optional(string)
     query_token     = optional(bool)
     sticky          = optional(bool)

@@ -42,6 +42,7 @@ SETTINGS: dict[str, Any] = {
     "max_concurrent": 500,
     "max_wait": 0,
     "mode": "flash_only",
+    "never_below": ["gemini-3.6-flash", "gemini-2.5-flash"],
     "public_url": "https://pollux.example.com/gemini",
     "query_token": False,
     "sticky": False,

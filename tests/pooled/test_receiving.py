@@ -325,6 +325,19 @@ def test_a_project_that_does_not_take_the_file_is_passed_over(kind: str) -> None
     play(scene)
 
 
+def test_every_project_that_may_take_the_file_is_asked() -> None:
+    async def scene() -> None:
+        keys = projects(8)
+        upstream = google(keys)
+        async with gateway(upstream, keys, MemoryBlobs()) as app:
+            for number in range(1, 8):
+                upstream.simulator.faults.append(Fault(kind="invalid-key", verb="upload.start", project=f"p{number}"))
+            file = await upload(app, TEXT)
+            assert owned(upstream.simulator)[file["name"]] == "p8"
+
+    play(scene)
+
+
 def test_trouble_while_google_takes_the_file_is_gone_on_from_where_it_came_to() -> None:
     async def scene() -> None:
         keys = projects(1)

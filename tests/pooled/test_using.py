@@ -109,7 +109,9 @@ def test_fifty_requests_over_eight_projects_are_as_fast_as_without_a_file() -> N
         plain, _ = await burst(file=False)
         first, second = await burst(file=True)
         assert [sum(end < within for end in plain) for within in (1, 62)] == [40, 50]
-        assert [sum(end < within for end in first) for within in (5, 66)] == [35, 50], "the copies take four seconds"
+        # The copies take four seconds. Meanwhile those who wait have booked a slot in a minute at each project, which
+        # shares a window with all that is sent there from then on: so the fifth request of each waits too.
+        assert [sum(end < within for end in first) for within in (5, 66)] == [32, 50]
         assert second == pytest.approx(plain, abs=0.1), "once they are there"
 
     play(scene)

@@ -167,7 +167,8 @@ class Keeping:
         tried = Tried()
         last: RefusedError | None = None
         project = str(holder.lease["project"])
-        for _ in range(self._pool.settings.max_attempts):
+        troubles = 0
+        while troubles < self._pool.settings.max_attempts:
             if project not in self._pool.roster.projects or project in tried.projects:
                 if (picked := await self._pool.pick(None, tried)) is None:
                     break
@@ -188,8 +189,10 @@ class Keeping:
                 raise
             except RefusedError as error:
                 last = error
-                if error.failure is not None and error.failure.verdict.action == "to-client":
+                action = None if error.failure is None else error.failure.verdict.action
+                if action == "to-client":
                     raise
+                troubles += action == "retry"
                 tried.projects.add(project)
         raise last or RefusedError(project, None)
 

@@ -165,6 +165,7 @@ class Simulator:
                 verb=request.verb,
                 stream=request.stream != "no",
                 spends=request.spends,
+                tools=request.tools if fault.tool else (),
                 rng=self._rng,
             ):
                 call.fault = fault.kind

@@ -40,6 +40,7 @@ _MESSAGES: dict[tuple[int, str], dict[str, str]] = {
         "account's billing history and tier.",
         "spend-cap": "Your billing account has exceeded its monthly spending cap",
         "unknown-429": "Resource has been exhausted (e.g. check quota).",
+        "bare-quota": _PROSE,
     },
     (400, "INVALID_ARGUMENT"): {
         "invalid-key": "API key not valid. Please pass a valid API key.",
@@ -168,7 +169,8 @@ def error(name: str, case: Case | None = None) -> ApiError:
         return ApiError(*TEXT[name])
     code, status, message = _PLAIN[name]
     message = _WORD.sub(lambda word: str(getattr(case, word[1])), message)  # in one go: what is put in is no format
-    return _error(code, status, message, _reason_details(_REASONS[name], message, case) if name in _REASONS else ())
+    details = _reason_details(_REASONS[name], message, case) if name in _REASONS else ()
+    return _error(code, status, message, [_HELP] if name == "bare-quota" else details)
 
 
 def bad_request(message: str) -> ApiError:

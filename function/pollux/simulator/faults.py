@@ -1,7 +1,7 @@
 """Faults of the simulator: which call meets which trouble, and for how long. Bodies of errors: see `errors`."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from random import Random
 from typing import Any
@@ -12,6 +12,7 @@ STREAM_ONLY = frozenset({"drip", "truncate", "mid-error", "first-event-error", "
 BROKEN = frozenset({"reset", "hang", "slow", "mid-reset"}) | STREAM_ONLY
 """Kinds that are no error body. The call is admitted and counted first; with an error body it is not."""
 KINDS = (*NAMES, *sorted(BROKEN))
+TOOLS = ("googleSearch", "googleMaps", "urlContext")
 SECONDS = {"hang": 3600.0, "slow": 1.0, "drip": 0.2}
 
 
@@ -24,6 +25,7 @@ class Fault:
     """Every field that is set must match the call. It ends after `count` times; without one it lasts.
 
     key: the key's id. verb: generateContent, …, chat/completions, embeddings, models.list, models.get, other.
+    tool: one that the call asks for.
     seconds: how long `hang` and `slow` last, and the pause between the chunks of `drip`. after: chunks that pass before
     `mid-error` and `mid-reset`. error: the error that a stream ends or begins with. limit, retry_s: what a 429 names.
     """
@@ -33,6 +35,7 @@ class Fault:
     project: str | None = None
     model: str | None = None
     verb: str | None = None
+    tool: str | None = None
     count: int | None = None
     probability: float = 1.0
     seconds: float | None = None
@@ -47,6 +50,8 @@ class Fault:
             raise FaultError(f"{self.kind!r} is no kind of fault; expected one of {', '.join(KINDS)}")
         if self.error not in NAMES:
             raise FaultError(f"error: {self.error!r} is not known; expected one of {', '.join(NAMES)}")
+        if self.tool not in (None, *TOOLS):
+            raise FaultError(f"tool: {self.tool!r} is not known; expected one of {', '.join(TOOLS)}")
         if not 0 <= self.probability <= 1:
             raise FaultError(f"probability: expected a number from 0 to 1, not {self.probability}")
         for name in ("count", "seconds", "after", "limit", "retry_s"):
@@ -59,13 +64,24 @@ class Fault:
         return SECONDS.get(self.kind, 0.0) if self.seconds is None else self.seconds
 
     def meets(
-        self, *, key: str, project: str, model: str | None, verb: str, stream: bool, spends: bool, rng: Random
+        self,
+        *,
+        key: str,
+        project: str,
+        model: str | None,
+        verb: str,
+        stream: bool,
+        spends: bool,
+        rng: Random,
+        tools: Collection[str] = (),
     ) -> bool:
         """Whether it strikes this call; if so, that is counted. A dice is thrown only for calls that match."""
         if self.count is not None and self.fired >= self.count:
             return False
         wanted = (self.key, key), (self.project, project), (self.model, model), (self.verb, verb)
         if any(mine is not None and mine != theirs for mine, theirs in wanted):
+            return False
+        if self.tool is not None and self.tool not in tools:
             return False
         if (self.kind in STREAM_ONLY and not stream) or (self.kind in ABOUT_QUOTA and not spends):
             return False

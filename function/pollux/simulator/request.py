@@ -44,6 +44,7 @@ COLLECTIONS = frozenset(
     }
 )
 """What a project owns."""
+_UNDERSCORE = re.compile(r"_([a-z])")
 _INNER = frozenset({"documents", "operations", "permissions", "executions", "media"})
 _WORDS = frozenset({"cancel", "content"})
 """What stands behind a slash where elsewhere it stands behind a colon."""
@@ -93,6 +94,14 @@ class Request:
     @property
     def spends(self) -> bool:
         return self.verb in _SPENDS
+
+    @property
+    def tools(self) -> set[str]:
+        """Names of the tools that it asks for, as the native API spells them; functions have none here."""
+        listed = self.document.get("tools") if isinstance(self.document, dict) else None
+        tools = [tool for tool in listed if isinstance(tool, dict)] if isinstance(listed, list) else []
+        names = [name for tool in tools for name in ([tool["type"]] if "type" in tool else tool)]
+        return {_UNDERSCORE.sub(lambda found: found[1].upper(), str(name)) for name in names}
 
     @property
     def as_array(self) -> bool:

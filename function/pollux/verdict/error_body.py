@@ -58,6 +58,7 @@ class ErrorBody:
     delay: float | None = None
     echoes: bool = False  # the details quote fields of the request: its message may hold any words of the client's
     html: bool = False
+    whole: bool = False  # it came as JSON, all of it: what its message does not say was not cut off
 
 
 def read(status: int | None, body: bytes | str) -> ErrorBody:
@@ -76,12 +77,14 @@ def read(status: int | None, body: bytes | str) -> ErrorBody:
         fields = fields | inner
         message = str(fields.get("message") or "").strip()
     html = is_html(message or text)
+    whole = bool(fields)
     if not html and (not fields or ("details" not in fields and message.startswith(("{", "[")))):
+        whole = False
         fields = fields | scraped(message or text, _STATUS)
         message = str(fields.get("message") or "").strip()
     if html:
         message = without_tags(message or text)
-    return _normal(status, fields, message[:8000], html=html)
+    return _normal(status, fields, message[:8000], html=html, whole=whole)
 
 
 def error_in_stream(piece: bytes) -> bytes | None:
@@ -124,7 +127,7 @@ def retry_delay(value: object) -> float | None:
     return min(seconds, 7 * 86400.0)
 
 
-def _normal(status: int | None, fields: Mapping[str, Any], message: str, *, html: bool) -> ErrorBody:
+def _normal(status: int | None, fields: Mapping[str, Any], message: str, *, html: bool, whole: bool) -> ErrorBody:
     reasons: list[str] = []
     violations: list[Violation] = []
     delay, echoes = None, False
@@ -153,7 +156,7 @@ def _normal(status: int | None, fields: Mapping[str, Any], message: str, *, html
         code = 500
     if code == 403 and any(re.search(r"rate_?limit|quota_?exceeded|daily_?limit", r, re.I) for r in reasons):
         code = 429
-    return ErrorBody(code, message, tuple(reasons), tuple(violations), delay, echoes, html)
+    return ErrorBody(code, message, tuple(reasons), tuple(violations), delay, echoes, html, whole)
 
 
 def _violations(detail: Mapping[str, Any], metadata: Mapping[str, Any]) -> Iterator[Violation]:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from pollux import tools
 from pollux.verdict.error_body import ErrorBody, Violation
 
 LONG = 600.0  # a delay above this is never that of a minute's counter
@@ -16,6 +17,10 @@ class QuotaError:
     cause: str
     learned: Mapping[str, int]
     bucket: str | None
+    named: bool = True
+    """Whether the error names a counter or a limit at all."""
+    tool: str | None = None
+    """The tool whose own counter it was, or tools.GROUNDING."""
     tier: str | None = None
     """"free" or "paid", if the id of a quota says so."""
 
@@ -30,7 +35,7 @@ _TIER = re.compile(r"(Free|Paid)Tier")
 _BESIDE = (
     ("cached-content", re.compile(r"cached[ _-]?content", re.I)),
     ("file-storage", re.compile(r"file[ _-]?storage|storage[ _-]?bytes", re.I)),
-    ("grounding", re.compile(r"grounding|google[ _-]?(?:search|maps)", re.I)),
+    *tools.PATTERNS,
     ("batch", re.compile(r"enqueued|batch[ _-]?(?:jobs|tokens)", re.I)),
     ("sessions", re.compile(r"concurrent|sessions", re.I)),
 )
@@ -87,10 +92,16 @@ def _beside(violation: Violation) -> str | None:
     return next((name for name, pattern in _BESIDE if pattern.search(violation.name)), None)
 
 
-def _bucket(refused: list[Violation], everything: list[Violation]) -> str | None:
+def _tool(refused: list[Violation], message: str) -> str | None:
+    """The tool whose counter refused; where no violation has a name, the one that the message speaks of."""
+    beside = _beside(refused[0]) if any(v.name for v in refused) else tools.named(message)
+    return beside if beside in (*tools.TOOLS, tools.GROUNDING) else None
+
+
+def _bucket(refused: list[Violation], everything: list[Violation], tool: str | None) -> str | None:
     models = (v.model.removeprefix("models/").rstrip(".") for v in (*refused, *everything) if v.model)
     model = next((m for m in models if re.fullmatch(r"[\w][\w.:/-]{0,119}", m, re.ASCII)), None)
-    counter = _beside(refused[0]) if refused else None
+    counter = tool or (_beside(refused[0]) if refused else None)
     return "/".join(part for part in (counter, model) if part) or None
 
 
@@ -108,7 +119,8 @@ def _refused_by(error: ErrorBody) -> QuotaError:
         zero = [v for v in listed if v.whole and v.value is None]
     zero.sort(key=lambda v: _beside(v) is not None)
     if zero or _NO_TIER.search(error.message):
-        return QuotaError("unsupported", {}, _bucket(zero, everything))
+        tool = _tool(zero, error.message)
+        return QuotaError("unsupported", {}, _bucket(zero, everything, tool), tool=tool)
     day = None if error.delay is None else error.delay > LONG
     exact = [v for v in listed if _counter(v, None)] or [v for v in said if _counter(v, None)]
     named = exact or [v for v in everything if v.name] or [v for v in everything if v.value is not None]
@@ -124,4 +136,11 @@ def _refused_by(error: ErrorBody) -> QuotaError:
     cause = next((counter for counter in _ORDER if counter in counters), None)
     if cause is None and not (named and _beside(named[0])):
         cause = _counter(Violation(error.message), day)
-    return QuotaError(cause or "unknown-429", learned, _bucket(named, everything))
+    tool = None if error.html else _tool(named, error.message)
+    return QuotaError(
+        cause or "unknown-429",
+        {} if tool else learned,
+        _bucket(named, everything, tool),
+        bool(cause or everything or tool),
+        tool,
+    )

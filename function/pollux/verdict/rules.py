@@ -31,6 +31,7 @@ class Verdict:
     learned: Mapping[str, int] = field(default_factory=dict)
     bucket: str | None = None  # the model that Google counts by; "counter/model" for a counter beside generation
     message: str = ""  # short and redacted
+    vague: bool = False  # it names no counter: of a request with tools that count by themselves, theirs may be meant
     tier: str | None = None  # "free" or "paid", if the id of the quota that refused says so
 
 
@@ -52,6 +53,7 @@ class Rule:
     action: str
     cooldown: float | Callable[[ErrorBody, float], float] | None = None
     ceiling: float | None = None
+    vague: bool = False
 
 
 def until_midnight(now: float) -> float:
@@ -104,6 +106,20 @@ def _quota(cause: str) -> _Test:
     return lambda case: case.refused is not None and case.refused.cause == cause
 
 
+def _tool(*causes: str) -> _Test:
+    return lambda case: case.refused is not None and case.refused.tool is not None and case.refused.cause in causes
+
+
+def _names_no_counter(case: _Case) -> bool:
+    return case.refused is not None and case.refused.cause == "unknown-429" and not case.refused.named
+
+
+def _bare_quota_prose(case: _Case) -> bool:
+    """Of a body that was cut nobody knows what the rest named, so it does not count."""
+    return _names_no_counter(case) and case.error.whole and _CHECK_YOUR_PLAN(case)
+
+
+_CHECK_YOUR_PLAN = _begins(r"[^.\n]{0,60}\bquota\b[^.\n]{0,60}\bplan and billing\b", 429)
 _QUOTES = _begins(r"\* |Invalid (?:JSON|value|field)|Unknown name|Unsupported|Proto field", 400)
 
 
@@ -173,8 +189,20 @@ RULES: tuple[Rule, ...] = (
             _code(402)),
          "429 or 402 prepaid credit gone or monthly cap reached, 403 billing disabled",
          "project", "next-project", _HOUR),
-    Rule("unknown-429", _quota("unknown-429"),
-         '429 without details, also as a page ("Sorry…")', "quota", "next-project", _MINUTE, 10 * _MINUTE),
+    Rule("tool-quota", _tool("rpd", "tpd"), "429 of a tool's own counter (search, maps, URL context), per day",
+         "quota", "next-project", _a_day),
+    Rule("tool-quota", _tool("rpm", "tpm", "ipm"), "429 of a tool's own counter, per minute",
+         "quota", "next-project", _a_minute),
+    Rule("tool-quota", _tool("unsupported"), "429 of a tool's own counter, with limit 0",
+         "quota", "next-project", _HOUR),
+    Rule("tool-quota", _tool("unknown-429"),
+         "429 of a tool's own counter that names no period; a request with such a tool, refused without details",
+         "quota", "next-project", _MINUTE, 10 * _MINUTE),
+    Rule("spend", _bare_quota_prose,
+         '429 "You exceeded your current quota, please check your plan and billing details", which names no counter',
+         "project", "next-project", _MINUTE, 10 * _MINUTE, vague=True),
+    Rule("unknown-429", _quota("unknown-429"), '429 without details, also as a page ("Sorry…")',
+         "quota", "next-project", _MINUTE, 10 * _MINUTE, vague=True),
     Rule("unsupported", _quota("unsupported"), '429, a violation with limit 0, or "limit: 0" in the message',
          "quota", "next-project", _DAY),
     Rule("rpd", _quota("rpd"), "429, requests per day", "quota", "next-project", _a_day),
@@ -219,6 +247,7 @@ def judge(status: int | None, body: bytes | str, *, now: float) -> Verdict:
         bucket=refused.bucket if refused else None,
         tier=case.refused.tier if case.refused else None,
         message=_short(error.message) or ("no answer" if error.code is None else f"HTTP {error.code}"),
+        vague=rule.vague and _names_no_counter(case) and not error.html,
     )
 
 

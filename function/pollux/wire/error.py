@@ -116,7 +116,7 @@ ERRORS: Mapping[str, Problem] = {
     "QUOTA_BUSY": Problem(
         429,
         "RESOURCE_EXHAUSTED",
-        "No project has a free slot within the time that the request may wait.",
+        "No project has a free slot within the time that the request may wait, or quota for a tool that it asks for.",
         "Try again after `Retry-After`, wait longer (`POLLUX_MAX_WAIT`), or add a project.",
     ),
     "MODEL_NOT_AVAILABLE": Problem(

@@ -1,0 +1,65 @@
+"""PURE. Tools whose use Google counts apart from the model's own quota: what a request asks for, what a text names.
+
+Their names here are those of the native API. Requests and errors are read by pattern: each API spells them in its own
+way, and new spellings come.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+SEARCH, MAPS, URLS = "googleSearch", "googleMaps", "urlContext"
+TOOLS = (SEARCH, MAPS, URLS)
+GROUNDING = "grounding"
+"""What an error may say of search and maps together."""
+
+PATTERNS = (
+    (
+        SEARCH,
+        re.compile(r"(?:google|web)[ _-]?search|(?<!file)(?<!file[ _-])search[ _-]?(?:ground|quer|request|tool)", re.I),
+    ),
+    (MAPS, re.compile(r"google[ _-]?maps|maps[ _-]?(?:ground|quer|request|tool)", re.I)),
+    (URLS, re.compile(r"url[ _-]?context", re.I)),
+    (GROUNDING, re.compile(r"ground(?:ing|ed)", re.I)),
+)
+_URL = re.compile(r"https?://\S+")
+NAME_MOST = 40
+"""No tool's name is longer. Longer ones are not looked at, as clients choose them."""
+
+
+def named(text: str) -> str | None:
+    """The tool, or GROUNDING, that the name of a quota or a message speaks of. Links do not count."""
+    text = _URL.sub("", text)
+    return next((name for name, pattern in PATTERNS if pattern.search(text)), None)
+
+
+def asked(parsed: Mapping[str, Any] | None) -> frozenset[str]:
+    """Those that a request asks for: native, OpenAI-shaped or an interaction."""
+    if not parsed:
+        return frozenset()
+    extra = parsed.get("extra_body")
+    google = extra.get("google") if isinstance(extra, Mapping) else None
+    holders = (parsed, google) if isinstance(google, Mapping) else (parsed,)
+    return frozenset(tool for holder in holders for tool in _listed(holder.get("tools")))
+
+
+def _listed(tools: Any) -> Iterator[str]:
+    for tool in tools if isinstance(tools, list) else (tools,):
+        if not isinstance(tool, Mapping):
+            continue
+        kind = tool.get("type")  # {"type": "web_search"}; the native API has {"googleSearch": {}}
+        if isinstance(kind, str):
+            names: tuple[str, ...] = (kind,)
+        else:
+            names = tuple(name for name, value in tool.items() if value is not None)
+        for name in names:
+            found = _tool(name) if len(name) <= NAME_MOST else None
+            if found is not None:
+                yield found
+
+
+@lru_cache(maxsize=256)
+def _tool(name: str) -> str | None:
+    found = named(name)
+    return found if found in TOOLS else None
