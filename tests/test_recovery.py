@@ -271,7 +271,7 @@ def test_what_another_instance_found_well_is_seen_at_once_by_who_has_nobody_else
     async def scene() -> None:
         async with gateway(google.upstream, projects(1), store=MemoryStore(now)) as app:
             assert (await ask(app)).status == 503
-            await at(4)
+            await at(2.5)
             store = app.store
             document, version = (await store.read(["health"]))["health"]
             await store.commit("health", dict(document) | {"keys": {}}, version)
@@ -297,12 +297,25 @@ def test_a_request_waits_for_the_first_free_call_and_not_for_the_end_of_a_key_th
 
 
 def test_a_fault_of_a_few_seconds_costs_no_request_anything() -> None:
-    google = Google(lambda sent: refuses("invalid-key") if now() < BEGAN + 4 else None)
+    google = Google(lambda sent: refuses("invalid-key") if now() < BEGAN + 2 else None)
 
     async def scene() -> None:
         async with gateway(google.upstream, projects(2)) as app:
-            got = await asyncio.gather(*(call(app) for _ in range(5)), call(app, path=COUNT))
+            one_model = {"x-pollux-fallback": "off"}
+            got = await asyncio.gather(*(call(app, headers=one_model) for _ in range(5)), call(app, path=COUNT))
             assert [one.status for one in got] == [200] * 6
+            assert now() - BEGAN == pytest.approx(SOONEST, abs=1.1)
+
+    play(scene)
+
+
+def test_a_free_call_that_is_taken_in_vain_costs_a_request_one_more_attempt() -> None:
+    google = Google(lambda sent: refuses("service-disabled") if sent.verb != "countTokens" else None)
+
+    async def scene() -> None:
+        async with gateway(google.upstream, projects(1)) as app:
+            assert (await call(app, headers={"x-pollux-fallback": "off"})).reason == "NO_USABLE_KEY"
+            assert len(google.asked("generateContent")) == 2
             assert now() - BEGAN == pytest.approx(SOONEST, abs=1.1)
 
     play(scene)

@@ -24,7 +24,7 @@ log = logging.getLogger("pollux.pool")
 
 AT_ONCE = 8
 """How many keys are asked about at the same time."""
-SOONEST, SLOWEST = 5.0, 60.0
+SOONEST, SLOWEST = 3.0, 60.0
 """While nothing else can serve, a key is asked about at most so often: from the first, doubling with each refusal that
 followed upon a rest, to the second."""
 TRY_EVERY = 45.0

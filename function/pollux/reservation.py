@@ -44,6 +44,8 @@ class Tried:
     keys: set[str] = field(default_factory=set)
     reread: set[str] = field(default_factory=set)
     """Keys whose source was read again after a refusal."""
+    hoped: set[str] = field(default_factory=set)
+    """Keys that were refused once, and may be used again if a free call finds them well."""
     rested: set[str] = field(default_factory=set)
     """Projects that refused once and may be asked again after their rest."""
     troubled: set[str] = field(default_factory=set)
@@ -61,6 +63,13 @@ class Tried:
             self.rested.add(project)
         else:
             self.projects.add(project)
+
+    def key_refused(self, key_id: str, *, probed: bool) -> None:
+        """A key is used once; twice if a probe that ends its rest found it well in between."""
+        if probed and key_id not in self.hoped:
+            self.hoped.add(key_id)
+        else:
+            self.keys.add(key_id)
 
     def elsewhere(self) -> "Tried":
         """The same without the projects where Google had trouble."""
