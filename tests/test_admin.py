@@ -12,6 +12,7 @@ from pollux.store.memory import MemoryStore
 from tests.gateway import (
     ADMIN,
     BEGAN,
+    COUNT,
     FLASH,
     NEXT,
     STREAM,
@@ -256,8 +257,9 @@ def test_a_key_is_unchecked_until_google_served_or_checked_it_and_that_is_kept()
                 await call(app, headers={"x-pollux-key": "k2"})
             assert app.roster.health.counters.commits == commits == 0
             await asyncio.sleep(31)
-            await call(app)
+            assert (await call(app, path=COUNT, headers={"x-pollux-key": "k3"})).status == 200
             assert app.roster.health.counters.commits == 1
+            assert [key["state"] for key in (await see(app)).json["keys"]] == ["unchecked", "healthy", "healthy"]
         async with gateway(FakeUpstream([]), projects(3), store=store) as app:
             assert [key["state"] for key in (await see(app)).json["keys"]][1] == "healthy"
 

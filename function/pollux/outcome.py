@@ -45,14 +45,19 @@ class Outcomes:
         if slot.probe or reservation.quota.ledger.value.cooldown is not None:
             await reservation.quota.ledger.note(lambda state, now: (quota.succeed(state, now, slot), None))
         key, project = reservation.key.id, reservation.quota.project
-        if key not in health_.value.checked:  # once for each key: it rides with the next commit
-            health_.ride(lambda value, _: (health.taken(value, key), None))
+        self.took(key)
         aside = health_.value
         well: list[tuple[health.Kind, str]] = [("keys", key), ("projects", project)]
         well.append(("models", f"{project}/{reservation.model}"))
         well += [("tools", f"{project}/{tool}") for tool in reservation.tools]
         if any(name in getattr(aside, kind) for kind, name in well):
             await health_.note(partial(_healthy, well=well, since=slot.start))
+
+    def took(self, key_id: str) -> None:
+        """Google took the key. It is written once for each key, and rides with the next commit."""
+        ledger = self._pool.roster.health
+        if key_id not in ledger.value.checked:
+            ledger.ride(lambda value, _: (health.taken(value, key_id), None))
 
     def _prove(self, reservation: Reservation) -> None:
         """Where no limit is known, remember how much was served. It goes with the next commit."""
