@@ -1,4 +1,4 @@
-"""`make bench`: every benchmark in turn, each with what is asked of it. About twenty-five minutes; the last one needs
+"""`make bench`: every benchmark in turn, each with what is asked of it. About thirty minutes; the last one needs
 the Firestore emulator.
 """
 
@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import contention, overhead, overload, pooled, scheduling, uploads
+from bench import contention, many_keys, overhead, overload, pooled, scheduling, untiered, uploads
 
 MINUTES = 3.0
 
@@ -15,9 +15,13 @@ MINUTES = 3.0
 def main() -> None:
     print("Overhead, against a bare relay over the same upstream, in turn (bench/overhead.py):")
     overhead.show(asyncio.run(overhead.measure(4.0, 5, {}, 100_000)))
+    print("The same with many keys (bench/many_keys.py):")
+    overhead.show(asyncio.run(many_keys.measure((8, 100, 1000), tuple(many_keys.VARIANTS))))
     print("Scheduling, the real pool in virtual time (bench/scheduling.py):")
     rows = scheduling.measure(10.0)
     overhead.show(scheduling.verdicts(rows, scheduling.big_wants(10.0)))
+    print("Keys with unknown limits, the whole gateway in virtual time (bench/untiered.py):")
+    overhead.show(untiered.verdicts(untiered.measure(untiered.scenes())))
     print(f"Overload in real time, {MINUTES:g} minutes (bench/overload.py; --minutes 10 for the long one):")
     with tempfile.TemporaryDirectory() as folder:
         overhead.show(asyncio.run(overload.measure(MINUTES, "sliding", 1.5, Path(folder), "sliding")))

@@ -197,12 +197,12 @@ def _gateways(
     return found, rows
 
 
-def pivot(rows: Sequence[Row]) -> str:
-    """A line for each figure, a column for each case; after a value what is asked of it."""
+def pivot(rows: Sequence[Row], mark: str = ": ") -> str:
+    """A line for each figure, a column for each case; after a value what is asked of it. `mark`: between the two."""
     cases: list[str] = []
     values: dict[str, dict[str, str]] = {}
     for name, value, asked in rows:
-        case, _, what = name.partition(": ")
+        case, _, what = name.partition(mark)
         cases += [] if case in cases else [case]
         shown = asked.replace("at least", "≥").replace("at most", "≤")
         values.setdefault(what, {})[case] = f"{value} ({shown})" if asked else value

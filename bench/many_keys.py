@@ -1,7 +1,8 @@
 """What a request costs the gateway with 8, 100 and 1,000 keys, each in a project of its own, and how long it takes to
 start with them. Each request opens another conversation: one that is known finds its project without a choice.
 
-python -m bench.overhead --keys 8,100,1000
+python -m bench.overhead --keys 8,100,1000 [--variants untiered,slow,fast] [--models 1] [--connections 1]
+python -m bench.overhead --keys 1000 [--variants untiered] --profile FILE
 """
 
 import asyncio
@@ -16,10 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from bench import cost
+from bench.contention import Row, pivot
 from bench.load import BODY, CONTENT, load, request, upstream
 from bench.overhead import LIMITS, PATH, TOKEN, gateway, pin
 
-Row = tuple[str, str, str]
+PAGE = cost.ROOT / "docs/performance.md"
 
 VARIANTS: Mapping[str, Mapping[str, int] | None] = {
     "untiered": None,
@@ -28,6 +31,7 @@ VARIANTS: Mapping[str, Mapping[str, int] | None] = {
     "fast": LIMITS,
 }
 """What is known of the keys: nothing but their values; limits without grants; limits with grants."""
+PATHS = [PATH, *(PATH.replace("gemini-2.5-flash", name) for name in ("gemini-3.8-flash", "gemini-3.1-flash-lite"))]
 ROUNDS = 5
 REQUESTS = 400
 """Of one gateway in one round, at most."""
@@ -40,8 +44,8 @@ ASKED_RATIO, ASKED_START = "at most 1.50", "under 1.50"
 PROFILED, PROFILED_SECONDS = 2000, 40.0
 
 
-def payloads(url: str, keys: int = 0) -> Callable[[], bytes]:
-    """Requests that differ in their first text. `keys`: each asks for another one of so many."""
+def payloads(url: str, models: int = 1, keys: int = 0) -> Callable[[], bytes]:
+    """Requests that differ in their first text, for so many models in turn. `keys`: each model is asked of each key."""
     content = CONTENT.encode()
     counter = itertools.count()
     assert BODY.count(content) == 1
@@ -50,8 +54,10 @@ def payloads(url: str, keys: int = 0) -> Callable[[], bytes]:
         number = next(counter)
         headers = [("x-goog-api-key", TOKEN)]
         if keys:
-            headers.append(("x-pollux-key", f"key-{number % keys + 1}"))
-        return request(url, PATH, headers, BODY.replace(content, b"%d,%d " % (keys, number) + content))
+            headers.append(("x-pollux-key", f"key-{number // models % keys + 1}"))
+        return request(
+            url, PATHS[number % models], headers, BODY.replace(content, b"%d,%d " % (keys, number) + content)
+        )
 
     return payload
 
@@ -61,19 +67,21 @@ def cpu(child: "subprocess.Popen[bytes]") -> float:
     return time.clock_gettime((~child.pid << 3) | 2)  # what clock_getcpuclockid(3) gives on Linux: to the nanosecond
 
 
-async def measure(counts: Sequence[int], variants: Sequence[str], connections: int) -> list[Row]:
+async def measure(counts: Sequence[int], variants: Sequence[str], connections: int = 1, models: int = 1) -> list[Row]:
     rows: list[Row] = []
     pin(1)
     with tempfile.TemporaryDirectory() as name:
         async with upstream() as target:
             for variant in variants:
-                rows += await _compare(counts, variant, connections, target, Path(name))
+                rows += await _compare(counts, variant, connections, models, target, Path(name))
             for variant in variants:
                 rows += await _starts(counts, variant, target, Path(name))
     return rows
 
 
-async def _compare(counts: Sequence[int], variant: str, connections: int, target: str, folder: Path) -> list[Row]:
+async def _compare(
+    counts: Sequence[int], variant: str, connections: int, models: int, target: str, folder: Path
+) -> list[Row]:
     """Gateways with so many keys, in turn: whatever else this machine does meets all of them."""
     costs: dict[int, list[float]] = {count: [] for count in counts}
     failed = 0
@@ -82,9 +90,10 @@ async def _compare(counts: Sequence[int], variant: str, connections: int, target
             count: stack.enter_context(gateway(target, folder, keys=count, limits=VARIANTS[variant]))
             for count in counts
         }
-        sources = {count: payloads(url) for count, (url, _) in started.items()}
+        sources = {count: payloads(url, models) for count, (url, _) in started.items()}
         for count, (url, _) in started.items():
-            await load(url, payloads(url, count), connections=1, seconds=WARM_SECONDS, each=max(100, count))
+            warm = payloads(url, models, keys=count)
+            await load(url, warm, connections=1, seconds=WARM_SECONDS, each=max(100, count * models))
         for _ in range(ROUNDS):
             for count, (url, child) in started.items():
                 before = cpu(child)
@@ -103,7 +112,7 @@ async def _compare(counts: Sequence[int], variant: str, connections: int, target
         )
         for count in counts[1:]
     ]
-    return [*rows, (f"{variant}: answers that were not 200", str(failed), "0")]
+    return [*rows, (f"{variant}, answers that were not 200", str(failed), "0")]
 
 
 async def _starts(counts: Sequence[int], variant: str, target: str, folder: Path) -> list[Row]:
@@ -126,6 +135,11 @@ def first_answer(target: str, folder: Path, count: int, variant: str) -> tuple[f
         asked = urllib.request.Request(url + PATH, BODY, {"x-goog-api-key": TOKEN})  # noqa: S310 - our own URL
         urllib.request.urlopen(asked, timeout=30).read()  # noqa: S310
         return time.perf_counter() - began, cpu(child)
+
+
+def write(rows: Sequence[Row]) -> None:
+    """A line for each figure, a column for what is known of the keys; after a value what is asked of it."""
+    PAGE.write_text(cost.fill(PAGE.read_text(), {"keys": pivot(rows, ", ")}))
 
 
 async def profile(count: int, variant: str, file: Path) -> None:

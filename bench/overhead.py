@@ -1,7 +1,7 @@
 """What the gateway costs: against a bare relay over the same upstream, in turn, as ratios of medians.
 
 python -m bench.overhead [--seconds 4] [--rounds 5] [--peer NAME=URL …]
-python -m bench.overhead --keys 8,100,1000 [--variants untiered,slow,fast] [--profile FILE]     (see many_keys)
+python -m bench.overhead --keys 8,100,1000     (many_keys.py says what else)
 """
 
 import argparse
@@ -232,7 +232,9 @@ def main() -> None:
     many.add_argument("--keys", metavar="N,N,…", help="compare gateways with so many keys")
     many.add_argument("--variants", default="untiered,slow,fast", help="what is known of the keys (default: all three)")
     many.add_argument("--connections", type=int, default=1)
+    many.add_argument("--models", type=int, default=1, choices=(1, 2, 3), help="asked for in turn")
     many.add_argument("--profile", type=Path, metavar="FILE", help="profile one gateway with the most keys instead")
+    many.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
     chosen = parser.parse_args()
     if chosen.keys:
         from bench import many_keys  # it builds on this module
@@ -241,7 +243,10 @@ def main() -> None:
         if chosen.profile:
             asyncio.run(many_keys.profile(max(counts), variants[0], chosen.profile.absolute()))
         else:
-            show(asyncio.run(many_keys.measure(counts, variants, chosen.connections)))
+            rows = asyncio.run(many_keys.measure(counts, variants, chosen.connections, chosen.models))
+            show(rows)
+            if chosen.write:
+                many_keys.write(rows)
         return
     peers = dict(peer.split("=", 1) for peer in chosen.peer)
     show(asyncio.run(measure(chosen.seconds, chosen.rounds, peers, chosen.memory_requests)))

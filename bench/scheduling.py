@@ -1,6 +1,6 @@
 """How well a pool is used: the real pool and store, against a Gemini that enforces quotas, in virtual time.
 
-python -m bench.scheduling [--minutes 10] [--svg docs/scheduling.svg] [--markdown docs/scheduling.md]
+python -m bench.scheduling [--minutes 10] [--write]
 """
 
 import argparse
@@ -12,8 +12,8 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
+from bench import cost
 from bench.plot import bars
 from bench.virtual import run, table
 from pollux.catalog import Catalog, builtin_text
@@ -27,6 +27,7 @@ from pollux.store.memory import MemoryStore
 from pollux.verdict import Verdict
 from pollux.windows import Want
 
+PAGE = cost.ROOT / "docs/scheduling.md"
 BEGAN = 1_790_000_000.0
 MODEL = "gemini-2.5-flash"
 PROJECTS = 8
@@ -261,39 +262,18 @@ def verdicts(rows: Sequence[Sequence[str]], big: Tally) -> list[tuple[str, str, 
     ]
 
 
-def page(rows: Sequence[Sequence[str]], checks: Sequence[Sequence[str]], minutes: float) -> str:
-    return f"""# How well a pool is used
-
-Made by `python -m bench.scheduling`: {PROJECTS} projects of {RPM} requests a minute, requests at random times,
-{minutes:g} minutes after a first window that does not count, each request waiting {MAX_WAIT:g} s at most. The pool and
-its store are the real ones and the clock is virtual. Google is played by an enforcer that counts by a sliding minute,
-by the wall-clock minute, or by a bucket. "Served" is the share of the nominal capacity (at a load above 1) or of what
-was offered (below); "refused upstream" is the share of calls that Google answered with 429. A window of 61.5 s holds
-0.976 of the nominal capacity in the long run; ten minutes happen to hold ten of them.
-
-![Share served and refused at 1.5 times the capacity](scheduling.svg)
-
-{table(("figure", "measured", "asked for"), checks)}
-
-The last three pools of each group do as the field does: a fixed cooldown after a 429, and no reservation.
-
-{table(HEAD, rows)}
-"""
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--svg", type=Path, help="write the plot here")
-    parser.add_argument("--markdown", type=Path, help="write the page here")
+    parser.add_argument("--write", action="store_true", help="put the figures into docs/scheduling.md and its plot")
     chosen = parser.parse_args()
     rows = measure(chosen.minutes)
     checks = verdicts(rows, big_wants(chosen.minutes))
-    text = page(rows, checks, chosen.minutes)
-    if chosen.markdown:
-        chosen.markdown.write_text(text)
-    if chosen.svg:
-        chosen.svg.write_text(bars([(r[0], r[1], float(r[3]), float(r[4])) for r in rows if r[2] == "1.5"]))
+    if chosen.write:
+        figures = table(("figure", "measured", "asked for"), checks)
+        PAGE.write_text(cost.fill(PAGE.read_text(), {"scheduling-figures": figures, "scheduling": table(HEAD, rows)}))
+        high = [(r[0], r[1], float(r[3]), float(r[4])) for r in rows if r[2] == "1.5"]
+        PAGE.with_suffix(".svg").write_text(bars(high))
     for what, value, asked in checks:
         print(f"  {what:<48} {value:>12}  {asked}")
 

@@ -16,7 +16,7 @@ from pollux.desk import Desk
 from pollux.quota import Refusal
 from pollux.recent import Recent
 from pollux.roster import Project, Quota, Roster
-from pollux.windows import SLOT, WINDOW, Want
+from pollux.windows import SLOT, WINDOW, Limits, Want
 
 LOOK_AT = 8
 """How many projects a request looks at. A pool that is not larger needs no order."""
@@ -26,7 +26,7 @@ MODELS_MOST = 64
 """How many orders are kept: clients may invent names of models."""
 LEAST = Want(1)
 """The smallest want: where it does not fit, no other does."""
-TOKEN_LIMIT_FOR = 5.0
+LIMITS_FOR = 5.0
 
 
 class _Place(NamedTuple):
@@ -106,7 +106,7 @@ class Candidates:
         self._projects: Sequence[Project] = ()
         self._positions: dict[str, int] = {}
         self._orders: Recent[str, _Order] = Recent(MODELS_MOST)
-        self._token_limits: Recent[str, tuple[float, int | None]] = Recent(MODELS_MOST)
+        self._limits_known: Recent[str, tuple[float, int | None, Limits]] = Recent(MODELS_MOST)
         self._aside: frozenset[str] = frozenset()
         roster.quota_changed = self._quota_changed
         roster.health.changed = self._health_changed
@@ -162,15 +162,22 @@ class Candidates:
         return (self._positions[project.name] - last - 1) % len(self._projects)
 
     def smallest_token_limit(self, model: str) -> int | None:
-        """Of all projects. Remembered for a moment where asking all of them would take long."""
-        if len(self._roster.projects) <= self.look_at:
-            return self._roster.smallest_token_limit(model)
-        now = self._roster.store.now()
-        until, found = self._token_limits.get(model) or (0.0, None)
-        if until <= now:
-            found = self._roster.smallest_token_limit(model)
-            self._token_limits[model] = (now + TOKEN_LIMIT_FOR, found)
-        return found
+        """Of all projects."""
+        return self._limits(model)[1]
+
+    def presumed(self, model: str) -> Limits:
+        """What a project without a tier presumably has: the limits at which others like it were refused."""
+        return self._limits(model)[2]
+
+    def _limits(self, model: str) -> tuple[float, int | None, Limits]:
+        """Those of all projects together, remembered for a moment where asking all of them would take long."""
+        now, roster = self._roster.store.now(), self._roster
+        known = self._limits_known.get(model)
+        if known is None or known[0] <= now:
+            until = now + LIMITS_FOR if len(roster.projects) > self.look_at else now
+            known = (until, roster.smallest_token_limit(model), roster.learned_limits(model))
+            self._limits_known[model] = known
+        return known
 
     def _follow_keys(self) -> None:
         if self._of is not self._roster.projects:
@@ -178,7 +185,7 @@ class Candidates:
             self._projects = list(self._of.values())
             self._positions = {project.name: position for position, project in enumerate(self._projects)}
             self._orders.clear()
-            self._token_limits.clear()
+            self._limits_known.clear()
 
     def _order(self, model: str, now: float) -> _Order:
         self._follow_keys()

@@ -123,7 +123,11 @@ class _Search:
     def _look(self, project: Project, key: Key, owned: Quota) -> None:
         pool, now, want = self._pool, self.now, self.ask.want
         limits = pool.roster.limits(project, self._model)
-        found = pool.desk.look(owned, want, limits, now, _deadline(self.ask, limits))
+        deadline = _deadline(self.ask, limits)
+        found = pool.desk.look(owned, want, limits, now, deadline)
+        if project.tier is None and "rpm" not in limits and isinstance(found, Slot):
+            found = quota.spaced(owned.ledger.value, found, want, limits, pool.candidates.presumed(self._model))
+            found = found if found.start <= max(now, deadline) else Refusal(found.start, "busy")
         if isinstance(found, Refusal):
             self.refusals[project.name] = found
             pool.candidates.refused(self._model, project, want, found)

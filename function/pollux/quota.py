@@ -323,6 +323,20 @@ def prove(state: State, slot: Slot) -> State:
     return state if proved == state.proved else state._replace(proved=proved)
 
 
+def spaced(state: State, slot: Slot, want: Want, limits: Limits, presumed: Limits) -> Slot:
+    """Where a limit is not known, but others of the same kind were refused at `presumed`: beyond that, one request in
+    each slot. A refusal comes sooner than the next slot, so that only one request meets it."""
+    unknown = [i for i, name in enumerate(MINUTE_LIMITS) if name in presumed and name not in limits]
+    last = max(state.slots, default=0)
+    if not unknown or last < slot.number:
+        return slot
+    taken = used(state, slot.start)
+    if all(taken[i] + want[i] <= presumed[MINUTE_LIMITS[i]] for i in unknown):
+        return slot
+    number = last + 1
+    return slot._replace(number=number, day=day_of(number * SLOT, state.zone)[0])
+
+
 class Load(NamedTuple):
     """How much of a quota is used. `share` is of the limits, or, if it is beyond them, a number of requests."""
 

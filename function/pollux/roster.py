@@ -296,6 +296,17 @@ class Roster:
             found = self._smallest[model] = ASSUMED | self.catalog.smallest_limits(model)
         return found
 
+    def learned_limits(self, model: str) -> Limits:
+        """The smallest limits that projects without a tier were refused at. Others are presumed to have the same."""
+        bucket, now = self.bucket(model), self.store.now()
+        found: dict[str, int] = {}
+        for project in self.projects.values():
+            owned = self.quotas.get((project.name, bucket))
+            if owned is not None and owned.ledger.value.learned and project.tier is None:
+                for name, value in quota.effective(owned.ledger.value, now, {}, None).items():
+                    found[name] = min(value, found.get(name, value))
+        return found
+
     def smallest_token_limit(self, model: str) -> int | None:
         return min((limits["tpm"] for limits in self.limits_of_all(model) if limits.get("tpm")), default=None)
 
