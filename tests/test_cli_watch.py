@@ -62,7 +62,7 @@ def test_status_is_a_table_of_keys_and_one_of_quotas() -> None:
     assert ", 1.00 commits and " in lines[2]
     assert "KEY PROJECT TIER STATE UNTIL WHY" in lines
     assert "k1 p1 free healthy" in lines
-    assert "k2 p2 - healthy" in lines
+    assert "k2 p2 - unchecked" in lines
     assert "PROJECT MODEL RPM TPM RPD NEXT SLOT COMMITS CONFLICTS GRANTS WHY" in lines
     assert f"p1 {FLASH} 2/5 4/250000 2/20 now 2 0 0" in lines
 

@@ -267,6 +267,14 @@ def cool(state: State, now: float, reason: str, seconds: float, ceiling: float |
     return state
 
 
+def try_early(state: State, now: float) -> State:
+    """End the rest now, where a rest ends with one request that goes first. Its streak stays."""
+    cooling = state.cooldown
+    if cooling is None or cooling.until <= now or cooling.reason not in PROBED:
+        return state
+    return state._replace(cooldown=cooling._replace(until=now))
+
+
 def learn(state: State, now: float, limits: Limits, tier: str | None) -> State:
     """Remember what a 429 said of the limits. What was learned on another tier is forgotten."""
     known = state.learned if state.tier == tier else {}
