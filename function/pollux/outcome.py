@@ -56,7 +56,7 @@ class Outcomes:
     def took(self, key_id: str) -> None:
         """Google took the key. It is written once for each key, and rides with the next commit."""
         ledger = self._pool.roster.health
-        if key_id not in ledger.value.checked:
+        if key_id not in ledger.value.checked and not ledger.is_full:
             ledger.ride(lambda value, _: (health.taken(value, key_id), None))
 
     def _prove(self, reservation: Reservation) -> None:
