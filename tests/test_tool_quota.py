@@ -23,6 +23,7 @@ from tests.gateway import (
     answer,
     call,
     gateway,
+    now,
     play,
     projects,
     refuses,
@@ -108,6 +109,23 @@ def test_it_is_asked_again_when_its_rest_is_over_and_served_again() -> None:
             assert rests == [60, 120]
             assert (await call(app, headers=AT_ONCE, body=SEARCH)).status == 200
             assert not app.roster.health.value.tools
+
+    play(scene)
+
+
+@pytest.mark.parametrize("count", [2, 12])
+def test_a_request_waits_for_the_end_of_a_tools_rest_if_it_has_the_time(count: int) -> None:
+    async def scene() -> None:
+        keys = projects(count)
+        simulator = simulated(keys, {})
+        simulator.simulator.faults.append(Fault(kind="bare-quota", tool="googleSearch", count=count))
+        async with gateway(simulator, keys) as app:
+            began = now()
+            found = await call(app, body=SEARCH)
+            assert (found.status, found.headers["x-pollux-model"]) == (200, FLASH)
+            assert 60 <= now() - began <= 65
+            assert len(simulator.simulator.calls) == count + 1
+            assert int(found.headers["x-pollux-wait-ms"]) >= 59_000
 
     play(scene)
 

@@ -16,6 +16,7 @@ from pollux.attempts import AGAIN_WITHIN, Attempts, Failure, backoff
 from pollux.exchange import Exchange
 from pollux.journal import Attempt
 from pollux.listing import Listing, is_list
+from pollux.outcome import TOOL_QUOTA
 from pollux.owners import Owners
 from pollux.pool import Ask, Full, Pool, Reservation, Tried
 from pollux.pooled.using import Using
@@ -170,12 +171,14 @@ class Relay:
         return x.can_be_sent and not trouble and self.pool.now() <= progress.until
 
     def _is_worth_a_wait(self, x: Exchange, found: Reservation, failure: Failure) -> bool:
-        """Whether to ask the project once more after its rest: its limit is known by now, or no other can serve."""
+        """Whether to ask the project once more after its rest: its limit is known by now, or no other can serve, or it
+        is a tool that rests, and with it for every model of the chain."""
         now, owned = self.pool.now(), found.quota
         cooling = owned.ledger.value.cooldown
         rests = cooling is not None and cooling.until > now
         rests = rests or self.pool.roster.is_aside(owned.project, found.model, found.key.id, now, found.tools)
-        return rests and (x.only is not None or not failure.verdict.learned.keys().isdisjoint(MINUTE_LIMITS))
+        alone = x.only is not None or failure.verdict.cause == TOOL_QUOTA
+        return rests and (alone or not failure.verdict.learned.keys().isdisjoint(MINUTE_LIMITS))
 
     async def _reserve(self, x: Exchange, model: str, ask: Ask, tried: Tried) -> Reservation | Full:
         """A slot, rather where the files are that the request names."""

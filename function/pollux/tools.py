@@ -24,6 +24,7 @@ PATTERNS = (
     (GROUNDING, re.compile(r"ground(?:ing|ed)", re.I)),
 )
 _URL = re.compile(r"https?://\S+")
+NONE: frozenset[str] = frozenset()
 NAME_MOST = 40
 """No tool's name is longer. Longer ones are not looked at, as clients choose them."""
 
@@ -36,8 +37,8 @@ def named(text: str) -> str | None:
 
 def asked(parsed: Mapping[str, Any] | None) -> frozenset[str]:
     """Those that a request asks for: native, OpenAI-shaped or an interaction."""
-    if not parsed:
-        return frozenset()
+    if not parsed or ("tools" not in parsed and "extra_body" not in parsed):
+        return NONE
     extra = parsed.get("extra_body")
     google = extra.get("google") if isinstance(extra, Mapping) else None
     holders = (parsed, google) if isinstance(google, Mapping) else (parsed,)
@@ -46,10 +47,9 @@ def asked(parsed: Mapping[str, Any] | None) -> frozenset[str]:
 
 def _listed(tools: Any) -> Iterator[str]:
     for tool in tools if isinstance(tools, list) else (tools,):
-        if not isinstance(tool, Mapping):
+        if not isinstance(tool, dict) or (kind := tool.get("type")) == "function":
             continue
-        kind = tool.get("type")  # {"type": "web_search"}; the native API has {"googleSearch": {}}
-        if isinstance(kind, str):
+        if isinstance(kind, str):  # {"type": "web_search"}; the native API has {"googleSearch": {}}
             names: tuple[str, ...] = (kind,)
         else:
             names = tuple(name for name, value in tool.items() if value is not None)
