@@ -1,10 +1,22 @@
-"""What all tests may use: the Firestore emulator. It starts with the first test that needs it; none is a failure."""
+"""What all tests may use: the Firestore emulator; and what becomes of tests for which this machine lacks a part."""
 
+import hashlib
+import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tools.emulator import available
+from tools.parts import MissingPartError
+
+RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID") or str(os.getpid())
+"""The same in all processes of one run."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="play all random histories of the pool, not a tenth of them")
 
 
 @pytest.fixture(scope="session")
@@ -12,3 +24,30 @@ def firestore_emulator() -> Iterator[str]:
     """host:port. For what stops, pauses or kills it: `tools.emulator.started()`, an emulator of the test's own."""
     with available() as host:
         yield host
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """Who raises a MissingPartError, test or fixture, is skipped. All those end in one line of pytest's summary, since
+    reason and place are the same. In CI a part that is missing is a failure: of the first test that needs it.
+    """
+    if call.excinfo is None or not isinstance(call.excinfo.value, MissingPartError):
+        return
+    reason = str(call.excinfo.value)
+    fails = bool(os.environ.get("CI")) and _first_to_say(reason)
+    call.excinfo = pytest.CallInfo.from_call(lambda: _end(reason, fails=fails), call.when).excinfo
+
+
+def _end(reason: str, *, fails: bool) -> None:
+    if fails:
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+def _first_to_say(reason: str) -> bool:
+    digest = hashlib.sha256(f"{RUN} {reason}".encode()).hexdigest()
+    try:
+        Path(tempfile.gettempdir(), f"pollux-tests-{digest}").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True

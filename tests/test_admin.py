@@ -1,5 +1,6 @@
 """admin: what an operator sees over HTTP, and who may see it."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -7,9 +8,11 @@ import pytest
 
 from pollux.app import App
 from pollux.keys import Key
+from pollux.store.memory import MemoryStore
 from tests.gateway import (
     ADMIN,
     BEGAN,
+    COUNT,
     FLASH,
     NEXT,
     STREAM,
@@ -21,6 +24,7 @@ from tests.gateway import (
     call,
     event,
     gateway,
+    now,
     part,
     play,
     projects,
@@ -29,6 +33,7 @@ from tests.gateway import (
     value_of,
     whole,
 )
+from tests.pools import FaultyStore
 
 BEARER = {"authorization": f"Bearer {ADMIN}"}
 ONE_MODEL = {"x-pollux-fallback": "off"}
@@ -99,7 +104,7 @@ def test_status_shows_keys_quotas_and_totals_and_no_value() -> None:
     }
     aside = next(key for key in status["keys"] if key["id"] == "k2")
     assert (aside["cause"], aside["why"]) == ("invalid-key", "Google says that the key is not valid")
-    assert aside["until"] == pytest.approx(BEGAN + 86400)
+    assert aside["until"] == pytest.approx(BEGAN + 30)
     quota = next(entry for entry in status["quotas"] if entry["project"] == "p1")
     assert quota["used"] == {"rpm": 2, "tpm": 14, "ipm": 0, "rpd": 2, "tpd": 14}
     assert quota["left"] == {"rpm": 3, "tpm": 986, "rpd": 18}
@@ -185,6 +190,97 @@ def test_status_counts_truncated_streams() -> None:
     play(scene)
 
 
+# --- lifting by hand --------------------------------------------------------------------------------------------------
+
+
+def test_a_lift_ends_what_is_held_against_a_key_its_project_and_models_at_once() -> None:
+    async def scene() -> None:
+        bad = True
+        refused = [refuses("invalid-key"), refuses("prepay"), refuses("model-access"), refuses("unsupported")]
+        upstream = FakeUpstream(lambda sent: refused[int(sent.key[1:]) - 1] if bad else whole(answer()))
+        async with gateway(upstream, projects(4)) as app:
+            for number in range(4):
+                await call(app, headers=ONE_MODEL | {"x-pollux-key": f"k{number + 1}", "x-pollux-max-wait": "0"})
+            bad = False
+            path = "/admin/keys/lift?id=k1&id=k2&id=k3&id=k4&id=nobody&well=1&all=1"
+            got = await call(app, "POST", path, BEARER)
+            assert got.status == 200
+            assert got.json["lifted"] == ["key k1", "project p2", f"model p3/{FLASH}", f"quota p4/{FLASH}"]
+            assert (got.json["unknown"], got.json["simulated"]) == (["nobody"], False)
+            for number in range(4):
+                got = await call(app, headers=ONE_MODEL | {"x-pollux-key": f"k{number + 1}", "x-pollux-max-wait": "0"})
+                assert (got.status, got.headers["x-pollux-key"]) == (200, f"k{number + 1}")
+            assert {key["state"] for key in (await see(app)).json["keys"]} == {"healthy"}
+
+    play(scene)
+
+
+def test_a_lift_of_a_key_alone_leaves_its_project_and_makes_it_unchecked() -> None:
+    async def scene() -> None:
+        upstream = FakeUpstream(lambda sent: refuses("prepay"))
+        async with gateway(upstream, projects(1)) as app:
+            await call(app, headers=ONE_MODEL)
+            await call(app, "POST", "/admin/keys/lift?id=k1&well=1", BEARER)
+            status = (await see(app)).json
+            assert (status["keys"][0]["state"], status["projects"][0]["state"]) == ("healthy", "aside")
+            await call(app, "POST", "/admin/keys/lift?id=k1", BEARER)
+            assert (await see(app)).json["keys"][0]["state"] == "unchecked"
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("POST", "/admin/keys/lift", 400), ("GET", "/admin/keys/lift?id=k1", 404), ("PUT", "/admin/keys/lift?id=k1", 405)],
+)
+def test_a_lift_says_what_it_expects(method: str, path: str, status: int) -> None:
+    async def scene() -> None:
+        async with gateway(FakeUpstream([])) as app:
+            assert (await call(app, method, path, BEARER)).status == status
+            assert (await call(app, "POST", "/admin/keys/lift?id=k1", {})).status == 401
+
+    play(scene)
+
+
+# --- unchecked, and the free quota ------------------------------------------------------------------------------------
+
+
+def test_a_key_is_unchecked_until_google_served_or_checked_it_and_that_is_kept() -> None:
+    async def scene() -> None:
+        store = FaultyStore(MemoryStore(now))
+        async with gateway(FakeUpstream(lambda sent: whole(answer())), projects(3), store=store) as app:
+            assert [key["state"] for key in (await see(app)).json["keys"]] == ["unchecked"] * 3
+            await call(app, headers={"x-pollux-key": "k2"})
+            assert [key["state"] for key in (await see(app)).json["keys"]] == ["unchecked", "healthy", "unchecked"]
+            commits = app.roster.health.counters.commits
+            for _ in range(50):
+                await call(app, headers={"x-pollux-key": "k2"})
+            assert app.roster.health.counters.commits == commits == 0
+            await asyncio.sleep(31)
+            assert (await call(app, path=COUNT, headers={"x-pollux-key": "k3"})).status == 200
+            assert app.roster.health.counters.commits == 1
+            assert [key["state"] for key in (await see(app)).json["keys"]] == ["unchecked", "healthy", "healthy"]
+        async with gateway(FakeUpstream([]), projects(3), store=store) as app:
+            assert [key["state"] for key in (await see(app)).json["keys"]][1] == "healthy"
+
+    play(scene)
+
+
+@pytest.mark.parametrize(("tier", "told"), [("tier1", True), ("free", False), (None, False)])
+def test_a_paid_project_that_google_counts_on_the_free_quota_is_told_of(tier: str | None, told: bool) -> None:
+    async def scene() -> None:
+        async with gateway(FakeUpstream(lambda sent: refuses("rpm")), Keys([Key("k1", "p1", tier)])) as app:
+            await call(app, headers=ONE_MODEL | {"x-pollux-max-wait": "0"})
+            status = (await see(app)).json
+            assert status["projects"][0]["free_quota_seen"] == pytest.approx(BEGAN)
+            problems = status["pool"]["problems"]
+            assert (
+                any("project p1 is still on the free quota, though its keys say tier1" in p for p in problems) == told
+            )
+
+    play(scene)
+
+
 # --- explain ---------------------------------------------------------------------------------------------------------
 
 
@@ -216,7 +312,7 @@ def test_explain_tells_for_every_candidate_when_and_why() -> None:
         "the limit is 0: this model is not on the project's tier",
     )
     assert first["p4"]["why"] == "set aside: Google blocked the key as leaked"
-    assert 86300 < first["p4"]["wait_s"] <= 86400
+    assert 0 < first["p4"]["wait_s"] <= 30
     second = {c["project"]: c for c in found["candidates"] if c["model"] == NEXT}
     assert (second["p1"]["wait_s"], second["p1"]["why"], second["p1"]["key"]) == (0, "free now", "k1")
 

@@ -103,7 +103,7 @@ def test_the_page_names_each_event_with_its_fields() -> None:
         events[re.findall(r'"event": "([\w-]+)"', extra)[0]] = set(names) - {"event"}
     rows = dict(re.findall(r"^\| `([\w-]+)` \| (.*) \|$", page.partition("| `event` |")[2], re.MULTILINE))
     assert {event: set(re.findall(r"`(\w+)`", text)) for event, text in rows.items()} == events
-    assert len(events) == 5
+    assert len(events) == 6
 
 
 def test_a_day_without_a_limit_is_never_nearly_spent(caplog: pytest.LogCaptureFixture) -> None:

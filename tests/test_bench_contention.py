@@ -134,6 +134,7 @@ def test_gateways_under_load_are_measured(tmp_path: Path) -> None:
     assert {status for status, _, _ in found.answers} == {200}
     assert len(found.calls) == 2
     assert found.asked("commits") > 0
-    assert abs(len(found.counted()) - len(found.answers)) <= 2
-    # A call may begin in the measured time and come to the simulator after it.
-    assert abs(len(found.waits()) - len(found.answers)) <= 2
+    # A call may begin in the measured time and come to the simulator after it: so many as are under way at once.
+    crossing = 2 + 20.0 * max(seconds for _, seconds, _ in found.answers)
+    assert abs(len(found.counted()) - len(found.answers)) <= crossing
+    assert abs(len(found.waits()) - len(found.answers)) <= crossing

@@ -37,10 +37,14 @@ class Shell:
     patch: pytest.MonkeyPatch
     settings: Settings
     printed: str = ""
+    checks: bool = False
+    """Whether `add` asks Google."""
     health: Mapping[str, Any] | None = None
 
     def __call__(self, *words: str, stdin: str = "") -> tuple[int, str, str]:
         self.patch.setattr(sys, "stdin", io.StringIO(stdin))
+        if words[0] == "add" and not self.checks and "--help" not in words:
+            words = (*words, "--no-check")
         parser = argparse.ArgumentParser(prog="pollux")
         cli_keys.add_parser(parser.add_subparsers(required=True))
         try:
@@ -66,7 +70,15 @@ class Shell:
 @pytest.fixture
 def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
     monkeypatch.chdir(tmp_path)
-    for name in ("GEMINI_API_KEY", "GOOGLE_API_KEY", "GOOGLE_API_KEYS", "POLLUX_TOKEN"):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in (
+        "GEMINI_API_KEY",
+        "GEMINI_API_KEYS",
+        "GOOGLE_API_KEY",
+        "GOOGLE_API_KEYS",
+        "POLLUX_KEYS",
+        "POLLUX_TOKEN",
+    ):
         monkeypatch.delenv(name, raising=False)
     shell = Shell(tmp_path, capsys, monkeypatch, Settings(data=str(tmp_path / "data")))
     yield shell
@@ -84,7 +96,7 @@ class Terminal(io.StringIO):
 def test_a_key_is_added_from_standard_input(shell: Shell) -> None:
     details = ["--project", "team", "--tier", "paid", "--limit", "m:rpm=5,tpm=250000", "--limit", "rpd=20"]
     code, out, _ = shell("add", "alice", *details, stdin=f" '{A}'\nrest\n")
-    assert (code, out) == (0, f"added alice ({MASKED}) to {shell.path}\n")
+    assert (code, out.splitlines()[0]) == (0, f"added alice ({MASKED}) to {shell.path}")
     assert shell.keys == [
         {
             "id": "alice",
@@ -127,7 +139,8 @@ def test_a_value_on_the_command_line_is_refused_and_not_repeated(
 @pytest.mark.parametrize(
     ("words", "stdin", "why"),
     [
-        (["add", "Alice"], A, "an id is"),
+        (["add", "alice:"], A, "an id is"),
+        (["add", A], A, "an id is"),
         (["add", "alice"], "", "the value is empty"),
         (["add", "alice"], "your-api-key", "placeholder"),
         (["add", "alice", "--tier", "gold"], A, "a tier is"),
@@ -231,7 +244,7 @@ def test_the_list_as_json(shell: Shell) -> None:
     shell.health = {}
     found = json.loads(shell("list", "--json")[1])
     key = {"id": "alice", "project": "alice", "tier": "free", "masked": MASKED, "source": f"{shell.path}:6"}
-    assert found["keys"] == [key | {"enabled": False, "health": {"state": "no trouble known"}}]
+    assert found["keys"] == [key | {"enabled": False, "health": {"state": "unchecked"}}]
     assert found["problems"] == [{"file": "key.txt", "line": 1, "reason": "a key has no spaces"}]
     assert found["notices"][0]["reason"].startswith("the same key as 'alice'")
 
@@ -242,14 +255,15 @@ def test_health_comes_from_the_stores_document(shell: Shell) -> None:
     shell("disable", "dave")
     aside = {"until": 4e9, "reason": "leaked-key", "since": 1.0}
     shell.health = {
-        "keys": {"alice": aside, "bob": {"until": 5.0, "reason": "suspended", "since": 1.0}},
+        "keys": {"alice": aside, "bob": {"until": 5.0, "reason": "key-source", "since": 1.0}},
+        "checked": ["bob", "carol"],
         "projects": {"of-carol": {"until": 4e9, "reason": "prepay", "since": 1.0}},
     }
     lines = {line.split()[0]: line for line in shell("list")[1].splitlines()[1:]}
     assert re.search(r"aside until 2096-\d\d-\d\d \d\d:\d\d: leaked-key$", lines["alice"])
-    assert lines["bob"].endswith(" no trouble known")
+    assert lines["bob"].endswith(" healthy")
     assert lines["carol"].endswith(": prepay")
-    assert lines["dave"].endswith(" disabled, no trouble known")
+    assert lines["dave"].endswith(" disabled, unchecked")
     found = json.loads(shell("list", "--json")[1])["keys"][0]["health"]
     assert found == {"state": "aside"} | aside
 
@@ -392,14 +406,15 @@ def test_rotate_takes_a_new_value_only_after_it_answered(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("words", "stdin", "why"),
     [
-        (["rotate", "alice"], A, "this key is there already, as 'alice'"),
+        (["rotate", "alice"], B, "this key is there already, as 'bob'"),
         (["rotate", "alice"], "", "the value is empty"),
-        (["rotate", "nobody"], B, "there is no such key"),
+        (["rotate", "nobody"], C, "there is no such key"),
         (["rotate", "alice", B], "", "history"),
     ],
 )
 def test_rotate_refuses_what_makes_no_sense(shell: Shell, words: list[str], stdin: str, why: str) -> None:
     shell("add", "alice", stdin=A)
+    shell("add", "bob", stdin=B)
     code, out, err = shell(*words, stdin=stdin)
     assert (code, out) == (2, "")
     assert why in err
@@ -444,6 +459,157 @@ def test_nobody_at_the_address_is_unreachable(shell: Shell) -> None:
         shell("add", "alice", stdin=A)
         code, out, _ = shell("check")
     assert (code, "unreachable" in out) == (1, True)
+
+
+# --- add asks Google at once
+
+
+def test_add_asks_google_at_once_and_says_what_it_said(shell: Shell) -> None:
+    shell.checks = True
+    with gemini() as (url, asked):
+        shell.settings = Settings(data=str(shell.home / "data"), upstream=url)
+        code, out, err = shell("add", "good", stdin=A)
+        assert (code, out.splitlines()[1], err) == (0, "checked: Google takes it", "")
+        code, _, err = shell("add", "bad key", stdin=B)
+        assert code == 1
+        assert "GOOGLE REFUSES bad key: invalid-key" in err
+        assert "pollux keys rotate 'bad key'" in err
+        code, out, _ = shell("add", "spent", stdin=C)
+        assert (code, "Google takes it, but its project has no quota now" in out) == (0, True)
+        code, _, err = shell("add", "down", stdin="test-key-down")
+        assert (code, "could not be checked (unreachable: overloaded" in err) == (0, True)
+        assert len(asked) == 4
+        code, out, _ = shell("add", "quiet", "--no-check", stdin="test-key-hello")
+        assert (code, len(asked)) == (0, 4)
+        assert "not checked" in out
+    assert [key["id"] for key in shell.keys] == ["good", "bad key", "spent", "down", "quiet"]
+
+
+def test_a_key_is_unchecked_until_a_check_found_it_well(shell: Shell) -> None:
+    from pollux.serving import health_reader
+
+    def states() -> dict[str, str]:
+        shell.health = health_reader(shell.settings)()
+        return {key["id"]: key["health"]["state"] for key in json.loads(shell("list", "--json")[1])["keys"]}
+
+    shell("add", "bad", stdin=B)
+    shell("add", "good", stdin=A)
+    with gemini() as (url, _):
+        shell.settings = Settings(data=str(shell.home / "data"), upstream=url)
+        assert states() == {"bad": "unchecked", "good": "unchecked"}
+        shell("check")
+        assert states() == {"bad": "unchecked", "good": "healthy"}
+        shell("edit", "good", "--value", stdin="test-key-hello")
+        assert states()["good"] == "unchecked"
+        assert shell("rotate", "good", stdin=A)[0] == 0
+        assert states()["good"] == "healthy"
+        shell("remove", "good", "--yes")
+        shell("add", "good", stdin=D)
+        assert states()["good"] == "unchecked"
+        shell.checks = True
+        shell("add", "new", stdin=C)
+        assert states()["new"] == "healthy"
+
+
+@pytest.mark.parametrize(("value", "doubted"), [(A, False), ("AQ." + "Ab8-_x" * 6, False), ("test-key-hello", True)])
+def test_a_value_that_does_not_look_like_a_key_is_added_with_a_warning(shell: Shell, value: str, doubted: bool) -> None:
+    code, _, err = shell("add", "alice", stdin=value)
+    assert (code, "warning: alice: it does not look like a Gemini key" in err) == (0, doubted)
+    assert value not in err
+
+
+@pytest.mark.parametrize("words", [["check"], ["rotate", "alice"], ["enable", "alice"]])
+def test_check_enable_and_rotate_to_the_same_value_end_what_the_store_holds(shell: Shell, words: list[str]) -> None:
+    shell("add", "alice", stdin=A)
+    with gemini() as (url, _):
+        shell.settings = Settings(data=str(shell.home / "data"), upstream=url)
+        aside(shell.settings.store_url, "alice", "bob")
+        code, out, err = shell(*words, stdin=A)
+        assert (code, err, resting(shell.settings.store_url)) == (0, "", ["bob"])
+        assert "same value" in out or words[0] != "rotate"
+        assert "lifted: key alice" in out or words[0] != "check"
+
+
+def test_a_check_that_finds_a_key_refused_lifts_nothing(shell: Shell) -> None:
+    shell("add", "alice", stdin=B)
+    with gemini() as (url, _):
+        shell.settings = Settings(data=str(shell.home / "data"), upstream=url)
+        aside(shell.settings.store_url, "alice")
+        assert shell("check")[0] == 1
+        assert resting(shell.settings.store_url) == ["alice"]
+
+
+# --- a gateway that runs
+
+
+@contextlib.contextmanager
+def running_gateway(**says: Any) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
+    """One that answers /admin/keys/lift."""
+    asked: list[tuple[str, str, str]] = []
+
+    class Gateway(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append((self.command, self.path, self.headers["authorization"]))
+            body = json.dumps({"lifted": [], "unknown": [], "simulated": False, "free": {}} | says).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Gateway)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_check_tells_a_running_gateway_which_keys_are_well(shell: Shell) -> None:
+    shell("add", "alice b", "--project", "p", "--tier", "tier1", stdin=A)
+    shell("add", "bad", stdin=B)
+    with gemini() as (upstream, _), running_gateway(lifted=["key alice b"], free={"p": 1.0, "q": 1.0}) as (url, asked):
+        shell.settings = Settings(
+            data=str(shell.home / "data"), store="memory://", upstream=upstream, url=url, admin_token="test-admin-token"
+        )
+        code, out, err = shell("check")
+    assert (code, out.splitlines()[-1]) == (1, "lifted: key alice b")
+    assert asked == [("POST", "/admin/keys/lift?id=alice+b&well=1&all=1", "Bearer test-admin-token")]
+    assert "note: project p is still on the free quota, though its keys say tier1" in err
+    assert "project q" not in err
+
+
+def test_add_beside_a_running_demo_says_that_it_goes_on_simulating(shell: Shell) -> None:
+    with running_gateway(simulated=True) as (url, asked):
+        shell.settings = Settings(data=str(shell.home / "data"), url=url, admin_token="test-admin-token")
+        code, _, err = shell("add", "alice", stdin=A)
+        assert (code, len(asked)) == (0, 1)
+        assert f"the gateway at {url} runs as a demo: it goes on simulating until it is started again" in err
+
+
+def test_a_gateway_that_was_named_and_does_not_answer_is_told_of(shell: Shell) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        shell.settings = Settings(data=str(shell.home / "data"), url=url, admin_token="test-admin-token")
+        code, _, err = shell("add", "alice", stdin=A)
+    assert (code, f"the gateway was not told: no gateway answers at {url}" in err) == (0, True)
+
+
+def test_check_says_when_a_refusal_names_a_free_quota(shell: Shell) -> None:
+    shell("add", "alice", "--project", "p", stdin=A)
+    shell("add", "carl", "--project", "q", "--tier", "free", stdin=C)
+    shell.health = {"free": {"p": 1.0, "q": 1.0}}
+    with gemini() as (url, _):
+        shell.settings = Settings(data=str(shell.home / "data"), upstream=url)
+        err = shell("check")[2]
+    assert "note: project p is still on the free quota: Google refused it" in err
+    assert "project q" not in err  # its key says so
 
 
 def test_each_command_has_help(shell: Shell) -> None:

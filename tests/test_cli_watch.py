@@ -1,14 +1,17 @@
 """cli_watch: what `pollux status` and `pollux explain` print of a running gateway, and say where there is none."""
 
 import argparse
+import io
 import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 
@@ -59,7 +62,7 @@ def test_status_is_a_table_of_keys_and_one_of_quotas() -> None:
     assert ", 1.00 commits and " in lines[2]
     assert "KEY PROJECT TIER STATE UNTIL WHY" in lines
     assert "k1 p1 free healthy" in lines
-    assert "k2 p2 - healthy" in lines
+    assert "k2 p2 - unchecked" in lines
     assert "PROJECT MODEL RPM TPM RPD NEXT SLOT COMMITS CONFLICTS GRANTS WHY" in lines
     assert f"p1 {FLASH} 2/5 4/250000 2/20 now 2 0 0" in lines
 
@@ -231,6 +234,19 @@ def test_an_answer_that_is_an_error_is_one_line_and_2(
     assert code == (2 if said else 0)
     assert said in err
     assert err.count("\n") == bool(said)
+
+
+def test_an_answer_that_is_an_error_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.14 warns of one that is not, on the user's terminal."""
+    body = io.BytesIO(b'{"error": {"message": "no"}}')
+    refused = HTTPError("http://127.0.0.1:1/admin/status", 401, "Unauthorized", Message(), body)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise refused
+
+    monkeypatch.setattr("pollux.cli_watch.urllib.request.urlopen", refuse)
+    assert run(command("status", "http://127.0.0.1:1"), Settings(admin_token=ADMIN)) == 2
+    assert body.closed
 
 
 def test_what_is_no_gateway_is_said(capsys: pytest.CaptureFixture[str]) -> None:

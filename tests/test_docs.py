@@ -19,7 +19,7 @@ PACKAGE = ROOT / "function/pollux"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 RUNTIME = [Requirement(line) for line in PROJECT["project"]["dependencies"]]
 CLOUD = [Requirement(line) for line in PROJECT["project"]["optional-dependencies"]["cloud"]]
-DEVELOPMENT = [Requirement(line) for line in PROJECT["dependency-groups"]["dev"]]
+DEVELOPMENT = [Requirement(line) for group in PROJECT["dependency-groups"].values() for line in group]
 COMPILED = (ROOT / "function/requirements.txt").read_text()
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 

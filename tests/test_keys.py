@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pollux.keys import Key, Keyring, KeySourceError, Secret
-from pollux.keys.entries import KeyFileError, value_fault
+from pollux.keys.entries import KeyFileError, id_fault, value_fault
 from pollux.keys.files import Variable, parse, recognise
 from pollux.keys.importing import plan
 from pollux.keys.keyfile import KeyFile
@@ -37,14 +37,16 @@ class Home:
     """A machine with a data folder, a working folder and an environment."""
 
     def __init__(self, root: Path) -> None:
-        self.data, self.folder = root / "data", root / "here"
-        self.data.mkdir()
-        self.folder.mkdir()
+        self.data, self.folder, self.home, self.root = root / "data", root / "here", root / "home", root / "pool"
+        for folder in (self.data, self.folder, self.home, self.root):
+            folder.mkdir()
         self.environ: dict[str, str] = {}
         self.clock = Clock()
 
     def ring(self, keys_file: Path | None = None) -> LocalKeyring:
-        return LocalKeyring(keys_file, data=self.data, folder=self.folder, environ=self.environ, clock=self.clock)
+        return LocalKeyring(
+            keys_file, data=self.data, folder=self.folder, environ=self.environ, clock=self.clock, home=self.home
+        )
 
     def write(self, name: str, content: str | bytes | Mapping[str, Any]) -> Path:
         path = self.data / name.removeprefix("data/") if name.startswith("data/") else self.folder / name
@@ -177,12 +179,60 @@ def test_variables_name_their_keys(home: Home) -> None:
     assert ring.problems == ()
 
 
+def test_lists_and_numbered_variables_hold_keys_too(home: Home) -> None:
+    home.environ = {
+        "GEMINI_API_KEYS": f"{A}, {B},",
+        "GEMINI_API_KEY_7": C,
+        "POLLUX_KEYS": f"{D},{NEW_FORM}",
+        "GEMINI_API_KEY_FILE": "/etc/none",
+    }
+    ring = home.ring()
+    assert home.values(ring) == {"gemini-1": A, "gemini-2": B, "gemini-7": C, "key-1": D, "key-2": NEW_FORM}
+    assert ring.problems == ring.notices == ()
+
+
+def test_a_numbered_variable_gives_way_to_one_that_names_its_key(home: Home) -> None:
+    home.environ = {"GEMINI_API_KEY_1": A, "GEMINI_KEY_1": B}
+    ring = home.ring()
+    assert home.values(ring) == {"gemini-2": A, "gemini-1": B}
+    assert ring.problems == ()
+
+
+def test_the_folder_of_key_pool_and_the_home_folder_are_read_in_that_order(home: Home) -> None:
+    home.environ = {"GEMINI_KEY_POOL_ROOT": str(home.root), "GEMINI_KEY_ENV": D}
+    keys = [{"id": "of pool", "api_key": "env:POOLED"}, {"id": "here", "api_key": C}]
+    (home.root / "keys.json").write_text(json.dumps({"providers": {"gemini": {"keys": keys}}}))
+    (home.root / ".env").write_text(f"POOLED={A}\nGEMINI_KEY_BOTH={B}\nGEMINI_KEY_ENV=not-this-one\n")
+    (home.home / ".env").write_text(f"GEMINI_KEY_BOTH=not-this-one\nGEMINI_KEY_HOME={NEW_FORM}\nPOOLED=nor-this")
+    home.write("key.txt", f"here: {C}")
+    ring = home.ring()
+    assert home.values(ring) == {"here": C, "of pool": A, "both": B, "home": NEW_FORM, "env": D}
+    (home.home / ".env").write_text("")
+    assert "home" not in home.values(ring, after=2)
+
+
+def test_a_key_file_of_the_settings_is_the_only_source_but_for_variables(home: Home) -> None:
+    home.environ = {"GEMINI_KEY_POOL_ROOT": str(home.root), "POLLUX_KEYS": B}
+    (home.root / "keys.json").write_text(json.dumps({"providers": {"gemini": {"keys": [{"id": "x", "api_key": A}]}}}))
+    (home.home / ".env").write_text(f"HERS={C}\nGEMINI_API_KEY={D}\n")
+    own = home.write("own.json", {"providers": {"gemini": {"keys": [{"id": "mine", "api_key": "env:HERS"}]}}})
+    assert home.values(home.ring(own)) == {"mine": C}
+
+
+def test_ids_may_have_capitals_spaces_and_underscores_and_are_no_values(home: Home) -> None:
+    home.write("key.txt", f"Alice of Team_A: {A}\n{B}: {C}\nalice: {D}")
+    ring = home.ring()
+    assert home.values(ring) == {"Alice of Team_A": A, "alice": D}
+    assert len(ring.problems) == 1
+    assert B not in str(ring.problems[0])
+
+
 def test_a_bad_variable_is_told_by_its_name(home: Home) -> None:
     home.write(".env", "\nGEMINI_KEY_BOB=your-api-key\nGEMINI_KEY__=" + A)
     home.environ = {"GEMINI_KEY_EVE": "two words"}
     assert [str(problem) for problem in home.ring().problems] == [
         ".env:2: GEMINI_KEY_BOB: this is a placeholder, not a key",
-        ".env:3: GEMINI_KEY__: an id is 1 to 63 of a-z, 0-9 and -, and does not start with -",
+        f".env:3: GEMINI_KEY__: {id_fault('-')}",
         "environment: GEMINI_KEY_EVE: a key has no spaces",
     ]
 
@@ -244,7 +294,7 @@ def test_a_document_says_everything_about_a_key(home: Home) -> None:
         ('{"id": "a", "api_key": 5}', "api_key is a text"),
         ('{"id": "a"}', "api_key is a text"),
         (f'{{"api_key": "{A}"}}', "an id is"),
-        (f'{{"id": "A b", "api_key": "{A}"}}', "an id is"),
+        (f'{{"id": "A.b", "api_key": "{A}"}}', "an id is"),
         ('{"id": "a", "api_key": "env:NOT_SET"}', "the variable NOT_SET is not set"),
         (f'{{"id": "a", "api_key": "env:{A}"}}', "the variable that api_key names is not set"),
         ('{"id": "a", "api_key": "env:BAD"}', "the variable BAD: a key has no spaces"),
@@ -531,7 +581,7 @@ def test_a_change_that_is_refused_leaves_the_file_as_it_was(tmp_path: Path) -> N
     refused: list[tuple[str, dict[str, Any]]] = [
         ("add", {"key_id": "alice", "secret": Secret(C)}),
         ("add", {"key_id": "eve", "secret": Secret(A)}),
-        ("add", {"key_id": "Eve", "secret": Secret(C)}),
+        ("add", {"key_id": "Eve ", "secret": Secret(C)}),
         ("add", {"key_id": "eve", "secret": Secret("two words")}),
         ("add", {"key_id": "eve", "secret": Secret(C), "tier": "gold"}),
         ("edit", {"key_id": "eve", "tier": "free"}),

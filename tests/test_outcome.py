@@ -106,10 +106,10 @@ def test_a_project_goes_aside_with_all_its_keys_and_models(verdict: Verdict, cau
 @pytest.mark.parametrize(
     ("verdict", "seconds"),
     [
-        (_403("Your API key was reported as leaked."), 86400),
+        (_403("Your API key was reported as leaked."), 30),
         (_403("suspended", "CONSUMER_SUSPENDED"), 600),
-        (_403("disabled", "SERVICE_DISABLED"), 86400),
-        (_403("blocked", "API_KEY_HTTP_REFERRER_BLOCKED"), 86400),
+        (_403("disabled", "SERVICE_DISABLED"), 30),
+        (_403("blocked", "API_KEY_HTTP_REFERRER_BLOCKED"), 30),
     ],
 )
 def test_a_key_goes_aside_and_its_project_serves_with_another(verdict: Verdict, seconds: float) -> None:
@@ -662,7 +662,7 @@ def test_pauses_grow_end_and_begin_anew_after_a_success() -> None:
             late = await h.reserve(wait=pauses[-1])
             assert isinstance(late, Reservation)  # it ends
             late.give_back()
-        assert pauses == pytest.approx([min(600, 10 * 2**number) for number in range(8)])
+        assert pauses == pytest.approx([min(60, 10 * 2**number) for number in range(8)])
         await h.outcomes.served(await h.send())
         await _refuse_all(h, ["p0", "p1"], _minute("1000", "1s"), 0)
         assert h.pool.pause_until - h.pool.now() == pytest.approx(10)

@@ -12,6 +12,7 @@ from pollux.keys import Key
 from pollux.ledger import Change
 from pollux.pool import Full, Reservation, StoppingError, Tried
 from pollux.quota import State
+from pollux.verdict import Verdict
 from pollux.windows import day_of
 from tests.pools import BEGAN, MODEL, FaultyStore, House, Keys, house, keys_of, memory, play
 
@@ -240,6 +241,30 @@ def test_where_a_request_has_been_it_does_not_go_again() -> None:
         assert found.key.id == "b"
         tried.keys.add("b")
         assert await h.reserve(tried=tried) == Full(MODEL, {})
+
+    play(scene())
+
+
+@pytest.mark.parametrize("learned", [{}, {"rpm": 1}])
+def test_those_who_wait_for_a_project_look_again_when_it_is_refused(learned: dict[str, int]) -> None:
+    async def scene() -> None:
+        h = await house(keys_of(2, rpm=2))
+        sent = [await h.send() for _ in range(3)]
+        other = await h.reserve()
+        assert isinstance(other, Reservation)
+        waiting = asyncio.create_task(h.send(wait=100))
+        await asyncio.sleep(5)
+        busy = next(owned for owned in h.roster.quotas.values() if owned.sleepers)
+        there = next(r for r in [*sent, other] if r.quota is busy)
+        free = next(r for r in [*sent, other] if r.quota is not busy)
+        free.sent = False
+        free.give_back()  # room elsewhere, of which whoever waits already knows nothing
+        await asyncio.sleep(5)
+        assert not waiting.done()
+        refusal = Verdict("rpm", "quota", "next-project", 60.0 if not learned else 0.0, learned=learned)
+        await h.outcomes.failed(there, refusal)
+        found = await waiting
+        assert (found.quota, h.clock) == (free.quota, 10)
 
     play(scene())
 

@@ -193,6 +193,18 @@ def test_a_day_of_which_no_limit_is_known_is_compared_with_the_smallest_and_with
     assert not quota.load(State(days={**used.days, "2000-01-01": (30, 0)}), NOON, {}, {"rpm": 5, "rpd": 20}).beyond
 
 
+def test_beyond_what_others_were_refused_at_requests_keep_a_distance() -> None:
+    first = int(NOON * 2)
+    state, slot = State({first: Want(15, 100)}), quota.Slot(first, "2026-07-01")
+    assert quota.spaced(state, slot, Want(), {}, {}) is slot
+    assert quota.spaced(state, slot, Want(), {}, {"rpm": 16}) is slot
+    assert quota.spaced(state, slot, Want(), {}, {"rpm": 15}).number == first + 2
+    assert quota.spaced(state, slot, Want(), {"rpm": 15}, {"rpm": 15}) is slot, "a known limit needs no guess"
+    assert quota.spaced(state, slot, Want(1, 50), {}, {"tpm": 149}).number == first + 2
+    later = quota.Slot(first + 3, "2026-07-01")
+    assert quota.spaced(state, later, Want(), {}, {"rpm": 15}) is later
+
+
 def test_a_refusal_lowers_what_was_proved_to_what_is_used() -> None:
     first = int(NOON * 2)
     state = State({first: Want(7, 70)}, proved=(9, 50))

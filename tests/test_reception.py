@@ -55,6 +55,34 @@ def one(upstream: FakeUpstream | None = None, settings: Mapping[str, Any] | None
     return play(scene)
 
 
+# --- which key is preferred -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [GENERATE, CHAT, COUNT, "/v1beta/files"])
+def test_a_key_that_is_not_in_the_pool_is_a_400_that_names_those_that_are(path: str) -> None:
+    upstream = FakeUpstream([])
+    got = one(upstream, path=path, headers={"x-pollux-key": "AIza-not-an-id"})
+    error = got.json["error"]
+    assert (got.status, error["code"]) == (400, "UNKNOWN_KEY" if path == CHAT else 400)
+    assert error["message"].endswith("there are: k1, k2")
+    assert "AIza" not in got.body.decode()
+    assert not upstream.sent
+
+
+def test_of_many_keys_the_first_ones_are_named() -> None:
+    async def scene() -> Got:
+        async with gateway(FakeUpstream([]), projects(30)) as app:
+            return await call(app, headers={"x-pollux-key": "k31"})
+
+    got = play(scene)
+    assert got.message.endswith(" and 10 more")
+    assert len(got.message) < 200
+
+
+def test_the_token_comes_before_the_names_of_keys() -> None:
+    assert one(token=None, headers={"x-pollux-key": "x"}).status == 401
+
+
 # --- tokens ----------------------------------------------------------------------------------------------------------
 
 

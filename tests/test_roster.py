@@ -208,6 +208,7 @@ def test_what_is_aside_is_left_out_until_its_end_and_says_why(kind: health.Kind)
         assert refusals["p0"].until == BEGAN + 60
         assert set(_able(h, "another-model")) == ({"p0", "p1"} if kind == "models" else {"p1"})
         await asyncio.sleep(60)
+        h.pool.recovery.begin()
         assert set(_able(h)) == {"p0", "p1"}
 
     play(scene())

@@ -3,14 +3,18 @@
 import asyncio
 import logging
 import pickle
-import time
+import re
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
 from google.auth.credentials import AnonymousCredentials
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pollux.keys import Key, Keyring, KeySourceError, Secret
+from pollux.keys.entries import ID
+from pollux.keys.records import key_id_of, secret_name
 from pollux.keys.secret_manager import SecretManagerKeyring
 from pollux.keys.secrets_api import SecretError, SecretsApi
 from tests.secret_manager import PROJECT, SecretManager, serving
@@ -94,7 +98,7 @@ def test_limits_and_odd_projects_stand_in_annotations(google: SecretManager) -> 
 @pytest.mark.parametrize(
     ("name", "labels", "annotations", "reason"),
     [
-        ("pollux-key-Big_One", {}, {}, "an id is 1 to 63"),
+        ("pollux-key-_one", {}, {}, "an id is 1 to 63"),
         ("pollux-key-a", {"tier": "gold"}, {}, "a tier is free"),
         ("pollux-key-a", {"enabled": "perhaps"}, {}, "the label enabled"),
         ("pollux-key-a", {}, {"pollux-limits": "{"}, "is not JSON"),
@@ -232,9 +236,7 @@ def test_after_half_a_minute_the_old_keys_serve_while_new_ones_are_fetched(googl
         google.put("pollux-key-b", B)
         google.fail(LIST, "SLOW", seconds=0.2)
         ring.time.now += 45
-        begun = time.monotonic()
         assert len(await ring.keys()) == 1
-        assert time.monotonic() - begun < 0.1
         await settled(ring)
         assert len(await ring.keys()) == 2
 
@@ -289,10 +291,9 @@ def test_an_outage_holds_up_no_request_more_than_once(google: SecretManager) -> 
         await ring.keys()  # gives up after two time limits
         assert "did not answer (DEADLINE_EXCEEDED)" in str(ring.problems[0])
         ring.time.now += 6
-        begun = time.monotonic()
         await ring.keys()
-        assert time.monotonic() - begun < 0.1
         assert ring._list._task is not None  # tried again, but beside the request
+        assert not ring._list._task.done()
         google.heal()
 
     run(google, test, read_s=0.2)
@@ -645,3 +646,32 @@ def test_it_is_a_keyring(google: SecretManager) -> None:
         assert await keyring.keys() == ()
 
     run(google, test)
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+@given(st.from_regex(ID, fullmatch=True), st.from_regex(ID, fullmatch=True))
+def test_ids_become_names_of_secrets_and_back_without_collisions(one: str, other: str) -> None:
+    name = secret_name(one)
+    assert re.fullmatch(r"[A-Za-z0-9_-]+", name)
+    assert key_id_of(name) == one
+    assert (secret_name(other) == name) == (one == other)
+
+
+@pytest.mark.parametrize(
+    ("key_id", "name"),
+    [
+        ("alice", "alice"),
+        ("My_Key", "My_Key"),
+        ("My Key", "My_20_Key"),
+        ("My Key_1", "My_20_Key_5f_1"),
+        ("a_20_b", "a_5f_20_5f_b"),
+    ],
+)
+def test_only_what_must_be_is_written_otherwise(key_id: str, name: str) -> None:
+    assert secret_name(key_id) == f"pollux-key-{name}"
+
+
+def test_a_secret_that_was_named_by_hand_is_taken_as_it_is() -> None:
+    assert key_id_of("pollux-key-a_20_b_c") == "a_20_b_c"  # half of it is escaped, so nothing is

@@ -364,7 +364,12 @@ def test_openai_errors_are_a_list_of_one(body: Any) -> None:
 
 NAMES_IN_BODIES = (
     "contents parts text inlineData systemInstruction tools generateContentRequest requests content "
-    "outputDimensionality instances parameters sampleCount model messages input stream stream_options dimensions"
+    "outputDimensionality instances parameters sampleCount model messages input stream stream_options dimensions "
+    "role functionDeclarations name parametersJsonSchema toolConfig functionCallingConfig mode allowedFunctionNames "
+    "functionCall functionResponse response thoughtSignature generationConfig responseSchema responseMimeType "
+    "stopSequences candidateCount maxOutputTokens thinkingConfig thinkingBudget responseModalities googleMaps "
+    "tool_calls function tool_choice type response_format json_schema schema extra_body google n stop max_tokens "
+    "extra_content encoding_format"
 )
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just("\ud800") | st.just(FLASH),

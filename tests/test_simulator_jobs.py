@@ -90,7 +90,7 @@ def test_a_batch_of_embeddings() -> None:
     vectors = [
         entry["response"]["embedding"]["values"] for entry in done["response"]["inlinedResponses"]["inlinedResponses"]
     ]
-    assert [len(vector) for vector in vectors] == [768, 768]
+    assert [len(vector) for vector in vectors] == [3072, 3072]
     assert vectors[0] != vectors[1]
 
 

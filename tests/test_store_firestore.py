@@ -184,17 +184,23 @@ def test_versions_of_equal_writes_in_the_same_moment_differ(make: Callable[..., 
     play(make(), scene)
 
 
-@pytest.mark.parametrize("wrong", [0.0, 0.8, -86400.0, 1e6])
+def is_right(store: FirestoreStore) -> bool:
+    """The emulator's clock is that of this machine. Within its bounds, however long this process was held up."""
+    before, said, after = time.time(), store.now(), time.time()
+    return before - store.time.error - 0.01 <= said <= after + store.time.error + 0.01
+
+
+@pytest.mark.parametrize("wrong", [0.0, 2.8, -86400.0, 1e6])
 def test_the_time_is_that_of_the_store(make: Callable[..., FirestoreStore], wrong: float) -> None:
     async def scene(store: FirestoreStore) -> None:
         version = None
         for turn in range(20):
             version = await store.commit("a", {"n": turn}, version)
-        assert abs(store.now() - time.time()) <= store.time.error + 0.01  # the emulator's clock is that of this machine
-        assert store.time.error < 0.25
+        assert is_right(store)
+        assert store.time.error < 1
         await store.read(["absent"])
         await store.scan("absent")
-        assert abs(store.now() - time.time()) <= store.time.error + 0.01
+        assert is_right(store)
 
     play(make(clock=lambda: time.time() + wrong), scene)
 

@@ -18,12 +18,14 @@ import pytest
 from pollux.store.firestore import FirestoreStore
 from tests.e2e.processes import ADMIN, LAST, Gateway, environment, eventually, key_value
 from tools.emulator import VARIABLE, answers
+from tools.emulator_files import command as emulator_command
 
 ROOT = Path(__file__).parents[1]
 
 
 @contextmanager
 def shape(folder: Path, *arguments: str, **environ: str) -> Iterator[Gateway]:
+    emulator_command()  # there is one, or the test is skipped
     settings = environment(data=str(folder / "data"), token="test-client-token-of-nobody")
     settings |= {"PYTHONPATH": f"{ROOT / 'function'}:{ROOT}"} | environ
     settings.pop(VARIABLE, None)
@@ -142,19 +144,3 @@ def test_without_an_emulator_it_says_so_in_its_own_words(tmp_path: Path) -> None
     ended = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 2
     assert ended.stderr.splitlines()[-1].startswith("emulator: FIRESTORE_EMULATOR_HOST names 127.0.0.1:1, but no")
-
-
-@pytest.mark.parametrize("target", ["run", "emulator", "test"])
-def test_a_first_make_says_that_it_installs_before_it_does(tmp_path: Path, target: str) -> None:
-    told = subprocess.run(
-        ["make", "--dry-run", target, f"VENV={tmp_path / 'venv'}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    lines = told.stdout.splitlines()
-    quiet = [number for number, line in enumerate(lines) if "pip install --quiet" in line or "-m venv" in line]
-    said = [number for number, line in enumerate(lines) if line.startswith('echo "Installing')]
-    assert len(said) == (2 if target == "run" else 3)
-    assert said[0] < quiet[0]

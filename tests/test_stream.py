@@ -2,7 +2,7 @@
 
 import json
 from itertools import pairwise
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any
 
 import pytest
@@ -272,7 +272,7 @@ def test_an_image_passes_before_it_is_complete_and_is_not_kept(form: str) -> Non
         reader.feed(stream[place : place + 65536])
         assert _held(reader) < 4096
     assert (reader.finished, reader.prompt_tokens) == (True, 4)
-    assert perf_counter() - started < 1
+    assert perf_counter() - started < 10
 
 
 def _held(reader: StreamReader) -> int:
@@ -288,12 +288,12 @@ def test_a_long_stream_takes_no_memory_and_little_time(form: str) -> None:
     reader.feed((b"[" + chunk[2:]) if form == "array" else chunk)
 
     def once() -> float:
-        started = perf_counter()
+        started = thread_time()
         for _ in range(2000):
             reader.feed(chunk)
-        return (perf_counter() - started) / 2000
+        return (thread_time() - started) / 2000
 
-    assert min(once() for _ in range(5)) < 30e-6  # 2 to 4 µs where nothing else runs
+    assert min(once() for _ in range(5)) < 30e-6  # of computing; 2 to 4 µs is usual
     assert _held(reader) < 1024
 
 

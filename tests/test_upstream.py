@@ -219,7 +219,7 @@ def test_closing_an_answer_early_closes_its_connection_at_once() -> None:
         answer = await upstream.send("GET", "/", HEADERS, b"")
         assert await answer.chunk() == b"begin"
         answer.close()
-        await asyncio.wait_for(server.left.wait(), 1.0)
+        await asyncio.wait_for(server.left.wait(), 4.0)
 
     against(server, scene)
 

@@ -292,7 +292,8 @@ def test_an_absurd_delay_of_a_minutes_quota_is_capped(delay: object) -> None:
 
 def test_what_doubles_and_up_to_what() -> None:
     doubling = {rule.cause: rule.ceiling for rule in RULES if rule.ceiling}
-    assert doubling == {"suspended": 86400, "spend": 600, "unknown-429": 600, "tool-quota": 600}
+    probed = dict.fromkeys(("invalid-key", "leaked-key", "service-disabled", "referrer-blocked"), 3600)
+    assert doubling == {"suspended": 86400, "spend": 600, "unknown-429": 600, "tool-quota": 600} | probed
 
 
 # --- output ----------------------------------------------------------------------------------------------------------

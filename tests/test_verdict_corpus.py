@@ -68,7 +68,8 @@ MINUTE_COOLDOWNS = {
     **{104: 1.9002, 106: 55, 107: 2.713267022},
 }
 FIXED = {"unsupported": 86400, "prepay": 3600, "spend": 60, "unknown-429": 60, "suspended": 600}
-FIXED |= dict.fromkeys(("leaked-key", "service-disabled", "referrer-blocked", "invalid-key", "model-access"), 86400)
+FIXED |= dict.fromkeys(("leaked-key", "service-disabled", "referrer-blocked", "invalid-key"), 30)
+FIXED["model-access"] = 86400
 BUCKETS = {14: "gemini-3.1-pro", 38: "imagen-4.0-generate", 41: "cached-content/gemini-2.5-flash", 93: None, 100: None}
 BUCKETS |= {93: "gemini-2.5-flash-preview-image", 98: "gemini-3.1-pro", 23: "gemini-3.1-flash-tts"}
 

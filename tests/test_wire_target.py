@@ -1,7 +1,7 @@
 """Which call a request line names, in every spelling that clients use, and in those that attackers would."""
 
 from dataclasses import FrozenInstanceError
-from time import perf_counter
+from time import thread_time
 from urllib.parse import quote
 
 import pytest
@@ -229,17 +229,17 @@ def test_nor_is_it_shown(path: str) -> None:
 @pytest.mark.parametrize("segment", ["v1/", "openai/", "upload/", "a/", "%61", "v1", "models/", ":"])
 @pytest.mark.parametrize("end", ["", "models/m:generateContent"])
 def test_long_paths_are_refused_at_once(segment: str, end: str) -> None:
-    started = perf_counter()
+    started = thread_time()
     with pytest.raises(WireError) as refused:
         target("/" + segment * (60_000 // len(segment)) + end)
     assert (refused.value.status, refused.value.code) == (400, "BAD_REQUEST")
-    assert perf_counter() - started < 0.1
+    assert thread_time() - started < 0.1
 
 
 def test_many_versions_are_read_quickly() -> None:
-    started = perf_counter()
+    started = thread_time()
     assert target("/" + "v1/" * 2700 + "models/m:generateContent").path == "/v1/models/m:generateContent"
-    assert perf_counter() - started < 0.1
+    assert thread_time() - started < 0.1
 
 
 @pytest.mark.parametrize("front", ["/v1beta/models/m:", "/v1beta/models/m%3A", "/v1beta/openai/"])

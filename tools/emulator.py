@@ -1,11 +1,13 @@
 """Finds, starts and ends the Firestore emulator: `python -m tools.emulator` runs it until Ctrl-C.
 
-In this order: FIRESTORE_EMULATOR_HOST, which is used as it is; the Google Cloud CLI's; the Firebase CLI's. Only on
-127.0.0.1, in memory, with everything gone when it ends. It never outlives the process that started it.
+In this order: FIRESTORE_EMULATOR_HOST, which is used as it is; the Google Cloud CLI's; the Firebase CLI's. Host, port
+and rules are those of emulator.json. In memory, with everything gone when it ends. It never outlives the process that
+started it.
 """
 
 import argparse
 import contextlib
+import fcntl
 import http.client
 import os
 import signal
@@ -16,13 +18,15 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import IO
 
+from tools.emulator_files import Config, NoEmulatorError, command, config, fetch
 from tools.emulator_files import EmulatorError as EmulatorError
-from tools.emulator_files import command
 
 READY_WITHIN = 60.0
 STOP_WITHIN = 5.0
+PAUSE_WITHIN = 10.0
 VARIABLE = "FIRESTORE_EMULATOR_HOST"
 _LAUNCH = """
 import ctypes, os, signal, sys
@@ -42,13 +46,15 @@ class Emulator:
     """An emulator of our own, which on Linux is killed when this process ends, however that comes."""
 
     def __init__(self, port: int = 0) -> None:
-        self.port = port or _free_port()
+        """On a free port, if none is given."""
+        self.config: Config = config()
+        self.port = port or _free_port(self.config.host)
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
 
     @property
     def host(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self.config.host}:{self.port}"
 
     @property
     def pid(self) -> int | None:
@@ -58,8 +64,9 @@ class Emulator:
         """Returns when it answers."""
         if self._process is not None:
             raise EmulatorError("the emulator runs already")
-        _expect_free(self.port)
-        arguments = [*command(), "--host=127.0.0.1", f"--port={self.port}"]
+        _expect_free(self.config.host, self.port)
+        place = [f"--host={self.config.host}", f"--port={self.port}", f"--rules={self.config.rules}"]
+        arguments = [*command(), *place]
         if sys.platform == "linux":
             arguments = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *arguments]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill
@@ -125,8 +132,14 @@ class Emulator:
         self.start()
 
     def pause(self) -> None:
-        """Connections stay, nothing answers, until `resume`. Documents are kept."""
+        """Connections stay, nothing answers, until `resume`. Documents are kept. Returns when all threads stand."""
         self._signal(signal.SIGSTOP)
+        assert self._process is not None
+        end = time.monotonic() + PAUSE_WITHIN
+        while not stopped(self._process.pid):
+            if time.monotonic() > end:
+                raise EmulatorError(f"the Firestore emulator did not stop within {PAUSE_WITHIN:g} s of SIGSTOP")
+            time.sleep(0.002)
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
@@ -152,12 +165,29 @@ def started(port: int = 0) -> Iterator[Emulator]:
         emulator.stop()
 
 
+def stopped(pid: int, proc: Path = Path("/proc")) -> bool:
+    """Whether all threads of a process have stopped: a signal reaches them one after the other, not at once.
+
+    Linux only; elsewhere nobody tells.
+    """
+    if not proc.exists():
+        return True
+    for stat in proc.glob(f"{pid}/task/*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+            if stat.read_text().rpartition(")")[2].split()[0] not in "TtZX":
+                return False
+    return True
+
+
 @contextlib.contextmanager
 def available() -> Iterator[str]:
-    """The address of an emulator: the one that the environment names, or one of our own."""
+    """The address of an emulator: the one that the environment names, or one of our own.
+
+    Ours is on the port of emulator.json, or on a free one if that is taken.
+    """
     named = os.environ.get(VARIABLE)
     if not named:
-        with started() as emulator:
+        with _started_on_its_port() as emulator:
             yield emulator.host
     elif answers(named):
         yield named
@@ -166,6 +196,31 @@ def available() -> Iterator[str]:
             f"{VARIABLE} names {named}, but no emulator answers there; it must be HOST:PORT: start one with "
             "`python -m tools.emulator --port PORT`, or unset the variable"
         )
+
+
+@contextlib.contextmanager
+def _started_on_its_port() -> Iterator[Emulator]:
+    """The lock is held until it listens: two that found the port free would both wait for the same answer."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as starting:
+            emulator = Emulator(config().port if starting.enter_context(_port_is_ours()) else 0)
+            emulator.start()
+            stack.callback(emulator.stop)
+        yield emulator
+
+
+@contextlib.contextmanager
+def _port_is_ours() -> Iterator[bool]:
+    """Whether the port of emulator.json is free, and nobody else of this user is about to start an emulator there."""
+    found = config()
+    with Path(tempfile.gettempdir(), f"pollux-emulator-{os.getuid()}-{found.port}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _expect_free(found.host, found.port)
+        except (BlockingIOError, EmulatorError):
+            yield False
+        else:
+            yield True
 
 
 def wipe(host: str, project: str, database: str = "(default)") -> None:
@@ -185,26 +240,26 @@ def answers(host: str) -> bool:
         return False
 
 
-def _ask(host: str, method: str, path: str) -> int:
+def _ask(host: str, method: str, path: str, *, owner: bool = True) -> int:
     with contextlib.closing(http.client.HTTPConnection(host, timeout=5)) as connection:
-        connection.request(method, path, headers={"Authorization": "Bearer owner"})
+        connection.request(method, path, headers={"Authorization": "Bearer owner"} if owner else {})
         return connection.getresponse().status
 
 
-def _free_port() -> int:
+def _free_port(host: str) -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 
-def _expect_free(port: int) -> None:
+def _expect_free(host: str, port: int) -> None:
     """Before Java starts, which takes seconds to find it out; and an emulator that is there already would answer."""
     try:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
     except (OSError, OverflowError) as error:
-        raise EmulatorError(f"cannot listen on 127.0.0.1:{port}: {getattr(error, 'strerror', None) or error}") from None
+        raise EmulatorError(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -213,16 +268,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Run the Firestore emulator until Ctrl-C, and print the variable that leads to it.",
         epilog=f"Without --port, and with {VARIABLE} set, that one is used and none is started.",
     )
-    parser.add_argument("--port", type=int, metavar="N", help="where to start one (default: a free port)")
+    port = config().port
+    parser.add_argument("--port", type=int, metavar="N", help=f"where to start one (default: {port}, if it is free)")
+    parser.add_argument("--fetch", action="store_true", help="start none: download it if this machine has none")
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        if arguments.fetch:
+            return _fetch()
         if arguments.port is None and os.environ.get(VARIABLE):
             with available() as host:
                 _tell(host)
                 signal.pause()
                 return 0
-        with started(arguments.port or 0) as emulator:
+        with started(arguments.port) if arguments.port is not None else _started_on_its_port() as emulator:
             _tell(emulator.host)
             emulator.wait()
     except EmulatorError as error:
@@ -230,6 +289,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         pass
+    return 0
+
+
+def _fetch() -> int:
+    """Quiet if there is nothing to do."""
+    if os.environ.get(VARIABLE):
+        return 0
+    try:
+        command()
+    except NoEmulatorError:
+        print("Fetching the Firestore emulator with the Firebase CLI (once; it can take some minutes) …", flush=True)
+        fetch()
+        command()
     return 0
 
 

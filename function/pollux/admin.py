@@ -1,13 +1,13 @@
-"""What an operator sees over HTTP: /admin/status and /admin/explain. Only with the admin token; never a key's value."""
+"""What an operator sees and does over HTTP, below /admin. Only with the admin token; never a key's value."""
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote
 
-from pollux import __version__, quota, reasons
+from pollux import __version__, health, quota, reasons
 from pollux.auth import TokenError, Tokens
 from pollux.inbound import Scope, Send
 from pollux.keys import KeySourceError
@@ -19,6 +19,8 @@ from pollux.windows import MINUTE_LIMITS, Limits, Want, day_of
 
 if TYPE_CHECKING:
     from pollux.app import App
+
+LIFT = "/admin/keys/lift"
 
 
 async def serve(app: "App", scope: Scope, send: Send) -> None:
@@ -41,9 +43,12 @@ async def _answer(app: "App", scope: Scope) -> tuple[int, dict[str, Any]]:
         if tokens is None or not tokens.complete:
             return 503, _error(503, "UNAVAILABLE", "the admin tokens cannot be read at the moment; the log says why")
         return 401, _error(401, "UNAUTHENTICATED", "the admin token is needed, as Authorization: Bearer")
-    if scope["method"] not in ("GET", "HEAD"):
-        return 405, _error(405, "INVALID_ARGUMENT", "only GET is known here")
     path: str = scope["path"].rstrip("/")
+    if path == LIFT and scope["method"] == "POST":
+        asked = parse_qs(scope.get("query_string", b"").decode("latin-1"))
+        return await _lift(app, asked.get("id", []), well="well" in asked, all_="all" in asked)
+    if scope["method"] not in ("GET", "HEAD"):
+        return 405, _error(405, "INVALID_ARGUMENT", f"only GET is known here, and POST {LIFT}")
     if path == "/admin/status":
         return 200, await status(app)
     if path == "/admin/explain":
@@ -57,11 +62,47 @@ async def _answer(app: "App", scope: Scope) -> tuple[int, dict[str, Any]]:
         if record is not None:
             return 200, record.as_json()
         return 404, _error(404, "NOT_FOUND", "this request is not among the last 1000 of this instance")
-    return 404, _error(404, "NOT_FOUND", "known are /admin/status, /admin/explain?model= and /admin/requests/ID")
+    known = f"known are /admin/status, /admin/explain?model=, /admin/requests/ID and POST {LIFT}?id="
+    return 404, _error(404, "NOT_FOUND", known)
 
 
 def _error(code: int, status_: str, message: str) -> dict[str, Any]:
     return {"error": {"code": code, "message": message, "status": status_}}
+
+
+async def _lift(app: "App", ids: Sequence[str], *, well: bool, all_: bool) -> tuple[int, dict[str, Any]]:
+    """What is held against these keys ends. `well`: Google took them just now. `all_`: what is held against their
+    projects and models ends too, and a quota that rests is tried by the next request."""
+    if not ids:
+        return 400, _error(400, "INVALID_ARGUMENT", "expected ?id=KEY, once for each key")
+    roster = app.roster
+    await roster.ready()
+    now = app.pool.now()
+    owners = {key.id: key.project for project in roster.projects.values() for key in project.keys}
+    wanted = {key_id: owners.get(key_id) if all_ else None for key_id in ids}
+    held = [
+        words for key_id, project in wanted.items() for words in health.held(roster.health.value, now, key_id, project)
+    ]
+
+    def change(value: health.Health, _: float) -> tuple[health.Health, None]:
+        for key_id, project in wanted.items():
+            value = health.lifted(value, key_id, project, well=well)
+        return value, None
+
+    await roster.health.note(change)
+    if all_:
+        app.pool.pause_until = 0.0
+        for owned in [owned for owned in roster.quotas.values() if owned.project in set(wanted.values())]:
+            if quota.try_early(owned.ledger.value, now) is not owned.ledger.value:
+                await owned.ledger.note(lambda state, when: (quota.try_early(state, when), None))
+                held.append(f"quota {owned.project}/{owned.bucket}")
+    free = {project: when for project, when in roster.health.value.free.items() if project in set(owners.values())}
+    return 200, {
+        "lifted": list(dict.fromkeys(held)),
+        "unknown": [key_id for key_id in ids if key_id not in owners],
+        "simulated": getattr(app.keyring, "simulated", False),
+        "free": free,
+    }
 
 
 async def status(app: "App") -> dict[str, Any]:
@@ -74,6 +115,11 @@ async def status(app: "App") -> dict[str, Any]:
         pass  # of that the status tells below, and what is known here
     except StoreError as error:
         problems.append(str(error))
+    problems += [
+        health.free_quota(project.name, project.tier)
+        for project in roster.projects.values()
+        if project.name in roster.health.value.free and project.tier not in (None, "free")
+    ]
     if (instances := roster.instances()) > (most := app.settings.most_instances):
         problems.append(
             f"{instances} instances write, POLLUX_MAX_INSTANCES is {most}: without the store they may send too much"
@@ -87,6 +133,7 @@ async def status(app: "App") -> dict[str, Any]:
         "strategy": app.settings.strategy,
         "window": app.settings.window,
         "upstream": app.settings.upstream,
+        "simulated": getattr(app.keyring, "simulated", False),
         "keys": [_key(roster, key, now) for project in roster.projects.values() for key in project.keys],
         "projects": [_project(roster, project, now) for project in roster.projects.values()],
         "quotas": [entry for entry in quotas if entry],
@@ -111,14 +158,19 @@ def _suspicion(app: "App", now: float) -> str | None:
     return None
 
 
-def _resting(entry: Any, now: float) -> dict[str, Any]:
-    if entry is None or entry.until <= now:
+def _resting(entry: Any, now: float, *, late: bool = False) -> dict[str, Any]:
+    """`late`: its time is over, but it rests until it was asked about."""
+    if entry is None or (entry.until <= now and not late):
         return {"state": "healthy", "until": None, "why": None}
     return {"state": "aside", "until": entry.until, "why": reasons.words(entry.reason), "cause": entry.reason}
 
 
 def _key(roster: Roster, key: Any, now: float) -> dict[str, Any]:
-    shown = _resting(roster.health.value.keys.get(key.id), now)
+    value = roster.health.value
+    entry = value.keys.get(key.id)
+    shown = _resting(entry if health.key_rests(entry, now) else None, now, late=True)
+    if shown["state"] == "healthy" and key.id not in value.checked:
+        shown["state"] = "unchecked"
     if not key.enabled:
         shown["state"] = "disabled"
     return {"id": key.id, "project": key.project, "tier": key.tier, **shown}
@@ -131,11 +183,13 @@ def _project(roster: Roster, project: Project, now: float) -> dict[str, Any]:
         if name.partition("/")[0] == project.name and entry.until > now
     }
     shown = _resting(roster.health.value.projects.get(project.name), now)
+    free = roster.health.value.free.get(project.name)
     return {
         "project": project.name,
         "keys": len(project.keys),
         **shown,
         "models_aside": models,
+        "free_quota_seen": free,
         "tools_aside": _tools_aside(roster, project, now),
     }
 

@@ -62,10 +62,11 @@ def open_keyring(settings: Settings) -> Keyring:
         from pollux.keys.secret_manager import SecretManagerKeyring
 
         return SecretManagerKeyring(settings.secrets)
-    from pollux.keys.local import LocalKeyring
+    from pollux.keys.local import LocalKeyring, home_folder
 
     keys_file = Path(settings.keys_file).expanduser() if settings.keys_file else None
-    return LocalKeyring(keys_file, data=Path(settings.data), folder=Path.cwd(), environ=os.environ)
+    data = Path(settings.data)
+    return LocalKeyring(keys_file, data=data, folder=Path.cwd(), environ=os.environ, home=home_folder())
 
 
 async def open_tokens(settings: Settings) -> tuple[TokenSource, LocalTokens | None]:
@@ -162,7 +163,7 @@ class App:
             await self.close()
 
     async def close(self) -> None:
-        await close(self.pooling, self.upstream, self.store, self.keyring, self.tokens)
+        await close(self.pool.recovery, self.pooling, self.upstream, self.store, self.keyring, self.tokens)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         match scope["type"]:

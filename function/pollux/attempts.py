@@ -113,6 +113,7 @@ class Attempts:
             if answer.status >= 300:
                 return self._judged(model or "", key, secret, answer.status, headers, await answer.read())
             x.noted(Attempt(model or "", key.project, key.id, "ok", answer.status))
+            self._outcomes.took(key.id)
             if x.call.kind == "list-models" and x.method == "GET":
                 body = wire.with_aliases(await answer.read(), x.call, self._aliases)
                 await pass_whole(x.reply, answer.status, headers, body, nothing_to_settle, secret=secret)

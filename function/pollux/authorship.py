@@ -7,6 +7,8 @@ that it was applied.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pollux.instance import has_ended
+
 WRITER_FOR = 60.0
 UNKNOWN_KEPT = 64
 
@@ -30,8 +32,13 @@ class Authorship:
         return self.recent(self.writers, now) | {self.me: [self.sequence, now]}
 
     def recent(self, writers: Mapping[str, list[float]], now: float) -> Writers:
-        """Those of the last minute, and oneself, however long ago: an answer may have been lost as long."""
-        return {name: mark for name, mark in writers.items() if now - mark[1] < WRITER_FOR or name == self.me}
+        """Those of the last minute that may still run, and oneself, however long ago: an answer may have been lost as
+        long."""
+        return {
+            name: mark
+            for name, mark in writers.items()
+            if name == self.me or (now - mark[1] < WRITER_FOR and not has_ended(name))
+        }
 
     def names(self, now: float) -> frozenset[str]:
         return frozenset((*self.recent(self.writers, now), self.me))

@@ -8,15 +8,15 @@ changed. `pool` looks at the first few; only if none of those has a slot in time
 import heapq
 import math
 from bisect import bisect_left, insort
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from pollux import quota, ranking
-from pollux.desk import Desk
+from pollux.desk import NOTHING_PRESUMED, Desk
 from pollux.quota import Refusal
 from pollux.recent import Recent
 from pollux.roster import Project, Quota, Roster
-from pollux.windows import SLOT, WINDOW, Want
+from pollux.windows import SLOT, WINDOW, Limits, Want
 
 LOOK_AT = 8
 """How many projects a request looks at. A pool that is not larger needs no order."""
@@ -26,7 +26,7 @@ MODELS_MOST = 64
 """How many orders are kept: clients may invent names of models."""
 LEAST = Want(1)
 """The smallest want: where it does not fit, no other does."""
-TOKEN_LIMIT_FOR = 5.0
+LIMITS_FOR = 5.0
 
 
 class _Place(NamedTuple):
@@ -52,6 +52,7 @@ class _Order:
         self.later: dict[int, tuple[int, Refusal]] = {}
         """The tokens of a want that found no slot in time, and what it was told. The same holds for a larger one until
         something changes."""
+        self.learned: dict[int, Mapping[str, tuple[int, float]]] = {}
         self.last_used = -1
         self._places = [_Place(0.0, False, 0.0, 0, position) for position in range(size)]
         self._sorted = list(self._places)
@@ -106,7 +107,7 @@ class Candidates:
         self._projects: Sequence[Project] = ()
         self._positions: dict[str, int] = {}
         self._orders: Recent[str, _Order] = Recent(MODELS_MOST)
-        self._token_limits: Recent[str, tuple[float, int | None]] = Recent(MODELS_MOST)
+        self._limits_known: Recent[str, tuple[float, int | None, Limits]] = Recent(MODELS_MOST)
         self._aside: frozenset[str] = frozenset()
         roster.quota_changed = self._quota_changed
         roster.health.changed = self._health_changed
@@ -131,6 +132,8 @@ class Candidates:
         for position in order.positions():
             project, starts = self._projects[position], order.slot(position) * SLOT
             tokens, refusal = order.later.get(position, (0, None))
+            if starts == math.inf and position not in order.why:
+                continue  # it has no key that is enabled
             if starts > latest:
                 refusals[project.name] = Refusal(starts, order.why.get(position, "busy"))
             elif refusal is not None and want.tokens >= tokens and refusal.until > latest:
@@ -162,15 +165,22 @@ class Candidates:
         return (self._positions[project.name] - last - 1) % len(self._projects)
 
     def smallest_token_limit(self, model: str) -> int | None:
-        """Of all projects. Remembered for a moment where asking all of them would take long."""
-        if len(self._roster.projects) <= self.look_at:
-            return self._roster.smallest_token_limit(model)
-        now = self._roster.store.now()
-        until, found = self._token_limits.get(model) or (0.0, None)
-        if until <= now:
-            found = self._roster.smallest_token_limit(model)
-            self._token_limits[model] = (now + TOKEN_LIMIT_FOR, found)
-        return found
+        """Of all projects."""
+        return self._limits(model)[1]
+
+    def presumed(self, project: Project, model: str) -> Limits:
+        """What a project without a tier presumably has: the limits at which others like it were refused."""
+        return self._limits(model)[2] if project.tier is None else NOTHING_PRESUMED
+
+    def _limits(self, model: str) -> tuple[float, int | None, Limits]:
+        """Those of all projects together, remembered for a moment where asking all of them would take long."""
+        now, roster = self._roster.store.now(), self._roster
+        known = self._limits_known.get(model)
+        if known is None or known[0] <= now:
+            until = now + LIMITS_FOR if len(roster.projects) > self.look_at else now
+            known = (until, roster.smallest_token_limit(model), roster.learned_limits(model))
+            self._limits_known[model] = known
+        return known
 
     def _follow_keys(self) -> None:
         if self._of is not self._roster.projects:
@@ -178,7 +188,7 @@ class Candidates:
             self._projects = list(self._of.values())
             self._positions = {project.name: position for position, project in enumerate(self._projects)}
             self._orders.clear()
-            self._token_limits.clear()
+            self._limits_known.clear()
 
     def _order(self, model: str, now: float) -> _Order:
         self._follow_keys()
@@ -201,7 +211,9 @@ class Candidates:
         key = self._roster.usable_key(project, model, (), now)
         if isinstance(key, Refusal) or key is None:
             order.aside.add(position)
-            until, order.why[position] = key if key is not None else (math.inf, "disabled")
+            until = math.inf
+            if key is not None:
+                until, order.why[position] = key
             order.place(position, until / SLOT, False, 0.0, 0)
             return
         if owned is None:
@@ -216,22 +228,28 @@ class Candidates:
         order.place(position, slot, *ranking.order(self._strategy, load, owned.coming), used_at)
 
     def _slot(self, order: _Order, position: int, project: Project, owned: Quota, model: str, now: float) -> float:
-        found = self._desk.look(owned, LEAST, self._roster.limits(project, model), now, math.inf)
+        limits, presumed = self._roster.limits(project, model), self.presumed(project, model)
+        found = self._desk.look(owned, LEAST, limits, now, math.inf, presumed)
         if isinstance(found, Refusal):
             order.why[position] = found.why
             return found.until / SLOT
         if found.start <= now:
             return 0.0
-        held_back = self._desk.look(owned, LEAST, self._roster.limits(project, model), now, now)
+        held_back = self._desk.look(owned, LEAST, limits, now, now, presumed)
         order.why[position] = held_back.why if isinstance(held_back, Refusal) else "busy"
         return float(found.number)
 
     def _quota_changed(self, project: str, bucket: str) -> None:
         position = self._positions.get(project)
-        if position is not None and len(self._projects) > self.look_at:
-            for order in self._orders.values():
+        if position is not None and len(self._projects) > self.look_at and (project, bucket) in self._roster.quotas:
+            learned = self._roster.quotas[project, bucket].ledger.value.learned
+            for model, order in self._orders.items():
                 if order.bucket == bucket:
                     order.changed.add(position)
+                    if learned != order.learned.get(position, {}):
+                        order.learned[position] = learned
+                        order.changed.update(range(len(self._projects)))  # it is presumed of others
+                        self._limits_known.pop(model, None)
 
     def _health_changed(self) -> None:
         """Those that were set aside may be back, and others aside instead."""

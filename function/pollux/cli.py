@@ -82,7 +82,7 @@ def _add_watchers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     explain.add_argument("--json", action="store_true", help="as JSON, for scripts")
     for command in (status, explain):
         command.add_argument(
-            "--url", default="http://127.0.0.1:3145", help="the gateway's address (default: http://127.0.0.1:3145)"
+            "--url", default="", help="the gateway's address (default: POLLUX_URL, else http://127.0.0.1:3145)"
         )
     judge = commands.add_parser(
         "judge",

@@ -48,10 +48,12 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add = commands.add_parser(
         "add",
         help="add a key; its value is read hidden",
-        description="Add a key. Its value is asked for without echo, or is the first line of standard input.",
+        description="Add a key. Its value is asked for without echo, or is the first line of standard input. Then "
+        "Google is asked about it with a free call; exit code 1 if it refuses the key, which is added all the same.",
     )
     add.add_argument("id", nargs="?", type=_id, metavar="ID", help="name of the key (default: key-1, key-2, …)")
     _details(add)
+    _check(add, "do not ask Google about it")
 
     listing = commands.add_parser("list", help="show id, project, tier, masked value, source and health")
     listing.add_argument("--json", action="store_true", help="as JSON, for scripts")
@@ -75,8 +77,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "version, and the old ones are disabled after it answered.",
     )
     rotate.add_argument("id", metavar="ID")
-    rotate.add_argument("--no-check", dest="check", action="store_false", help="do not ask Google about the new value")
-    rotate.add_argument("--model", default=probe.MODEL, help="the model to ask about (default: %(default)s)")
+    _check(rotate, "do not ask Google about the new value")
 
     remove = commands.add_parser("remove", help="remove a key")
     remove.add_argument("id", metavar="ID")
@@ -98,7 +99,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "check",
         help="ask Google about each key, with a free call",
         description="Ask Google about each key with countTokens, which is free and needs no quota. Exit code 1 if any "
-        "key is not healthy.",
+        "key is not healthy. What a running gateway, or the store, holds against healthy ones ends.",
     )
     check.add_argument("ids", nargs="*", metavar="ID", help="only these keys (default: all that are enabled)")
     check.add_argument("--model", default=probe.MODEL, help="the model to ask about (default: %(default)s)")
@@ -134,6 +135,11 @@ class _Parser(argparse.ArgumentParser):
         if unknown:
             self.error(f"too many arguments, or unknown ones (not repeated here); {_NO_VALUE}")
         return parsed, unknown
+
+
+def _check(parser: argparse.ArgumentParser, not_: str) -> None:
+    parser.add_argument("--no-check", dest="check", action="store_false", help=not_)
+    parser.add_argument("--model", default=probe.MODEL, help="the model to ask about (default: %(default)s)")
 
 
 def _details(parser: argparse.ArgumentParser, none: str = "") -> None:

@@ -29,7 +29,8 @@ class AskError(Exception):
 
 def run(namespace: argparse.Namespace, settings: Settings) -> int:
     try:
-        token = settings.admin_token or _kept_token(settings)
+        namespace.url = namespace.url or settings.gateway_url
+        token = settings.admin_token or kept_token(settings)
         if namespace.command == "status":
             return _status(namespace, token)
         return _explain(namespace, token)
@@ -38,7 +39,7 @@ def run(namespace: argparse.Namespace, settings: Settings) -> int:
         return 2
 
 
-def _kept_token(settings: Settings) -> str:
+def kept_token(settings: Settings) -> str:
     path = Path(settings.data) / "tokens.json"
     try:
         return str(json.loads(path.read_text())["admin"])
@@ -46,19 +47,21 @@ def _kept_token(settings: Settings) -> str:
         raise AskError(f"no admin token: set POLLUX_ADMIN_TOKEN ({path} has none either)") from None
 
 
-def ask(url: str, path: str, token: str) -> dict[str, Any]:
+def ask(url: str, path: str, token: str, *, method: str = "GET") -> dict[str, Any]:
     if not url.startswith(("http://", "https://")):
         raise AskError(f"{url} is no URL; expected one such as http://127.0.0.1:3145")
-    request = urllib.request.Request(url.rstrip("/") + path, headers={"authorization": f"Bearer {token}"})  # noqa: S310
+    headers = {"authorization": f"Bearer {token}"}
+    request = urllib.request.Request(url.rstrip("/") + path, headers=headers, method=method)  # noqa: S310
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
             found: dict[str, Any] = json.load(answer)
             return found
     except urllib.error.HTTPError as error:
-        try:
-            message = json.load(error)["error"]["message"]
-        except (ValueError, KeyError, TypeError):
-            message = error.reason
+        with error:  # else Python 3.14 warns of it, on the user's terminal
+            try:
+                message = json.load(error)["error"]["message"]
+            except (ValueError, KeyError, TypeError):
+                message = error.reason
         raise AskError(f"{url} answers {error.code}: {message}", error.code) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 from pollux import grants, quota
@@ -21,6 +22,7 @@ from pollux.windows import Limits, Want, fast
 
 UNLIMITED_COMMIT = 1.0
 NO_PACE = Pace()
+NOTHING_PRESUMED: Limits = MappingProxyType({})
 MOST_PACES = 1000
 """Clients may invent names of models."""
 PROBE_WITHIN = 1.0
@@ -43,13 +45,25 @@ class Desk:
         self._paces: dict[str, Pace] = {}
         self._watch.recovered.append(self._recovered)
 
-    def look(self, owned: Quota, want: Want, limits: Limits, now: float, deadline: float) -> Slot | Refusal:
-        """Where the want would go, as far as is known here; a commit decides."""
+    def look(
+        self,
+        owned: Quota,
+        want: Want,
+        limits: Limits,
+        now: float,
+        deadline: float,
+        presumed: Limits = NOTHING_PRESUMED,
+    ) -> Slot | Refusal:
+        """Where the want would go, as far as is known here; a commit decides. `presumed`: what others of its kind have,
+        where its own limits are not known."""
         grant = self._held(owned, want, limits, now)
         if grant is not None:
             return grant.slot
         state = owned.ledger.value
         found = quota.find(state, now, want, limits, deadline, self._settings.window)
+        if presumed and isinstance(found, Slot):
+            found = quota.spaced(state, found, want, limits, presumed)
+            found = found if found.start <= max(now, deadline) else Refusal(found.start, "busy")
         if self._watch.trouble and (limits or not isinstance(found, Slot) or found.probe):  # as `book` will see it
             safe = self._safely(owned, want, limits, now, deadline if self._watch.down else now)
             if isinstance(safe, Slot) or self._watch.down:

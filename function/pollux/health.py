@@ -9,11 +9,18 @@ from typing import Any, Literal, NamedTuple, get_args
 
 Kind = Literal["keys", "projects", "models", "tools"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+OF_PROJECTS: tuple[Kind, ...] = ("models", "tools")
+"""Kinds whose names are "project/name"."""
 SCHEMA = 1
 FORGET_AFTER = 2 * 86400.0
 """A streak is remembered this long after its end."""
 MODELS_MOST = 500
 """Clients may invent names of models: beyond this those that end first are dropped, to keep the document small."""
+CHECKED_MOST = 5000
+FREE_AGE = 3600.0
+"""How old what is remembered of a project's tier may be before it is written again."""
+PROBED = frozenset({"invalid-key", "leaked-key", "suspended", "service-disabled", "referrer-blocked"})
+"""A key set aside for one of these serves again only after a free call found it well; its rest says when to ask."""
 
 
 class Aside(NamedTuple):
@@ -33,6 +40,10 @@ class Health:
     """By "project/tool": Google counts the use of search, maps and URLs apart from the model's own quota."""
     buckets: dict[str, str] = field(default_factory=dict)
     """Model -> the name by which Google counts it, as 429s named it."""
+    checked: frozenset[str] = frozenset()
+    """The keys that Google took, for a request or a check. Of others nothing is known."""
+    free: dict[str, float] = field(default_factory=dict)
+    """Project -> when a refusal named a quota of the free tier last."""
 
 
 def set_aside(
@@ -58,6 +69,67 @@ def set_aside(
     return _with(health, kind, entries)
 
 
+def awaits_probe(entry: Aside) -> bool:
+    """Whether this key's rest ends with a probe, which has not found the key well yet."""
+    return entry.reason in PROBED and entry.until > entry.since
+
+
+def key_rests(entry: Aside | None, now: float) -> bool:
+    return entry is not None and (entry.until > now or awaits_probe(entry))
+
+
+def found_well(health: Health, now: float, key_id: str) -> Health:
+    """A free call found the key well. Its streak stays until it served, in case the free call is taken and others are
+    not: then it rests twice as long."""
+    health, entry = taken(health, key_id), health.keys.get(key_id)
+    if entry is None:
+        return health
+    return replace(health, keys=health.keys | {key_id: entry._replace(until=now, since=now)})
+
+
+def taken(health: Health, key_id: str) -> Health:
+    """Google took the key."""
+    if key_id in health.checked or len(health.checked) >= CHECKED_MOST:
+        return health
+    return replace(health, checked=health.checked | {key_id})
+
+
+def lifted(health: Health, key_id: str, project: str | None, *, well: bool) -> Health:
+    """By hand: nothing is held against the key any more, nor, if its project is named, against that, its models and
+    tools. `well`: Google took the key just now; else it is as if it was never checked."""
+    health = clear(health, "keys", key_id)
+    if project is not None:
+        health = clear(health, "projects", project)
+        for kind in OF_PROJECTS:
+            for name in [name for name in getattr(health, kind) if name.startswith(f"{project}/")]:
+                health = clear(health, kind, name)
+    if well:
+        return taken(health, key_id)
+    return replace(health, checked=health.checked - {key_id}) if key_id in health.checked else health
+
+
+def held(health: Health, now: float, key_id: str, project: str | None) -> list[str]:
+    """What `lifted` would end, in words."""
+    words = [f"key {key_id}"] if key_rests(health.keys.get(key_id), now) else []
+    if project is None:
+        return words
+    entries = {f"project {project}": health.projects.get(project)}
+    for kind in OF_PROJECTS:
+        of_kind: dict[str, Aside] = getattr(health, kind)
+        entries |= {f"{kind[:-1]} {name}": e for name, e in of_kind.items() if name.startswith(f"{project}/")}
+    return words + [name for name, entry in entries.items() if entry is not None and entry.until > now]
+
+
+def seen_tier(health: Health, now: float, project: str, tier: str | None) -> Health:
+    """A refusal named a quota of the free tier, or of a paid one."""
+    known = health.free.get(project)
+    if tier == "free" and (known is None or now - known > FREE_AGE):
+        return replace(health, free=health.free | {project: now})
+    if tier == "paid" and known is not None:
+        return replace(health, free={name: when for name, when in health.free.items() if name != project})
+    return health
+
+
 def clear(health: Health, kind: Kind, name: str) -> Health:
     entries: dict[str, Aside] = getattr(health, kind)
     return _with(health, kind, {n: e for n, e in entries.items() if n != name}) if name in entries else health
@@ -80,16 +152,28 @@ def _with(health: Health, kind: Kind, entries: dict[str, Aside]) -> Health:
 
 
 def tidy(health: Health, now: float) -> Health:
-    if not any(e.until + FORGET_AFTER < now for kind in KINDS for e in getattr(health, kind).values()):
+    ends = (entry.until for kind in KINDS for entry in getattr(health, kind).values())
+    if not any(until + FORGET_AFTER < now for until in (*ends, *health.free.values())):
         return health
+    health = replace(health, free={name: when for name, when in health.free.items() if when + FORGET_AFTER >= now})
     for kind in KINDS:
         kept = {n: e for n, e in getattr(health, kind).items() if e.until + FORGET_AFTER >= now}
         health = _with(health, kind, kept)
     return health
 
 
+def free_quota(project: str, tier: str | None) -> str:
+    said = f", though its keys say {tier}" if tier not in (None, "free") else ""
+    return (
+        f"project {project} is still on the free quota{said}: Google refused it by a quota whose id ends in -FreeTier; "
+        "if billing is linked, it has not taken effect: look at the project's plan in AI Studio"
+    )
+
+
 def pack(health: Health) -> dict[str, Any]:
     document: dict[str, Any] = {"schema": SCHEMA, "buckets": dict(health.buckets)}
+    document["checked"] = sorted(health.checked)
+    document["free"] = dict(health.free)
     for kind in KINDS:
         document[kind] = {name: entry._asdict() for name, entry in getattr(health, kind).items()}
     return document
@@ -103,4 +187,9 @@ def unpack(document: Mapping[str, Any]) -> Health:
         kind: {name: Aside(**entry) for name, entry in document.get(kind, {}).items()}
         for kind in KINDS
     }
-    return Health(**entries, buckets=dict(document["buckets"]))
+    return Health(
+        **entries,
+        buckets=dict(document["buckets"]),
+        checked=frozenset(document.get("checked", ())),
+        free=dict(document.get("free", {})),
+    )

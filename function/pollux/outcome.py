@@ -1,6 +1,6 @@
 """What an answer of Google's means for the pool: which quota cools and what it learned, which key is set aside."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -17,7 +17,8 @@ from pollux.windows import MINUTE_LIMITS
 
 PAUSE_EVIDENCE = 5.0
 PAUSE = 10.0
-PAUSE_MOST = 600.0
+PAUSE_MOST = 60.0
+"""Once Google is well again the pool must not stay away for longer than two minutes, whatever else rests by then."""
 TOOL_QUOTA = "tool-quota"
 BESIDE = frozenset({"cached-content", "file-storage", "batch", "sessions", *TOOLS, GROUNDING})
 """Counters of Google's beside that of a model's requests and tokens. A bucket of theirs is "counter" or
@@ -44,9 +45,19 @@ class Outcomes:
         if slot.probe or reservation.quota.ledger.value.cooldown is not None:
             await reservation.quota.ledger.note(lambda state, now: (quota.succeed(state, now, slot), None))
         key, project = reservation.key.id, reservation.quota.project
-        tools = [name for tool in reservation.tools if (name := f"{project}/{tool}") in health_.value.tools]
-        if key in health_.value.keys or project in health_.value.projects or tools:
-            await health_.note(partial(_healthy, key=key, project=project, tools=tools, since=slot.start))
+        self.took(key)
+        aside = health_.value
+        well: list[tuple[health.Kind, str]] = [("keys", key), ("projects", project)]
+        well.append(("models", f"{project}/{reservation.model}"))
+        well += [("tools", f"{project}/{tool}") for tool in reservation.tools]
+        if any(name in getattr(aside, kind) for kind, name in well):
+            await health_.note(partial(_healthy, well=well, since=slot.start))
+
+    def took(self, key_id: str) -> None:
+        """Google took the key. It is written once for each key, and rides with the next commit."""
+        ledger = self._pool.roster.health
+        if key_id not in ledger.value.checked and not ledger.is_full:
+            ledger.ride(lambda value, _: (health.taken(value, key_id), None))
 
     def _prove(self, reservation: Reservation) -> None:
         """Where no limit is known, remember how much was served. It goes with the next commit."""
@@ -68,6 +79,8 @@ class Outcomes:
         if reservation.slot.probe and (verdict.blames != "quota" or verdict.cause == TOOL_QUOTA):
             self._end_probe(reservation, verdict)
         reservation.quota.refused += verdict.blames == "quota"
+        if verdict.tier is not None:
+            self._seen_tier(reservation.quota.project, verdict.tier)
         if verdict.cooldown_s is None:
             return verdict
         if verdict.cause == TOOL_QUOTA:
@@ -82,6 +95,12 @@ class Outcomes:
         elif verdict.blames == "key":
             await self.set_aside(reservation.key.id, verdict)
         return verdict
+
+    def _seen_tier(self, project: str, tier: str) -> None:
+        """It rides with the next commit, and only if it is news."""
+        ledger, now = self._pool.roster.health, self._pool.now()
+        if health.seen_tier(ledger.value, now, project, tier) is not ledger.value:
+            ledger.ride(lambda value, when: (health.seen_tier(value, when, project, tier), None))
 
     def _end_probe(self, reservation: Reservation, verdict: Verdict) -> None:
         """A call refused for its content got past the quota. When days end is told only by what is served."""
@@ -162,11 +181,10 @@ def _refused_tools(reservation: Reservation, verdict: Verdict) -> Collection[str
 
 
 def _healthy(
-    value: health.Health, _: float, key: str, project: str, tools: Collection[str], since: float
+    value: health.Health, _: float, well: Sequence[tuple[health.Kind, str]], since: float
 ) -> tuple[health.Health, None]:
     """What was served clears them, unless it was sent before the refusal: then it proves nothing."""
-    kinds: list[tuple[health.Kind, str]] = [("keys", key), ("projects", project), *(("tools", tool) for tool in tools)]
-    for kind, name in kinds:
+    for kind, name in well:
         entry = getattr(value, kind).get(name)
         if entry is not None and entry.since <= since:
             value = health.clear(value, kind, name)

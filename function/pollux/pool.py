@@ -20,6 +20,7 @@ from pollux.desk import Desk
 from pollux.keys import Key
 from pollux.quota import Refusal, Slot, State
 from pollux.recent import Recent
+from pollux.recovery import Recovery
 from pollux.reservation import Ask, Full, Reservation, Tried
 from pollux.roster import Project, Quota, Roster
 from pollux.safe import STORE_DOWN
@@ -51,6 +52,8 @@ the way, is 60 s."""
 MARGIN_MOST = 0.4
 """More would leave no time to send in."""
 STICKY_MOST = 10_000
+PICK_WITHIN = 15.0
+"""A call that takes no quota waits so long for word of a key that is asked about, if no other may serve it."""
 
 
 class Choice(NamedTuple):
@@ -99,7 +102,9 @@ class _Search:
             if project is None or name in self._tried.projects or name in self.options or name in self.refusals:
                 continue
             ask = self.ask
-            key = roster.usable_key(project, self._model, self._tried.keys, self.now, ask.prefer_key, ask.tools)
+            key = roster.usable_key(
+                project, self._model, self._tried.keys, self.now, ask.prefer_key, ask.tools, self._tried.trials
+            )
             if isinstance(key, Refusal):
                 self.refusals[name] = key
             elif name in self._without:
@@ -118,7 +123,8 @@ class _Search:
     def _look(self, project: Project, key: Key, owned: Quota) -> None:
         pool, now, want = self._pool, self.now, self.ask.want
         limits = pool.roster.limits(project, self._model)
-        found = pool.desk.look(owned, want, limits, now, _deadline(self.ask, limits))
+        presumed = pool.candidates.presumed(project, self._model)
+        found = pool.desk.look(owned, want, limits, now, _deadline(self.ask, limits), presumed)
         if isinstance(found, Refusal):
             self.refusals[project.name] = found
             pool.candidates.refused(self._model, project, want, found)
@@ -146,6 +152,7 @@ class Pool:
         self.settings = settings
         self.roster = roster
         self.desk = Desk(settings, roster)
+        self.recovery = Recovery(roster)
         self.candidates = Candidates(roster, self.desk, settings.strategy)
         self.pause_until = 0.0
         """Until then nobody is asked: all of Google seems to refuse this address."""
@@ -160,6 +167,7 @@ class Pool:
     async def reserve(self, model: str, ask: Ask, tried: Tried) -> Reservation | Full:
         """The best slot for this model, waited for; or what every project said."""
         await self.roster.ready()
+        self.recovery.begin()
         self.desk.asked(self.roster.bucket(model), ask.want)
         ahead, asked_store = 0.0, False
         while True:
@@ -180,6 +188,8 @@ class Pool:
                     asked_store = True
                     continue
                 raise StoreUnavailableError(self.roster.watch.why)
+            if await self.recovery.revive(model, tried, found.refusals, ask.deadline, ask.tools):
+                continue
             if not await self.rest(found.refusals, ask.deadline):
                 return found
             probed = [name for name, refusal in found.refusals.items() if refusal.why.startswith("probing")]
@@ -189,6 +199,7 @@ class Pool:
     async def rest(self, refusals: Mapping[str, Refusal], deadline: float) -> bool:
         """Wait for the first of those who refused that can be asked again in time: a key, a project or a probe. It ends
         early when something changed about keys. False: nobody can be asked again by the deadline."""
+        refusals = self.recovery.worth_a_wait(refusals)
         until = max(min((r.until for r in refusals.values()), default=math.inf), self.now() + SHORTEST_SLEEP)
         if until > deadline:
             return False
@@ -199,6 +210,7 @@ class Pool:
             while self.now() < until and roster.health.value is health and roster.projects is projects:
                 await self._waits.until(until, at_most=REST_CHECK)
                 await roster.ready()
+                self.recovery.begin()
         finally:
             self.waiting -= 1
         return True
@@ -235,7 +247,9 @@ class Pool:
                 said[project.name].append(booked)
             else:
                 self.roster.used(key, owned.used_at)
-                return Reservation(key, model, owned, booked.slot, ask.want, limits, booked.grant, ask.tools)
+                trial = project.name in tried.trials
+                tried.trials.discard(project.name)
+                return Reservation(key, model, owned, booked.slot, ask.want, limits, booked.grant, ask.tools, trial)
 
     def _reserve(
         self, state: State, now: float, project: Project, model: str, ask: Ask, ahead: float, latest: float
@@ -276,7 +290,7 @@ class Pool:
             return favourite
         else:
             first = [project.name for project in self.candidates.first(model, now, tools=ask.tools)]
-            await search.look_at([*ask.near, *first], read_ahead=True)
+            await search.look_at([*tried.trials, *ask.near, *first], read_ahead=True)
             if not search.likely() and len(first) < len(roster.projects):
                 await search.look_at_others()
         likely = search.likely() or (list(search.options.values()) if looked < LOOKS else [])
@@ -323,8 +337,27 @@ class Pool:
     ) -> Key | None:
         """A healthy key for a call that takes no quota: the preferred, else one of the home project, else the one used
         least recently. `only`: of that project."""
+        await self.roster.ready()
+        self.recovery.begin()
+        refusals: dict[str, Refusal] = {}
+        while (key := self._picked(model or "", tried, only, prefer, home, refusals)) is None:
+            if not await self.recovery.revive(model or "", tried, refusals, self.now() + PICK_WITHIN):
+                return None
+            refusals.clear()
+        tried.trials.discard(key.project)
+        return key
+
+    def _picked(
+        self,
+        model: str,
+        tried: Tried,
+        only: str | None,
+        prefer: str | None,
+        home: str | None,
+        refusals: dict[str, Refusal],
+    ) -> Key | None:
+        """If there is none, why not is put into `refusals`."""
         roster = self.roster
-        await roster.ready()
         if only is not None:
             projects: Iterable[Project] = [roster.projects[only]] if only in roster.projects else []
         else:
@@ -332,10 +365,12 @@ class Pool:
             projects = itertools.chain([project for project in first if project is not None], roster.by_use())
         for project in projects:
             if project.name not in tried.projects:
-                key = roster.usable_key(project, model or "", tried.keys, self.now(), prefer)
-                if isinstance(key, Key):
-                    roster.used(key, next(self._uses))
-                    return key
+                found = roster.usable_key(project, model, tried.keys, self.now(), prefer, trials=tried.trials)
+                if isinstance(found, Key):
+                    roster.used(found, next(self._uses))
+                    return found
+                if found is not None:
+                    refusals[project.name] = found
         return None
 
     async def _wait_for(self, reservation: Reservation) -> bool:
@@ -365,7 +400,9 @@ class Pool:
         state, project = owned.ledger.value, roster.projects.get(owned.project)
         if state.cooldown is not None and state.cooldown.until > at and not reservation.slot.probe:
             return True
-        if roster.is_aside(owned.project, reservation.model, reservation.key.id, at, reservation.tools):
+        if not reservation.trial and roster.is_aside(
+            owned.project, reservation.model, reservation.key.id, at, reservation.tools
+        ):
             return True
         if not state.learned or project is None:
             return False

@@ -11,11 +11,12 @@ from typing import Any
 
 from pollux import wire
 from pollux.attempts import BACKOFF, Attempts, Failure, judged, unreached, unreadable
-from pollux.keys import Key, KeySourceError
+from pollux.keys import Key, KeySourceError, probe
 from pollux.log import guard
 from pollux.outbound import collect, covered
 from pollux.pool import Tried
 from pollux.upstream import Upstream, UpstreamError
+from pollux.verdict import Verdict
 
 MOST_KEYS = 3
 MOST_TROUBLES = 2
@@ -103,6 +104,25 @@ class Questions:
                 answer.close()
         except UpstreamError as error:
             return unreached("", key, error, value, self._pool.now())
+
+    async def free_call(self, key: Key) -> Verdict | None:
+        """What Google says to a call that takes no quota. None: the key's value cannot be read, or no answer came."""
+        try:
+            value = (await self._keyring.value(key.id)).reveal()
+        except KeySourceError:
+            return None
+        guard(value)
+        headers = [("content-type", "application/json"), ("x-goog-api-key", value)]
+        try:
+            async with asyncio.timeout(COUNT_WITHIN), self._room:
+                answer = await self._upstream.send("POST", probe.target(probe.MODEL), headers, probe.BODY)
+                try:
+                    shown = wire.client_headers(answer.headers)
+                    return judged(answer.status, shown, await answer.read(), value, self._pool.now())[0]
+                finally:
+                    answer.close()
+        except (UpstreamError, TimeoutError):
+            return None
 
     async def count(self, key: Key, target: str, body: bytes) -> int | None:
         """Google's own count; None if it cannot be had, then the estimate stands."""

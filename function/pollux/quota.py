@@ -34,6 +34,8 @@ LEARNED_FOR = 7 * 86400.0
 DAY = 86400.0
 CLOCKS = 4
 """Slots kept beyond the window: two clocks may differ by two seconds, and the slower one still counts them."""
+DISTANCE = 2
+"""In slots: half a second at least."""
 PROBE_LEASE = 60.0
 """How long others wait for the outcome of a probe, if nobody reports it."""
 DAY_LIMITS = ("rpd", "tpd")
@@ -265,6 +267,14 @@ def cool(state: State, now: float, reason: str, seconds: float, ceiling: float |
     return state
 
 
+def try_early(state: State, now: float) -> State:
+    """End the rest now, where a rest ends with one request that goes first. Its streak stays."""
+    cooling = state.cooldown
+    if cooling is None or cooling.until <= now or cooling.reason not in PROBED:
+        return state
+    return state._replace(cooldown=cooling._replace(until=now))
+
+
 def learn(state: State, now: float, limits: Limits, tier: str | None) -> State:
     """Remember what a 429 said of the limits. What was learned on another tier is forgotten."""
     known = state.learned if state.tier == tier else {}
@@ -313,6 +323,19 @@ def prove(state: State, slot: Slot) -> State:
     sent = total([taken for number, taken in state.slots.items() if first < number <= slot.number])
     proved = (max(state.proved[0], sent.requests), max(state.proved[1], sent.tokens))
     return state if proved == state.proved else state._replace(proved=proved)
+
+
+def spaced(state: State, slot: Slot, want: Want, limits: Limits, presumed: Limits) -> Slot:
+    """Where a limit is not known, but others of the same kind were refused at `presumed`: beyond that, requests keep a
+    distance. A refusal comes sooner than the next one is sent, so that only one meets it."""
+    unknown = [i for i, name in enumerate(MINUTE_LIMITS) if name in presumed and name not in limits]
+    number = max(state.slots, default=0) + DISTANCE
+    if not unknown or number <= slot.number:
+        return slot
+    taken = used(state, slot.start)
+    if all(taken[i] + want[i] <= presumed[MINUTE_LIMITS[i]] for i in unknown):
+        return slot
+    return slot._replace(number=number, day=day_of(number * SLOT, state.zone)[0])
 
 
 class Load(NamedTuple):

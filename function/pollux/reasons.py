@@ -34,6 +34,9 @@ WORDS = {
     "paused": "all projects were refused at once, so that the whole pool rests",
 }
 NAMED_MOST = 5
+ASKED_WITHIN = 60.0
+"""While no key is usable, requests make the gateway ask about them at least so often: no client should stay away for
+longer."""
 SPENT = frozenset({"rpd", "tpd"})
 KEYLESS = frozenset(
     {
@@ -165,5 +168,5 @@ def _no_key(causes: Mapping[str, str], wait: float) -> RequestError:
     return RequestError(
         "NO_USABLE_KEY",
         f"no key of the pool is usable ({listed}); `pollux keys check` tries them, `pollux keys add` adds one",
-        retry_after=wait if wait < math.inf else None,
+        retry_after=min(wait, ASKED_WITHIN) if wait < math.inf else None,
     )

@@ -41,6 +41,7 @@ from pollux.wire.error import WireError
 log = logging.getLogger("pollux.request")
 
 SERVER_TIMEOUT_MARGIN = 10.0
+IDS_NAMED = 20
 
 
 class Patience(NamedTuple):
@@ -148,6 +149,8 @@ class Reception:
                 f"{call.guard} is closed here: it would hand out or bypass what this gateway guards; "
                 "its owner may name it in POLLUX_ALLOW_PATHS",
             )
+        if (wanted := header(headers, b"x-pollux-key")) is not None:
+            await self._known_key(wanted)
         self._crowded()
         await self._take_in(scope, receive, call, upload, reply, record)
 
@@ -189,6 +192,15 @@ class Reception:
         finally:
             watch.stop()
             self._memory.release(held)
+
+    async def _known_key(self, wanted: str) -> None:
+        """The header names a key of the pool. What it says is not repeated: it may be the value of one."""
+        keys = await self._relay.pool.roster.keyring.keys()
+        if any(key.id == wanted for key in keys):
+            return
+        ids = sorted(key.id for key in keys)
+        named = ", ".join(ids[:IDS_NAMED]) + (f" and {len(ids) - IDS_NAMED} more" if len(ids) > IDS_NAMED else "")
+        raise RequestError("UNKNOWN_KEY", f"x-pollux-key names no key of this pool; there are: {named or 'none'}")
 
     def _may_name_pooled(self, call: Call, upload: wire.Upload | None) -> bool:
         """Whether its body could name a file that only one client may see."""

@@ -14,6 +14,7 @@ from pollux import reasons, uncounted, wire
 from pollux.affinity import Affinity
 from pollux.attempts import AGAIN_WITHIN, Attempts, Failure, backoff
 from pollux.exchange import Exchange
+from pollux.health import PROBED
 from pollux.journal import Attempt
 from pollux.listing import Listing, is_list
 from pollux.outcome import TOOL_QUOTA
@@ -64,6 +65,7 @@ class Relay:
         self.pool = pool
         self.attempts = Attempts(pool, upstream, Resources(affinity, pool.settings.upstream))
         self.questions = Questions(self.attempts, upstream)
+        pool.recovery.free_call = self.questions.free_call
         self.owners = Owners(pool, affinity, self.questions)
         self._listing = Listing(self.attempts, self.questions, self.owners, affinity)
         self._settings = pool.settings
@@ -139,7 +141,7 @@ class Relay:
             match failure.verdict.action:
                 case "next-key":
                     if not await self.attempts.key_changed(found.key, failure.verdict, tried):
-                        tried.keys.add(found.key.id)
+                        tried.key_refused(found.key.id, probed=failure.verdict.cause in PROBED)
                 case "next-project":
                     tried.refused(found.quota.project, again=self._is_worth_a_wait(x, found, failure))
                 case "retry" if _may_have_made(x, ask, failure):

@@ -44,10 +44,16 @@ class Tried:
     keys: set[str] = field(default_factory=set)
     reread: set[str] = field(default_factory=set)
     """Keys whose source was read again after a refusal."""
+    hoped: set[str] = field(default_factory=set)
+    """Keys that were refused once, and may be used again if a free call finds them well."""
     rested: set[str] = field(default_factory=set)
     """Projects that refused once and may be asked again after their rest."""
     troubled: set[str] = field(default_factory=set)
     """Projects where Google had trouble: others come first."""
+    trials: set[str] = field(default_factory=set)
+    """Projects that are set aside, and that this request asks once all the same, because nothing else can serve."""
+    tries: set[str] = field(default_factory=set)
+    """All that were such."""
     store: StoreUse = field(default_factory=StoreUse)
     """What the store was asked for on its way; of all models together, where the same one is given."""
 
@@ -57,6 +63,13 @@ class Tried:
             self.rested.add(project)
         else:
             self.projects.add(project)
+
+    def key_refused(self, key_id: str, *, probed: bool) -> None:
+        """A key is used once; twice if a probe that ends its rest found it well in between."""
+        if probed and key_id not in self.hoped:
+            self.hoped.add(key_id)
+        else:
+            self.keys.add(key_id)
 
     def elsewhere(self) -> "Tried":
         """The same without the projects where Google had trouble."""
@@ -73,6 +86,8 @@ class Reservation:
     limits: Limits
     grant: Grant | None = None
     tools: frozenset[str] = frozenset()
+    trial: bool = False
+    """The project, or what the request needs of it, is set aside; the request tries whether it is well again."""
     sent: bool = False
 
     def give_back(self) -> None:

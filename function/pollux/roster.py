@@ -6,7 +6,6 @@ Which of them serves a request is chosen in `pool`.
 import asyncio
 import logging
 import math
-import secrets
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +15,7 @@ from pollux import health, packing, quota
 from pollux.catalog import Catalog
 from pollux.grants import Purse
 from pollux.health import Health
+from pollux.instance import new_name
 from pollux.keys import Key, Keyring
 from pollux.ledger import Codec, Ledger
 from pollux.quota import Refusal, State
@@ -28,6 +28,8 @@ from pollux.windows import NOTHING, Limits
 log = logging.getLogger("pollux.store")
 
 HEALTH_AGE = 30.0
+PROBED_WITHIN = 5.0
+"""A key whose rest has ended is being asked about: it is worth looking again after so long."""
 CLOSE_WITHIN = 4.0
 MOST_QUOTAS = 2000
 MOST_QUOTAS_EACH = 10
@@ -102,7 +104,7 @@ class Roster:
         self.key_used: dict[str, int] = {}
         self._by_use: dict[str, None] = {}
         """The projects, those first whose keys were used least recently."""
-        self._writer = secrets.token_hex(4)
+        self._writer = new_name(one_machine=getattr(store, "one_machine", False))
         self.health: Ledger[Health] = Ledger("health", HEALTH_CODEC, self._writer, self.watch)
         self._keys: tuple[Key, ...] | None = None
         self._generations: dict[str, int] = {}
@@ -123,6 +125,7 @@ class Roster:
             self._by_use = {name: None for name in self._by_use if name in projects} | dict.fromkeys(projects)
             self._forgive(keys)
         if self.store.now() - self.health.seen_at > HEALTH_AGE and not (self.watch.down and self._knows_health):
+            self.health.commit_soon(HEALTH_AGE)  # which keys were taken meanwhile; it tells as much as a read
             try:
                 await self.health.refresh(HEALTH_AGE)
             except StoreUnavailableError:
@@ -171,9 +174,11 @@ class Roster:
         now: float,
         prefer: str | None = None,
         tools: Collection[str] = (),
+        trials: Collection[str] = (),
     ) -> Key | Refusal | None:
-        """The key with which a project may serve a model, or why it may not; None if it has no key that is left."""
-        resting = self.resting(project.name, model, now, tools)
+        """The key with which a project may serve a model, or why it may not; None if it has no key that is left.
+        `trials`: projects that are asked although they rest."""
+        resting = None if project.name in trials else self.resting(project.name, model, now, tools)
         if resting is not None:
             return resting
         key, refusal = self._key_of(project, tried_keys, now, prefer)
@@ -191,7 +196,7 @@ class Roster:
     def named_aside(self) -> frozenset[str]:
         """The projects of which anything is set aside."""
         aside = self.health.value
-        of_keys = (self.project_of.get(key, "") for key in aside.keys)
+        of_keys = (self.project_of.get(key, "") for key, entry in aside.keys.items() if entry.until > entry.since)
         return frozenset((*aside.projects, *of_keys, *(name.partition("/")[0] for name in aside.models)))
 
     def with_grants(self, bucket: str) -> list[str]:
@@ -228,7 +233,7 @@ class Roster:
     def is_aside(self, project: str, model: str, key_id: str, now: float, tools: Collection[str] = ()) -> bool:
         """Whether any of them rests by now, as far as this process knows."""
         key = self.health.value.keys.get(key_id)
-        return (key is not None and key.until > now) or self.resting(project, model, now, tools) is not None
+        return health.key_rests(key, now) or self.resting(project, model, now, tools) is not None
 
     def _key_of(
         self, project: Project, tried: Collection[str], now: float, prefer: str | None
@@ -240,8 +245,8 @@ class Roster:
             if not key.enabled or key.id in tried:
                 continue
             resting = self.health.value.keys.get(key.id)
-            if resting is not None and resting.until > now:
-                found = Refusal(resting.until, f"aside:{resting.reason}")
+            if resting is not None and health.key_rests(resting, now):
+                found = Refusal(max(resting.until, now + PROBED_WITHIN), f"aside:{resting.reason}")
                 refusal = found if refusal is None else min(refusal, found)
             elif key.id == prefer:
                 return key, None
@@ -289,6 +294,17 @@ class Roster:
             if len(self._smallest) >= MOST_QUOTAS:  # clients may invent names of models
                 self._smallest.clear()
             found = self._smallest[model] = ASSUMED | self.catalog.smallest_limits(model)
+        return found
+
+    def learned_limits(self, model: str) -> Limits:
+        """The smallest limits that projects without a tier were refused at. Others are presumed to have the same."""
+        bucket, now = self.bucket(model), self.store.now()
+        found: dict[str, int] = {}
+        for project in self.projects.values():
+            owned = self.quotas.get((project.name, bucket))
+            if owned is not None and owned.ledger.value.learned and project.tier is None:
+                for name, value in quota.effective(owned.ledger.value, now, {}, None).items():
+                    found[name] = min(value, found.get(name, value))
         return found
 
     def smallest_token_limit(self, model: str) -> int | None:
@@ -344,4 +360,4 @@ class Roster:
 
 
 def _forgiven(value: Health, _: float, key_id: str) -> tuple[Health, None]:
-    return health.clear(value, "keys", key_id), None
+    return health.lifted(value, key_id, None, well=False), None

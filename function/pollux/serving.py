@@ -29,6 +29,8 @@ WEAK_TOKEN = 16
 class FixedKeyring:
     """The keys of the demo: always the same."""
 
+    simulated = True
+
     def __init__(self, keys: Sequence[tuple[Key, str]]) -> None:
         self._keys = tuple(key for key, _ in keys)
         self._values = {key.id: Secret(value) for key, value in keys}

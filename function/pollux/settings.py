@@ -146,6 +146,12 @@ class Settings:
         str,
         "The one file that keys come from (keys.json, key.txt or .env). Unset: every local source.",
     )
+    keys: tuple[str, ...] = _setting(
+        (),
+        lambda _: (),  # the keyring reads it, with the other variables
+        "API keys, comma separated: one of the local sources.",
+        secret=True,
+    )
     secrets: str = _setting("", str, "Google Cloud project whose Secret Manager holds the keys and the tokens.")
     store: str = _setting(
         "",
@@ -157,6 +163,12 @@ class Settings:
         (), _words, "Client tokens, comma separated.", secret=True, shown="made on the first local run"
     )
     admin_token: str = _setting("", str.strip, "The token of /admin.", secret=True, shown="made on the first local run")
+    url: str = _setting(
+        "",
+        lambda t: base_url(t) if t else "",
+        "The running gateway that commands talk to.",
+        shown="http://127.0.0.1:3145",
+    )
     upstream: str = _setting("https://generativelanguage.googleapis.com", base_url, "The Gemini API's base URL.")
     public_url: str = _setting(
         "",
@@ -259,6 +271,10 @@ class Settings:
     @property
     def store_url(self) -> str:
         return self.store or f"sqlite:///{Path(self.data) / 'pollux.db'}"
+
+    @property
+    def gateway_url(self) -> str:
+        return self.url or "http://127.0.0.1:3145"
 
     @property
     def blobs_url(self) -> str:

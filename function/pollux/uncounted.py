@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from pollux import reasons
 from pollux.attempts import AGAIN_WITHIN, Attempts, Failure, backoff
 from pollux.exchange import Exchange
+from pollux.health import PROBED
 from pollux.journal import Attempt
 from pollux.pool import Tried
 from pollux.quota import Refusal
@@ -55,7 +56,7 @@ async def run(
         match last.verdict.action:
             case "next-key":
                 if not await attempts.key_changed(key, last.verdict, tried):
-                    tried.keys.add(key.id)
+                    tried.key_refused(key.id, probed=last.verdict.cause in PROBED)
             case "next-project":
                 tried.projects.add(key.project)
             case "retry" if x.harmless:

@@ -71,8 +71,8 @@ variable "keys" {
   nullable = false
 
   validation {
-    condition     = alltrue([for id in keys(var.keys) : can(regex("^[a-z0-9][a-z0-9-]{0,62}$", id))])
-    error_message = "The id of a key is 1 to 63 of a-z, 0-9 and -, and does not start with -: it becomes part of a secret's name."
+    condition     = alltrue([for id in keys(var.keys) : can(regex("^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$", id))])
+    error_message = "The id of a key is 1 to 63 of letters, digits, _ and -, and does not start with _ or -: it becomes part of a secret's name."
   }
 
   validation {

@@ -70,7 +70,7 @@ def test_what_does_not_end_is_cut_in_words(tmp_path: Path, target: str, body: by
             came = b""
             while data := made.recv(65536):
                 came += data
-        assert 0.9 < time.monotonic() - began < 3
+        assert 0.9 < time.monotonic() - began < 10
         assert last in came
         assert gateway.process.wait(5) == 0
         assert "Traceback" not in gateway.said()

@@ -2,7 +2,6 @@
 
 import asyncio
 import http.client
-import itertools
 import json
 import signal
 import socket
@@ -98,13 +97,13 @@ def test_in_the_cloud_without_a_token_nothing_starts(tmp_path: Path) -> None:
 
 def test_a_stream_comes_chunk_by_chunk(functions_pairs: list[Pair]) -> None:
     for pair in functions_pairs:
-        pair.simulator.faults.append(Fault(kind="drip", seconds=0.3))
-        times: list[float] = []
+        pair.simulator.faults.append(Fault(kind="drip", seconds=1))
+        ended: list[bool] = []
         with asking(pair.gateway.url, STREAM, prompt(), "connection: close") as made:
             while data := made.recv(65536):
-                times += [time.monotonic()] * data.count(b"data: ")
-        assert len(times) == 4
-        assert min(later - earlier for earlier, later in itertools.pairwise(times)) > 0.15
+                ended += [pair.simulator.calls[-1].finished_at is not None] * data.count(b"data: ")
+        assert len(ended) == 4
+        assert not any(ended[:2]), "they came before the last was made"
 
 
 @pytest.mark.parametrize(("target", "body"), [(STREAM, prompt()), ("/v1/chat/completions", CHAT)])
@@ -114,8 +113,7 @@ def test_a_client_that_leaves_ends_its_call(functions_pairs: list[Pair], target:
     pair.simulator.faults.append(Fault(kind="drip", seconds=30))
     with asking(pair.gateway.url, target, body) as made:
         assert b"200 OK" in made.recv(1000)
-        left = time.time()
-    assert eventually(2, lambda: pair.simulator.calls[-1].disconnected_at) - left < 1
+    assert eventually(10, lambda: pair.simulator.calls[-1].disconnected_at)
 
 
 def test_a_stream_that_breaks_without_words_is_cut_and_no_crash(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_the_command_line_changes_a_running_gateway(tmp_path: Path) -> None:
     with simulated() as (_, url), gateway(tmp_path, url, keys=[1, 2]) as started:
         environ = environment(data=str(tmp_path / "data"), keys_file=str(tmp_path / "keys.json"))
         assert pollux(tmp_path, environ, "keys", "disable", "key-1").returncode == 0
-        states = {"key-1": "disabled", "key-2": "healthy"}
+        states = {"key-1": "disabled", "key-2": "unchecked"}
         assert eventually(3, lambda: {key["id"]: key["state"] for key in started.status()["keys"]} == states)
         assert {started.generate(text=str(n)).headers["x-pollux-key"] for n in range(4)} == {"key-2"}
         for key in ("key-1", "key-2"):

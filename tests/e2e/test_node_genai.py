@@ -30,7 +30,7 @@ def test_a_file_is_uploaded_used_listed_and_deleted(pair: Pair, tmp_path: Path) 
     path.write_bytes(content)
     found = nodes.run(pair.gateway, "files", str(path), "text/plain")
     assert found["file"]["sizeBytes"] == str(len(content))
-    assert found["file"]["uri"].startswith(pair.gateway.url + "/v1beta/files/")
+    assert found["file"]["uri"].startswith(pair.gateway.url + "/v1/files/")
     assert found["file"]["displayName"] == "made by node"
     assert len(found["said"]) == 3
     assert found["file"]["name"] in found["listed"]

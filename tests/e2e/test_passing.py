@@ -10,7 +10,8 @@ from tests.e2e.processes import FLASH, TOKEN, call, key_value, prompt
 TARGET = f"/v1beta/models/{FLASH}:generateContent"
 BODIES = [
     b'{"contents":[{"parts":[{"text":"hello"}]}]}',
-    b' {\n\t"contents" : [ {"parts":[{"text":"\\u00e9\\ud83d\\ude00 \xc3\xa9"}]} ] ,"x":1.0e3, "x":12345678901 }\r\n',
+    b' {\n\t"contents" : [ {"parts":[{"text":"\\u00e9\\ud83d\\ude00 \xc3\xa9"}]} ] ,'
+    b'"store":1.0e3, "store":12345678901 }\r\n',
     b'\xef\xbb\xbf{"contents":[{"parts":[{"text":"a byte order mark"}]}]}',
 ]
 

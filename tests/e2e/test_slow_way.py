@@ -35,10 +35,10 @@ def test_pieces_keep_their_order_when_the_delay_ends(echo: str) -> None:
     async def scene(host: str) -> tuple[bytes, float]:
         name, port = host.rsplit(":", 1)
         reader, writer = await asyncio.open_connection(name, int(port))
-        way.delay = 0.5
+        began, way.delay = time.monotonic(), 0.5
         writer.write(b"first ")
         await asyncio.sleep(0.1)
-        began, way.delay = time.monotonic(), 0.0
+        way.delay = 0.0
         for number in range(PIECES):
             writer.write(b"%d " % number)
             await asyncio.sleep(0.001)
@@ -52,7 +52,7 @@ def test_pieces_keep_their_order_when_the_delay_ends(echo: str) -> None:
     with slow_way(echo) as way:
         found, seconds = asyncio.run(scene(way.host))
     assert found.split() == [b"first", *(b"%d" % number for number in range(PIECES))]
-    assert seconds > 0.3, "nothing overtakes what is late"
+    assert seconds >= 0.5, "nothing overtakes what is late"
 
 
 def test_what_is_late_still_comes_when_the_other_end_has_closed() -> None:
@@ -68,9 +68,9 @@ def test_what_is_late_still_comes_when_the_other_end_has_closed() -> None:
         with slow_way(f"127.0.0.1:{server.getsockname()[1]}") as way:
             way.delay = 0.3
             name, port = way.host.rsplit(":", 1)
+            began = time.monotonic()
             with socket.create_connection((name, int(port)), 5) as client:
-                began = time.monotonic()
                 assert client.recv(100) == b"last words"
-                assert time.monotonic() - began > 0.2
+                assert time.monotonic() - began >= 0.3
                 assert client.recv(100) == b""
         thread.join(5)

@@ -139,7 +139,7 @@ def test_it_answers_slowly(shape: Shape, emulator: Emulator, simulator: tuple[Si
         nothing_lost_nothing_twice(made, simulator[0])
         assert max(peaks(simulator[0]).values()) <= RPM
         known = sorted(asked.seconds for asked in made.since(slow_since) if asked.at < slow_until)
-        assert known[len(known) // 2] < 0.5, "the share is spent without waiting"
+        assert known[len(known) // 2] < 1.3, "the share is spent without waiting for a commit"
         one_outage(one, "the store is slow: 3 commits in a row took longer than 1 s")
         assert one.signal() == 0
     assert shape.booked() == sent_by_project(simulator[0])

@@ -1,34 +1,56 @@
 """Terraform as the tests run it: the module in a copy of its own, with the CLI that TERRAFORM names."""
 
+import contextlib
+import fcntl
 import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pytest
+from tools.parts import MissingPartError
 
 ROOT = Path(__file__).parents[2]
 MODULE = ROOT / "infra/terraform"
 BESIDE = ROOT.parent / "shared/terraform-offline/tf"
 """A stand-in that needs no registry, if the checkout has one beside it."""
+PROVIDERS = ROOT / "build/terraform-providers"
+"""Downloaded once; `make clean` removes them."""
 LEFT_OUT = shutil.ignore_patterns(".terraform", ".terraform.lock.hcl", "*.tfstate*", "__pycache__", "*.egg-info")
+UNREACHABLE = r"could not connect to [\w.-]+|failed to request discovery document|could not query provider registry"
+_unreachable: list[str] = []
+"""Why no provider can be had, once that is known: each try can take a minute."""
 
 
 @functools.cache
 def command() -> str:
-    """The CLI. Without one, tests are skipped; in CI that is a failure."""
+    """The CLI. MissingPartError without one."""
     wanted = os.environ.get("TERRAFORM") or (str(BESIDE) if BESIDE.exists() else "terraform")
     found = shutil.which(wanted)
     if found is None:
-        reason = f"{wanted} is not installed; set TERRAFORM to a Terraform CLI of 1.9 or newer"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        raise MissingPartError(f"{wanted} is not installed; install Terraform 1.9 or newer, or set TERRAFORM to it")
     return found
+
+
+def _cached_providers() -> dict[str, str]:
+    """They are some hundred MB, and each workspace would download them again."""
+    if "TF_PLUGIN_CACHE_DIR" in os.environ:
+        return {}
+    PROVIDERS.mkdir(parents=True, exist_ok=True)
+    return {"TF_PLUGIN_CACHE_DIR": str(PROVIDERS), "TF_PLUGIN_CACHE_MAY_BREAK_DEPENDENCY_LOCK_FILE": "1"}
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Terraform does not promise that two can fill the cache at once, and tests run in several processes."""
+    PROVIDERS.mkdir(parents=True, exist_ok=True)
+    with (PROVIDERS / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 class Workspace:
@@ -36,10 +58,23 @@ class Workspace:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.run("init", "-backend=false", "-input=false")
+        self.init()
+
+    def init(self) -> None:
+        """MissingPartError if no registry hands out the providers."""
+        if _unreachable:
+            raise MissingPartError(_unreachable[0])
+        with _one_at_a_time():
+            done = self.run("init", "-backend=false", "-input=false", "-no-color", codes=(0, 1))
+        if found := re.search(UNREACHABLE, " ".join(done.stderr.split())):
+            _unreachable.append(
+                f"Terraform's registry hands out no providers ({found[0]}); its tests need it to answer"
+            )
+            raise MissingPartError(_unreachable[0])
+        assert done.returncode == 0, f"terraform init:\n{done.stdout}\n{done.stderr}"
 
     def run(self, *words: str, codes: tuple[int, ...] = (0,)) -> subprocess.CompletedProcess[str]:
-        environ = {**os.environ, "TF_IN_AUTOMATION": "1", "CHECKPOINT_DISABLE": "1"}
+        environ = {**os.environ, "TF_IN_AUTOMATION": "1", "CHECKPOINT_DISABLE": "1"} | _cached_providers()
         done = subprocess.run(
             [command(), f"-chdir={self.folder}", *words], capture_output=True, text=True, env=environ, check=False
         )

@@ -8,6 +8,7 @@ from pollux.log_safety import clean
 
 STATUS = "`pollux status --url URL` shows it"
 LONGEST = 300
+USABLE = ("healthy", "unchecked")
 
 
 def state(found: Mapping[str, Any]) -> tuple[Verdict, str, str]:
@@ -42,4 +43,4 @@ def _state(found: Mapping[str, Any]) -> tuple[Verdict, str, str]:
 
 def _aside(key: Mapping[str, Any], project: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """What keeps a key from use: it rests itself, or its project does."""
-    return next((entry for entry in (key, project) if entry["state"] != "healthy"), None)
+    return next((entry for entry in (key, project) if entry["state"] not in USABLE), None)

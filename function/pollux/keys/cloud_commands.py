@@ -15,11 +15,24 @@ from pollux.keys.files import parse
 from pollux.keys.importing import plan
 from pollux.keys.local import free_id
 from pollux.keys.probe import REFUSED, Finding, probe
-from pollux.keys.records import KEY, changed, foreign
+from pollux.keys.records import ID, KEY, changed, foreign, key_id_of, secret_name
 from pollux.keys.secret_manager import SecretManagerKeyring
 from pollux.keys.secrets_api import SecretError, SecretInfo, SecretsApi, known_as
-from pollux.keys.standing import forgive
-from pollux.keys.terminal import Progress, ask_value, confirmed, keys_table, listed, row, table, tell
+from pollux.keys.standing import Lifted, forgive, lift
+from pollux.keys.terminal import (
+    Progress,
+    ask_value,
+    confirmed,
+    doubted,
+    keys_table,
+    listed,
+    row,
+    table,
+    tell,
+    told_of_check,
+    told_of_demo,
+    told_of_new,
+)
 from pollux.settings import Settings
 
 AT_ONCE = 4
@@ -37,7 +50,7 @@ class Cloud:
         self.unread: dict[str, KeySourceError] = {}
 
     def place(self, key_id: str) -> str:
-        return f"secret {KEY}{key_id} of {self.project}"
+        return f"secret {secret_name(key_id)} of {self.project}"
 
     async def keys(self) -> tuple[Key, ...]:
         return await self.keyring.keys()
@@ -69,12 +82,15 @@ class Cloud:
 
     async def ids(self) -> set[str]:
         """All that are taken, also by secrets that describe no key."""
-        return {info.name.removeprefix(KEY) for info in await self.api.secrets(KEY)}
+        return {key_id_of(info.name) for info in await self.api.secrets(KEY)}
 
     async def add(self, key_id: str, secret: Secret, details: Mapping[str, object]) -> None:
         """The secret and its first version, or neither."""
-        name = KEY + key_id
-        await self.api.create(name, *changed(None, details))
+        name = secret_name(key_id)
+        labels, annotations = changed(None, details)
+        if key_id not in name:
+            annotations[ID] = key_id
+        await self.api.create(name, labels, annotations)
         try:
             await self.api.add_version(name, secret)
         except BaseException:
@@ -84,7 +100,7 @@ class Cloud:
 
     async def info(self, key_id: str) -> SecretInfo:
         with known_as(f"key {key_id!r}", self.project):
-            return await self.api.secret(KEY + key_id)
+            return await self.api.secret(secret_name(key_id))
 
     async def describe(self, key_id: str, details: Mapping[str, object]) -> None:
         info = await self.info(key_id)
@@ -95,13 +111,17 @@ async def add(namespace: argparse.Namespace, cloud: Cloud) -> int:
     taken = await cloud.ids()
     key_id = namespace.id or free_id("key-1", taken)
     if key_id in taken:
-        if await cloud.api.versions(KEY + key_id):
+        if await cloud.api.versions(secret_name(key_id)):
             raise KeySourceError(f"the id {key_id!r} is taken, by {cloud.place(key_id)}")
         raise KeySourceError(f"{cloud.place(key_id)} has no value yet; put it there with: pollux keys rotate {key_id}")
     secret = ask_value((await _others(cloud)).values())
+    doubted(key_id, secret)
     await cloud.add(key_id, secret, details_of(namespace))
     print(f"added {key_id} ({secret.masked}) to {cloud.place(key_id)}")
-    return 0
+    found = await _probed(namespace, cloud, key_id, secret)
+    code = told_of_new(key_id, found, where=f" --secrets {cloud.project}")
+    told_of_demo(await _forgiven(cloud, key_id, found), cloud.settings.gateway_url)
+    return code
 
 
 async def edit(namespace: argparse.Namespace, cloud: Cloud) -> int:
@@ -117,6 +137,7 @@ async def edit(namespace: argparse.Namespace, cloud: Cloud) -> int:
 
 async def enable(namespace: argparse.Namespace, cloud: Cloud) -> int:
     await cloud.describe(namespace.id, {"enabled": True})
+    await _forgiven(cloud, namespace.id)
     print(f"enabled {namespace.id}")
     return 0
 
@@ -129,10 +150,21 @@ async def disable(namespace: argparse.Namespace, cloud: Cloud) -> int:
 
 async def rotate(namespace: argparse.Namespace, cloud: Cloud) -> int:
     """A new version; the old ones are disabled after it answered. One that does not is disabled itself."""
-    key_id, name = namespace.id, KEY + namespace.id
+    key_id, name = namespace.id, secret_name(namespace.id)
     with known_as(f"key {key_id!r}", cloud.project):
         old = await cloud.api.versions(name)
-    secret = ask_value((await _others(cloud)).values(), "New value of the key (not shown): ")
+    others = await _others(cloud)
+    own = others.pop(key_id, None)
+    secret = ask_value(others.values(), "New value of the key (not shown): ")
+    doubted(key_id, secret)
+    if own is not None and own.secret == secret:
+        found = await _probed(namespace, cloud, key_id, secret)
+        if found is not None and found.state in REFUSED:
+            print(f"kept {key_id}, which is the same value; it is {found.state}: {found.reason}")
+            return 1
+        await _forgiven(cloud, key_id, found)
+        print(f"kept {key_id} ({secret.masked}) in {cloud.place(key_id)}: it is the same value")
+        return 0
     number = await cloud.api.add_version(name, secret)
     try:
         found = await _probed(namespace, cloud, key_id, await cloud.api.access(name, number))
@@ -149,7 +181,7 @@ async def rotate(namespace: argparse.Namespace, cloud: Cloud) -> int:
         print(f"pollux keys: gateways were not told, and take it when the old is refused: {error}", file=sys.stderr)
     for version in old:
         await cloud.api.disable(name, version.number)
-    await forgive(cloud.settings, cloud.project, key_id)
+    await _forgiven(cloud, key_id, found)
     disabled = f"; disabled {', '.join(str(version.number) for version in sorted(old))}" if old else ""
     print(f"rotated {key_id} ({secret.masked}) in {cloud.place(key_id)}: version {number}{disabled}")
     return 0
@@ -160,6 +192,7 @@ async def remove(namespace: argparse.Namespace, cloud: Cloud) -> int:
     question = f"Remove {cloud.place(namespace.id)}, with all its versions?{foreign(info)}"
     if confirmed(question, yes=namespace.yes, undone="removed"):
         await cloud.api.delete(info.name)
+        await _forgiven(cloud, namespace.id)  # another key may have this id one day
         print(f"removed {namespace.id} from {cloud.project}")
     return 0
 
@@ -254,6 +287,9 @@ async def check(namespace: argparse.Namespace, cloud: Cloud) -> int:
         ("ID", "VALUE", "STATE", "REASON"),
         [(i, asked[i].masked if i in asked else "…", found.state, found.reason) for i, found in rows],
     )
+    healthy = {key.id: key.project for key in wanted if findings[key.id].state == "healthy"}
+    lifted = await lift(cloud.settings, cloud.project, healthy, well=True)
+    told_of_check(wanted, findings, lifted, await asyncio.to_thread(health_of, cloud.read_health))
     return int(any(found.state != "healthy" for _, found in rows))
 
 
@@ -291,6 +327,12 @@ async def _others(cloud: Cloud) -> dict[str, Entry]:
         if getattr(error, "kind", "") != "disabled":
             print(f"pollux keys: not compared with one that is there: {error}", file=sys.stderr)
     return entries
+
+
+async def _forgiven(cloud: Cloud, key_id: str, found: Finding | None = None) -> Lifted:
+    """What was held against the key before ends, in gateways that run and those that start later."""
+    well = found is not None and found.state in ("healthy", "no quota")
+    return await forgive(cloud.settings, cloud.project, key_id, well=well)
 
 
 async def _probed(namespace: argparse.Namespace, cloud: Cloud, key_id: str, value: Secret) -> Finding | None:

@@ -10,15 +10,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pollux.keys import KeySourceError
+from pollux.keys import KeySourceError, Secret
 from pollux.keys.entries import Entry, KeyFileError, Problem
 from pollux.keys.files import Variable, decode, parse, parse_env, recognise
 from pollux.keys.importing import plan
 from pollux.keys.keyfile import KeyFile
-from pollux.keys.local import LocalKeyring, free_id
-from pollux.keys.probe import REFUSED, probe
-from pollux.keys.standing import forgive
-from pollux.keys.terminal import ask_value, confirmed, keys_table, listed, row, table, tell
+from pollux.keys.local import LocalKeyring, free_id, home_folder
+from pollux.keys.probe import REFUSED, Finding, probe
+from pollux.keys.standing import Lifted, forgive, lift
+from pollux.keys.terminal import (
+    ask_value,
+    confirmed,
+    doubted,
+    keys_table,
+    listed,
+    row,
+    table,
+    tell,
+    told_of_check,
+    told_of_demo,
+    told_of_new,
+)
 from pollux.settings import Settings
 
 ReadHealth = Callable[[], Mapping[str, Any]]
@@ -33,7 +45,8 @@ class Place:
         self.named = Path(settings.keys_file).expanduser() if settings.keys_file else None
 
     def keyring(self) -> LocalKeyring:
-        return LocalKeyring(self.named, data=Path(self.settings.data), folder=Path.cwd(), environ=os.environ)
+        data = Path(self.settings.data)
+        return LocalKeyring(self.named, data=data, folder=Path.cwd(), environ=os.environ, home=home_folder())
 
     def entries(self) -> Mapping[str, Entry]:
         """All keys in use by id; none while the file named in the settings is still to be made."""
@@ -67,9 +80,13 @@ def add(namespace: argparse.Namespace, place: Place) -> int:
     if key_id in entries:
         raise KeySourceError(f"the id {key_id!r} is taken, by {entries[key_id].place}")
     secret = ask_value(entries.values())
+    doubted(key_id, secret)
     file.add(key_id, secret, **details_of(namespace))
     print(f"added {key_id} ({secret.masked}) to {file.path}")
-    return 0
+    found = _probed(namespace, place, secret)
+    code = told_of_new(key_id, found)
+    told_of_demo(_forgiven(place, key_id, found), place.settings.gateway_url)
+    return code
 
 
 def edit(namespace: argparse.Namespace, place: Place) -> int:
@@ -80,7 +97,7 @@ def edit(namespace: argparse.Namespace, place: Place) -> int:
     others = (entry for key_id, entry in place.entries().items() if key_id != namespace.id)
     file.edit(namespace.id, secret=ask_value(others) if namespace.value else None, **details)
     if namespace.value:
-        asyncio.run(forgive(place.settings, "", namespace.id))
+        _forgiven(place, namespace.id)
     print(f"changed {namespace.id} in {file.path}")
     return 0
 
@@ -88,17 +105,34 @@ def edit(namespace: argparse.Namespace, place: Place) -> int:
 def rotate(namespace: argparse.Namespace, place: Place) -> int:
     """Unlike `edit --value`, a new value that does not answer changes nothing."""
     file = place.own(namespace.id)
-    secret = ask_value(place.entries().values(), "New value of the key (not shown): ")
-    if namespace.check:
-        asked = asyncio.run(probe({namespace.id: secret}, upstream=place.settings.upstream, model=namespace.model))
-        found = asked[namespace.id]
-        if found.state in REFUSED:
-            print(f"kept the old value of {namespace.id}: the new one is {found.state}: {found.reason}")
-            return 1
-    file.edit(namespace.id, secret=secret)
-    asyncio.run(forgive(place.settings, "", namespace.id))
-    print(f"rotated {namespace.id} ({secret.masked}) in {file.path}")
+    entries = place.entries()
+    others = (entry for key_id, entry in entries.items() if key_id != namespace.id)
+    secret = ask_value(others, "New value of the key (not shown): ")
+    doubted(namespace.id, secret)
+    found = _probed(namespace, place, secret)
+    if found is not None and found.state in REFUSED:
+        print(f"kept the old value of {namespace.id}: the new one is {found.state}: {found.reason}")
+        return 1
+    same = namespace.id in entries and entries[namespace.id].secret == secret
+    if not same:
+        file.edit(namespace.id, secret=secret)
+    _forgiven(place, namespace.id, found)
+    done = "kept" if same else "rotated"
+    print(f"{done} {namespace.id} ({secret.masked}) in {file.path}{': it is the same value' if same else ''}")
     return 0
+
+
+def _probed(namespace: argparse.Namespace, place: Place, secret: Secret) -> Finding | None:
+    """What Google says of a value; None if it is not asked."""
+    if not namespace.check:
+        return None
+    return asyncio.run(probe({"": secret}, upstream=place.settings.upstream, model=namespace.model))[""]
+
+
+def _forgiven(place: Place, key_id: str, found: Finding | None = None) -> Lifted:
+    """What was held against the key before ends, in gateways that run and those that start later."""
+    well = found is not None and found.state in ("healthy", "no quota")
+    return asyncio.run(forgive(place.settings, "", key_id, well=well))
 
 
 def remove(namespace: argparse.Namespace, place: Place) -> int:
@@ -106,12 +140,14 @@ def remove(namespace: argparse.Namespace, place: Place) -> int:
     if not confirmed(f"Remove {namespace.id} from {file.path}?", yes=namespace.yes, undone="removed"):
         return 0
     file.remove(namespace.id)
+    _forgiven(place, namespace.id)  # another key may have this id one day
     print(f"removed {namespace.id} from {file.path}")
     return 0
 
 
 def enable(namespace: argparse.Namespace, place: Place) -> int:
     place.own(namespace.id).enable(namespace.id)
+    _forgiven(place, namespace.id)
     print(f"enabled {namespace.id}")
     return 0
 
@@ -173,6 +209,10 @@ def check(namespace: argparse.Namespace, place: Place) -> int:
         ("ID", "VALUE", "STATE", "REASON"),
         [(key_id, asked[key_id].masked, found.state, found.reason) for key_id, found in findings.items()],
     )
+    keys = [entries[key_id].key(key_id) for key_id in asked]
+    healthy = {key.id: key.project for key in keys if findings[key.id].state == "healthy"}
+    lifted = asyncio.run(lift(place.settings, "", healthy, well=True))
+    told_of_check(keys, findings, lifted, health_of(place.read_health))
     return int(any(found.state != "healthy" for found in findings.values()))
 
 

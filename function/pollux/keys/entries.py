@@ -13,8 +13,12 @@ SHORTEST = 4  # values are opaque, so this only catches slips of the hand; Googl
 LONGEST = 1024
 TOKEN_PREFIX = "pollux-"  # noqa: S105  what client tokens that Pollux made start with (auth.py)
 
-ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+ID_PATTERN = r"[A-Za-z0-9](?:[A-Za-z0-9 _-]{0,61}[A-Za-z0-9_-])?"
+ID = re.compile(ID_PATTERN)
 PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,62}")
+_VALUE = re.compile(r"AIza.{10,}|AQ.{20,}|(?=[^ ]*[a-z])(?=[^ ]*[A-Z])(?=[^ ]*\d)[^ ]{30,}")
+"""What may be the value of a key: as an id it would be shown."""
+_LOOKS = re.compile(r"AIza[\w-]{35}|AQ\.[\w.-]{16,}", re.ASCII)
 _TRIMMED = " \t\r\n\f\v\ufeff\u200b\u00a0\"'`“”‘’"
 _PLACEHOLDER = re.compile(
     r"(your|insert|paste|replace|enter)[-_ a-z]*(key|token|here|me)[-_ a-z0-9]*"
@@ -100,10 +104,15 @@ def value_fault(value: str) -> str | None:
     return None
 
 
+def value_doubt(value: str) -> str | None:
+    """Why this may be no Gemini key. Google alone knows, so it is only said."""
+    return None if _LOOKS.fullmatch(value) else "it does not look like a Gemini key, which begins with AIza or AQ."
+
+
 def id_fault(value: Any) -> str | None:
-    if isinstance(value, str) and ID.fullmatch(value):
+    if isinstance(value, str) and ID.fullmatch(value) and not _VALUE.fullmatch(value):
         return None
-    return "an id is 1 to 63 of a-z, 0-9 and -, and does not start with -"
+    return "an id is 1 to 63 of letters, digits, spaces, _ and -, begins with a letter or digit, and is no key's value"
 
 
 def project_fault(value: Any) -> str | None:

@@ -8,14 +8,18 @@ from typing import Literal
 
 from pollux.keys import Secret
 from pollux.keys.document import parse_document
-from pollux.keys.entries import Entry, KeyFileError, Notice, Problem, clean, id_fault, value_fault
+from pollux.keys.entries import ID_PATTERN, Entry, KeyFileError, Notice, Problem, clean, id_fault, value_fault
 
-LIST_VARIABLE = "GOOGLE_API_KEYS"
+LISTS = {"GEMINI_API_KEYS": "gemini", "GOOGLE_API_KEYS": "google", "POLLUX_KEYS": "key"}
+"""Variables that hold several keys, separated by commas, and what their ids begin with."""
+VARIABLES = ("GEMINI_API_KEY", "GEMINI_API_KEY_<n>", "GEMINI_KEY_<name>", *LISTS)
 ENVIRONMENT = "environment"
+ROOT = "GEMINI_KEY_POOL_ROOT"
+"""A folder with a keys.json, and a .env beside it. It is no key, for all its name."""
 
 _LINES = re.compile(r"\r\n|\r|\n")
 _ASSIGNMENT = re.compile(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*?)\s*")
-_NAMED_LINE = re.compile(r"([a-z0-9][a-z0-9-]{0,62}):\s+(.*)")
+_NAMED_LINE = re.compile(rf"({ID_PATTERN}):\s+(.*)")
 _COMMENT = re.compile(r"\s+#.*")
 _ASSIGNED = re.compile(r"(export\s+)?[A-Z][A-Z0-9_]*\s*=\s*[^=\s]")  # not the padding at the end of base64
 
@@ -78,6 +82,8 @@ def parse_list(text: str, file: str) -> Parsed:
     for place, (line, written) in enumerate(_written(text), 1):
         content = _COMMENT.sub("", written, count=1)
         named = _NAMED_LINE.fullmatch(content)
+        if named and id_fault(named[1]):
+            named = None
         value = clean(named[2] if named else content)
         if fault := value_fault(value):
             problems.append(Problem(file, line, fault))
@@ -99,7 +105,7 @@ def parse_env(text: str, file: str) -> dict[str, Variable]:
 
 
 def parse_variables(variables: Iterable[Variable]) -> Parsed:
-    """The keys among variables: GEMINI_API_KEY, GEMINI_KEY_<name> and GOOGLE_API_KEYS=a,b,c."""
+    """The keys among variables, which VARIABLES names."""
     entries: list[Entry] = []
     problems: list[Problem] = []
     for variable in variables:
@@ -121,18 +127,25 @@ def parse_variables(variables: Iterable[Variable]) -> Parsed:
     return Parsed(tuple(entries), tuple(problems))
 
 
+def is_read(name: str) -> bool:
+    """Whether a variable of this name holds keys."""
+    return bool(re.fullmatch(r"GEMINI_API_KEY(_[0-9]+)?", name)) or name.startswith("GEMINI_KEY_") or name in LISTS
+
+
 def _candidates(variable: Variable) -> Iterator[tuple[str, str, bool]]:
     name, value = variable.name, variable.value
     if not clean(value):
         return  # set but empty is how one switches a variable off
     if name == "GEMINI_API_KEY":
         yield "gemini", value, False
-    elif name.startswith("GEMINI_KEY_"):
+    elif name.startswith("GEMINI_KEY_") and name != ROOT:
         own = name.removeprefix("GEMINI_KEY_").lower().replace("_", "-")
         yield (f"gemini-{own}" if own.isdigit() else own), value, False
-    elif name == LIST_VARIABLE:
+    elif (number := name.removeprefix("GEMINI_API_KEY_")).isdecimal() and number.isascii():
+        yield f"gemini-{number}", value, True
+    elif name in LISTS:
         parts = [part for part in clean(value).split(",") if clean(part)]
-        yield from ((f"google-{place}", part, True) for place, part in enumerate(parts, 1))
+        yield from ((f"{LISTS[name]}-{place}", part, True) for place, part in enumerate(parts, 1))
 
 
 def _shown(name: str) -> str:

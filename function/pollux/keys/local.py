@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pollux.keys import Key, KeySourceError, Secret
 from pollux.keys.entries import TOKEN_PREFIX, Entry, KeyFileError, Notice, Problem, clean
-from pollux.keys.files import Parsed, Variable, decode, parse, parse_env, parse_variables
+from pollux.keys.files import ROOT, VARIABLES, Parsed, Variable, decode, is_read, parse, parse_env, parse_variables
 
 LOOK_EVERY_S = 1.0
 LARGEST = 2**20
@@ -32,19 +32,25 @@ class LocalKeyring:
         folder: Path,
         environ: Mapping[str, str],
         clock: Callable[[], float] = time.monotonic,
+        home: Path | None = None,
     ) -> None:
         self.problems: tuple[Problem, ...] = ()
         self.notices: tuple[Notice, ...] = ()
         self._own = keys_file
-        self._env_file = folder / ".env"
+        root = Path(environ[ROOT]).expanduser() if environ.get(ROOT) else None
+        folders = [folder, *(place for place in (root, home) if place is not None)]
+        self._env_files = list(dict.fromkeys(place / ".env" for place in folders))
+        """Of one name the first counts, after the environment."""
         self._files = [keys_file] if keys_file else [data / "keys.json", folder / "keys.json", folder / "key.txt"]
+        if root is not None and keys_file is None and root / "keys.json" not in self._files:
+            self._files.append(root / "keys.json")
         self._shown = {path: str(path.relative_to(folder) if path.parent == folder else path) for path in self._paths}
         self._environ = environ
         self._clock = clock
         words = [word.strip() for word in environ.get("POLLUX_TOKEN", "").split(",")]
         self._tokens = {*words, *(word.partition("=")[2] for word in words)}  # TOKEN or name=TOKEN
         self._good: dict[Path, Parsed] = {}
-        self._good_env: dict[str, Variable] = {}
+        self._good_env: dict[Path, dict[str, Variable]] = {}
         self._places: dict[Secret, str] = {}
         self._generations: dict[str, tuple[Secret, int]] = {}
         self._entries: dict[str, Entry] = {}
@@ -55,7 +61,7 @@ class LocalKeyring:
 
     @property
     def _paths(self) -> tuple[Path, ...]:
-        return (*self._files, self._env_file)
+        return (*self._files, *self._env_files)
 
     async def keys(self) -> tuple[Key, ...]:
         self._refresh()
@@ -138,14 +144,17 @@ class LocalKeyring:
 
     def _variables(self, problems: list[Problem], notices: list[Notice], starting: bool) -> dict[str, Variable]:
         """.env below the environment, as everywhere; what is set but empty, or is our own token, does not count."""
-        try:
-            text = self._read(self._env_file)
-            self._good_env = parse_env(text, self._shown[self._env_file]) if text else {}
-        except KeyFileError as error:
-            if starting:
-                raise
-            problems.append(_kept(error.problem))
-        merged = dict(self._good_env)
+        files: dict[str, Variable] = {}
+        for path in self._env_files:
+            try:
+                text = self._read(path)
+                self._good_env[path] = parse_env(text, self._shown[path]) if text else {}
+            except KeyFileError as error:
+                if starting:
+                    raise
+                problems.append(_kept(error.problem))
+            files = self._good_env[path] | files
+        merged = dict(files)
         for name, value in self._environ.items():
             if clean(value):
                 merged[name] = Variable(name, value)
@@ -156,10 +165,10 @@ class LocalKeyring:
             notices.append(
                 Notice(held.file, held.line, "GEMINI_API_KEY holds a client token of Pollux: not used as a key")
             )
-            below = self._good_env.get("GEMINI_API_KEY")
+            below = files.get("GEMINI_API_KEY")
             if below and not self._is_token(below):
                 merged["GEMINI_API_KEY"] = below
-        for name, variable in self._good_env.items():
+        for name, variable in files.items():
             counts = merged.get(name, variable)
             if clean(variable.value) != clean(counts.value) and parse_variables([variable]).entries:
                 notices.append(
@@ -205,6 +214,14 @@ class LocalKeyring:
             self._keys = keys
 
 
+def home_folder() -> Path | None:
+    """None where there is none, as for a user without an entry in the system's list."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
 def free_id(wanted: str, taken: Iterable[str]) -> str:
     """The id itself, or with the next free number."""
     used = set(taken)
@@ -242,9 +259,9 @@ def _kept(problem: Problem) -> Problem:
 
 
 def _unread(variables: Mapping[str, Variable]) -> list[Notice]:
-    read = "GEMINI_API_KEY, GEMINI_KEY_<name>, GOOGLE_API_KEYS"
+    read = ", ".join(VARIABLES)
     return [
         Notice(variable.file, variable.line, f"{name} is not read; these are: {read}")
         for name, variable in variables.items()
-        if _UNREAD.fullmatch(name) and name not in ("GEMINI_API_KEY", "GOOGLE_API_KEYS")
+        if _UNREAD.fullmatch(name) and not is_read(name)
     ]

@@ -18,8 +18,12 @@ TIMEOUT_S = 15.0
 AT_ONCE = 8
 REFUSED = ("invalid", "unreachable", "unclear")
 """The findings after which a new value does not take the old one's place."""
-_BODY = b'{"contents":[{"parts":[{"text":"ping"}]}]}'
+BODY = b'{"contents":[{"parts":[{"text":"ping"}]}]}'
 _LARGEST = 65536
+
+
+def target(model: str) -> str:
+    return f"/v1beta/models/{quote(model.removeprefix('models/'), safe='')}:countTokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,8 @@ class Finding:
 
     state: str
     reason: str = ""
+    tier: str | None = None
+    """"free" or "paid", if a refusal named such a quota."""
 
 
 async def probe(
@@ -37,14 +43,13 @@ async def probe(
     from pollux.upstream import HttpUpstream  # here, so that commands without a network start fast
 
     turn = asyncio.Semaphore(AT_ONCE)
-    target = f"/v1beta/models/{quote(model.removeprefix('models/'), safe='')}:countTokens"
     google = HttpUpstream(upstream, timeout=timeout_s, connect_timeout=timeout_s)
 
     async def one(secret: Secret) -> Finding:
         async with turn:
             try:
                 async with asyncio.timeout(timeout_s):
-                    status, body = await _ask(google, target, secret)
+                    status, body = await _ask(google, target(model), secret)
             except TimeoutError:
                 return Finding("unreachable", "no answer in time")
             except UpstreamError as error:
@@ -57,9 +62,9 @@ async def probe(
         await google.close()
 
 
-async def _ask(google: "HttpUpstream", target: str, secret: Secret) -> tuple[int, bytes]:
+async def _ask(google: "HttpUpstream", where: str, secret: Secret) -> tuple[int, bytes]:
     headers = [("x-goog-api-key", secret.reveal()), ("content-type", "application/json")]
-    answer = await google.send("POST", target, headers, _BODY)
+    answer = await google.send("POST", where, headers, BODY)
     try:
         body = b""
         while len(body) < _LARGEST and (data := await answer.chunk()):
@@ -81,5 +86,5 @@ def _finding(status: int, body: bytes, secret: Secret) -> Finding:
     if verdict.blames == "key" or verdict.cause == "suspended":
         return Finding("invalid", reason)
     if verdict.blames in ("quota", "project") and verdict.cause not in ("model-access", "location"):
-        return Finding("no quota", reason)
+        return Finding("no quota", reason, verdict.tier)
     return Finding("unreachable" if status >= 500 else "unclear", reason)

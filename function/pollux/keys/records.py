@@ -15,21 +15,40 @@ TOKEN = "pollux-token-"  # noqa: S105
 ADMIN_TOKEN = "pollux-admin-token"  # noqa: S105
 OURS = {"managed-by": "pollux"}
 """On what the command line made, for whoever looks through a project's secrets. Nothing depends on it being there."""
-PROJECT, LIMITS, VERSION = "pollux-project", "pollux-limits", "pollux-version"
-"""Annotations: a project that no label can hold, limits, and the version that `rotate` made."""
+PROJECT, LIMITS, VERSION, ID = "pollux-project", "pollux-limits", "pollux-version", "pollux-id"
+"""Annotations: a project that no label can hold, limits, the version that `rotate` made, and for people the id of a key
+whose secret could not be named after it."""
 
 TOKEN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
+_ESCAPED = re.compile(r"_(20|5f)_")
+
+
+def secret_name(key_id: str) -> str:
+    """The name of a key's secret, which holds no space: that is `_20_`, and beside it an underscore is `_5f_`."""
+    if " " in key_id or _ESCAPED.search(key_id):
+        key_id = key_id.replace("_", "\0").replace(" ", "_20_").replace("\0", "_5f_")
+    return KEY + key_id
+
+
+def key_id_of(name: str) -> str:
+    """The other way round. A name that `secret_name` would not give, as of a secret made by hand, is taken as it is."""
+    written = name.removeprefix(KEY)
+    key_id = _ESCAPED.sub(lambda match: " " if match[1] == "20" else "_", written)
+    return key_id if secret_name(key_id) == name else written
 
 
 def key_of(info: SecretInfo, generation: int = 0) -> Key | Problem:
     """The key that a secret describes, or why it describes none. Without any label it is a project of its own."""
-    key_id = info.name.removeprefix(KEY)
-    project = info.annotations.get(PROJECT) or info.labels.get("project") or key_id
+    key_id = key_id_of(info.name)
+    named = info.annotations.get(PROJECT) or info.labels.get("project")
+    project = named or key_id
     tier = info.labels.get("tier") or None
     limits, fault = _limits(info.annotations.get(LIMITS))
     enabled = info.labels.get("enabled", "true")
-    fault = id_fault(key_id) or project_fault(project) or (tier_fault(tier) if tier else None) or fault
+    fault = (
+        id_fault(key_id) or (project_fault(named) if named else None) or (tier_fault(tier) if tier else None) or fault
+    )
     if fault is None and enabled not in ("true", "false"):
         fault = "the label enabled is true or false"
     if fault is not None:

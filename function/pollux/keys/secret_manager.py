@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pollux.keys import Key, KeySourceError, Secret
 from pollux.keys.entries import Problem, clean, value_fault
-from pollux.keys.records import KEY, VERSION, key_of
+from pollux.keys.records import KEY, VERSION, key_id_of, key_of, secret_name
 from pollux.keys.refreshing import Refreshing
 from pollux.keys.secret_tokens import SecretManagerTokens
 from pollux.keys.secrets_api import SecretError, SecretInfo, SecretsApi
@@ -75,12 +75,12 @@ class SecretManagerKeyring:
             await self._list()
             known = self._known.get(key_id)
         if known is None:
-            raise SecretError("missing", f"secret {KEY}{key_id}", "it is not there any more")
+            raise SecretError("missing", f"secret {secret_name(key_id)}", "it is not there any more")
         if known.held is None:
             if known.error is None or self._clock() >= known.rests_until:
                 await self._fetched(key_id, known)
             if known.held is None:
-                raise known.error or SecretError("missing", f"secret {KEY}{key_id}", "it was removed just now")
+                raise known.error or SecretError("missing", f"secret {secret_name(key_id)}", "it was removed just now")
         return known.held.secret
 
     async def reread(self, key_id: str) -> bool:
@@ -106,7 +106,7 @@ class SecretManagerKeyring:
         await self._api.close()
 
     async def _refresh(self) -> None:
-        infos = {info.name.removeprefix(KEY): info for info in await self._api.secrets(KEY)}
+        infos = {key_id_of(info.name): info for info in await self._api.secrets(KEY)}
         looked_for = []
         for key_id, info in infos.items():
             known = self._known.get(key_id)
@@ -181,7 +181,7 @@ class SecretManagerKeyring:
         raise SecretError(
             "disabled",
             f"secret {name}",
-            f"it has no enabled version; add one with: pollux keys rotate {name.removeprefix(KEY)}",
+            f"it has no enabled version; add one with: pollux keys rotate {key_id_of(name)}",
         )
 
     def _twins(self) -> list[Problem]:
@@ -189,8 +189,10 @@ class SecretManagerKeyring:
         problems = []
         for key_id, known in sorted(self._known.items()):
             if known.held and (other := first.setdefault(known.held.secret, key_id)) != key_id:
-                reason = f"it holds the same key as secret {KEY}{other}, whose quota is counted twice; remove one"
-                problems.append(Problem(f"secret {KEY}{key_id}", 0, reason))
+                reason = (
+                    f"it holds the same key as secret {secret_name(other)}, whose quota is counted twice; remove one"
+                )
+                problems.append(Problem(f"secret {secret_name(key_id)}", 0, reason))
         return problems
 
 

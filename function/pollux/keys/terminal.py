@@ -1,18 +1,21 @@
 """What `pollux keys` and `pollux tokens` ask and show. Values are read hidden, and never shown."""
 
 import getpass
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pollux.keys import KeySourceError, Secret
-from pollux.keys.entries import Entry, Problem, clean, value_fault
+from pollux.health import Aside, free_quota, key_rests
+from pollux.keys import Key, KeySourceError, Secret
+from pollux.keys.entries import Entry, Problem, clean, value_doubt, value_fault
+from pollux.keys.probe import Finding
+from pollux.keys.standing import Lifted
 
 WIDTH = 30
-UNKNOWN = "not known"
-NOTHING_KNOWN = "no trouble known"
-"""Nobody checked the key: the store only holds what went wrong."""
+UNKNOWN, UNCHECKED, HEALTHY = "not known", "unchecked", "healthy"
+"""The store does not say; Google neither served nor checked the key yet; it did."""
 
 
 def ask_value(others: Iterable[Entry], prompt: str = "Value of the key (not shown): ") -> Secret:
@@ -28,6 +31,58 @@ def ask_value(others: Iterable[Entry], prompt: str = "Value of the key (not show
         if entry.secret == secret:
             raise KeySourceError(f"this key is there already, as {entry.id!r} of {entry.place}")
     return secret
+
+
+def doubted(key_id: str, secret: Secret) -> None:
+    if doubt := value_doubt(secret.reveal()):
+        print(f"pollux keys: warning: {key_id}: {doubt}", file=sys.stderr)
+
+
+def told_of_new(key_id: str, found: Finding | None, *, where: str = "") -> int:
+    """What Google said of a key that was added, and the command's exit code."""
+    match None if found is None else found.state:
+        case None:
+            print(f"not checked; to ask Google about it: pollux keys check {shlex.quote(key_id)}{where}")
+        case "healthy":
+            print("checked: Google takes it")
+        case "no quota":
+            print(f"checked: Google takes it, but its project has no quota now: {found.reason}")  # type: ignore[union-attr]
+        case "invalid":
+            print(
+                f"pollux keys: GOOGLE REFUSES {key_id}: {found.reason}. It is added, and gateways leave it aside until "  # type: ignore[union-attr]
+                f"Google takes it; give it another value with: pollux keys rotate {shlex.quote(key_id)}{where}",
+                file=sys.stderr,
+            )
+            return 1
+        case state:
+            print(
+                f"pollux keys: could not be checked ({state}: {found.reason}); "  # type: ignore[union-attr]
+                f"ask again with: pollux keys check {shlex.quote(key_id)}{where}",
+                file=sys.stderr,
+            )
+    return 0
+
+
+def told_of_demo(lifted: Lifted, url: str) -> None:
+    if lifted.simulated:
+        print(f"the gateway at {url} runs as a demo: it goes on simulating until it is started again", file=sys.stderr)
+
+
+def told_of_check(
+    keys: Iterable[Key], findings: Mapping[str, Finding], lifted: Lifted, health: Mapping[str, Any] | None
+) -> None:
+    """What a check ended, and which projects Google counts on the free quota."""
+    if lifted.ended:
+        print(f"lifted: {', '.join(lifted.ended)}")
+    free = set(lifted.free) | set((health or {}).get("free", {}))
+    tiers: dict[str, str | None] = {}
+    for key in keys:
+        tiers.setdefault(key.project, key.tier)
+        if (found := findings.get(key.id)) is not None and found.tier == "free":
+            free.add(key.project)
+    for project, tier in tiers.items():
+        if project in free and tier != "free":
+            print(f"note: {free_quota(project, tier)}", file=sys.stderr)
 
 
 def confirmed(question: str, *, yes: bool, undone: str) -> bool:
@@ -72,10 +127,12 @@ class Progress:
 def row(entry: Entry, health: Mapping[str, Any] | None) -> dict[str, Any]:
     """A key as `keys list --json` shows it."""
     key = entry.key(entry.id)
-    state: dict[str, Any] = {"state": UNKNOWN if health is None else NOTHING_KNOWN}
+    known = HEALTHY if key.id in (health or {}).get("checked", ()) else UNCHECKED
+    state: dict[str, Any] = {"state": UNKNOWN if health is None else known}
+    now = time.time()
     for kind, name in (("keys", key.id), ("projects", key.project)):
         aside = (health or {}).get(kind, {}).get(name)
-        if aside and aside["until"] > time.time():
+        if aside and (aside["until"] > now or (kind == "keys" and key_rests(Aside(**aside), now))):
             state = {"state": "aside", "reason": aside["reason"], "since": aside["since"], "until": aside["until"]}
             break
     shown = {"id": key.id, "project": key.project, "tier": key.tier, "masked": entry.secret.masked}

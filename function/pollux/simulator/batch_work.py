@@ -5,8 +5,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pollux.simulator import answers
+from pollux.simulator.answers import encode
+from pollux.simulator.chat import chat_answer
+from pollux.simulator.counting import embed_prompts, native_prompt, openai_inputs, openai_prompt
+from pollux.simulator.embeddings import embeddings
 from pollux.simulator.errors import ApiError, bad_request
+from pollux.simulator.native import native_answer
+from pollux.simulator.options import chat_options, native_options
+from pollux.simulator.output import generate
 from pollux.simulator.references import field
 
 
@@ -37,16 +43,17 @@ class Work:
 
     def _response(self, request: Mapping[str, Any], name: str) -> Any:
         if self.kind == "embed":
-            prompts = answers.embed_prompts(request, "embedContent")
-            return answers.embeddings("embedContent", self.model, request, prompts)
+            return embeddings("embedContent", self.model, request, embed_prompts(request, "embedContent"))
         if self.kind == "generate":
-            return answers.native_chunks(self.model, answers.native_prompt(request), 1, name, image=False)[0]
+            prompt, options = native_prompt(request), native_options(request, self.model)
+            return native_answer(self.model, generate(self.model, prompt, options, name), name)
         body = field(request, "body")
         if not isinstance(body, Mapping) or not isinstance(model := body.get("model"), str):
             raise bad_request("body.model is not specified")
         if request.get("url", "").endswith("/embeddings"):
-            return answers.embeddings("embeddings", model, body, answers.openai_inputs(body))
-        return answers.openai_answer(model, answers.openai_prompt(body), name, 0)
+            return embeddings("embeddings", model, body, openai_inputs(body))
+        outputs = generate(model, openai_prompt(body), chat_options(body, model.removeprefix("models/")), name)
+        return chat_answer(model, outputs, name, 0)
 
 
 def inlined(config: Any) -> list[Entry]:
@@ -84,9 +91,9 @@ def line_of(kind: str, entry: Entry, outcome: tuple[str, Any], place: int) -> by
     """A line of the result file."""
     what, value = outcome
     if kind != "openai":
-        return answers.encode({"key": entry.key, what: value}) + b"\n"
+        return encode({"key": entry.key, what: value}) + b"\n"
     status = 200 if what == "response" else value.get("code", 500)
     body = value if what == "response" else {"error": value}
     response = {"status_code": status, "request_id": f"simulated-{place}", "body": body}
     line = {"id": f"simulated-{place}", "custom_id": entry.key, "response": response, "error": None}
-    return answers.encode(line) + b"\n"
+    return encode(line) + b"\n"

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from pollux.simulator.answers import native_prompt
+from pollux.simulator.counting import native_prompt
 from pollux.simulator.errors import bad_request
 from pollux.simulator.references import field, names_in
 from pollux.simulator.request import Request

@@ -177,6 +177,18 @@ def bad_request(message: str) -> ApiError:
     return _error(400, "INVALID_ARGUMENT", message)
 
 
+def unknown_fields(fields: Sequence[tuple[str, str]]) -> ApiError:
+    """The 400 for fields that there are not: (name, path of what it stands in; empty: the request itself)."""
+    violations = []
+    for name, path in fields:
+        where = f" at '{path}'" if path else ""
+        text = f'Invalid JSON payload received. Unknown name "{name}"{where}: Cannot find field.'
+        violations.append(({"field": path} if path else {}) | {"description": text})
+    message = "\n".join(violation["description"] for violation in violations)
+    details = [{"@type": _TYPE + "BadRequest", "fieldViolations": violations}]
+    return _error(400, "INVALID_ARGUMENT", message, details)
+
+
 def said(code: int, status: str, message: str) -> ApiError:
     """An error in words that only one place has."""
     return _error(code, status, message)

@@ -2,11 +2,19 @@
 
 from typing import Any
 
-from pollux.simulator import answers
+from pollux.simulator.answers import predictions, samples
+from pollux.simulator.chat import chat_answer, chat_chunks
+from pollux.simulator.counting import embed_prompts, native_prompt, openai_inputs, openai_prompt
+from pollux.simulator.embeddings import embeddings
 from pollux.simulator.errors import bad_request, error, quota_error
 from pollux.simulator.exchange import Call, Clock
-from pollux.simulator.models import describe, describe_openai, makes_images, methods
+from pollux.simulator.fields import check_fields
+from pollux.simulator.models import describe, describe_openai, methods
+from pollux.simulator.native import native_answer, native_chunks
+from pollux.simulator.options import chat_options, native_options
+from pollux.simulator.output import generate
 from pollux.simulator.quota import Enforcer
+from pollux.simulator.references import field
 from pollux.simulator.request import Request
 from pollux.simulator.service import Service
 
@@ -49,8 +57,16 @@ class Generation:
             raise error("not-found", request.case())
         if verb == "models.get":
             return describe_openai(model) if request.api == "openai" else describe(model)
+        try:
+            return self._serve(call, request, project, model)
+        except RecursionError:
+            message = "Invalid JSON payload received. Message too deep. Max recursion depth reached."
+            raise bad_request(message) from None
+
+    def _serve(self, call: Call, request: Request, project: str, model: str) -> Document | list[Document]:
+        check_fields(request.verb, request.document)
         cached = self._service.check(request, project, model) if request.names_owned else 0
-        if verb in ("generateContent", "streamGenerateContent", "chat/completions"):
+        if request.verb in ("generateContent", "streamGenerateContent", "chat/completions"):
             return self._generate(call, request, project, model, cached)
         return self._rest(call, request, project, model)
 
@@ -59,26 +75,26 @@ class Generation:
     ) -> Document | list[Document]:
         document = request.document
         openai = request.api == "openai"
-        prompt = answers.openai_prompt(document) if openai else answers.native_prompt(document)
+        prompt = openai_prompt(document) if openai else native_prompt(document)
+        options = chat_options(document, model) if openai else native_options(document, model)
         if cached:
             prompt = prompt._replace(tokens=prompt.tokens + cached)
-        image = makes_images(model)
-        self.admit(call, request, project, tokens=prompt.tokens, images=int(image))
+        name = f"simulated-{self._serial + 1:x}"
+        outputs = generate(model, prompt, options, name)
+        self.admit(call, request, project, tokens=prompt.tokens, images=outputs.images)
         self._serial += 1
-        name = f"simulated-{self._serial:x}"
-        if openai:
-            created = int(self._clock())
-            if request.stream == "no":
-                return answers.openai_answer(model, prompt, name, created)
-            options = document.get("stream_options")
-            usage = isinstance(options, dict) and bool(options.get("include_usage"))
-            return answers.openai_chunks(model, prompt, self.chunks, name, created, usage=usage)
-        count = 1 if request.stream == "no" else self.chunks
-        chunks = answers.native_chunks(model, prompt, count, name, image=image)
-        if cached:
-            for chunk in chunks:
-                chunk["usageMetadata"]["cachedContentTokenCount"] = cached
-        return chunks[0] if request.stream == "no" else chunks
+        whole = request.stream == "no"
+        if not openai:
+            return (
+                native_answer(model, outputs, name, cached)
+                if whole
+                else native_chunks(model, outputs, self.chunks, name, cached)
+            )
+        created = int(self._clock())
+        if whole:
+            return chat_answer(model, outputs, name, created)
+        usage = field(document.get("stream_options"), "include_usage") is True
+        return chat_chunks(model, outputs, self.chunks, name, created, with_usage=usage)
 
     def interact(self, call: Call, request: Request) -> Document | list[Document]:
         admit = lambda tokens: self.admit(call, request, request.project, tokens=tokens)  # noqa: E731
@@ -88,25 +104,24 @@ class Generation:
     def _rest(self, call: Call, request: Request, project: str, model: str) -> Document:
         verb, document = request.verb, request.document
         if verb == "countTokens":
-            inner = document.get("generateContentRequest", document.get("generate_content_request"))
+            inner = field(document, "generateContentRequest")
             whole = isinstance(inner, dict)
-            prompt = answers.native_prompt(inner if whole else document, whole=whole)
-            details = [{"modality": "TEXT", "tokenCount": prompt.tokens}]
-            return {"totalTokens": prompt.tokens, "promptTokensDetails": details}
+            prompt = native_prompt(inner if whole else document, whole=whole)
+            return {"totalTokens": prompt.tokens, "promptTokensDetails": prompt.details}
         if verb == "predict":
-            count = answers.samples(document)
+            count = samples(document)
             self.admit(call, request, project, tokens=0, images=count)
-            return answers.predictions(count)
+            return predictions(count)
         if verb in ("batchGenerateContent", "asyncBatchEmbedContent", "predictLongRunning"):
             if verb == "predictLongRunning":
                 self.admit(call, request, project, tokens=0)
             begun: Document = self._service.begin(request, project, model)
             return begun
         openai = request.api == "openai"
-        prompts = answers.openai_inputs(document) if openai else answers.embed_prompts(document, verb)
+        prompts = openai_inputs(document) if openai else embed_prompts(document, verb)
         tokens = sum(prompt.tokens for prompt in prompts)
         self.admit(call, request, project, tokens=tokens, requests=len(prompts))
-        return answers.embeddings(verb, model, document, prompts)
+        return embeddings(verb, model, document, prompts)
 
     def admit(
         self, call: Call, request: Request, project: str, *, tokens: int, requests: int = 1, images: int = 0

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from pollux.simulator.answers import Prompt, native_prompt, pieces, text_of
+from pollux.simulator.answers import pieces
+from pollux.simulator.counting import Prompt, native_prompt
 from pollux.simulator.errors import bad_request, error, said
+from pollux.simulator.output import text_of
 from pollux.simulator.references import file_of
 from pollux.simulator.request import Request
 from pollux.simulator.resources import Resource, Resources, timestamp

@@ -1,6 +1,8 @@
 """The models that the simulator knows unless it is told others: the bucket of each, and what it can do. PURE."""
 
+import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 # Names from real lists of late 2026, with the buckets that 429s named: aliases and rerouted models share one.
@@ -20,8 +22,11 @@ MODELS: Mapping[str, str] = {
             "gemini-3.1-flash-image",
             "gemini-3.1-flash-lite-image",
             "gemini-3-pro-image",
+            "gemini-nano-banana-2.1",
             "gemini-3.8-flash-tts",
+            "gemini-3.8-flash-lite-tts",
             "gemini-3.1-flash-tts",
+            "gemini-3.5-transcribe",
             "gemini-embedding-2",
             "gemini-omni-1.1-flash",
             "imagen-4.0-generate-001",
@@ -59,8 +64,23 @@ def methods(model: str) -> tuple[str, ...]:
     return _PREDICT if model.startswith("imagen") else _GENERATE
 
 
-def makes_images(model: str) -> bool:
-    return "image" in model
+@lru_cache(1000)
+def modalities(model: str) -> frozenset[str]:
+    """What its answers may consist of."""
+    if "image" in model or "nano-banana" in model:
+        return frozenset({"TEXT", "IMAGE"})
+    return frozenset({"AUDIO"}) if model.endswith("-tts") else frozenset({"TEXT"})
+
+
+_GENERATION = re.compile(r"gemini-(\d+(?:\.\d+)?)-")
+
+
+@lru_cache(1000)
+def generation_of(model: str) -> float:
+    """3.8 for gemini-3.8-flash. Names of Google's without a number mean new ones; all others are 0."""
+    if found := _GENERATION.match(model):
+        return float(found[1])
+    return 3.0 if model.startswith("gemini-") else 0.0
 
 
 def describe(model: str) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Which things of a project the body of a request names. PURE, and no copy of the gateway's own reader."""
 
 import re
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator
+from functools import cache
 from typing import Any
 
 from pollux.simulator.errors import bad_request
@@ -9,13 +10,19 @@ from pollux.simulator.errors import bad_request
 _FILE = re.compile(r"(?:(https?://[^/]+(?:/[^/?#]+)*)/v\d\w*/)?(files/[A-Za-z0-9-]+)(?::download\?alt=media)?")
 
 
+@cache
+def snake(camel: str) -> str:
+    """Only for names that stand in our code: they are remembered."""
+    return re.sub(r"[A-Z]", lambda letter: "_" + letter[0].lower(), camel)
+
+
 def field(document: Any, camel: str) -> Any:
     """By its name in camelCase or in snake_case."""
-    if not isinstance(document, Mapping):
+    if not isinstance(document, dict):
         return None
     if camel in document:
         return document[camel]
-    return document.get(re.sub(r"[A-Z]", lambda letter: "_" + letter[0].lower(), camel))
+    return document.get(snake(camel))
 
 
 def file_of(uri: Any, roots: Container[str] = ()) -> str | None:

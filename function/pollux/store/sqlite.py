@@ -51,6 +51,9 @@ class SqliteStore:
     Open it after a fork, never before. What survives what is told in docs/state.md.
     """
 
+    one_machine = True
+    """All who write to the file run on this machine."""
+
     def __init__(
         self,
         path: Path,

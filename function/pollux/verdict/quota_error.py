@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pollux import tools
 from pollux.verdict.error_body import ErrorBody, Violation
@@ -21,6 +21,8 @@ class QuotaError:
     """Whether the error names a counter or a limit at all."""
     tool: str | None = None
     """The tool whose own counter it was, or tools.GROUNDING."""
+    tier: str | None = None
+    """"free" or "paid", if the id of a quota says so."""
 
 
 _PER_DAY = re.compile(r"per[ _-]?day|daily|\b1/d\b", re.I)
@@ -28,6 +30,7 @@ _PER_MINUTE = re.compile(r"per[ _-]?min|\b1/min\b", re.I)
 _IMAGES = re.compile(r"images?[ _-]?per|generated[ _-]?images", re.I)
 _NO_TIER = re.compile(r"does(?:n't| not) have a free (?:quota )?tier", re.I)
 _ORDER = ("rpd", "tpd", "rpm", "ipm", "tpm")  # a day lasts longer than a minute
+_TIER = re.compile(r"(Free|Paid)Tier")
 # Counters that do not count generation: what they refuse must not rest the model's own quota.
 _BESIDE = (
     ("cached-content", re.compile(r"cached[ _-]?content", re.I)),
@@ -103,7 +106,12 @@ def _bucket(refused: list[Violation], everything: list[Violation], tool: str | N
 
 
 def refused_by(error: ErrorBody) -> QuotaError:
-    """Of a 429: which counter refused, what its limit is, whose bucket it is."""
+    """Of a 429: which counter refused, what its limit is, whose bucket and of which tier it is."""
+    tiers = {match[1].lower() for violation in error.violations for match in _TIER.finditer(violation.name)}
+    return replace(_refused_by(error), tier=tiers.pop() if len(tiers) == 1 else None)
+
+
+def _refused_by(error: ErrorBody) -> QuotaError:
     listed, said = list(error.violations), _said(error.message)
     everything = listed + said
     zero = [v for v in everything if v.value == 0]

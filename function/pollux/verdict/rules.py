@@ -17,6 +17,8 @@ from pollux.verdict.quota_error import LONG, QuotaError, refused_by
 
 _PACIFIC = ZoneInfo("America/Los_Angeles")
 _MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86400.0
+_SHORTLY = 30.0
+"""A refused key is asked about so soon, with a free call: the fault may have been Google's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class Verdict:
     bucket: str | None = None  # the model that Google counts by; "counter/model" for a counter beside generation
     message: str = ""  # short and redacted
     vague: bool = False  # it names no counter: of a request with tools that count by themselves, theirs may be meant
+    tier: str | None = None  # "free" or "paid", if the id of the quota that refused says so
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,7 @@ RULES: tuple[Rule, ...] = (
             _begins(r"Request is missing required auth|Missing or invalid Authorization header", *_AUTH)),
          "several credentials, or none: an error of the gateway's own", "gateway", "to-client"),
     Rule("leaked-key", _begins(r"(?:Your|This) API key (?:was|has been) .{0,20}leaked", *_AUTH),
-         "403 leaked", "key", "next-key", _DAY),
+         "403 leaked", "key", "next-key", _SHORTLY, _HOUR),
     Rule("suspended", _any(
             _because("CONSUMER_SUSPENDED"),
             _begins(r"Consumer .{1,120} has been suspended|This service has been disabled in this account", *_AUTH)),
@@ -154,11 +157,11 @@ RULES: tuple[Rule, ...] = (
     Rule("service-disabled", _any(
             _because(r"(?:API_KEY_)?SERVICE_\w+|CONSUMER_\w+|PROJECT_\w+|USER_PROJECT_DENIED|SECURITY_POLICY_\w+"),
             _begins(r"[\w ]{1,60} API has not been used in|Requests to this API .{1,300} are blocked", 403)),
-         "403 service disabled, or not among those that the key may use", "key", "next-key", _DAY),
+         "403 service disabled, or not among those that the key may use", "key", "next-key", _SHORTLY, _HOUR),
     Rule("referrer-blocked", _any(
             _because(r"API_KEY_\w+_BLOCKED"),
             _begins(r"Requests from .{1,300} are blocked|The provided API key has an IP address restriction", 403)),
-         "403 referrer, address or app that the key does not allow", "key", "next-key", _DAY),
+         "403 referrer, address or app that the key does not allow", "key", "next-key", _SHORTLY, _HOUR),
     Rule("resource-permission", _says(r"permission to access the|or it may not exist|\(or permission denied\)", 403),
          "403 on a file, cache or tuned model of another project", "client", "to-client"),
     Rule("location", _begins(r"User location is not supported(?!.*billing)", 400, 403),
@@ -172,7 +175,7 @@ RULES: tuple[Rule, ...] = (
             _because(r"API_KEY_(?:INVALID|EXPIRED)|ACCESS_TOKEN_\w+|ACCOUNT_STATE_INVALID"),
             _begins(r"API key (?:not|expired|is)\b|Invalid (?:API|Auth)[ -]?key|Please \w+ a valid API key", *_AUTH),
             _code(401)),
-         "400 `API_KEY_INVALID`, expired; 401", "key", "next-key", _DAY),
+         "400 `API_KEY_INVALID`, expired; 401", "key", "next-key", _SHORTLY, _HOUR),
     Rule("overloaded", _any(
             _because("MODEL_CAPACITY_EXHAUSTED"),
             _says(r"model is overloaded|experiencing high demand", 429)),
@@ -242,6 +245,7 @@ def judge(status: int | None, body: bytes | str, *, now: float) -> Verdict:
         ceiling_s=rule.ceiling,
         learned=refused.learned if refused else {},
         bucket=refused.bucket if refused else None,
+        tier=case.refused.tier if case.refused else None,
         message=_short(error.message) or ("no answer" if error.code is None else f"HTTP {error.code}"),
         vague=rule.vague and _names_no_counter(case) and not error.html,
     )
@@ -285,5 +289,5 @@ def _rests(rule: Rule) -> str:
 
 
 def _span(seconds: float) -> str:
-    units = ((_DAY, "day"), (_HOUR, "h"), (_MINUTE, "min"))
+    units = ((_DAY, "day"), (_HOUR, "h"), (_MINUTE, "min"), (1.0, "s"))
     return next(f"{seconds / size:g} {unit}" for size, unit in units if seconds >= size)

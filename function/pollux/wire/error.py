@@ -23,6 +23,12 @@ ERRORS: Mapping[str, Problem] = {
         "The path, an `x-pollux-…` header or the compression of the body makes no sense.",
         "Correct what the message names.",
     ),
+    "UNKNOWN_KEY": Problem(
+        400,
+        "INVALID_ARGUMENT",
+        "`x-pollux-key` names no key of the pool; the message says which there are.",
+        "Correct the header, or leave it out.",
+    ),
     "TOO_LARGE_FOR_QUOTA": Problem(
         400,
         "INVALID_ARGUMENT",

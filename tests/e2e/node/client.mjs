@@ -1,5 +1,5 @@
 // Google's SDK for Node against a gateway: `node client.mjs SCENARIO ARGUMENTS…` prints one JSON value. BASE and TOKEN say where.
-import { GoogleGenAI, createPartFromUri } from '@google/genai';
+import { GenerateVideosOperation, GoogleGenAI, createPartFromUri } from '@google/genai';
 
 const ai = new GoogleGenAI({ apiKey: process.env.TOKEN, httpOptions: { baseUrl: process.env.BASE } });
 const model = process.env.MODEL;
@@ -34,8 +34,13 @@ const scenarios = {
   },
 
   async films() {
-    const begun = await ai.models.generateVideos({ model, prompt: 'A cat' });
-    let operation = begun;
+    // Version 3 of the SDK begins films at Vertex AI only; it still polls those of the Gemini API.
+    const begun = await fetch(`${process.env.BASE}/v1beta/models/${model}:predictLongRunning`, {
+      method: 'POST',
+      headers: { 'x-goog-api-key': process.env.TOKEN, 'content-type': 'application/json' },
+      body: JSON.stringify({ instances: [{ prompt: 'A cat' }] }),
+    }).then((answer) => answer.json());
+    let operation = Object.assign(new GenerateVideosOperation(), begun);
     for (let i = 0; i < 100 && !operation.done; i += 1) {
       operation = await ai.operations.getVideosOperation({ operation });
     }

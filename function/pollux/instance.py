@@ -1,0 +1,43 @@
+"""The name of this process among those that write to a store, and whether another process of this machine has ended.
+
+A name tells machine and process only where all writers are on one machine. In the cloud host names and process numbers
+are alike in all instances, and say nothing.
+"""
+
+import hashlib
+import os
+import platform
+import secrets
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+
+
+def new_name(*, one_machine: bool) -> str:
+    own = secrets.token_hex(4)
+    return f"{_place()}.{os.getpid()}.{own}" if one_machine else own
+
+
+def has_ended(name: str) -> bool:
+    """Whether a process of this machine, by its name, runs no more. Of others nothing is known."""
+    place, _, rest = name.partition(".")
+    number = rest.partition(".")[0]
+    if os.name != "posix" or not number.isdecimal() or place != _place():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # it belongs to another user
+        return False
+    return False
+
+
+@lru_cache(maxsize=1)
+def _place() -> str:
+    """Where process numbers mean the same: this machine since it was started, and in it this container."""
+    parts = [platform.node()]
+    with suppress(OSError):  # not everywhere
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]

@@ -1,0 +1,267 @@
+"""Brings back what is set aside: keys by a free call, projects, models and quotas by one request that tries them.
+
+No work outlives requests, so it is they who start it: beside themselves while other keys serve, and when nothing else
+can serve they wait for what comes of it.
+"""
+
+import asyncio
+import heapq
+import logging
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
+
+from pollux import health, quota
+from pollux.health import Aside, Health
+from pollux.keys import Key
+from pollux.quota import Refusal
+from pollux.reservation import Tried
+from pollux.roster import Roster
+from pollux.store import StoreUnavailableError
+from pollux.verdict import Verdict
+
+log = logging.getLogger("pollux.pool")
+
+AT_ONCE = 8
+"""How many keys are asked about at the same time."""
+SOONEST, SLOWEST = 3.0, 60.0
+"""While nothing else can serve, a key is asked about at most so often: from the first, doubling with each refusal that
+followed upon a rest, to the second."""
+TRY_EVERY = 45.0
+"""While nothing else can serve, a project, a model or a quota that rests is tried so often with a request."""
+MOST_TRIES = 3
+"""By one request, for each model."""
+FRESH = 2.0
+"""Before a request is refused, what others did about the keys is read again if it is older than that."""
+MOST_REMEMBERED = 4000
+DEAD = frozenset({"rpd", "tpd", "too-large", "unsupported"})
+"""Refusals of our own counts that no try would change. All others but rests mean that somebody serves before long."""
+
+FreeCall = Callable[[Key], Awaitable[Verdict | None]]
+"""What Google says to a free call with this key; None if nothing can be learned of the key."""
+
+
+class Recovery:
+    def __init__(self, roster: Roster) -> None:
+        self.free_call: FreeCall | None = None
+        """Without it a rest simply ends when its time is over."""
+        self._roster = roster
+        self._probes: dict[str, asyncio.Task[None]] = {}
+        self._asked: dict[str, float] = {}
+        self._refused: set[str] = set()
+        """Keys that a free call found refused since they were set aside."""
+        self._tried: dict[tuple[str, str], float] = {}
+        self._seen: tuple[Health, object] | None = None
+        self._due: list[tuple[float, str]] = []
+        self._keys: dict[str, Key] = {}
+
+    def begin(self) -> None:
+        """Ask about the keys whose rest is over. Nobody waits for it, and it costs nothing while none is due."""
+        self._look()
+        now = self._roster.store.now()
+        while self._due and self._due[0][0] <= now and len(self._probes) < AT_ONCE:
+            _, key_id = heapq.heappop(self._due)
+            if self.free_call is None:
+                self._roster.health.ride(partial(_found_well, key_id=key_id))
+            else:
+                self._start(key_id)
+
+    async def revive(
+        self,
+        model: str,
+        tried: Tried,
+        refusals: Mapping[str, Refusal],
+        deadline: float,
+        tools: Collection[str] = (),
+    ) -> bool:
+        """Nothing can serve a request, which would be refused now. True: it should look again, because a key was found
+        well, or because it may try a project that rests."""
+        if not any(refusal.why.startswith(("aside:", "cooling:")) for refusal in refusals.values()):
+            return False
+        before = self._roster.health.value
+        if not self._roster.watch.down:
+            with suppress(StoreUnavailableError):
+                await self._roster.health.refresh(FRESH)
+        if self._roster.health.value is not before and self._usable(model, tried, refusals, tools):
+            return True
+        if await self._keys_well(model, tried, refusals, deadline, tools):
+            return True
+        return await self._trial(model, tried, refusals)
+
+    def worth_a_wait(self, refusals: Mapping[str, Refusal]) -> dict[str, Refusal]:
+        """Those whose rest a request should wait for. A key that Google refused twice is rather wrong than unlucky: who
+        waits for it would wait in vain. Before that a free call is waited for, and no longer."""
+        if self.free_call is None:
+            return dict(refusals)
+        self._look()
+        soon = self._roster.store.now() + SOONEST
+        worth: dict[str, Refusal] = {}
+        for name, refusal in refusals.items():
+            asked = self._asked_of(name) if refusal.why.removeprefix("aside:") in health.PROBED else ()
+            if asked and not self._refused.issuperset(asked):
+                worth[name] = refusal._replace(until=min(refusal.until, soon))
+            elif not asked:
+                worth[name] = refusal
+        return worth
+
+    def _asked_of(self, name: str) -> list[str]:
+        """The keys of a project that wait for a probe."""
+        project = self._roster.projects.get(name)
+        return [key.id for key in project.keys if key.id in self._keys] if project is not None else []
+
+    async def close(self) -> None:
+        for probe in self._probes.values():
+            probe.cancel()
+        await asyncio.gather(*self._probes.values(), return_exceptions=True)
+
+    # --- keys -----------------------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Which keys wait for a probe, and when; again only when keys or their health changed."""
+        value, projects = self._roster.health.value, self._roster.projects
+        if self._seen is not None and self._seen[0] is value and self._seen[1] is projects:
+            return
+        self._seen = (value, projects)
+        waiting = {key_id: entry for key_id, entry in value.keys.items() if health.awaits_probe(entry)}
+        self._keys = {}
+        if waiting:
+            everyone = (key for project in projects.values() for key in project.keys)
+            self._keys = {key.id: key for key in everyone if key.enabled and key.id in waiting}
+        self._asked = {key_id: when for key_id, when in self._asked.items() if key_id in waiting}
+        self._refused &= waiting.keys()
+        self._due = [
+            (max(waiting[key_id].until, self._asked.get(key_id, 0.0) + SOONEST), key_id) for key_id in self._keys
+        ]
+        heapq.heapify(self._due)
+
+    async def _keys_well(
+        self, model: str, tried: Tried, refusals: Mapping[str, Refusal], deadline: float, tools: Collection[str]
+    ) -> bool:
+        """Ask about the keys that could serve, also before their rests end, until one is well or none is left to ask.
+        Whoever comes meanwhile waits for the same calls."""
+        while True:
+            wanted = self._wanted(tried, refusals)
+            now = self._roster.store.now()
+            for key_id, entry in sorted(wanted.items(), key=lambda item: self._asked.get(item[0], item[1].since)):
+                asked = self._asked.get(key_id, entry.since)
+                if self.free_call is None or len(self._probes) >= AT_ONCE:
+                    break
+                if now - asked >= _spacing(entry):
+                    self._start(key_id)
+            running = [self._probes[key_id] for key_id in wanted if key_id in self._probes]
+            if not running or deadline <= now:
+                return False
+            await asyncio.wait(running, timeout=deadline - now, return_when=asyncio.FIRST_COMPLETED)
+            if self._usable(model, tried, refusals, tools):
+                return True
+
+    def _wanted(self, tried: Tried, refusals: Mapping[str, Refusal]) -> dict[str, Aside]:
+        """The keys that wait for a probe and could serve this request then."""
+        self._look()
+        entries = self._roster.health.value.keys
+        return {
+            key_id: entries[key_id]
+            for key_id, key in self._keys.items()
+            if key.project in refusals and key_id not in tried.keys and key_id in entries
+        }
+
+    def _usable(self, model: str, tried: Tried, refusals: Mapping[str, Refusal], tools: Collection[str]) -> bool:
+        """Whether one of those that were set aside is not any more."""
+        roster, now = self._roster, self._roster.store.now()
+        for name, refusal in refusals.items():
+            project = roster.projects.get(name)
+            if project is None or not refusal.why.startswith("aside:"):
+                continue
+            if isinstance(roster.usable_key(project, model, tried.keys, now, tools=tools), Key):
+                return True
+        return False
+
+    def _start(self, key_id: str) -> None:
+        key = self._keys.get(key_id)
+        if key is None or key_id in self._probes:
+            return
+        self._asked[key_id] = self._roster.store.now()
+        task = asyncio.get_running_loop().create_task(self._probe(key))
+        self._probes[key_id] = task
+        task.add_done_callback(partial(self._ended, key_id))
+
+    def _ended(self, key_id: str, task: "asyncio.Task[None]") -> None:
+        del self._probes[key_id]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("the probe of key %s failed by a fault in Pollux: %r", key_id, error)
+        heapq.heappush(self._due, (self._roster.store.now() + SOONEST, key_id))  # if nothing was learned
+
+    async def _probe(self, key: Key) -> None:
+        verdict = None if self.free_call is None else await self.free_call(key)
+        if verdict is None or verdict.blames in ("model", "gateway"):
+            return  # nothing was said of the key
+        if verdict.blames == "key":
+            self._refused.add(key.id)
+            await self._aside("keys", key.id, verdict)
+            return
+        if verdict.blames == "project":
+            await self._aside("projects", key.project, verdict)
+        await self._roster.health.note(partial(_found_well, key_id=key.id))
+        log.warning(
+            "the key %s is taken by Google again, and serves from now on",
+            key.id,
+            extra={"event": "well-again", "kind": "key", "subject": key.id},
+        )
+
+    async def _aside(self, kind: health.Kind, name: str, verdict: Verdict) -> None:
+        seconds, ceiling = verdict.cooldown_s or 0.0, verdict.ceiling_s
+        await self._roster.health.note(
+            lambda value, now: (health.set_aside(value, now, kind, name, verdict.cause, seconds, ceiling), None)
+        )
+
+    # --- projects, models, quotas -----------------------------------------------------------------------------------
+
+    async def _trial(self, model: str, tried: Tried, refusals: Mapping[str, Refusal]) -> bool:
+        """Let this request try what was tried longest ago, if nobody else can serve it. One at a time for each."""
+        if len(tried.tries) >= MOST_TRIES or any(_serves_soon(refusal.why) for refusal in refusals.values()):
+            return False
+        now = self._roster.store.now()
+        due = [(when, name) for name, when in self._tries(model, tried, refusals, now) if now - when >= TRY_EVERY]
+        if not due:
+            return False
+        _, name = min(due)
+        self._tried[name, model] = now
+        tried.tries.add(name)
+        tried.trials.add(name)
+        owned = self._roster.quotas.get((name, self._roster.bucket(model)))
+        if owned is not None and owned.ledger.value.cooldown is not None:
+            await owned.ledger.note(lambda state, when: (quota.try_early(state, when), None))
+        return True
+
+    def _tries(
+        self, model: str, tried: Tried, refusals: Mapping[str, Refusal], now: float
+    ) -> Iterator[tuple[str, float]]:
+        """The projects that a request may try, and when they were tried last."""
+        if len(self._tried) >= MOST_REMEMBERED:
+            self._tried.clear()
+        aside = self._roster.health.value
+        for name, refusal in refusals.items():
+            project = self._roster.projects.get(name)
+            if project is None or name in tried.projects or name in tried.tries:
+                continue
+            state, *tool, cause = refusal.why.split(":")
+            if state == "cooling" and cause in quota.PROBED:
+                yield name, self._tried.setdefault((name, model), now)
+            elif state == "aside":
+                entries = [aside.projects.get(name), aside.models.get(f"{name}/{model}")]
+                entries += [aside.tools.get(f"{name}/{named}") for named in tool]
+                since = [entry.since for entry in entries if entry is not None and entry.until > now]
+                if since:
+                    yield name, self._tried.get((name, model), max(since))
+
+
+def _found_well(value: Health, now: float, key_id: str) -> tuple[Health, None]:
+    return health.found_well(value, now, key_id), None
+
+
+def _spacing(entry: Aside) -> float:
+    return min(SLOWEST, SOONEST * 2.0 ** min(entry.streak - 1, 8))
+
+
+def _serves_soon(why: str) -> bool:
+    return not why.startswith(("aside:", "cooling:")) and why not in DEAD
