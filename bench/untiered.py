@@ -11,7 +11,7 @@ The same runs are made with known limits, for comparison. Three measurements of 
   after the first one, which the burst has filled. What is served counts in those ten; refusals count from the start.
 
 python -m bench.untiered [--windows 10] [--google 15,5,3,tokens] [--strategies …] [--enforce …] [--limits unknown,known]
-    [--seed 1] [--write]
+    [--seeds 1,2,3] [--write]
 """
 
 import argparse
@@ -46,6 +46,7 @@ IN_TURN = 40
 TRANSIT, ANSWER = (0.02, 0.2), (0.2, 1.5)
 """Seconds until Google has a request, and from then until it begins to answer."""
 QUIET = 90.0
+SEEDS = (1, 2, 3)
 OPENING = "You answer questions about a long manual, briefly and by its own words. " * 20
 
 
@@ -235,22 +236,6 @@ class Found:
     def bursts(self) -> tuple[Burst, Burst]:
         return self.burst, self.later
 
-    def row(self) -> tuple[str, ...]:
-        """All but the strategy."""
-        scene, calls = self.scene, self.spread.values()
-        return (
-            "known" if scene.known else "unknown",
-            scene.enforcement,
-            f"{TPM:,} tokens" if scene.big else f"{scene.allowed} requests",
-            "",
-            f"{min(calls)} to {max(calls)}",
-            f"{self.burst.served} and {self.later.served} of {self.burst.asked}",
-            f"{self.burst.refused} and {self.later.refused}",
-            f"{self.overload.served:.3f}",
-            f"{self.overload.refused:.4f}",
-            str(self.overload.most_refusals),
-        )
-
 
 def scenes(
     limits: Sequence[str] = ("unknown", "known"),
@@ -258,7 +243,7 @@ def scenes(
     enforcements: Sequence[str] = ENFORCEMENTS,
     strategies: Sequence[str] = STRATEGIES,
     windows: int = 10,
-    seed: int = 1,
+    seeds: Sequence[int] = SEEDS,
 ) -> list[Scene]:
     """With known limits only the first of what is allowed: bench.scheduling says more of them."""
     return [
@@ -267,6 +252,7 @@ def scenes(
         for google in (allowed[:1] if known == "known" else allowed)
         for enforcement in enforcements
         for strategy in strategies
+        for seed in seeds
     ]
 
 
@@ -281,13 +267,34 @@ def measure(scenes: Sequence[Scene]) -> list[Found]:
 
 
 def rows(found: Sequence[Found]) -> list[tuple[str, ...]]:
-    """A row for each case, with the strategies that gave the same."""
-    alike: dict[tuple[str, ...], list[str]] = {}
+    """A row for each case: the worst of its seeds, and the strategies that gave the same."""
+    cases: dict[tuple[str, bool, str, str], list[Found]] = {}
     for each in found:
-        alike.setdefault(each.row(), []).append(each.scene.strategy)
-    all_of_them = len({each.scene.strategy for each in found})
-    named = {row: ", ".join(names) if len(names) < all_of_them else "all" for row, names in alike.items()}
-    return [(*row[:3], name, *row[4:]) for row, name in named.items()]
+        scene = each.scene
+        cases.setdefault((scene.strategy, scene.known, scene.enforcement, scene.allowed), []).append(each)
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for (strategy, *_), group in cases.items():
+        alike.setdefault(row(group), []).append(strategy)
+    strategies = len({each.scene.strategy for each in found})
+    named = {cells: ", ".join(names) if len(names) < strategies else "all" for cells, names in alike.items()}
+    return [(*cells[:3], name, *cells[3:]) for cells, name in named.items()]
+
+
+def row(group: Sequence[Found]) -> tuple[str, ...]:
+    """All but the strategy, of scenes that differ in their seed."""
+    scene, calls = group[0].scene, [count for each in group for count in each.spread.values()]
+    fresh, later = ([each.bursts[which] for each in group] for which in (0, 1))
+    return (
+        "known" if scene.known else "unknown",
+        scene.enforcement,
+        f"{TPM:,} tokens" if scene.big else f"{scene.allowed} requests",
+        f"{min(calls)} to {max(calls)}",
+        f"{min(b.served for b in fresh)} and {min(b.served for b in later)} of {scene.at_once}",
+        f"{max(b.refused for b in fresh)} and {max(b.refused for b in later)}",
+        f"{min(each.overload.served for each in group):.3f}",
+        f"{max(each.overload.refused for each in group):.4f}",
+        str(max(each.overload.most_refusals for each in group)),
+    )
 
 
 def verdicts(found: Sequence[Found]) -> list[tuple[str, str, str]]:
@@ -325,12 +332,13 @@ def main() -> None:
     parser.add_argument("--strategies", default=",".join(STRATEGIES))
     parser.add_argument("--enforce", default=",".join(ENFORCEMENTS))
     parser.add_argument("--limits", default="unknown,known")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="other times at which requests come")
     parser.add_argument("--write", action="store_true", help="put the figures into docs/scheduling.md")
     chosen = parser.parse_args()
     texts = (chosen.limits, chosen.google, chosen.enforce, chosen.strategies)
     limits, allowed, enforcements, strategies = (text.split(",") for text in texts)
-    found = measure(scenes(limits, allowed, enforcements, strategies, chosen.windows, chosen.seed))
+    seeds = [int(seed) for seed in chosen.seeds.split(",")]
+    found = measure(scenes(limits, allowed, enforcements, strategies, chosen.windows, seeds))
     checks = verdicts(found)
     lines = table(HEAD, rows(found))
     print(lines)
