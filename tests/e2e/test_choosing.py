@@ -99,8 +99,9 @@ def test_a_conversation_that_goes_on_stays_with_its_project(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("text", ["the same question", "question {}"])
-def test_new_questions_are_spread(pair: Pair, text: str) -> None:
-    keys = [pair.gateway.generate(text=text.format(n)).headers["x-pollux-key"] for n in range(8)]
+def test_new_questions_are_spread(tmp_path: Path, text: str) -> None:
+    with simulated(4) as (_, url), gateway(tmp_path, url, keys=range(1, 5)) as started:
+        keys = [started.generate(text=text.format(n)).headers["x-pollux-key"] for n in range(8)]
     assert set(Counter(keys).values()) == {2}
 
 
