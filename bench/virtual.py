@@ -32,8 +32,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._jumping.now
 
 
-MOST_TURNS = 30_000
-"""Of a PureLoop: a history takes a tenth of that."""
+MOST_TURNS = 100_000
+"""Of a PureLoop. A history takes a few thousand, or up to 40,000 where many wait for a rest and look every second."""
 
 
 class HangError(RuntimeError):
