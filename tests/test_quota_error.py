@@ -44,7 +44,7 @@ def test_only_a_zero_is_a_zero(limit: str, cause: str) -> None:
 def test_a_missing_value_is_a_zero_only_where_nothing_names_a_limit() -> None:
     whole = violation("GenerateRequestsPerDayPerProjectPerModel-FreeTier")
     assert refused("You exceeded your current quota.", [whole]).cause == "unsupported"
-    assert refused("limit: 20, model: x", [whole]) == QuotaError("rpd", {"rpd": 20}, "x")
+    assert refused("limit: 20, model: x", [whole]) == QuotaError("rpd", {"rpd": 20}, "x", tier="free")
     assert refused("You exceeded your current quota.", [{"quotaId": whole["quotaId"]}]).cause == "rpd"
     assert refused("x", [whole | {"quotaValue": "9223372036854775807"}]).cause == "rpd"  # int64: without limit
     assert refused("x", [whole | {"quotaValue": "0"}]).cause == "unsupported"
@@ -59,19 +59,26 @@ def test_the_day_wins_and_every_limit_is_learned() -> None:
 
 
 @pytest.mark.parametrize(
-    ("quota", "cause"),
+    ("quota", "cause", "tier"),
     [
-        ("GenerateContentPaidTier9InputTokensPerModelPerMinute-PaidTier9", "tpm"),
-        ("InputTokensPerModelPerDay-Whatever", "tpd"),
-        ("EmbedContentPerMinutePerProjectPerUserPerModel-PaidTier", "rpm"),
-        ("BatchEmbedContentsRequestsPerDayPerProjectPerModel-FreeTier", "rpd"),
-        ("GenerateImagesPerMinutePerProjectPerModel", "ipm"),
-        ("ImagesPerDayPerProject", "rpd"),
-        ("per_day_requests", "rpd"),
+        ("GenerateContentPaidTier9InputTokensPerModelPerMinute-PaidTier9", "tpm", "paid"),
+        ("InputTokensPerModelPerDay-Whatever", "tpd", None),
+        ("EmbedContentPerMinutePerProjectPerUserPerModel-PaidTier", "rpm", "paid"),
+        ("BatchEmbedContentsRequestsPerDayPerProjectPerModel-FreeTier", "rpd", "free"),
+        ("GenerateImagesPerMinutePerProjectPerModel", "ipm", None),
+        ("ImagesPerDayPerProject", "rpd", None),
+        ("per_day_requests", "rpd", None),
     ],
 )
-def test_ids_are_read_by_pattern(quota: str, cause: str) -> None:
-    assert refused("x", [violation(quota, "7")]) == QuotaError(cause, {cause: 7}, None)
+def test_ids_are_read_by_pattern(quota: str, cause: str, tier: str | None) -> None:
+    assert refused("x", [violation(quota, "7")]) == QuotaError(cause, {cause: 7}, None, tier=tier)
+
+
+def test_a_tier_is_known_only_where_all_ids_agree() -> None:
+    free, paid = violation("RequestsPerDay-FreeTier", "7"), violation("RequestsPerMinute-PaidTier2", "7")
+    assert refused("x", [free, violation("TokensPerDay", "7")]).tier == "free"
+    assert refused("x", [free, paid]).tier is None
+    assert refused("FreeTier").tier is None  # a message may quote anything
 
 
 @pytest.mark.parametrize(

@@ -250,6 +250,19 @@ def test_one_request_at_a_time_tries_what_rests() -> None:
     play(scene)
 
 
+def test_a_project_that_can_never_serve_keeps_no_other_from_being_tried() -> None:
+    google = Google(lambda sent: refuses("prepay") if now() < BEGAN + 200 else None)
+
+    async def scene() -> None:
+        keys = Keys([Key("k1", "p1", limits={"*": {"rpm": 0}}), Key("k2", "p2")])
+        async with gateway(google.upstream, keys) as app:
+            while (await ask(app)).status != 200:
+                assert now() < BEGAN + 200 + TWO_MINUTES
+                await asyncio.sleep(5)
+
+    play(scene)
+
+
 def test_nothing_is_tried_early_while_another_project_serves_before_long() -> None:
     google = Google(lambda sent: refuses("prepay") if sent.key == "k1" else None)
 

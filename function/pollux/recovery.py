@@ -244,7 +244,8 @@ class Recovery:
             project = self._roster.projects.get(name)
             if project is None or name in tried.projects or name in tried.tries:
                 continue
-            state, *tool, cause = refusal.why.split(":")
+            state, *rest = refusal.why.split(":")  # "aside:TOOL:CAUSE", "cooling:CAUSE", or "rpd" alone
+            cause, tool = rest[-1] if rest else "", rest[:-1]
             if state == "cooling" and cause in quota.PROBED:
                 yield name, self._tried.setdefault((name, model), now)
             elif state == "aside":

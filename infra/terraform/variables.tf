@@ -71,7 +71,7 @@ variable "keys" {
   nullable = false
 
   validation {
-    condition     = alltrue([for id in keys(var.keys) : can(regex("^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$", id))])
+    condition     = alltrue([for id in keys(var.keys) : can(regex("^[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_-])?$", id))])
     error_message = "The id of a key is 1 to 63 of letters, digits, _ and -, and does not start with _ or -: it becomes part of a secret's name."
   }
 

@@ -1,7 +1,9 @@
 """Which model, key and moment a request gets, and what its client may say about it."""
 
+import json
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,7 +73,9 @@ def test_headers_of_an_answer(pair: Pair) -> None:
 def test_a_preferred_key_serves(pair: Pair) -> None:
     for text in ("one", "two", "three"):
         assert pair.gateway.generate(text=text, x_pollux_key="key-3").headers["x-pollux-key"] == "key-3"
-    assert pair.gateway.generate(x_pollux_key="no-such-key").status == 200
+    refused = pair.gateway.generate(x_pollux_key="no-such-key")
+    assert (refused.status, refused.reason) == (400, "UNKNOWN_KEY")
+    assert b"key-3" in refused.body, "it names the ids that there are"
 
 
 def test_a_preferred_key_is_preferred_once(pair: Pair) -> None:
@@ -82,11 +86,23 @@ def test_a_preferred_key_is_preferred_once(pair: Pair) -> None:
     assert pair.simulator.calls[0].key == "key-3"
 
 
-def test_a_conversation_stays_with_its_project(pair: Pair) -> None:
-    keys = {pair.gateway.generate(text="a conversation of its own").headers["x-pollux-key"] for _ in range(6)}
+def test_a_conversation_that_goes_on_stays_with_its_project(pair: Pair) -> None:
+    keys: set[str] = set()
+    contents: list[dict[str, object]] = []
+    for n in range(4):
+        contents.append({"role": "user", "parts": [{"text": f"question {n} of this conversation"}]})
+        body = json.dumps({"contents": contents}).encode()
+        answer = pair.gateway.call("POST", f"/v1beta/models/{FLASH}:generateContent", body)
+        keys.add(answer.headers["x-pollux-key"])
+        contents.append({"role": "model", "parts": [{"text": "an answer"}]})
     assert len(keys) == 1
-    keys = {pair.gateway.generate(text=f"conversation {n}").headers["x-pollux-key"] for n in range(6)}
-    assert len(keys) > 1
+
+
+@pytest.mark.parametrize("text", ["the same question", "question {}"])
+def test_new_questions_are_spread(tmp_path: Path, text: str) -> None:
+    with simulated(4) as (_, url), gateway(tmp_path, url, keys=range(1, 5)) as started:
+        keys = [started.generate(text=text.format(n)).headers["x-pollux-key"] for n in range(8)]
+    assert set(Counter(keys).values()) == {2}
 
 
 def test_mode(pair: Pair) -> None:

@@ -37,7 +37,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("private for everybody", {"private": True, "invokers": ["allUsers"]}, "Each of invokers"),
     ("private for everybody with an account", {"private": True, "invokers": ["allAuthenticatedUsers"]}, "Each of"),
     ("everybody by the other name", {"private": True, "invokers": ["principalSet://goog/public:all"]}, "Each of"),
-    ("a key id with capitals", {"keys": {"Alice": {}}}, "The id of a key"),
+    ("a key id with a space", {"keys": {"alice b": {}}}, "The id of a key"),
     ("a key id that starts with a dash", {"keys": {"-a": {}}}, "The id of a key"),
     ("a key id that is too long", {"keys": {"a" * 64: {}}}, "The id of a key"),
     ("a key id with a line more", {"keys": {"a\nb": {}}}, "The id of a key"),
