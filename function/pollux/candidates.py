@@ -112,6 +112,11 @@ class Candidates:
         roster.quota_changed = self._quota_changed
         roster.health.changed = self._health_changed
 
+    @property
+    def large(self) -> bool:
+        """More projects than a request looks at."""
+        return len(self._roster.projects) > self.look_at
+
     def first(self, model: str, now: float, most: int | None = None, *, tools: Collection[str] = ()) -> list[Project]:
         """The projects to look at first: a few where none of these tools rests, or all of a small pool."""
         order, most = self._order(model, now), most or self.look_at
@@ -177,7 +182,7 @@ class Candidates:
         now, roster = self._roster.store.now(), self._roster
         known = self._limits_known.get(model)
         if known is None or known[0] <= now:
-            until = now + LIMITS_FOR if len(roster.projects) > self.look_at else now
+            until = now + LIMITS_FOR if self.large else now
             known = (until, roster.smallest_token_limit(model), roster.learned_limits(model))
             self._limits_known[model] = known
         return known
@@ -197,7 +202,7 @@ class Candidates:
             order = self._orders[model] = _Order(bucket, len(self._projects))
             order.changed.update(range(len(self._projects)))
         self._orders.move_to_end(model)  # invented names push out no order that is used
-        if len(self._projects) > self.look_at:
+        if self.large:
             for position in order.due(now):
                 self._place(order, model, position, now)
         return order
@@ -241,7 +246,7 @@ class Candidates:
 
     def _quota_changed(self, project: str, bucket: str) -> None:
         position = self._positions.get(project)
-        if position is not None and len(self._projects) > self.look_at and (project, bucket) in self._roster.quotas:
+        if position is not None and self.large and (project, bucket) in self._roster.quotas:
             learned = self._roster.quotas[project, bucket].ledger.value.learned
             for model, order in self._orders.items():
                 if order.bucket == bucket:
@@ -253,7 +258,7 @@ class Candidates:
 
     def _health_changed(self) -> None:
         """Those that were set aside may be back, and others aside instead."""
-        if len(self._projects) > self.look_at:
+        if self.large:
             aside = self._roster.named_aside()
             changed = {self._positions[name] for name in aside ^ self._aside if name in self._positions}
             self._aside = aside

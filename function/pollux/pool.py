@@ -235,13 +235,16 @@ class Pool:
             latest = max(found.start, self.now() + ahead) + SLOT if others else math.inf
             reserve = partial(self._reserve, project=project, model=model, ask=ask, ahead=ahead, latest=latest)
             deadline = _deadline(ask, limits)
-            owned.coming += 1
+            # In a large pool, requests that come together would all look at the same few projects and be in each
+            # other's way. In a small one they rather share a commit.
+            coming = int(self.candidates.large)
+            owned.coming += coming
             owned.used_at = next(self._uses)
             self.candidates.used(model, project.name)
             try:
                 booked = await self.desk.book(owned, ask.want, limits, found, at, deadline, reserve, tried.store)
             finally:
-                owned.coming -= 1
+                owned.coming -= coming
                 self.candidates.used(model, project.name)
             if isinstance(booked, Refusal):
                 said[project.name].append(booked)
