@@ -38,6 +38,15 @@ class _Place(NamedTuple):
     position: int
 
 
+class _Known(NamedTuple):
+    """The limits of all projects together."""
+
+    until: float
+    smallest: int | None
+    """Of tokens a minute."""
+    learned: Limits
+
+
 class _Order:
     """The order for one model. Positions are those in the list of all projects."""
 
@@ -107,7 +116,7 @@ class Candidates:
         self._projects: Sequence[Project] = ()
         self._positions: dict[str, int] = {}
         self._orders: Recent[str, _Order] = Recent(MODELS_MOST)
-        self._limits_known: Recent[str, tuple[float, int | None, Limits]] = Recent(MODELS_MOST)
+        self._limits: Recent[str, _Known] = Recent(MODELS_MOST)
         self._aside: frozenset[str] = frozenset()
         roster.quota_changed = self._quota_changed
         roster.health.changed = self._health_changed
@@ -171,20 +180,19 @@ class Candidates:
 
     def smallest_token_limit(self, model: str) -> int | None:
         """Of all projects."""
-        return self._limits(model)[1]
+        return self._known(model).smallest if self.large else self._roster.smallest_token_limit(model)
 
-    def presumed(self, project: Project, model: str) -> Limits:
+    def presumed(self, model: str) -> Limits:
         """What a project without a tier presumably has: the limits at which others like it were refused."""
-        return self._limits(model)[2] if project.tier is None else NOTHING_PRESUMED
+        return self._known(model).learned if self.large else self._roster.learned_limits(model)
 
-    def _limits(self, model: str) -> tuple[float, int | None, Limits]:
-        """Those of all projects together, remembered for a moment where asking all of them would take long."""
+    def _known(self, model: str) -> _Known:
+        """Of all projects together. Remembered for a moment, as asking all of them takes long."""
         now, roster = self._roster.store.now(), self._roster
-        known = self._limits_known.get(model)
-        if known is None or known[0] <= now:
-            until = now + LIMITS_FOR if self.large else now
-            known = (until, roster.smallest_token_limit(model), roster.learned_limits(model))
-            self._limits_known[model] = known
+        known = self._limits.get(model)
+        if known is None or known.until <= now:
+            smallest, learned = roster.smallest_token_limit(model), roster.learned_limits(model)
+            known = self._limits[model] = _Known(now + LIMITS_FOR, smallest, learned)
         return known
 
     def _follow_keys(self) -> None:
@@ -193,7 +201,7 @@ class Candidates:
             self._projects = list(self._of.values())
             self._positions = {project.name: position for position, project in enumerate(self._projects)}
             self._orders.clear()
-            self._limits_known.clear()
+            self._limits.clear()
 
     def _order(self, model: str, now: float) -> _Order:
         self._follow_keys()
@@ -233,7 +241,8 @@ class Candidates:
         order.place(position, slot, *ranking.order(self._strategy, load, owned.coming), used_at)
 
     def _slot(self, order: _Order, position: int, project: Project, owned: Quota, model: str, now: float) -> float:
-        limits, presumed = self._roster.limits(project, model), self.presumed(project, model)
+        limits = self._roster.limits(project, model)
+        presumed = self.presumed(model) if project.tier is None else NOTHING_PRESUMED
         found = self._desk.look(owned, LEAST, limits, now, math.inf, presumed)
         if isinstance(found, Refusal):
             order.why[position] = found.why
@@ -254,7 +263,7 @@ class Candidates:
                     if learned != order.learned.get(position, {}):
                         order.learned[position] = learned
                         order.changed.update(range(len(self._projects)))  # it is presumed of others
-                        self._limits_known.pop(model, None)
+                        self._limits.pop(model, None)
 
     def _health_changed(self) -> None:
         """Those that were set aside may be back, and others aside instead."""

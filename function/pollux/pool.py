@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from pollux import quota, ranking
 from pollux.candidates import READ_AT_ONCE, Candidates
-from pollux.desk import Desk
+from pollux.desk import NOTHING_PRESUMED, Desk
 from pollux.keys import Key
 from pollux.quota import Refusal, Slot, State
 from pollux.recent import Recent
@@ -80,6 +80,7 @@ class _Search:
         self._ahead = ahead
         self._without = without
         self._smallest = pool.roster.smallest_limits(model)
+        self._presumed = pool.candidates.presumed(model)
         self.now = self._soonest()
         """When what is booked now can be sent."""
 
@@ -123,7 +124,7 @@ class _Search:
     def _look(self, project: Project, key: Key, owned: Quota) -> None:
         pool, now, want = self._pool, self.now, self.ask.want
         limits = pool.roster.limits(project, self._model)
-        presumed = pool.candidates.presumed(project, self._model)
+        presumed = self._presumed if project.tier is None else NOTHING_PRESUMED
         found = pool.desk.look(owned, want, limits, now, _deadline(self.ask, limits), presumed)
         if isinstance(found, Refusal):
             self.refusals[project.name] = found
