@@ -5,6 +5,7 @@ import argparse
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import sys
 import tempfile
@@ -51,11 +52,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+# Below those that systems give to whoever asks for any: nobody else takes one until the gateways listen.
+FREE = range(20_000, 32_000)
+
+
 def _ports(host: str, first: int, count: int) -> list[int]:
     """Free ones. Asked before Java starts, which takes seconds."""
     with contextlib.ExitStack() as stack:
-        wanted = range(first, first + count) if first else [0] * count
-        return [int(stack.enter_context(listen(host, port)).getsockname()[1]) for port in wanted]
+        if first:
+            return [_taken(stack, host, port) for port in range(first, first + count)]
+        ports: list[int] = []
+        for port in random.sample(FREE, 100 + count):
+            if len(ports) < count:
+                with contextlib.suppress(SettingsError):
+                    ports.append(_taken(stack, host, port))
+        return ports or [_taken(stack, host, 0)]
+
+
+def _taken(stack: contextlib.ExitStack, host: str, port: int) -> int:
+    return int(stack.enter_context(listen(host, port)).getsockname()[1])
 
 
 def _settings(stack: contextlib.ExitStack) -> Settings:
