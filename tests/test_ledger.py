@@ -296,6 +296,26 @@ def test_commit_soon_commits_at_most_so_often() -> None:
     play(scene())
 
 
+def test_commit_soon_commits_the_last_change_too() -> None:
+    async def scene() -> None:
+        store = await _store(0)
+        ledger = counts(store)
+        for _ in range(3):
+            ledger.ride(add("a"))
+            ledger.commit_soon(1.0)
+        await asyncio.sleep(0.9)
+        assert (store.commits, await stored(store)) == (1, {"a": 3})
+        ledger.ride(add("a"))
+        ledger.commit_soon(1.0)
+        assert store.commits == 1
+        await asyncio.sleep(1.1)  # nobody asks again
+        assert (store.commits, await stored(store)) == (2, {"a": 4})
+        await asyncio.sleep(10)
+        assert store.commits == 2
+
+    play(scene())
+
+
 def test_flush_waits_for_the_commit_under_way_and_for_what_rides() -> None:
     async def scene() -> None:
         store = await _store(1)

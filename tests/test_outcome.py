@@ -761,3 +761,28 @@ def test_release_frees_the_lease_of_whoever_left_and_nothing_else() -> None:
         assert quota.used(h.quota().value, h.pool.now()).requests == 2
 
     play(scene())
+
+
+def test_a_request_larger_than_the_limit_teaches_it_and_keeps_no_smaller_one_waiting() -> None:
+    async def scene() -> None:
+        h = await house(keys_of(2))
+        for _ in range(2):
+            found = await h.send(tokens=300_000)
+            await h.outcomes.failed(found, Verdict("tpm", "quota", "next-project", 60.0, learned={"tpm": 250_000}))
+        assert {h.quota(name).value.learned["tpm"][0] for name in ("p0", "p1")} == {250_000}
+        for _ in range(4):
+            await h.send(tokens=100_000)
+        assert h.clock == 0
+
+    play(scene())
+
+
+def test_refusals_for_tokens_are_no_reason_to_rest_the_whole_pool() -> None:
+    async def scene() -> None:
+        h = await house(keys_of(3, rpm=50, tpm=1000))
+        for _ in range(3):
+            found = await h.send(tokens=1)  # it was larger than it seemed
+            await h.outcomes.failed(found, Verdict("tpm", "quota", "next-project", 5.0, learned={"tpm": 1000}))
+        assert h.pool.pause_until == 0
+
+    play(scene())

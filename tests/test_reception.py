@@ -440,7 +440,14 @@ def test_the_clients_header_cannot_lengthen_the_wait() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("x-pollux-max-wait", "soon"), ("x-pollux-max-wait", "-1"), ("x-pollux-mode", "cheap")]
+    ("name", "value"),
+    [
+        ("x-pollux-max-wait", "soon"),
+        ("x-pollux-max-wait", "-1"),
+        ("x-pollux-mode", "cheap"),
+        ("x-pollux-fallback", "never"),
+        ("x-pollux-fallback", "false"),
+    ],
 )
 def test_a_header_of_ours_that_makes_no_sense_is_named(name: str, value: str) -> None:
     got = one(headers={name: value})

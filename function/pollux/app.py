@@ -121,6 +121,7 @@ class App:
         keyring: Keyring | None = None,
         upstream: Upstream | None = None,
         blobs: Blobs | None = None,
+        catalog: Catalog | None = None,
     ) -> None:
         self.settings = settings
         self.tokens = tokens
@@ -130,7 +131,7 @@ class App:
         self.upstream = upstream or HttpUpstream(
             settings.upstream, timeout=settings.timeout, connect_timeout=settings.connect_timeout
         )
-        self.roster = Roster(self.store, self.keyring, load_catalog(settings))
+        self.roster = Roster(self.store, self.keyring, catalog or load_catalog(settings))
         self.pool = Pool(settings, self.roster)
         self.affinity = Affinity(self.roster)
         relay = Relay(self.pool, self.upstream, self.affinity)

@@ -66,6 +66,7 @@ class Ledger(Generic[T]):
         """What rides shall be committed now, not with whatever comes next."""
         self._riding: list[Change[T, Any]] = []
         self._tried_at = float("-inf")
+        self._later: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._reading: asyncio.Task[None] | None = None
 
@@ -133,8 +134,18 @@ class Ledger(Generic[T]):
             self.ride(change)
 
     def commit_soon(self, every: float) -> None:
-        """Commit what rides, if the last commit is `every` seconds ago."""
-        if self._riding and self._store.now() - self.committed_at >= every:
+        """Commit what rides, now or as soon as the last commit is `every` seconds ago."""
+        if not self._riding or self._later is not None:
+            return
+        wait = self.committed_at + every - self._store.now()
+        if wait <= 0:
+            self._start()
+        else:
+            self._later = asyncio.get_running_loop().call_later(wait, self._commit_now)
+
+    def _commit_now(self) -> None:
+        self._later = None
+        if self._riding:
             self._start()
 
     @property

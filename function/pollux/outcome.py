@@ -1,5 +1,6 @@
 """What an answer of Google's means for the pool: which quota cools and what it learned, which key is set aside."""
 
+import math
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -137,6 +138,8 @@ class Outcomes:
         tier = project.tier if project else None
         await owned.ledger.note(partial(self._cooled, reservation=reservation, verdict=verdict, tier=tier))
         wake(owned.sleepers)
+        if _is_too_large(reservation, verdict):
+            reservation.settle(0)  # it fits no minute, so Google cannot have counted its tokens
         if not reservation.slot.probe:  # it asked whether there is room, knowing that there may be none
             self._suspect(reservation, verdict)
 
@@ -148,6 +151,8 @@ class Outcomes:
             state = quota.learn(state, now, learned, tier)
         if verdict.cause in MINUTE_LIMITS and self._had_room(reservation, verdict):
             state = quota.distrust_minute(state, now)
+        if _is_too_large(reservation, verdict):
+            return state, None
         return quota.cool(state, now, verdict.cause, verdict.cooldown_s or 0.0, verdict.ceiling_s), None
 
     @staticmethod
@@ -160,6 +165,8 @@ class Outcomes:
         """When all projects refuse within seconds though they had room, it is the address that is limited: pause."""
         pool = self._pool
         now = pool.now()
+        if verdict.cause == "tpm":  # a request may be larger than it seems, and is then refused everywhere
+            return
         if verdict.cause != "unknown-429" and not self._had_room(reservation, verdict):
             return
         self._denied[reservation.quota.project] = now
@@ -169,6 +176,11 @@ class Outcomes:
         if len(usable) > 1 and recent >= usable and now >= pool.pause_until:
             pool.pause_until = now + min(PAUSE_MOST, PAUSE * 2.0**self._pauses)
             self._pauses += 1
+
+
+def _is_too_large(reservation: Reservation, verdict: Verdict) -> bool:
+    """The request alone is above the limit of the minute: smaller ones are served all the same."""
+    return verdict.cause == "tpm" and reservation.want.tokens > verdict.learned.get("tpm", math.inf)
 
 
 def _refused_tools(reservation: Reservation, verdict: Verdict) -> Collection[str]:

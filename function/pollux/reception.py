@@ -241,6 +241,9 @@ class Reception:
         mode = header(headers, b"x-pollux-mode") or self._settings.mode
         if mode not in ("both", "pro_only", "flash_only", "flash_lite_only"):
             raise RequestError("BAD_REQUEST", "x-pollux-mode must be both, pro_only, flash_only or flash_lite_only")
+        fallback = (header(headers, b"x-pollux-fallback") or "on").lower()
+        if fallback not in ("on", "off"):
+            raise RequestError("BAD_REQUEST", "x-pollux-fallback must be on or off")
         return Exchange(
             call=call,
             method=method,
@@ -253,7 +256,7 @@ class Reception:
             deadline=self._relay.pool.now() + min(waits),
             patient=own is None and server is None and self._settings.max_wait > 0,
             stream=stream,
-            fallback=(header(headers, b"x-pollux-fallback") or "on").lower() != "off",
+            fallback=fallback == "on",
             mode=mode,
             prefer_key=header(headers, b"x-pollux-key"),
             sticky=conversation(record.client, parsed) if self._settings.sticky else None,

@@ -85,16 +85,17 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 async def _serve(settings: Settings, listener: socket.socket, *, simulated: bool, stack: contextlib.ExitStack) -> int:
-    from pollux.app import App, open_keyring, open_tokens
+    from pollux.app import App, load_catalog, open_keyring, open_tokens
 
     keyring: Keyring = open_keyring(settings)
     configured = settings.keys_file or settings.secrets or settings.upstream != Settings().upstream
     simulated = simulated or (not configured and not in_cloud() and not await keyring.keys())
     if simulated:
         settings, keyring = demo(settings, stack)
-    tokens, local = await open_tokens(settings)
+    catalog = load_catalog(settings)
+    tokens, local = await open_tokens(settings)  # last: a token that is made is shown once
     _warn(settings, local)
-    app = App(settings, tokens, keyring=keyring)
+    app = App(settings, tokens, keyring=keyring, catalog=catalog)
     await app.start()
     try:
         host, port = listener.getsockname()[:2]

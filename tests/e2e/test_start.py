@@ -49,6 +49,14 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
         assert port in refused(tmp_path, "serve", "--port", port)
 
 
+def test_a_start_that_fails_makes_no_token(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    ended = pollux(tmp_path, environment(data=str(data), never_below="no-such-model"), "serve", "--port", "0", "--demo")
+    assert ended.returncode == 2
+    assert "no-such-model" in ended.stderr
+    assert not (data / "tokens.json").exists(), "it is shown when it is made, and only then"
+
+
 def test_a_database_that_is_none(tmp_path: Path) -> None:
     path = tmp_path / "broken.db"
     path.write_bytes(b"this is no database, but long enough for the header of one " * 50)
