@@ -9,7 +9,7 @@ import pytest
 
 from pollux import health, quota
 from pollux.keys import Key
-from pollux.pool import Choice, Full, Tried
+from pollux.pool import Choice, Full, Reservation, Tried
 from pollux.windows import Want
 from tests.pools import MODEL, House, Keys, house, keys_of, play
 
@@ -184,5 +184,21 @@ def test_three_models_of_a_thousand_projects_are_remembered() -> None:
         await h.roster.ready()
         quotas = [h.roster.quota(f"p{n}", model) for model in ("a", "b", "c") for n in range(1000)]
         assert all(h.roster.quota(owned.project, owned.bucket) is owned for owned in quotas)
+
+    play(scene())
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_project_that_is_removed_while_its_counters_are_read_is_not_chosen(strategy: str) -> None:
+    async def scene() -> None:
+        h = await house(keys_of(3), delay=lambda: 0.5, strategy=strategy)
+        await h.roster.ready()
+        asked = asyncio.ensure_future(h.reserve())
+        await asyncio.sleep(0.7)
+        h.keys.now = h.keys.now[2:]
+        await h.roster.ready()
+        found = await asked
+        assert isinstance(found, Reservation)
+        assert found.key.id == "k2"
 
     play(scene())

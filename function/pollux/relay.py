@@ -39,7 +39,7 @@ class Progress:
     wanted: str
     """The model that the client asked for."""
     until: float = math.inf
-    """After this nothing is sent again. Known once it was sent."""
+    """After this nothing is sent again. Known once it could be sent for the first time."""
     troubles: int = 0
     told: Failure | None = None
     """The first failure of the wanted model that is the client's to hear: no key, project or quota is to blame."""
@@ -128,9 +128,11 @@ class Relay:
                 progress.full = found if model == progress.wanted else progress.full
                 x.noted(Attempt(model, "", "", "full", None, detail=_said(found)))
                 return False
-            if not await self._at_hand(x, found, tried) or not await self.attempts.in_time(found):
+            if not await self._at_hand(x, found, tried):
                 continue
             progress.until = min(progress.until, max(x.deadline, self.pool.now() + AGAIN_WITHIN))
+            if not await self.attempts.in_time(found):
+                continue
             failure = await self.attempts.reserved(x, found)
             if failure is None:
                 return True
