@@ -197,6 +197,12 @@ def test_images_are_asked_for_again_only_if_they_were_surely_not_made(trouble: A
     assert (got.status == 200) == (times == 2)
 
 
+def test_a_song_is_not_asked_for_again_when_it_may_have_been_made() -> None:
+    upstream = FakeUpstream([refuses("internal"), whole(answer())])
+    got = play(lambda: ask(upstream, projects(2), path="/v1beta/models/lyria-3-pro-preview:generateContent"))
+    assert (got.status, len(upstream.sent)) == (500, 1)
+
+
 def test_a_limit_of_the_minute_that_a_refusal_taught_is_waited_for() -> None:
     upstream = FakeUpstream(lambda sent: refuses("rpm") if len(upstream.sent) == 1 else whole(answer()))
     got = play(lambda: ask(upstream, projects(1)))
