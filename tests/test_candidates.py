@@ -4,12 +4,14 @@ import asyncio
 import random
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from pollux import health, quota
+from pollux.health import Health
 from pollux.keys import Key
-from pollux.pool import Choice, Full, Tried
+from pollux.pool import Choice, Full, Reservation, Tried
 from pollux.windows import Want
 from tests.pools import MODEL, House, Keys, house, keys_of, play
 
@@ -184,5 +186,73 @@ def test_three_models_of_a_thousand_projects_are_remembered() -> None:
         await h.roster.ready()
         quotas = [h.roster.quota(f"p{n}", model) for model in ("a", "b", "c") for n in range(1000)]
         assert all(h.roster.quota(owned.project, owned.bucket) is owned for owned in quotas)
+
+    play(scene())
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_project_that_is_removed_while_its_counters_are_read_is_not_chosen(strategy: str) -> None:
+    async def scene() -> None:
+        h = await house(keys_of(3), delay=lambda: 0.5, strategy=strategy)
+        await h.roster.ready()
+        asked = asyncio.ensure_future(h.reserve())
+        await asyncio.sleep(0.7)
+        h.keys.now = h.keys.now[2:]
+        await h.roster.ready()
+        found = await asked
+        assert isinstance(found, Reservation)
+        assert found.key.id == "k2"
+
+    play(scene())
+
+
+def test_limits_that_were_learned_before_a_pool_changed_are_looked_through_once() -> None:
+    async def scene() -> None:
+        h = await house(keys_of(200))
+        await h.roster.ready()
+        for n in range(200):
+            h.quota(f"p{n}").ride(lambda state, now: (quota.learn(state, now, {"rpm": 10}, None), None))
+        await h.send()
+        h.keys.now = tuple(replace(key) for key in h.keys.now)
+        await h.send()
+        counts = looks(h)
+        for _ in range(20):
+            await h.send()
+        assert sum(counts.values()) <= 20 * 12
+
+    play(scene())
+
+
+@pytest.mark.parametrize("kind", ["projects", "keys", "models"])
+def test_what_is_set_aside_once_more_is_not_looked_at_by_each_request(kind: health.Kind) -> None:
+    async def scene() -> None:
+        h = await house(keys_of(200, rpm=1000))
+        await h.send()
+        names = {"projects": "p{}", "keys": "k{}", "models": "p{}/" + MODEL}
+
+        def aside(value: Health, now: float, name: str) -> tuple[Health, None]:
+            return health.set_aside(value, now, kind, name, "spend", 100.0), None
+
+        def set_aside() -> None:
+            for n in range(200):
+                h.roster.health.ride(partial(aside, name=names[kind].format(n)))
+
+        set_aside()
+        assert isinstance(await h.reserve(wait=1), Full)
+        await asyncio.sleep(101)
+        await h.send()
+        set_aside()
+        assert isinstance(await h.reserve(wait=1), Full)
+        counts: Counter[str] = Counter()
+        usable = h.roster.usable_key
+
+        def counted(project, *rest, **more):  # type: ignore[no-untyped-def]
+            counts[project.name] += 1
+            return usable(project, *rest, **more)
+
+        h.roster.usable_key = counted  # type: ignore[method-assign]
+        for _ in range(10):
+            assert isinstance(await h.reserve(wait=1), Full)
+        assert sum(counts.values()) <= 10 * 12
 
     play(scene())

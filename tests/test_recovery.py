@@ -354,6 +354,30 @@ def test_a_tool_that_rests_in_all_projects_is_tried_early_too() -> None:
     play(scene)
 
 
+def test_who_waits_for_many_free_calls_does_not_look_at_all_keys_after_each_of_them() -> None:
+    google = Google(lambda sent: refuses("invalid-key"))
+
+    async def scene() -> None:
+        async with gateway(google.upstream, projects(200)) as app:
+            assert (await ask(app)).status == 503
+            await asyncio.sleep(SOONEST)
+            looked = 0
+            usable = app.roster.usable_key
+
+            def counted(*given, **more):  # type: ignore[no-untyped-def]
+                nonlocal looked
+                looked += 1
+                return usable(*given, **more)
+
+            app.roster.usable_key = counted  # type: ignore[method-assign]
+            got = await asyncio.gather(*(call(app, headers={"x-pollux-fallback": "off"}) for _ in range(10)))
+            assert {each.status for each in got} == {503}
+            assert len(google.asked("countTokens")) >= 200
+            assert looked <= 10 * 200 * 5
+
+    play(scene)
+
+
 def test_a_large_pool_comes_back_too() -> None:
     google = Google(
         lambda sent: refuses("prepay" if sent.verb != "countTokens" else "rpd") if now() < BEGAN + 200 else None

@@ -197,6 +197,12 @@ def test_images_are_asked_for_again_only_if_they_were_surely_not_made(trouble: A
     assert (got.status == 200) == (times == 2)
 
 
+def test_a_song_is_not_asked_for_again_when_it_may_have_been_made() -> None:
+    upstream = FakeUpstream([refuses("internal"), whole(answer())])
+    got = play(lambda: ask(upstream, projects(2), path="/v1beta/models/lyria-3-pro-preview:generateContent"))
+    assert (got.status, len(upstream.sent)) == (500, 1)
+
+
 def test_a_limit_of_the_minute_that_a_refusal_taught_is_waited_for() -> None:
     upstream = FakeUpstream(lambda sent: refuses("rpm") if len(upstream.sent) == 1 else whole(answer()))
     got = play(lambda: ask(upstream, projects(1)))
@@ -1072,6 +1078,46 @@ def test_a_waiting_client_that_leaves_gives_its_slot_back() -> None:
             assert app.journal.totals()["endings"] == {"client-gone": 1}
             assert app.journal.statuses[499] == 1
         assert len(upstream.sent) == 2
+
+    play(scene)
+
+
+class LateKeys(Keys):
+    """A value is fetched once, which takes a while; or again and again, if there is none."""
+
+    missing = False
+
+    async def value(self, key_id: str) -> Secret:
+        if self.missing or key_id not in self.reread_ids:
+            await asyncio.sleep(5)
+        if self.missing:
+            raise KeySourceError("the value cannot be read")
+        self.reread_ids.append(key_id)
+        return await super().value(key_id)
+
+
+def test_a_request_ends_though_each_key_takes_long_to_say_that_it_has_no_value() -> None:
+    async def scene() -> None:
+        upstream = FakeUpstream(lambda _: whole(answer()))
+        keys = LateKeys(projects(2, rpm=5).all)
+        keys.missing = True
+        async with gateway(upstream, keys, max_wait=20.0) as app:
+            got = await call(app, leaves=100)
+            assert got.status in (429, 503)
+            assert not upstream.sent
+
+    play(scene)
+
+
+def test_a_client_that_leaves_while_the_keys_value_is_fetched_gives_its_slot_back() -> None:
+    async def scene() -> None:
+        upstream = FakeUpstream(lambda _: whole(answer()))
+        async with gateway(upstream, LateKeys([Key("k1", "p1", limits={"*": {"rpm": 1}})])) as app:
+            began = now()
+            await call(app, leaves=1)
+            got = await call(app, leaves=20)
+            assert (got.status, len(upstream.sent)) == (200, 1)
+            assert got.times[-1] - began < 10, "the slot was free again"
 
     play(scene)
 

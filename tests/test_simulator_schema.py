@@ -270,3 +270,46 @@ anything = st.recursive(
 def test_no_schema_whatever_breaks_it(schema: Any) -> None:
     assert len(json.dumps(instance(schema))) < 1_000_000
     json.dumps(instance(from_google(schema)))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"a": {}}, "propertyOrdering": [["a"], {}, "a"]},
+        {"type": "array", "items": {}, "prefixItems": [{"$ref": "#/prefixItems/\u00b2"}]},
+        {"const": {"a": [1]}, "dependentRequired": {"a": [[1], {}]}},
+        {"$ref": "#/default", "default": {"type": "object", "required": [["a"], {}]}},
+    ],
+    ids=["an order of lists", "a place that only looks like a figure", "names needed beside", "names that are lists"],
+)
+def test_a_schema_whose_names_are_none_is_answered_all_the_same(schema: Any) -> None:
+    json.dumps(instance(schema))
+
+
+def _next(number: int, branches: int) -> Any:
+    return {"anyOf": [{"$ref": f"#/$defs/s{number + 1}"}] * branches}
+
+
+def _all_of_all(count: int) -> Any:
+    properties = {f"p{number}": {"$ref": f"#/$defs/s{number}"} for number in range(count)}
+    one = {"type": "object", "properties": properties, "required": list(properties)}
+    return {"$defs": {f"s{number}": one for number in range(count)}, "$ref": "#/$defs/s0"}
+
+
+NOWHERE = {"$defs": {f"s{number}": _next(number, 3) for number in range(30)}, "$ref": "#/$defs/s0"}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "contains": {"type": "string"}, "minContains": 10**12},
+        NOWHERE,
+        {"not": NOWHERE, "type": "string"},
+        {"$defs": NOWHERE["$defs"], "const": 1, "allOf": [{"$ref": "#/$defs/s0"}]},
+        _all_of_all(12),
+    ],
+    ids=["contains", "nothing at the end of all ways", "not that", "a constant that all ways refuse", "all of all"],
+)
+def test_a_few_lines_of_schema_do_not_take_for_ever(schema: Any) -> None:
+    """Each would take hours: the test would be ended from outside."""
+    json.dumps(instance(schema))

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pollux.tools import GROUNDING, MAPS, NAME_MOST, SEARCH, URLS, asked, named
+from pollux.tools import GROUNDING, MAPS, NAME_MOST, NAMES_MOST, SEARCH, URLS, asked, named
 
 
 @pytest.mark.parametrize(
@@ -70,3 +70,8 @@ def test_tools_are_found_where_openais_sdk_puts_what_it_does_not_know() -> None:
 )
 def test_the_name_of_a_quota_speaks_of_a_tool(text: str, expected: str | None) -> None:
     assert named(text) == expected
+
+
+def test_of_a_request_with_endless_tools_only_so_many_are_looked_at() -> None:
+    many = [{f"x{n}": {}} for n in range(NAMES_MOST - 1)]
+    assert asked({"tools": [*many, {"googleSearch": {}}, {"urlContext": {}}]}) == {SEARCH}

@@ -69,8 +69,12 @@ class Attempts:
 
     async def in_time(self, reservation: Reservation) -> bool:
         """Whether the slot is still good when the key's value is at hand, which may have to be fetched first."""
-        with suppress(KeySourceError):  # of that the attempt itself tells
-            await self._keyring.value(reservation.key.id)
+        try:
+            with suppress(KeySourceError):  # of that the attempt itself tells
+                await self._keyring.value(reservation.key.id)
+        except BaseException:  # the client left
+            reservation.let_go()
+            raise
         if not self.pool.is_late(reservation):
             return True
         reservation.let_go()

@@ -117,7 +117,7 @@ class Candidates:
         self._positions: dict[str, int] = {}
         self._orders: Recent[str, _Order] = Recent(MODELS_MOST)
         self._limits: Recent[str, _Known] = Recent(MODELS_MOST)
-        self._aside: frozenset[str] = frozenset()
+        self._aside: frozenset[tuple[str, float]] = frozenset()
         roster.quota_changed = self._quota_changed
         roster.health.changed = self._health_changed
 
@@ -209,6 +209,9 @@ class Candidates:
         if order is None or order.bucket != bucket:
             order = self._orders[model] = _Order(bucket, len(self._projects))
             order.changed.update(range(len(self._projects)))
+            for position, project in enumerate(self._projects):
+                if (owned := self._roster.quotas.get((project.name, bucket))) and owned.ledger.value.learned:
+                    order.learned[position] = owned.ledger.value.learned
         self._orders.move_to_end(model)  # invented names push out no order that is used
         if self.large:
             for position in order.due(now):
@@ -269,7 +272,8 @@ class Candidates:
         """Those that were set aside may be back, and others aside instead."""
         if self.large:
             aside = self._roster.named_aside()
-            changed = {self._positions[name] for name in aside ^ self._aside if name in self._positions}
+            names = {name for name, _ in aside ^ self._aside}
+            changed = {self._positions[name] for name in names if name in self._positions}
             self._aside = aside
             for order in self._orders.values():
                 order.changed |= changed | order.aside

@@ -118,6 +118,8 @@ class _Search:
                 [owned for _, _, owned in able] + [roster.quota(project.name, self.bucket) for project in soon]
             )
             self.now = self._soonest()
+            # keys may have been removed meanwhile
+            able = [found for found in able if roster.project_of.get(found[1].id) == found[0].name]
         for project, key, owned in able:
             self._look(project, key, owned)
 

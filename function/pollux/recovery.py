@@ -54,6 +54,7 @@ class Recovery:
         self._seen: tuple[Health, object] | None = None
         self._due: list[tuple[float, str]] = []
         self._keys: dict[str, Key] = {}
+        """Those that wait for a probe. A new dictionary whenever they change, and only then."""
 
     def begin(self) -> None:
         """Ask about the keys whose rest is over. Nobody waits for it, and it costs nothing while none is due."""
@@ -123,10 +124,12 @@ class Recovery:
             return
         self._seen = (value, projects)
         waiting = {key_id: entry for key_id, entry in value.keys.items() if health.awaits_probe(entry)}
-        self._keys = {}
+        keys: dict[str, Key] = {}
         if waiting:
             everyone = (key for project in projects.values() for key in project.keys)
-            self._keys = {key.id: key for key in everyone if key.enabled and key.id in waiting}
+            keys = {key.id: key for key in everyone if key.enabled and key.id in waiting}
+        if keys != self._keys:
+            self._keys = keys
         self._asked = {key_id: when for key_id, when in self._asked.items() if key_id in waiting}
         self._refused &= waiting.keys()
         self._due = [
@@ -139,31 +142,39 @@ class Recovery:
     ) -> bool:
         """Ask about the keys that could serve, also before their rests end, until one is well or none is left to ask.
         Whoever comes meanwhile waits for the same calls."""
+        waiting: dict[str, Key] | None = None
+        wanted: frozenset[str] = frozenset()
         while True:
-            wanted = self._wanted(tried, refusals)
+            self._look()
+            if waiting is not self._keys:  # somebody is well, or new
+                if waiting is not None and self._usable(model, tried, refusals, tools):
+                    return True
+                waiting, wanted = self._keys, self._wanted(tried, refusals)
             now = self._roster.store.now()
-            for key_id, entry in sorted(wanted.items(), key=lambda item: self._asked.get(item[0], item[1].since)):
-                asked = self._asked.get(key_id, entry.since)
-                if self.free_call is None or len(self._probes) >= AT_ONCE:
-                    break
-                if now - asked >= _spacing(entry):
-                    self._start(key_id)
-            running = [self._probes[key_id] for key_id in wanted if key_id in self._probes]
+            if self.free_call is not None and len(self._probes) < AT_ONCE:
+                self._ask(wanted, now)
+            running = [probe for key_id, probe in self._probes.items() if key_id in wanted]
             if not running or deadline <= now:
                 return False
             await asyncio.wait(running, timeout=deadline - now, return_when=asyncio.FIRST_COMPLETED)
-            if self._usable(model, tried, refusals, tools):
-                return True
 
-    def _wanted(self, tried: Tried, refusals: Mapping[str, Refusal]) -> dict[str, Aside]:
-        """The keys that wait for a probe and could serve this request then."""
-        self._look()
+    def _ask(self, wanted: Collection[str], now: float) -> None:
+        """Start as many probes as there may be, of the keys asked longest ago."""
         entries = self._roster.health.value.keys
-        return {
-            key_id: entries[key_id]
-            for key_id, key in self._keys.items()
-            if key.project in refusals and key_id not in tried.keys and key_id in entries
-        }
+        due = []
+        for key_id in wanted:
+            entry = entries.get(key_id)
+            if entry is not None and key_id not in self._probes:
+                asked = self._asked.get(key_id, entry.since)
+                if now - asked >= _spacing(entry):
+                    due.append((asked, key_id))
+        for _, key_id in heapq.nsmallest(AT_ONCE - len(self._probes), due):
+            self._start(key_id)
+
+    def _wanted(self, tried: Tried, refusals: Mapping[str, Refusal]) -> frozenset[str]:
+        """The keys that wait for a probe and could serve this request then."""
+        waiting = self._keys.items()
+        return frozenset(key_id for key_id, key in waiting if key.project in refusals and key_id not in tried.keys)
 
     def _usable(self, model: str, tried: Tried, refusals: Mapping[str, Refusal], tools: Collection[str]) -> bool:
         """Whether one of those that were set aside is not any more."""

@@ -26,6 +26,7 @@ from pollux.resources import Resources
 from pollux.upstream import Upstream
 from pollux.windows import MINUTE_LIMITS
 
+PAID_BY_THE_PIECE = frozenset({"image", "video", "music"})
 HELD_S = 10.0
 """So long a slot is held for a request that waits for a copy of its file."""
 
@@ -39,7 +40,7 @@ class Progress:
     wanted: str
     """The model that the client asked for."""
     until: float = math.inf
-    """After this nothing is sent again. Known once it was sent."""
+    """After this nothing is sent again. Known once it could be sent for the first time."""
     troubles: int = 0
     told: Failure | None = None
     """The first failure of the wanted model that is the client's to hear: no key, project or quota is to blame."""
@@ -128,9 +129,11 @@ class Relay:
                 progress.full = found if model == progress.wanted else progress.full
                 x.noted(Attempt(model, "", "", "full", None, detail=_said(found)))
                 return False
-            if not await self._at_hand(x, found, tried) or not await self.attempts.in_time(found):
+            if not await self._at_hand(x, found, tried):
                 continue
             progress.until = min(progress.until, max(x.deadline, self.pool.now() + AGAIN_WITHIN))
+            if not await self.attempts.in_time(found):
+                continue
             failure = await self.attempts.reserved(x, found)
             if failure is None:
                 return True
@@ -144,7 +147,7 @@ class Relay:
                         tried.key_refused(found.key.id, probed=failure.verdict.cause in PROBED)
                 case "next-project":
                     tried.refused(found.quota.project, again=self._is_worth_a_wait(x, found, failure))
-                case "retry" if _may_have_made(x, ask, failure):
+                case "retry" if self._may_have_made(x, model, ask, failure):
                     await self.attempts.give(x, failure)
                     return True
                 case "retry":
@@ -171,6 +174,13 @@ class Relay:
         """Once more, as far as this request is concerned."""
         trouble = progress.troubles >= self._settings.max_attempts
         return x.can_be_sent and not trouble and self.pool.now() <= progress.until
+
+    def _may_have_made(self, x: Exchange, model: str, ask: Ask, failure: Failure) -> bool:
+        """Sent again, it might make a second thing, which is paid for. Google says when it did not begin with one."""
+        if failure.unsent:
+            return False
+        paid = ask.want.images > 0 or self._catalog.kind(model) in PAID_BY_THE_PIECE
+        return wire.is_resource_call(x.call) or (paid and failure.verdict.cause != "overloaded")
 
     def _is_worth_a_wait(self, x: Exchange, found: Reservation, failure: Failure) -> bool:
         """Whether to ask the project once more after its rest: its limit is known by now, or no other can serve, or it
@@ -258,13 +268,6 @@ class Relay:
         key = await self.pool.pick(model, Tried(), only)
         tokens = None if key is None else await self.questions.count(key, *question)
         return ask if tokens is None else replace(ask, want=ask.want._replace(tokens=tokens))
-
-
-def _may_have_made(x: Exchange, ask: Ask, failure: Failure) -> bool:
-    """Sent again, it might make a second thing. Of images Google says when it did not begin."""
-    if failure.unsent:
-        return False
-    return wire.is_resource_call(x.call) or (ask.want.images > 0 and failure.verdict.cause != "overloaded")
 
 
 def _said(full: Full) -> str:

@@ -193,11 +193,14 @@ class Roster:
         resting = (self.health.value.tools.get(f"{project}/{tool}") for tool in tools)
         return any(entry is not None and entry.until > now for entry in resting)
 
-    def named_aside(self) -> frozenset[str]:
-        """The projects of which anything is set aside."""
+    def named_aside(self) -> frozenset[tuple[str, float]]:
+        """The projects of which anything is set aside, each with the time until when."""
         aside = self.health.value
-        of_keys = (self.project_of.get(key, "") for key, entry in aside.keys.items() if entry.until > entry.since)
-        return frozenset((*aside.projects, *of_keys, *(name.partition("/")[0] for name in aside.models)))
+        found = {(name, entry.until) for name, entry in aside.projects.items()}
+        found.update((name.partition("/")[0], entry.until) for name, entry in aside.models.items())
+        of_project = self.project_of
+        found.update((of_project.get(key, ""), e.until) for key, e in aside.keys.items() if e.until > e.since)
+        return frozenset(found)
 
     def with_grants(self, bucket: str) -> list[str]:
         """The projects of which a grant may be held, the one used least recently first."""

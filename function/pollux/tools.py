@@ -7,6 +7,7 @@ way, and new spellings come.
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 SEARCH, MAPS, URLS = "googleSearch", "googleMaps", "urlContext"
@@ -27,6 +28,8 @@ _URL = re.compile(r"https?://\S+")
 NONE: frozenset[str] = frozenset()
 NAME_MOST = 40
 """No tool's name is longer. Longer ones are not looked at, as clients choose them."""
+NAMES_MOST = 10_000
+"""Of one request, no more names of tools are looked at than that."""
 
 
 def named(text: str) -> str | None:
@@ -42,21 +45,18 @@ def asked(parsed: Mapping[str, Any] | None) -> frozenset[str]:
     extra = parsed.get("extra_body")
     google = extra.get("google") if isinstance(extra, Mapping) else None
     holders = (parsed, google) if isinstance(google, Mapping) else (parsed,)
-    return frozenset(tool for holder in holders for tool in _listed(holder.get("tools")))
+    names = islice((name for holder in holders for name in _named(holder.get("tools"))), NAMES_MOST)
+    return frozenset(tool for name in names if len(name) <= NAME_MOST and (tool := _tool(name)) is not None)
 
 
-def _listed(tools: Any) -> Iterator[str]:
+def _named(tools: Any) -> Iterator[str]:
     for tool in tools if isinstance(tools, list) else (tools,):
         if not isinstance(tool, dict) or (kind := tool.get("type")) == "function":
             continue
         if isinstance(kind, str):  # {"type": "web_search"}; the native API has {"googleSearch": {}}
-            names: tuple[str, ...] = (kind,)
+            yield kind
         else:
-            names = tuple(name for name, value in tool.items() if value is not None)
-        for name in names:
-            found = _tool(name) if len(name) <= NAME_MOST else None
-            if found is not None:
-                yield found
+            yield from (name for name, value in tool.items() if value is not None)
 
 
 @lru_cache(maxsize=256)

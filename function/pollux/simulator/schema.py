@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 from pollux.simulator.pattern import sample
-from pollux.simulator.validation import is_number, matches, resolve, same, searched
+from pollux.simulator.validation import Patience, is_number, matches, resolve, same, searched
 
 DEEPEST = 12
 """Levels of values inside values. Deeper down only what is required is made."""
@@ -21,6 +21,10 @@ MOST = 400
 """Values in one instance. Beyond it, too, only what is required is made."""
 _LAST = 5_000
 """Values that are looked for in all: the search for what there is not ends."""
+_STEPS = 100_000
+"""Steps in looking for a value. A few references to each other can ask for billions."""
+_LONGEST = 2_000
+"""Items of an array, however many a schema demands."""
 TRIES = 40
 """Values that are tried for one schema."""
 _END = 40
@@ -276,6 +280,7 @@ class _Maker:
         self._root = root
         self._text = text
         self._made = 0
+        self._patience = Patience(_STEPS)
         self._path: list[str] = []
         """The references in which we are."""
 
@@ -286,7 +291,7 @@ class _Maker:
             return _NOTHING
         nearest: Any = _NOTHING
         for value in islice(self._values(schema, name, turn, depth), TRIES):
-            if matches(schema, value, self._root):
+            if matches(schema, value, self._root, patience=self._patience):
                 return value
             if nearest is _NOTHING:
                 nearest = value
@@ -296,6 +301,8 @@ class _Maker:
         return depth > DEEPEST or self._made > MOST or len(self._path) != len(set(self._path))
 
     def _values(self, schema: Any, name: str, turn: int, depth: int) -> Iterator[Any]:
+        if self._patience.ends():
+            return
         if not isinstance(schema, Mapping):
             schema = {}
         if "$ref" in schema:
@@ -351,6 +358,8 @@ class _Maker:
 
     def _height(self, schema: Any, seen: tuple[str, ...]) -> float:
         """How many levels of values it takes at least; infinite: there is no end."""
+        if self._patience.ends():
+            return math.inf
         schema = _mapped(schema)
         if "const" in schema or "enum" in schema:
             return 0
@@ -431,10 +440,10 @@ class _Maker:
         for length in lengths:
             made: list[Any] = []
             if "contains" in schema:
-                count = max(1, _whole(schema.get("minContains"), 1))
+                count = min(max(1, _whole(schema.get("minContains"), 1)), _LONGEST)
                 parts = [self.pick(schema["contains"], name, turn + place, depth + 1) for place in range(count)]
                 made = [part for part in parts if part is not _NOTHING]
-            for place in range(len(made), min(length, 2000)):
+            for place in range(len(made), min(length, _LONGEST)):
                 part = first[place] if place < len(first) else rest
                 if part is None or part is False:
                     break
@@ -455,7 +464,8 @@ class _Maker:
     def _objects(self, schema: Mapping[str, Any], turn: int, depth: int) -> Iterator[dict[str, Any]]:
         properties = _mapped(schema.get("properties"))
         required = [each for each in _listed(schema.get("required")) if isinstance(each, str)]
-        ordering = [each for each in _listed(schema.get("propertyOrdering")) if each in properties]
+        ordering = [each for each in _listed(schema.get("propertyOrdering")) if isinstance(each, str)]
+        ordering = [each for each in ordering if each in properties]
         names = list(dict.fromkeys([*ordering, *properties, *required]))
         most = _whole(schema.get("maxProperties"), 1 << 20)
         optional = [each for each in names if each not in required]

@@ -9,6 +9,18 @@ DEEPEST = 60
 """Levels of schemas inside schemas. What lies deeper counts as valid: a schema may refer to itself for ever."""
 
 
+class Patience:
+    """How much is looked at in all: schemas of a few lines can ask for more steps than there is time."""
+
+    def __init__(self, most: int) -> None:
+        self.left = most
+
+    def ends(self) -> bool:
+        """One more step. True: no more shall be made."""
+        self.left -= 1
+        return self.left < 0
+
+
 def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -44,22 +56,22 @@ def resolve(reference: Any, root: Any) -> Any:
         name = name.replace("~1", "/").replace("~0", "~")
         if isinstance(found, Mapping):
             found = found.get(name)
-        elif isinstance(found, list) and name.isdigit() and int(name) < len(found):
+        elif isinstance(found, list) and name.isdecimal() and int(name) < len(found):
             found = found[int(name)]
         else:
             return None
     return found
 
 
-def matches(schema: Any, value: Any, root: Any, depth: int = 0) -> bool:
-    """`root`: the document in which references are looked up."""
+def matches(schema: Any, value: Any, root: Any, depth: int = 0, patience: Patience | None = None) -> bool:
+    """`root`: the document in which references are looked up. What is not looked at counts as valid."""
     if not isinstance(schema, Mapping):
         return schema is not False
-    if depth > DEEPEST:
+    if depth > DEEPEST or (patience is not None and patience.ends()):
         return True
 
     def inner(part: Any, item: Any) -> bool:
-        return matches(part, item, root, depth + 1)
+        return matches(part, item, root, depth + 1, patience)
 
     if "$ref" in schema and not inner(resolve(schema["$ref"], root), value):
         return False
@@ -79,6 +91,10 @@ Inner = Callable[[Any, Any], bool]
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
+
+
+def _names(value: Any) -> list[str]:
+    return [name for name in _listed(value) if isinstance(name, str)]
 
 
 def _general(schema: Mapping[str, Any], value: Any, inner: Inner) -> bool:
@@ -157,7 +173,7 @@ def _array(schema: Mapping[str, Any], value: list[Any], inner: Inner) -> bool:
 def _object(schema: Mapping[str, Any], value: dict[str, Any], inner: Inner) -> bool:
     if not _between(schema, len(value), "minProperties", "maxProperties"):
         return False
-    if not all(name in value for name in _listed(schema.get("required"))):
+    if not all(name in value for name in _names(schema.get("required"))):
         return False
     properties = schema.get("properties")
     properties = properties if isinstance(properties, Mapping) else {}
@@ -177,6 +193,6 @@ def _object(schema: Mapping[str, Any], value: dict[str, Any], inner: Inner) -> b
             return False
         if "propertyNames" in schema and not inner(schema["propertyNames"], name):
             return False
-        if isinstance(needed, Mapping) and not all(other in value for other in _listed(needed.get(name))):
+        if isinstance(needed, Mapping) and not all(other in value for other in _names(needed.get(name))):
             return False
     return True
