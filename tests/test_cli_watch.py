@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -76,6 +77,61 @@ def test_status_says_until_when_and_why_something_rests() -> None:
     row = next(line for line in aside if line.startswith("k1 p1"))
     assert row.startswith("k1 p1 - aside ")
     assert row.endswith("Google blocked the key as leaked")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "why"), [("prepay", "the prepaid credit is gone"), ("spend", "the spend-based limit was reached")]
+)
+def test_status_shows_a_project_that_is_set_aside_and_that_its_keys_do_not_serve(trouble: str, why: str) -> None:
+    found = seen(lambda _: "/admin/status", whole(answer()), refuses(trouble), keys=projects(1))
+    lines = squeezed(status_text(found))
+    key = next(line for line in lines if line.startswith("k1 p1"))
+    assert key.startswith("k1 p1 - aside ")
+    assert key.endswith(f"its project: {why}")
+    at = lines.index("PROJECT ASIDE MODEL UNTIL WHY")
+    assert lines[at + 1].startswith("p1 all ")
+    assert lines[at + 1].endswith(why)
+    quota = next(line for line in lines if line.startswith(f"p1 {FLASH} "))
+    assert quota.endswith(f"set aside: {why}")
+    assert " now " not in quota
+    problem = f"PROBLEM: no project may serve at the moment (1 project: {why}), so requests get 503; "
+    assert any(line.startswith(problem) for line in lines)
+
+
+def test_status_shows_a_model_that_a_project_has_no_access_to() -> None:
+    lines = squeezed(status_text(seen(lambda _: "/admin/status", refuses("model-access"), keys=projects(2))))
+    at = lines.index("PROJECT ASIDE MODEL UNTIL WHY")
+    assert lines[at + 1].startswith(f"p1 {FLASH} ")
+    assert lines[at + 1].endswith("the project has no access to this model")
+    assert not any(line.startswith("PROBLEM") for line in lines)
+    assert "k1 p1 - unchecked" in lines
+
+
+def test_status_says_that_a_pool_without_a_key_serves_nothing() -> None:
+    lines = status_text(seen(lambda _: "/admin/status", keys=Keys([]))).splitlines()
+    assert "PROBLEM: there is no usable key in the pool, so every request gets 503: add one with `pollux keys add`" in (
+        lines
+    )
+
+
+def test_status_and_explain_say_until_when_the_pool_pauses() -> None:
+    async def scene() -> tuple[Any, Any]:
+        async with gateway(FakeUpstream(lambda sent: refuses("unknown-429")), projects(3)) as app:
+            before = await status(app)
+            assert not any(line.startswith("POOL PAUSES") for line in status_text(before).splitlines())
+            await call(app, headers=NO_WAIT)
+            explained = await call(app, "GET", f"/admin/explain?model={FLASH}-x", BEARER)
+            return await status(app), explained.json
+
+    shown, explained = play(scene)
+    until = datetime.fromtimestamp(shown["pool"]["paused_until"]).strftime("%H:%M:%S")
+    pause = f"POOL PAUSES until {until} (in 10 s): nothing is sent to Google meanwhile"
+    assert pause in status_text(shown).splitlines()
+    lines = squeezed(explain_text(explained))
+    assert pause in lines
+    row = next(line for line in lines if line.startswith(f"{FLASH}-x p1 k1"))
+    assert "in 10 s all projects were refused at once, so that the whole pool rests" in row
+    assert not any("free now" in line for line in lines)
 
 
 def test_status_of_a_gateway_that_was_never_used() -> None:

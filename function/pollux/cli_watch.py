@@ -110,11 +110,21 @@ def status_text(found: Mapping[str, Any]) -> str:
     if pool["suspicion"]:
         lines.append(f"SUSPICION: {pool['suspicion']}")
     lines += [f"PROBLEM: {problem}" for problem in pool["problems"]]
-    keys = [
-        (key["id"], key["project"], key["tier"] or "-", key["state"], _until(key["until"], now), key["why"] or "")
-        for key in found["keys"]
-    ]
+    if paused := pool["paused_until"]:
+        lines.append(_paused(paused, now))
+    projects = {project["project"]: project for project in found["projects"]}
+    keys = [_key_row(key, projects[key["project"]], now) for key in found["keys"]]
     lines += ["", *table(("KEY", "PROJECT", "TIER", "STATE", "UNTIL", "WHY"), keys)]
+    aside = [
+        (name, model, _until(entry["until"], now), entry["why"])
+        for name, project in projects.items()
+        for model, entry in (
+            *([("all", project)] if project["state"] == "aside" else []),
+            *project["models_aside"].items(),
+        )
+    ]
+    if aside:
+        lines += ["", *table(("PROJECT ASIDE", "MODEL", "UNTIL", "WHY"), aside)]
     tools = [
         (project["project"], tool, _until(entry["until"], now), entry["why"])
         for project in found["projects"]
@@ -127,17 +137,36 @@ def status_text(found: Mapping[str, Any]) -> str:
             quota["project"],
             quota["model"],
             *(_share(quota, name) for name in ("rpm", "tpm", "rpd")),
-            _until(quota["cooldown_until"], now) or _until(quota["next_slot"], now) or "now",
+            _next_slot(quota, now),
             quota["commits"],
             quota["conflicts"],
             quota["grants"],
-            quota["cooldown_why"] or "",
+            quota["cooldown_why"] or quota["next_slot_why"] or "",
         )
         for quota in found["quotas"]
     ]
     if quotas:
         lines += ["", *table(QUOTA_HEAD, quotas)]
     return "\n".join(lines)
+
+
+def _key_row(key: Mapping[str, Any], project: Mapping[str, Any], now: float) -> tuple[str, ...]:
+    """A key that is well serves nothing while its project is set aside."""
+    state, until, why = key["state"], key["until"], key["why"] or ""
+    if project["state"] == "aside" and state in ("healthy", "unchecked"):
+        state, until, why = "aside", project["until"], f"its project: {project['why']}"
+    return key["id"], key["project"], key["tier"] or "-", state, _until(until, now), why
+
+
+def _next_slot(quota: Mapping[str, Any], now: float) -> str:
+    if quota["next_slot"] is None and quota["cooldown_until"] is None:
+        return "never"
+    return _until(max(quota["cooldown_until"] or 0, quota["next_slot"] or 0), now) or "now"
+
+
+def _paused(until: float, now: float) -> str:
+    clock = datetime.fromtimestamp(until).strftime("%H:%M:%S")
+    return f"POOL PAUSES until {clock} ({_until(until, now)}): nothing is sent to Google meanwhile"
 
 
 def _store(store: Mapping[str, Any], requests: int) -> str:
@@ -199,6 +228,8 @@ def explain_text(found: Mapping[str, Any]) -> str:
     head = f"{found['model']}, {found['tokens']} tokens; tried in this order: {' -> '.join(found['chain'])}"
     if not found["in_catalog"]:
         head += f"\n{found['model']} is not in the catalog: only Google knows whether there is such a model"
+    if paused := found["paused_until"]:
+        head += f"\n{_paused(paused, found['now'])}"
     if found["store"] != "ok":
         head += f"\nSTORE TROUBLE: it is {found['store']}; `pollux status` says why"
     return "\n".join([head, "", *table(("MODEL", "PROJECT", "KEY", "EARLIEST", "WHY", "LIMITS"), rows)])

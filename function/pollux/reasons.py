@@ -31,6 +31,7 @@ WORDS = {
     "key-source": "the key's value cannot be read",
     "location": "Google does not serve the project in this country",
     "store-down": "the store does not answer, and the share that is safe without it is used up",
+    "disabled": "all keys of the project are disabled",
     "paused": "all projects were refused at once, so that the whole pool rests",
 }
 NAMED_MOST = 5
@@ -143,6 +144,17 @@ def busy(attempts: int, owner: str | None = None) -> RequestError:
     then = "another project may serve the next one" if owner is None else f"only project {owner} can serve it"
     message = f"{were} refused; {then}"
     return RequestError("QUOTA_BUSY", message, retry_after=1.0)
+
+
+def unusable(refusals: Mapping[str, Refusal]) -> str:
+    """For an operator, when no project may serve anything."""
+    if not refusals:
+        return "there is no usable key in the pool, so every request gets 503: add one with `pollux keys add`"
+    causes = {project: cause_of(refusal.why) for project, refusal in refusals.items()}
+    return (
+        f"no project may serve at the moment ({_counted(causes)}), so requests get 503; "
+        "`pollux keys check` tries the keys, `pollux keys add` adds one"
+    )
 
 
 def _too_large(model: str, want: Want, limits: Collection[Limits]) -> str:
