@@ -21,7 +21,21 @@ from pollux.cli_watch import explain_text, request_text, run, status_text, table
 from pollux.journal import Attempt, Record
 from pollux.keys import Key
 from pollux.settings import Settings
-from tests.gateway import ADMIN, FLASH, FakeUpstream, Got, Keys, answer, call, gateway, play, projects, refuses, whole
+from tests.gateway import (
+    ADMIN,
+    FLASH,
+    NEXT,
+    FakeUpstream,
+    Got,
+    Keys,
+    answer,
+    call,
+    gateway,
+    play,
+    projects,
+    refuses,
+    whole,
+)
 
 BEARER = {"authorization": f"Bearer {ADMIN}"}
 NO_WAIT = {"x-pollux-fallback": "off", "x-pollux-max-wait": "0"}
@@ -167,6 +181,16 @@ def test_explain_says_whether_a_model_is_in_no_catalog(model: str, known: bool) 
     """It would be asked for all the same: a new one is in no catalog yet. But it may be a slip of the pen."""
     said = explain_text(seen(lambda _: f"/admin/explain?model={model}"))
     assert (f"{model} is not in the catalog: only Google knows" in said) is not known
+
+
+@pytest.mark.parametrize("never_below", [(), (NEXT,)])
+def test_explain_says_what_cut_the_chain(never_below: tuple[str, ...]) -> None:
+    async def scene() -> Any:
+        async with gateway(FakeUpstream([]), projects(1), never_below=never_below) as app:
+            return (await call(app, "GET", f"/admin/explain?model={FLASH}", BEARER)).json
+
+    said = explain_text(play(scene)).splitlines()
+    assert (f"the chain ends at {NEXT}: POLLUX_NEVER_BELOW" in said) == bool(never_below)
 
 
 def test_explain_says_that_the_store_is_down() -> None:

@@ -284,6 +284,7 @@ async def explain(app: "App", model: str, tokens: int) -> dict[str, Any]:
             outlook = _outlook(name, project, keys.get(project.name), found, held, limits, now)
             candidates.append(outlook | {"tools_aside": _tools_aside(roster, project, now)})
     head = {"model": model, "tokens": tokens, "chain": list(chain), "now": round(now, 3)}
+    head["floor"] = roster.catalog.floor(model)
     head["paused_until"] = app.pool.pause_until if at > now else None
     head["in_catalog"] = chain[0] in roster.catalog.models
     return head | {"store": roster.watch.trouble or "ok", "candidates": candidates}

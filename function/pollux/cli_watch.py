@@ -226,6 +226,8 @@ def explain_text(found: Mapping[str, Any]) -> str:
         why = "; ".join([candidate["why"], *resting])
         rows.append((candidate["model"], candidate["project"], candidate["key"] or "-", when, why, limits))
     head = f"{found['model']}, {found['tokens']} tokens; tried in this order: {' -> '.join(found['chain'])}"
+    if floor := found["floor"]:
+        head += f"\nthe chain ends at {found['chain'][-1]}: {floor}"
     if not found["in_catalog"]:
         head += f"\n{found['model']} is not in the catalog: only Google knows whether there is such a model"
     if paused := found["paused_until"]:
