@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -225,8 +226,73 @@ def test_a_request_that_found_no_slot_says_so() -> None:
         keys=Keys([Key("k1", "p1", limits={"*": {"rpm": 1}})]),
     )
     lines = request_text(found).splitlines()
-    assert f"  1. {FLASH} on no project: full: the requests per minute are used up" in lines[3]
+    full = f"  1. {FLASH} on no project: full: the requests per minute are used up; the next slot is free in "
+    assert lines[3].startswith(full)
+    assert lines[3].endswith(" s, and the request may not wait")
+    assert lines[2].endswith(", not reported")
     assert lines[-1] == "  ended: QUOTA_BUSY"
+
+
+def told(keys: Keys, upstream: FakeUpstream, *waits: str, body: Any = None) -> list[str]:
+    """The lines of the last of as many requests as there are waits."""
+
+    async def scene() -> dict[str, Any]:
+        got = Got()
+        async with gateway(upstream, keys) as app:
+            for wait in waits:
+                more = {} if body is None else {"body": body}
+                headers = {"x-pollux-fallback": "off", "x-pollux-max-wait": wait}
+                got = await call(app, headers=headers, **more)
+            found: dict[str, Any] = (await call(app, "GET", of(got), BEARER)).json
+            return found
+
+    return request_text(play(scene)).splitlines()
+
+
+def test_a_wait_is_told_with_its_reason() -> None:
+    lines = told(projects(1, rpm=1), FakeUpstream(lambda sent: whole(answer())), "0", "65")
+    assert lines[2].startswith("  waited 6")
+    assert lines[2].endswith(f" s for a slot of {FLASH}: the requests per minute are used up")
+
+
+def test_a_wait_that_would_be_too_long_is_told_with_both_times() -> None:
+    lines = told(projects(1, rpm=1), FakeUpstream(lambda sent: whole(answer())), "0", "10")
+    said = re.search(r"the next slot is free in (\S+) s, (\S+) s later than the request may wait \(10.0 s\)$", lines[3])
+    assert said is not None, lines
+    assert float(said[1]) - float(said[2]) == pytest.approx(10)
+
+
+def test_a_wait_for_the_end_of_a_rest_is_told_with_its_reason() -> None:
+    upstream = FakeUpstream([refuses("rpm", limit=5), whole(answer())])
+    lines = told(projects(1), upstream, "65")
+    why = "resting after a refusal: the requests per minute are used up"
+    assert f"  waited 43.0 s for a slot of {FLASH}: {why}" in lines
+
+
+def test_of_a_refusal_the_first_sentence_is_told_and_what_was_learned() -> None:
+    lines = told(projects(1), FakeUpstream([refuses("rpm", limit=5)]), "0")
+    assert lines[3].startswith(f"  1. {FLASH} on p1 (key k1): rpm: You exceeded your current quota")
+    assert lines[3].endswith("; rpm=5 learned")
+    assert "https:" not in lines[3]
+
+
+@pytest.mark.parametrize("keys", [Keys([]), Keys([Key("k1", "p1", enabled=False)])])
+def test_a_pool_without_an_enabled_key_is_not_full(keys: Keys) -> None:
+    assert told(keys, FakeUpstream([]), "0")[3:] == [
+        f"  1. {FLASH} on no project: no-key: there is no enabled key in the pool",
+        "  ended: NO_USABLE_KEY",
+    ]
+
+
+def test_a_pool_without_a_good_key_is_not_full() -> None:
+    lines = told(projects(1), FakeUpstream(lambda sent: refuses("invalid-key")), "0", "0")
+    assert f"  1. {FLASH} on no project: no-key: set aside: Google says that the key is not valid" in lines
+
+
+def test_a_request_above_the_limit_is_told_to_be_larger() -> None:
+    big = {"contents": [{"role": "user", "parts": [{"text": "word " * 5000}]}]}
+    lines = told(projects(2, tpm=100), FakeUpstream(lambda sent: whole(answer())), "0", body=big)
+    assert f"  1. {FLASH} on no project: too-large: the request is larger than the limit" in lines
 
 
 def test_columns_are_as_wide_as_their_widest_cell() -> None:

@@ -126,7 +126,10 @@ class Relay:
             found = await self._reserve(x, model, ask, tried)
             if isinstance(found, Full):
                 progress.full = found if model == progress.wanted else progress.full
-                x.noted(Attempt(model, "", "", "full", None, detail=_said(found)))
+                asked_all = not found.refusals and (tried.projects or tried.keys)
+                limits = self.pool.roster.limits_of_all(model) if asked_all else ()
+                said = reasons.no_slot(model, found.refusals, self.pool.now(), ask.deadline, ask.want, limits)
+                x.noted(Attempt(model, "", "", said.cause, None, detail=said.detail))
                 return False
             if not await self._at_hand(x, found, tried) or not await self.attempts.in_time(found):
                 continue
@@ -193,7 +196,8 @@ class Relay:
             found = await self.pool.reserve(model, replace(ask, deadline=began, patient=False), tried.elsewhere())
         if found is None or isinstance(found, Full):
             found = await self.pool.reserve(model, ask, tried)
-        x.record.waited += self.pool.now() - began
+        x.record.wait(model, tried.waits_for, self.pool.now() - began)
+        tried.waits_for = ""
         return found
 
     async def _at_hand(self, x: Exchange, found: Reservation, tried: Tried) -> bool:
@@ -265,10 +269,3 @@ def _may_have_made(x: Exchange, ask: Ask, failure: Failure) -> bool:
     if failure.unsent:
         return False
     return wire.is_resource_call(x.call) or (ask.want.images > 0 and failure.verdict.cause != "overloaded")
-
-
-def _said(full: Full) -> str:
-    if not full.refusals:
-        return "no project is left"
-    first = min(full.refusals.values())
-    return reasons.words(first.why) + ("" if first.until == math.inf else "; later than the request may wait")
