@@ -239,6 +239,18 @@ def test_nobody_falls_below_the_floor_of_a_chain() -> None:
     assert catalog.chain("gemini-3.1-pro-preview") == CATALOG.chain("gemini-3.1-pro-preview"), "another chain"
 
 
+@pytest.mark.parametrize("name", ["gemini-4-argon", "production", "gemini-3.6-flash", "gemini-3.5-flash-lite"])
+def test_it_tells_what_cut_a_chain(name: str) -> None:
+    assert own(FLOOR).floor(name) == "never_below.today of the catalog"
+    assert CATALOG.floor(name) is None
+    assert Catalog.parse(builtin_text(), None, ["gemini-3.6-flash"]).floor(name) == "POLLUX_NEVER_BELOW"
+
+
+@pytest.mark.parametrize("name", ["gemini-3.1-pro-preview", "gemini-3.1-flash-lite", "no-such"])
+def test_a_chain_that_ends_by_itself_was_cut_by_nothing(name: str) -> None:
+    assert own(FLOOR).floor(name) is None
+
+
 def test_what_is_asked_for_below_the_floor_is_served_and_falls_no_further() -> None:
     assert own(FLOOR).chain("gemini-3.5-flash-lite") == ("gemini-3.5-flash-lite",)
 

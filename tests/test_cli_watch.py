@@ -3,10 +3,12 @@
 import argparse
 import io
 import json
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,7 +22,21 @@ from pollux.cli_watch import explain_text, request_text, run, status_text, table
 from pollux.journal import Attempt, Record
 from pollux.keys import Key
 from pollux.settings import Settings
-from tests.gateway import ADMIN, FLASH, FakeUpstream, Got, Keys, answer, call, gateway, play, projects, refuses, whole
+from tests.gateway import (
+    ADMIN,
+    FLASH,
+    NEXT,
+    FakeUpstream,
+    Got,
+    Keys,
+    answer,
+    call,
+    gateway,
+    play,
+    projects,
+    refuses,
+    whole,
+)
 
 BEARER = {"authorization": f"Bearer {ADMIN}"}
 NO_WAIT = {"x-pollux-fallback": "off", "x-pollux-max-wait": "0"}
@@ -78,6 +94,61 @@ def test_status_says_until_when_and_why_something_rests() -> None:
     assert row.endswith("Google blocked the key as leaked")
 
 
+@pytest.mark.parametrize(
+    ("trouble", "why"), [("prepay", "the prepaid credit is gone"), ("spend", "the spend-based limit was reached")]
+)
+def test_status_shows_a_project_that_is_set_aside_and_that_its_keys_do_not_serve(trouble: str, why: str) -> None:
+    found = seen(lambda _: "/admin/status", whole(answer()), refuses(trouble), keys=projects(1))
+    lines = squeezed(status_text(found))
+    key = next(line for line in lines if line.startswith("k1 p1"))
+    assert key.startswith("k1 p1 - aside ")
+    assert key.endswith(f"its project: {why}")
+    at = lines.index("PROJECT ASIDE MODEL UNTIL WHY")
+    assert lines[at + 1].startswith("p1 all ")
+    assert lines[at + 1].endswith(why)
+    quota = next(line for line in lines if line.startswith(f"p1 {FLASH} "))
+    assert quota.endswith(f"set aside: {why}")
+    assert " now " not in quota
+    problem = f"PROBLEM: no project may serve at the moment (1 project: {why}), so requests get 503; "
+    assert any(line.startswith(problem) for line in lines)
+
+
+def test_status_shows_a_model_that_a_project_has_no_access_to() -> None:
+    lines = squeezed(status_text(seen(lambda _: "/admin/status", refuses("model-access"), keys=projects(2))))
+    at = lines.index("PROJECT ASIDE MODEL UNTIL WHY")
+    assert lines[at + 1].startswith(f"p1 {FLASH} ")
+    assert lines[at + 1].endswith("the project has no access to this model")
+    assert not any(line.startswith("PROBLEM") for line in lines)
+    assert "k1 p1 - unchecked" in lines
+
+
+def test_status_says_that_a_pool_without_a_key_serves_nothing() -> None:
+    lines = status_text(seen(lambda _: "/admin/status", keys=Keys([]))).splitlines()
+    assert "PROBLEM: there is no usable key in the pool, so every request gets 503: add one with `pollux keys add`" in (
+        lines
+    )
+
+
+def test_status_and_explain_say_until_when_the_pool_pauses() -> None:
+    async def scene() -> tuple[Any, Any]:
+        async with gateway(FakeUpstream(lambda sent: refuses("unknown-429")), projects(3)) as app:
+            before = await status(app)
+            assert not any(line.startswith("POOL PAUSES") for line in status_text(before).splitlines())
+            await call(app, headers=NO_WAIT)
+            explained = await call(app, "GET", f"/admin/explain?model={FLASH}-x", BEARER)
+            return await status(app), explained.json
+
+    shown, explained = play(scene)
+    until = datetime.fromtimestamp(shown["pool"]["paused_until"]).strftime("%H:%M:%S")
+    pause = f"POOL PAUSES until {until} (in 10 s): nothing is sent to Google meanwhile"
+    assert pause in status_text(shown).splitlines()
+    lines = squeezed(explain_text(explained))
+    assert pause in lines
+    row = next(line for line in lines if line.startswith(f"{FLASH}-x p1 k1"))
+    assert "in 10 s all projects were refused at once, so that the whole pool rests" in row
+    assert not any("free now" in line for line in lines)
+
+
 def test_status_of_a_gateway_that_was_never_used() -> None:
     lines = squeezed(status_text(seen(lambda _: "/admin/status")))
     assert lines[1] == "requests: 0 (none yet), 0 under way, 0 waiting"
@@ -113,6 +184,16 @@ def test_explain_says_whether_a_model_is_in_no_catalog(model: str, known: bool) 
     assert (f"{model} is not in the catalog: only Google knows" in said) is not known
 
 
+@pytest.mark.parametrize("never_below", [(), (NEXT,)])
+def test_explain_says_what_cut_the_chain(never_below: tuple[str, ...]) -> None:
+    async def scene() -> Any:
+        async with gateway(FakeUpstream([]), projects(1), never_below=never_below) as app:
+            return (await call(app, "GET", f"/admin/explain?model={FLASH}", BEARER)).json
+
+    said = explain_text(play(scene)).splitlines()
+    assert (f"the chain ends at {NEXT}: POLLUX_NEVER_BELOW" in said) == bool(never_below)
+
+
 def test_explain_says_that_the_store_is_down() -> None:
     found = seen(lambda _: f"/admin/explain?model={FLASH}")
     assert "STORE TROUBLE" not in explain_text(found)
@@ -145,8 +226,73 @@ def test_a_request_that_found_no_slot_says_so() -> None:
         keys=Keys([Key("k1", "p1", limits={"*": {"rpm": 1}})]),
     )
     lines = request_text(found).splitlines()
-    assert f"  1. {FLASH} on no project: full: the requests per minute are used up" in lines[3]
+    full = f"  1. {FLASH} on no project: full: the requests per minute are used up; the next slot is free in "
+    assert lines[3].startswith(full)
+    assert lines[3].endswith(" s, and the request may not wait")
+    assert lines[2].endswith(", not reported")
     assert lines[-1] == "  ended: QUOTA_BUSY"
+
+
+def told(keys: Keys, upstream: FakeUpstream, *waits: str, body: Any = None) -> list[str]:
+    """The lines of the last of as many requests as there are waits."""
+
+    async def scene() -> dict[str, Any]:
+        got = Got()
+        async with gateway(upstream, keys) as app:
+            for wait in waits:
+                more = {} if body is None else {"body": body}
+                headers = {"x-pollux-fallback": "off", "x-pollux-max-wait": wait}
+                got = await call(app, headers=headers, **more)
+            found: dict[str, Any] = (await call(app, "GET", of(got), BEARER)).json
+            return found
+
+    return request_text(play(scene)).splitlines()
+
+
+def test_a_wait_is_told_with_its_reason() -> None:
+    lines = told(projects(1, rpm=1), FakeUpstream(lambda sent: whole(answer())), "0", "65")
+    assert lines[2].startswith("  waited 6")
+    assert lines[2].endswith(f" s for a slot of {FLASH}: the requests per minute are used up")
+
+
+def test_a_wait_that_would_be_too_long_is_told_with_both_times() -> None:
+    lines = told(projects(1, rpm=1), FakeUpstream(lambda sent: whole(answer())), "0", "10")
+    said = re.search(r"the next slot is free in (\S+) s, (\S+) s later than the request may wait \(10.0 s\)$", lines[3])
+    assert said is not None, lines
+    assert float(said[1]) - float(said[2]) == pytest.approx(10)
+
+
+def test_a_wait_for_the_end_of_a_rest_is_told_with_its_reason() -> None:
+    upstream = FakeUpstream([refuses("rpm", limit=5), whole(answer())])
+    lines = told(projects(1), upstream, "65")
+    why = "resting after a refusal: the requests per minute are used up"
+    assert f"  waited 43.0 s for a slot of {FLASH}: {why}" in lines
+
+
+def test_of_a_refusal_the_first_sentence_is_told_and_what_was_learned() -> None:
+    lines = told(projects(1), FakeUpstream([refuses("rpm", limit=5)]), "0")
+    assert lines[3].startswith(f"  1. {FLASH} on p1 (key k1): rpm: You exceeded your current quota")
+    assert lines[3].endswith("; rpm=5 learned")
+    assert "https:" not in lines[3]
+
+
+@pytest.mark.parametrize("keys", [Keys([]), Keys([Key("k1", "p1", enabled=False)])])
+def test_a_pool_without_an_enabled_key_is_not_full(keys: Keys) -> None:
+    assert told(keys, FakeUpstream([]), "0")[3:] == [
+        f"  1. {FLASH} on no project: no-key: there is no enabled key in the pool",
+        "  ended: NO_USABLE_KEY",
+    ]
+
+
+def test_a_pool_without_a_good_key_is_not_full() -> None:
+    lines = told(projects(1), FakeUpstream(lambda sent: refuses("invalid-key")), "0", "0")
+    assert f"  1. {FLASH} on no project: no-key: set aside: Google says that the key is not valid" in lines
+
+
+def test_a_request_above_the_limit_is_told_to_be_larger() -> None:
+    big = {"contents": [{"role": "user", "parts": [{"text": "word " * 5000}]}]}
+    lines = told(projects(2, tpm=100), FakeUpstream(lambda sent: whole(answer())), "0", body=big)
+    assert f"  1. {FLASH} on no project: too-large: the request is larger than the limit" in lines
 
 
 def test_columns_are_as_wide_as_their_widest_cell() -> None:

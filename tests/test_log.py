@@ -96,6 +96,12 @@ def test_attempts_that_were_left_out_are_counted_in_their_place() -> None:
     assert "tried rpm (key-2), 80 more rpm, 1 more network, ok (key-1)" in stream.getvalue()
 
 
+def test_equal_attempts_in_a_row_are_counted() -> None:
+    stream = written("text")
+    log.request_line(FIELDS | {"attempts": [{"cause": "rpm", "key": "k"}] + [{"cause": "no-key", "key": ""}] * 4})
+    assert "tried rpm (k), 4 x no-key  " in stream.getvalue()
+
+
 def test_the_columns_stand_below_each_other() -> None:
     stream = written("text")
     for model, total in (("gemini-2.5-flash", 3), ("gemini-2.5-flash-lite", 12_345)):

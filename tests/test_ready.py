@@ -38,3 +38,7 @@ def test_it_says_where_pooled_files_lie() -> None:
     assert "files" not in ready(Settings(), KEYS, None)
     said = ready(Settings(files="pooled", blobs="gs://shop-files/a"), KEYS, None)
     assert ", files pooled in gs://shop-files/a, " in said
+
+
+def test_without_a_key_it_says_what_follows_and_what_to_do() -> None:
+    assert ", NO KEY (every request gets 503: add one with `pollux keys add`), " in ready(Settings(), (), None)

@@ -5,7 +5,7 @@ import pytest
 from pollux import verdict
 from pollux.inbound import RequestError
 from pollux.quota import Refusal
-from pollux.reasons import KEYLESS, WORDS, cause_of, problem, words
+from pollux.reasons import KEYLESS, WORDS, cause_of, no_slot, problem, words
 from pollux.windows import Want, day_of
 from pollux.wire.error import ERRORS
 
@@ -32,6 +32,22 @@ def test_words_tell_the_state_and_the_cause(state: str) -> None:
     assert WORDS["rpd"] in told
     assert (told == WORDS["rpd"]) == (not state)
     assert "something-new" in words(f"{state}something-new")
+
+
+@pytest.mark.parametrize(
+    ("limits", "cause", "detail"),
+    [
+        ([], "no-key", "there is no enabled key in the pool"),
+        ([{"tpm": 9}, {"tpm": 7}], "too-large", "the request has about 10 input tokens, and no project may send more"),
+        ([{"tpm": 9}, {}], "full", "every project that may serve it was asked already"),
+    ],
+)
+def test_where_nobody_refused_it_says_why_nobody_was_left(
+    limits: list[dict[str, int]], cause: str, detail: str
+) -> None:
+    said = no_slot("a-model", {}, NOW, NOW, Want(1, 10), limits)
+    assert said.cause == cause
+    assert said.detail.startswith(detail)
 
 
 def test_without_any_key_the_client_hears_how_to_add_one() -> None:

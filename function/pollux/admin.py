@@ -125,7 +125,10 @@ async def status(app: "App") -> dict[str, Any]:
             f"{instances} instances write, POLLUX_MAX_INSTANCES is {most}: without the store they may send too much"
         )
     now = round(app.pool.now(), 3)
-    quotas = [_quota(roster, owned, now) for _, owned in sorted(roster.quotas.items())]
+    able, refusals = roster.candidates("", (), (), now)
+    if not able:
+        problems.append(reasons.unusable(refusals))
+    quotas = [_quota(app, owned, now) for _, owned in sorted(roster.quotas.items())]
     return {
         "version": __version__,
         "now": now,
@@ -200,7 +203,8 @@ def _tools_aside(roster: Roster, project: Project, now: float) -> dict[str, Any]
     return {tool: _resting(entry, now) for tool, entry in resting.items() if entry is not None and entry.until > now}
 
 
-def _quota(roster: Roster, owned: Quota, now: float) -> dict[str, Any] | None:
+def _quota(app: "App", owned: Quota, now: float) -> dict[str, Any] | None:
+    roster = app.roster
     project = roster.projects.get(owned.project)
     state = owned.ledger.value
     if project is None or (not state.slots and not state.days and state.cooldown is None):
@@ -210,7 +214,7 @@ def _quota(roster: Roster, owned: Quota, now: float) -> dict[str, Any] | None:
     day, _, ends = day_of(now, state.zone)
     requests, tokens = state.days.get(day, (0, 0))
     usage = dict(zip(MINUTE_LIMITS, used, strict=True)) | {"rpd": requests, "tpd": tokens}
-    found = quota.find(state, now, Want(), limits, math.inf)
+    soonest, why_later = _soonest(app, project, owned, limits, now)
     cooling = state.cooldown if state.cooldown and state.cooldown.until > now else None
     return {
         "project": owned.project,
@@ -221,7 +225,8 @@ def _quota(roster: Roster, owned: Quota, now: float) -> dict[str, Any] | None:
         "learned": {name: value for name, (value, _) in state.learned.items()},
         "cooldown_until": cooling.until if cooling else None,
         "cooldown_why": reasons.words(f"cooling:{cooling.reason}") if cooling else None,
-        "next_slot": None if isinstance(found, Refusal) else max(now, found.start),
+        "next_slot": soonest,
+        "next_slot_why": why_later,
         "day": day,
         "day_ends": ends,
         "served": owned.served,
@@ -231,6 +236,20 @@ def _quota(roster: Roster, owned: Quota, now: float) -> dict[str, Any] | None:
         "grants": owned.purse.taken,
         "granted": _granted(owned, now),
     }
+
+
+def _soonest(app: "App", project: Project, owned: Quota, limits: Limits, now: float) -> tuple[float | None, str | None]:
+    """When this quota can be used next (None: never), and why not now, if anything beside the quota is in the way."""
+    key = app.roster.usable_key(project, owned.bucket, (), now)
+    if key is None:
+        return None, reasons.words("disabled")
+    if isinstance(key, Refusal):
+        return key.until, reasons.words(key.why)
+    at = app.pool.earliest(now)
+    found = quota.find(owned.ledger.value, at, Want(), limits, math.inf)
+    if isinstance(found, Refusal):
+        return None, reasons.words(found.why)
+    return max(at, found.start), reasons.words("paused") if at > now else None
 
 
 def _granted(owned: Quota, now: float) -> int:
@@ -245,23 +264,28 @@ async def explain(app: "App", model: str, tokens: int) -> dict[str, Any]:
     with suppress(StoreError):  # then by what is known here
         await roster.load_all()
     chain = roster.catalog.chain(model, app.settings.mode)
-    now = max(app.pool.now(), app.pool.pause_until)
+    now = app.pool.now()
+    at = app.pool.earliest(now)
     candidates = []
     for name in chain:
-        able, refusals = roster.candidates(name, (), (), now)
+        able, refusals = roster.candidates(name, (), (), at)
         keys = {project.name: key.id for project, key in able}
         for project in roster.projects.values():
             found: quota.Slot | Refusal
             limits: Limits = roster.limits(project, name)
             if project.name in keys:
                 owned = roster.quota(project.name, roster.bucket(name))
-                found = app.pool.desk.look(owned, Want(1, tokens), limits, now, math.inf)
-                held = app.pool.desk.look(owned, Want(1, tokens), limits, now, now)
+                found = app.pool.desk.look(owned, Want(1, tokens), limits, at, math.inf)
+                held = app.pool.desk.look(owned, Want(1, tokens), limits, at, at)
+                if at > now and not isinstance(held, Refusal):
+                    found = held = Refusal(at, "paused")
             else:
                 found = held = refusals.get(project.name, Refusal(math.inf, "disabled"))
             outlook = _outlook(name, project, keys.get(project.name), found, held, limits, now)
             candidates.append(outlook | {"tools_aside": _tools_aside(roster, project, now)})
     head = {"model": model, "tokens": tokens, "chain": list(chain), "now": round(now, 3)}
+    head["floor"] = roster.catalog.floor(model)
+    head["paused_until"] = app.pool.pause_until if at > now else None
     head["in_catalog"] = chain[0] in roster.catalog.models
     return head | {"store": roster.watch.trouble or "ok", "candidates": candidates}
 

@@ -97,7 +97,11 @@ class Attempts:
                 if failure.verdict.blames != "key":
                     verdict = await self._outcomes.failed(reservation, failure.verdict)
                     failure = replace(failure, verdict=verdict)
-                x.noted(Attempt(model, project, key.id, failure.verdict.cause, failure.status, failure.verdict.message))
+                verdict = failure.verdict
+                attempt = Attempt(model, project, key.id, verdict.cause, failure.status, verdict.message)
+                if verdict.cause in verdict.learned:
+                    attempt.learned = {name: value for name, value in verdict.learned.items() if value > 0}
+                x.noted(attempt)
             return failure
         finally:
             if answer is not None:

@@ -81,7 +81,10 @@ class Catalog:
         self.defaults: Mapping[str, str] = _merge(layers, "defaults")
         self._final = {alias: _follow(alias, self.aliases) for alias in self.aliases}
         self._check()
-        self._lowest = self._floors(_merge(layers, "chains"), _merge(layers, "never_below"), never_below)
+        self._floor_set_by: dict[str, str] = {}
+        """Chain -> the setting or the catalog's entry that says which of its models is the lowest."""
+        self._named = _merge(layers, "chains")
+        self._lowest = self._floors(self._named, _merge(layers, "never_below"), never_below)
         self._below: set[str] = set()
         self._limits: dict[tuple[str, str], Mapping[str, int]] = {}
         self._after: dict[str, tuple[str, ...]] = {}
@@ -107,6 +110,18 @@ class Catalog:
         """The model to ask first, then its fallbacks. A mode chooses among text models and leaves all others alone."""
         name = name.removeprefix("models/")
         return self._chains[mode].get(name) or self._build(name, mode)
+
+    def floor(self, name: str) -> str | None:
+        """What ends a model's chain although more models would follow; None if nothing does."""
+        last = self._whole(self.resolve(name))[-1]
+        known = self.models.get(last)
+        for chain, lowest in self._lowest.items():
+            names = self._named[chain]
+            below = names[names.index(lowest) + 1 :]
+            ends = last in names[:-1] and last not in names[: names.index(lowest)]
+            if ends or (known is not None and known.fallback in below):
+                return self._floor_set_by[chain]
+        return None
 
     def bucket(self, model: str) -> str:
         known = self.models.get(model)
@@ -204,6 +219,8 @@ class Catalog:
             for chain in holding:
                 if chosen.setdefault(chain, name) != name:
                     raise NeverBelowError(f"{chosen[chain]} and {name} are both in the chain {chain}; name one of them")
+        self._floor_set_by = {chain: f"never_below.{chain} of the catalog" for chain in own}
+        self._floor_set_by |= dict.fromkeys(chosen, "POLLUX_NEVER_BELOW")
         return dict(own) | chosen
 
     def _check_member(self, name: str, where: str) -> None:

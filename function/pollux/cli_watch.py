@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import re
 import sys
 import time
 import urllib.error
@@ -110,11 +111,21 @@ def status_text(found: Mapping[str, Any]) -> str:
     if pool["suspicion"]:
         lines.append(f"SUSPICION: {pool['suspicion']}")
     lines += [f"PROBLEM: {problem}" for problem in pool["problems"]]
-    keys = [
-        (key["id"], key["project"], key["tier"] or "-", key["state"], _until(key["until"], now), key["why"] or "")
-        for key in found["keys"]
-    ]
+    if paused := pool["paused_until"]:
+        lines.append(_paused(paused, now))
+    projects = {project["project"]: project for project in found["projects"]}
+    keys = [_key_row(key, projects[key["project"]], now) for key in found["keys"]]
     lines += ["", *table(("KEY", "PROJECT", "TIER", "STATE", "UNTIL", "WHY"), keys)]
+    aside = [
+        (name, model, _until(entry["until"], now), entry["why"])
+        for name, project in projects.items()
+        for model, entry in (
+            *([("all", project)] if project["state"] == "aside" else []),
+            *project["models_aside"].items(),
+        )
+    ]
+    if aside:
+        lines += ["", *table(("PROJECT ASIDE", "MODEL", "UNTIL", "WHY"), aside)]
     tools = [
         (project["project"], tool, _until(entry["until"], now), entry["why"])
         for project in found["projects"]
@@ -127,17 +138,36 @@ def status_text(found: Mapping[str, Any]) -> str:
             quota["project"],
             quota["model"],
             *(_share(quota, name) for name in ("rpm", "tpm", "rpd")),
-            _until(quota["cooldown_until"], now) or _until(quota["next_slot"], now) or "now",
+            _next_slot(quota, now),
             quota["commits"],
             quota["conflicts"],
             quota["grants"],
-            quota["cooldown_why"] or "",
+            quota["cooldown_why"] or quota.get("next_slot_why") or "",
         )
         for quota in found["quotas"]
     ]
     if quotas:
         lines += ["", *table(QUOTA_HEAD, quotas)]
     return "\n".join(lines)
+
+
+def _key_row(key: Mapping[str, Any], project: Mapping[str, Any], now: float) -> tuple[str, ...]:
+    """A key that is well serves nothing while its project is set aside."""
+    state, until, why = key["state"], key["until"], key["why"] or ""
+    if project["state"] == "aside" and state in ("healthy", "unchecked"):
+        state, until, why = "aside", project["until"], f"its project: {project['why']}"
+    return key["id"], key["project"], key["tier"] or "-", state, _until(until, now), why
+
+
+def _next_slot(quota: Mapping[str, Any], now: float) -> str:
+    if quota["next_slot"] is None and quota["cooldown_until"] is None:
+        return "never"
+    return _until(max(quota["cooldown_until"] or 0, quota["next_slot"] or 0), now) or "now"
+
+
+def _paused(until: float, now: float) -> str:
+    clock = datetime.fromtimestamp(until).strftime("%H:%M:%S")
+    return f"POOL PAUSES until {clock} ({_until(until, now)}): nothing is sent to Google meanwhile"
 
 
 def _store(store: Mapping[str, Any], requests: int) -> str:
@@ -197,8 +227,12 @@ def explain_text(found: Mapping[str, Any]) -> str:
         why = "; ".join([candidate["why"], *resting])
         rows.append((candidate["model"], candidate["project"], candidate["key"] or "-", when, why, limits))
     head = f"{found['model']}, {found['tokens']} tokens; tried in this order: {' -> '.join(found['chain'])}"
+    if floor := found.get("floor"):
+        head += f"\nthe chain ends at {found['chain'][-1]}: {floor}"
     if not found["in_catalog"]:
         head += f"\n{found['model']} is not in the catalog: only Google knows whether there is such a model"
+    if paused := found.get("paused_until"):
+        head += f"\n{_paused(paused, found['now'])}"
     if found["store"] != "ok":
         head += f"\nSTORE TROUBLE: it is {found['store']}; `pollux status` says why"
     return "\n".join([head, "", *table(("MODEL", "PROJECT", "KEY", "EARLIEST", "WHY", "LIMITS"), rows)])
@@ -215,8 +249,12 @@ def request_text(found: Mapping[str, Any]) -> str:
     lines = [
         f"request {found['id']} of {found['client'] or 'an unknown client'}, {at}: "
         f"{found['call']} {found['model']} -> {found['status']}{_instead(found)}",
-        f"  waited {found['waited_ms']} ms, first byte after {found['first_byte_ms']} ms, total {found['total_ms']} ms",
-        f"  tokens: {found['tokens_estimated']} estimated, {found['tokens']} reported",
+        f"  waited {found['waited_ms']} ms, {_first_byte(found)}, total {found['total_ms']} ms",
+        *(
+            f"  waited {wait['ms'] / 1000:.1f} s for a slot of {wait['model']}: {wait['why']}"
+            for wait in found.get("waits", ())
+        ),
+        f"  tokens: {found['tokens_estimated']} estimated, {_reported(found)}",
     ]
     if names := found.get("bound"):
         owner = found["owner"]
@@ -231,13 +269,29 @@ def request_text(found: Mapping[str, Any]) -> str:
         number += sum(left_out.values()) if number > first else 0
         where = attempt["project"] or "no project"
         where += f" (key {attempt['key']})" if attempt["key"] else ""
-        detail = f": {attempt['detail']}" if attempt.get("detail") else ""
+        detail = f": {_detail(attempt)}" if attempt.get("detail") else ""
+        detail += "".join(f"; {name}={value} learned" for name, value in attempt.get("learned", {}).items())
         model = attempt["model"] or "a call without a model"
         what = f"{model} on {where}" if attempt["cause"] != "located" else where
         lines.append(f"  {number}. {what}: {attempt['cause']}{detail}")
     if found["reason"] or found["ended"]:
         lines.append(f"  ended: {found['reason'] or found['ended']}")
     return "\n".join(lines)
+
+
+def _first_byte(found: Mapping[str, Any]) -> str:
+    first = found["first_byte_ms"]
+    return "no byte came" if first is None else f"first byte after {first} ms"
+
+
+def _reported(found: Mapping[str, Any]) -> str:
+    return "not reported" if found["tokens"] is None else f"{found['tokens']} reported"
+
+
+def _detail(attempt: Mapping[str, Any]) -> str:
+    """Of what Google said, the first sentence: more of it is links."""
+    said: str = attempt["detail"]
+    return re.split(r"(?<=[.!?])\s", said, maxsplit=1)[0].removesuffix(".") if "status" in attempt else said
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:

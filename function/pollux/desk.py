@@ -70,6 +70,12 @@ class Desk:
                 return safe
         return found
 
+    def why_later(self, owned: Quota, want: Want, limits: Limits) -> str:
+        """What keeps a want from being sent now."""
+        now = self._roster.store.now()
+        held = self.look(owned, want, limits, now, now)
+        return held.why if isinstance(held, Refusal) else "busy"
+
     async def book(
         self,
         owned: Quota,

@@ -6,9 +6,12 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
+from pollux import reasons
 from pollux.storewatch import StoreUse
 
 KEPT = 1000
+TELL_WAIT = 0.05
+"""A wait this long is told with its reason."""
 ENDS = 10
 """Of one request the first ten and the last ten attempts are kept; those between them are counted by cause."""
 
@@ -24,13 +27,17 @@ class Attempt:
     status: int | None
     detail: str = ""
     waited: float = 0.0
+    learned: dict[str, int] = field(default_factory=dict)
+    """The limits that Google named when it refused."""
 
     def as_json(self) -> dict[str, Any]:
-        shown = {"model": self.model, "project": self.project, "key": self.key, "cause": self.cause}
+        shown: dict[str, Any] = {"model": self.model, "project": self.project, "key": self.key, "cause": self.cause}
         if self.status is not None:
             shown["status"] = str(self.status)
         if self.detail:
             shown["detail"] = self.detail
+        if self.learned:
+            shown["learned"] = self.learned
         if self.waited >= 0.0005:
             shown["waited_ms"] = str(round(self.waited * 1000))
         return shown
@@ -61,6 +68,8 @@ class Record:
     sent: int = 0
     """How often something went upstream for it."""
     waited: float = 0.0
+    waits: dict[tuple[str, str], float] = field(default_factory=dict)
+    """(model, what kept it waiting) -> seconds."""
     store: StoreUse = field(default_factory=StoreUse)
     first_byte: float | None = None
     estimated: int = 0
@@ -75,6 +84,11 @@ class Record:
     def fallback_from(self) -> str:
         """What the client asked for, in its own words, if another model of the chain was used instead."""
         return self.asked if self.wanted and self.used not in ("", self.wanted) else ""
+
+    def wait(self, model: str, why: str, seconds: float) -> None:
+        self.waited += seconds
+        if why and seconds >= TELL_WAIT:
+            self.waits[model, why] = self.waits.get((model, why), 0.0) + seconds
 
     def note(self, attempt: Attempt) -> None:
         self.attempts.append(attempt)
@@ -96,6 +110,7 @@ class Record:
             "attempts": [attempt.as_json() for attempt in self.attempts],
             **({"attempts_left_out": dict(self.left_out)} if self.left_out else {}),
             "waited_ms": round(self.waited * 1000),
+            **({"waits": self._waits()} if self.waits else {}),
             "store_ms": round(self.store.seconds * 1000, 1),
             "commits": self.store.commits,
             "conflicts": self.store.conflicts,
@@ -107,6 +122,12 @@ class Record:
             "reason": self.reason,
             "ended": self.ended,
         }
+
+    def _waits(self) -> list[dict[str, Any]]:
+        return [
+            {"model": model, "why": reasons.words(why), "ms": round(seconds * 1000)}
+            for (model, why), seconds in self.waits.items()
+        ]
 
 
 class Journal:

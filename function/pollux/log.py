@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import groupby
 from typing import Any, TextIO
 
 from pollux.log_outlet import Outlet
@@ -207,7 +208,8 @@ def _line(fields: Mapping[str, Any]) -> str:
     if causes and not (len(causes) == 1 and causes[0].startswith("ok")):
         more = [f"{count} more {cause}" for cause, count in (get("attempts_left_out") or {}).items()]
         half = len(causes) // 2
-        parts.append("tried " + ", ".join(causes[:half] + more + causes[half:]))
+        runs = [(cause, len(list(same))) for cause, same in groupby(causes[:half] + more + causes[half:])]
+        parts.append("tried " + ", ".join(cause if times == 1 else f"{times} x {cause}" for cause, times in runs))
     parts += [str(word) for name in ("reason", "ended", "client", "id") if (word := get(name))]
     return "  ".join(parts)
 

@@ -180,6 +180,12 @@ class Pool:
             tried.store.seconds += ahead
             self.roster.watch.waits.append(ahead)
             if isinstance(found, Reservation):
+                if found.slot.start > self.now():
+                    tried.waits_for = (
+                        "paused"
+                        if self.pause_until > self.now()
+                        else self.desk.why_later(found.quota, found.want, found.limits)
+                    )
                 if ask.booked is not None and found.slot.start > self.now():
                     ask.booked(found.quota.project)
                 if await self._wait_for(found):
@@ -193,6 +199,7 @@ class Pool:
                 raise StoreUnavailableError(self.roster.watch.why)
             if await self.recovery.revive(model, tried, found.refusals, ask.deadline, ask.tools):
                 continue
+            tried.waits_for = min(found.refusals.values()).why if found.refusals else ""
             if not await self.rest(found.refusals, ask.deadline):
                 return found
             probed = [name for name, refusal in found.refusals.items() if refusal.why.startswith("probing")]

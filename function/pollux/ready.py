@@ -15,6 +15,7 @@ def ready(settings: Settings, keys: Sequence[Key], local: LocalTokens | None) ->
     store = settings.store_url + (f" (emulator {emulator})" if emulator else "")
     projects = len({key.project for key in keys})
     counted = f"{len(keys)} key{'s' * (len(keys) != 1)} of {projects} project{'s' * (projects != 1)}"
+    counted = counted if keys else "NO KEY (every request gets 503: add one with `pollux keys add`)"
     files = f"files pooled in {settings.blobs_url}, " if settings.files == "pooled" else ""
     tokens = f"tokens from {_sources(settings, local)}"
     return f"ready: store {store}, {files}{counted}, {tokens}, upstream {settings.upstream}"

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 from pollux.inbound import RequestError
 from pollux.quota import DAY, Refusal
@@ -31,6 +32,7 @@ WORDS = {
     "key-source": "the key's value cannot be read",
     "location": "Google does not serve the project in this country",
     "store-down": "the store does not answer, and the share that is safe without it is used up",
+    "disabled": "all keys of the project are disabled",
     "paused": "all projects were refused at once, so that the whole pool rests",
 }
 NAMED_MOST = 5
@@ -143,6 +145,55 @@ def busy(attempts: int, owner: str | None = None) -> RequestError:
     then = "another project may serve the next one" if owner is None else f"only project {owner} can serve it"
     message = f"{were} refused; {then}"
     return RequestError("QUOTA_BUSY", message, retry_after=1.0)
+
+
+class NoSlot(NamedTuple):
+    """Why a search for a slot found none, for the journal. `cause`: full, no-key or too-large."""
+
+    cause: str
+    detail: str
+
+
+def no_slot(
+    model: str, refusals: Mapping[str, Refusal], now: float, deadline: float, want: Want, limits: Collection[Limits]
+) -> NoSlot:
+    """`limits`: those of every project, given where nobody refused because all were asked before."""
+    if not refusals:
+        if not limits:
+            return NoSlot("no-key", "there is no enabled key in the pool")
+        if all(_never_fits(want, known) for known in limits):
+            return NoSlot("too-large", f"the request {_too_large(model, want, limits)}")
+        return NoSlot("full", "every project that may serve it was asked already")
+    first = min(refusals.values())
+    causes = {cause_of(refusal.why) for refusal in refusals.values()}
+    cause = "no-key" if causes <= KEYLESS else "too-large" if causes == {"too-large"} else "full"
+    return NoSlot(cause, words(first.why) + _too_late(first, now, deadline))
+
+
+def _too_late(refusal: Refusal, now: float, deadline: float) -> str:
+    """A key or project that is set aside has no next slot."""
+    if refusal.why.startswith("aside:") or not deadline < refusal.until < math.inf:
+        return ""
+    patience = max(0.0, deadline - now)
+    free = f"; the next slot is free in {refusal.until - now:.1f} s"
+    if not patience:
+        return f"{free}, and the request may not wait"
+    return f"{free}, {refusal.until - deadline:.1f} s later than the request may wait ({patience:.1f} s)"
+
+
+def _never_fits(want: Want, known: Limits) -> bool:
+    return any(name in known and known[name] < amount for name, amount in (("tpm", want.tokens), ("tpd", want.tokens)))
+
+
+def unusable(refusals: Mapping[str, Refusal]) -> str:
+    """For an operator, when no project may serve anything."""
+    if not refusals:
+        return "there is no usable key in the pool, so every request gets 503: add one with `pollux keys add`"
+    causes = {project: cause_of(refusal.why) for project, refusal in refusals.items()}
+    return (
+        f"no project may serve at the moment ({_counted(causes)}), so requests get 503; "
+        "`pollux keys check` tries the keys, `pollux keys add` adds one"
+    )
 
 
 def _too_large(model: str, want: Want, limits: Collection[Limits]) -> str:

@@ -127,7 +127,10 @@ class Relay:
             found = await self._reserve(x, model, ask, tried)
             if isinstance(found, Full):
                 progress.full = found if model == progress.wanted else progress.full
-                x.noted(Attempt(model, "", "", "full", None, detail=_said(found)))
+                asked_all = not found.refusals and (tried.projects or tried.keys)
+                limits = self.pool.roster.limits_of_all(model) if asked_all else ()
+                said = reasons.no_slot(model, found.refusals, self.pool.now(), ask.deadline, ask.want, limits)
+                x.noted(Attempt(model, "", "", said.cause, None, detail=said.detail))
                 return False
             if not await self._at_hand(x, found, tried):
                 continue
@@ -203,7 +206,8 @@ class Relay:
             found = await self.pool.reserve(model, replace(ask, deadline=began, patient=False), tried.elsewhere())
         if found is None or isinstance(found, Full):
             found = await self.pool.reserve(model, ask, tried)
-        x.record.waited += self.pool.now() - began
+        x.record.wait(model, tried.waits_for, self.pool.now() - began)
+        tried.waits_for = ""
         return found
 
     async def _at_hand(self, x: Exchange, found: Reservation, tried: Tried) -> bool:
@@ -268,10 +272,3 @@ class Relay:
         key = await self.pool.pick(model, Tried(), only)
         tokens = None if key is None else await self.questions.count(key, *question)
         return ask if tokens is None else replace(ask, want=ask.want._replace(tokens=tokens))
-
-
-def _said(full: Full) -> str:
-    if not full.refusals:
-        return "no project is left"
-    first = min(full.refusals.values())
-    return reasons.words(first.why) + ("" if first.until == math.inf else "; later than the request may wait")

@@ -54,6 +54,8 @@ class Tried:
     """Projects that are set aside, and that this request asks once all the same, because nothing else can serve."""
     tries: set[str] = field(default_factory=set)
     """All that were such."""
+    waits_for: str = ""
+    """What kept the request waiting last, as a refusal says it."""
     store: StoreUse = field(default_factory=StoreUse)
     """What the store was asked for on its way; of all models together, where the same one is given."""
 

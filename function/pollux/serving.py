@@ -135,6 +135,12 @@ async def _greet(app: "App", url: str, local: LocalTokens | None, *, simulated: 
         _say("*" * 78)
     for problem in getattr(app.keyring, "problems", ()):
         _say(f"WARNING: {problem}")
+    if not keys:
+        _say("*" * 78)
+        _say("  WARNING: THERE IS NO KEY, so every request gets 503 NO_USABLE_KEY.")
+        _say("  Add one with `pollux keys add`, or set GEMINI_API_KEY in .env and start again;")
+        _say("  `pollux keys list` shows which keys are found. `pollux serve --demo` needs none.")
+        _say("*" * 78)
     projects = len({key.project for key in keys})
     _say(f"Pollux listens on {url}, with {len(keys)} keys of {projects} projects. Ctrl-C stops it.")
     _say(ready(app.settings, keys, local))

@@ -156,9 +156,12 @@ def test_the_demo_does_not_start_with_a_store_that_is_none(
 
 
 def test_an_upstream_without_a_key_is_an_empty_pool_and_no_demo(tmp_path: Path) -> None:
-    environ = environment(data=str(tmp_path / "data"), token=TOKEN, upstream="http://127.0.0.1:9")
+    data = str(tmp_path / "data")
+    environ = environment(data=data, token=TOKEN, admin_token=ADMIN, upstream="http://127.0.0.1:9")
     with serving(tmp_path, environ) as started:
         assert "SIMULATED" not in started.said()
+        assert "WARNING: THERE IS NO KEY" in started.said()
+        assert any("pollux keys add" in problem for problem in started.status()["pool"]["problems"])
         answer = started.generate()
         assert (answer.status, answer.reason) == (503, "NO_USABLE_KEY")
 
