@@ -318,7 +318,7 @@ def test_check_asks_google_about_each_key(shell: Shell) -> None:
         ["d", "…", "unreadable"],
     ]
     assert shell("check", "a")[0] == 0
-    assert "there is no such key" in shell("check", "nobody")[2]
+    assert "there is no key 'nobody'; see: pollux keys list --secrets pool" in shell("check", "nobody")[2]
 
 
 # --- import

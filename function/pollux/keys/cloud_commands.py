@@ -26,6 +26,7 @@ from pollux.keys.terminal import (
     doubted,
     keys_table,
     listed,
+    no_such_key,
     row,
     table,
     tell,
@@ -273,8 +274,9 @@ async def list_(namespace: argparse.Namespace, cloud: Cloud) -> int:
 
 async def check(namespace: argparse.Namespace, cloud: Cloud) -> int:
     keys = {key.id: key for key in await cloud.keys()}
-    if any(key_id not in keys for key_id in namespace.ids):
-        raise KeySourceError(f"there is no such key; see: pollux keys list --secrets {cloud.project}")
+    for key_id in namespace.ids:
+        if key_id not in keys:
+            raise no_such_key(key_id, keys, where=f" --secrets {cloud.project}")
     wanted = [key for key in keys.values() if (key.id in namespace.ids if namespace.ids else key.enabled)]
     if not wanted:
         raise KeySourceError(f"no keys to check; add one with: pollux keys add --secrets {cloud.project}")

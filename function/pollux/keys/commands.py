@@ -24,6 +24,7 @@ from pollux.keys.terminal import (
     doubted,
     keys_table,
     listed,
+    no_such_key,
     row,
     table,
     tell,
@@ -67,11 +68,12 @@ class Place:
         file = self.file()
         if key_id in file.ids():
             return file
-        if entry := self.entries().get(key_id):
+        entries = self.entries()
+        if entry := entries.get(key_id):
             raise KeySourceError(
                 f"{key_id!r} comes from {entry.place}: change it there, or take it over with: pollux keys import FILE"
             )
-        raise KeySourceError("there is no such key; see: pollux keys list")
+        raise no_such_key(key_id, {*file.ids(), *entries})
 
 
 def add(namespace: argparse.Namespace, place: Place) -> int:
@@ -199,8 +201,9 @@ def list_(namespace: argparse.Namespace, place: Place) -> int:
 
 def check(namespace: argparse.Namespace, place: Place) -> int:
     entries = place.keyring().entries()
-    if any(key_id not in entries for key_id in namespace.ids):
-        raise KeySourceError("there is no such key; see: pollux keys list")
+    for key_id in namespace.ids:
+        if key_id not in entries:
+            raise no_such_key(key_id, entries)
     asked = {i: e.secret for i, e in entries.items() if (i in namespace.ids if namespace.ids else e.enabled)}
     if not asked:
         raise KeySourceError("no keys to check; add one with: pollux keys add")

@@ -1,5 +1,6 @@
 """What `pollux keys` and `pollux tokens` ask and show. Values are read hidden, and never shown."""
 
+import difflib
 import getpass
 import shlex
 import sys
@@ -9,7 +10,7 @@ from typing import Any
 
 from pollux.health import Aside, free_quota, key_rests
 from pollux.keys import Key, KeySourceError, Secret
-from pollux.keys.entries import Entry, Problem, clean, value_doubt, value_fault
+from pollux.keys.entries import Entry, Problem, clean, id_fault, value_doubt, value_fault
 from pollux.keys.probe import Finding
 from pollux.keys.standing import Lifted
 
@@ -31,6 +32,16 @@ def ask_value(others: Iterable[Entry], prompt: str = "Value of the key (not show
         if entry.secret == secret:
             raise KeySourceError(f"this key is there already, as {entry.id!r} of {entry.place}")
     return secret
+
+
+def no_such_key(key_id: str, known: Iterable[str], *, where: str = "") -> KeySourceError:
+    """The id is repeated only if it cannot be the value of a key, typed in the wrong place."""
+    if id_fault(key_id):
+        return KeySourceError(f"there is no such key; see: pollux keys list{where}")
+    folded = {other.casefold(): other for other in known}
+    near = difflib.get_close_matches(key_id.casefold(), folded, n=1)
+    meant = f" (did you mean {folded[near[0]]}?)" if near else ""
+    return KeySourceError(f"there is no key {key_id!r}{meant}; see: pollux keys list{where}")
 
 
 def doubted(key_id: str, secret: Secret) -> None:
