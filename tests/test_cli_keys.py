@@ -26,6 +26,7 @@ from tests.test_standing import aside, resting
 
 A, B, C, D = ("AIza" + letter * 35 for letter in "abcd")
 MASKED = "AIza…aa"
+LINES = "write one key a line, as VALUE or as id: VALUE"
 
 
 @dataclass
@@ -238,7 +239,7 @@ def test_the_list_is_aligned_and_masked(shell: Shell) -> None:
         first.index("AIza…"),
     ]
     assert second.split() == ["key-1", "key-1", "-", "AIza…bb", "key.txt:1", "not", "known"]
-    assert err == "not used: key.txt:2: a key has no spaces\n"
+    assert err.startswith("not used: key.txt:2: a key has no spaces; write one key a line")
 
 
 def test_the_list_as_json(shell: Shell) -> None:
@@ -249,7 +250,7 @@ def test_the_list_as_json(shell: Shell) -> None:
     found = json.loads(shell("list", "--json")[1])
     key = {"id": "alice", "project": "alice", "tier": "free", "masked": MASKED, "source": f"{shell.path}:6"}
     assert found["keys"] == [key | {"enabled": False, "health": {"state": "unchecked"}}]
-    assert found["problems"] == [{"file": "key.txt", "line": 1, "reason": "a key has no spaces"}]
+    assert found["problems"] == [{"file": "key.txt", "line": 1, "reason": f"a key has no spaces; {LINES}"}]
     assert found["notices"][0]["reason"].startswith("the same key as 'alice'")
 
 
@@ -323,7 +324,7 @@ def test_import_tells_what_was_added_skipped_and_refused(shell: Shell) -> None:
         "skipped team.txt:6: there already, as key-4",
         f"2 added, 2 there already, 1 not a key; file {shell.path}",
     ]
-    assert err == dry[2] == "not a key: team.txt:4: a key has no spaces\n"
+    assert err == dry[2] == f"not a key: team.txt:4: a key has no spaces; {LINES}\n"
     assert dry[1].startswith("would add alice-2 (AIza…bb)")
     assert [(key["id"], key["api_key"]) for key in shell.keys] == [("alice", A), ("alice-2", B), ("key-4", C)]
     assert shell("import", "team.txt")[1].endswith(f"0 added, 4 there already, 1 not a key; file {shell.path}\n")
