@@ -613,8 +613,36 @@ def test_check_says_when_a_refusal_names_a_free_quota(shell: Shell) -> None:
     with gemini() as (url, _):
         shell.settings = Settings(data=str(shell.home / "data"), upstream=url)
         err = shell("check")[2]
-    assert "note: project p is still on the free quota: Google refused it" in err
-    assert "project q" not in err  # its key says so
+    assert err == (
+        "note: on the free quota: p; if that is meant, say so: pollux keys edit alice --tier free; if not, look at the "
+        "plan in AI Studio\n"
+    )  # of q its key says so
+
+
+def test_check_names_all_projects_on_the_free_quota_in_one_line_for_each_thing_to_do(shell: Shell) -> None:
+    (shell.home / "key.txt").write_text(f"a b: {A}\nb: test-key-2\n")
+    shell("add", "c", "--tier", "tier1", stdin=B)
+    shell("add", "d", "--tier", "tier2", stdin=D)
+    shell.health = {"free": dict.fromkeys(("a b", "b", "c", "d"), 1.0)}
+    with gemini() as (url, _):
+        shell.settings = Settings(data=str(shell.home / "data"), upstream=url)
+        paid, untold = shell("check", "a b", "c", "d")[2], shell("check", "a b")[2]
+    assert paid.startswith("note: projects c (tier1), d (tier2) are still on the free quota, though their keys name")
+    assert len(paid.splitlines()) == 2
+    assert paid.splitlines()[1] + "\n" == untold
+    assert "pollux keys edit 'a b' --tier free;" in untold
+
+
+def test_keys_of_one_project_that_name_different_tiers_are_warned_of_and_the_first_counts(shell: Shell) -> None:
+    shell("add", "alice", "--project", "p", "--tier", "free", stdin=A)
+    assert shell("add", "other", "--tier", "tier1", stdin=C)[2] == ""
+    warning = "warning: bob (tier1) and alice (free) are of one project, p: what alice says counts"
+    assert warning in shell("add", "bob", "--project", "p", "--tier", "tier1", stdin=B)[2]
+    assert warning in shell("list")[2]
+    assert warning.replace("tier1", "no tier") in shell("edit", "bob", "--tier", "none")[2]
+    assert shell("edit", "other", "--tier", "tier2")[2] == ""
+    assert shell("edit", "bob", "--tier", "free")[2] == ""
+    assert shell("list")[2] == ""
 
 
 def test_each_command_has_help(shell: Shell) -> None:

@@ -115,11 +115,13 @@ async def status(app: "App") -> dict[str, Any]:
         pass  # of that the status tells below, and what is known here
     except StoreError as error:
         problems.append(str(error))
-    problems += [
-        health.free_quota(project.name, project.tier)
+    paid = {
+        project.name: project.tier
         for project in roster.projects.values()
         if project.name in roster.health.value.free and project.tier not in (None, "free")
-    ]
+    }
+    if paid:
+        problems.append(health.free_quota(paid))
     if (instances := roster.instances()) > (most := app.settings.most_instances):
         problems.append(
             f"{instances} instances write, POLLUX_MAX_INSTANCES is {most}: without the store they may send too much"

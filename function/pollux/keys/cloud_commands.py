@@ -33,6 +33,7 @@ from pollux.keys.terminal import (
     told_of_check,
     told_of_demo,
     told_of_new,
+    told_of_tiers,
 )
 from pollux.settings import Settings
 
@@ -133,6 +134,9 @@ async def edit(namespace: argparse.Namespace, cloud: Cloud) -> int:
         raise KeySourceError("nothing to change; name --project, --tier or --limit")
     await cloud.describe(namespace.id, details)
     print(f"changed {namespace.id} in {cloud.place(namespace.id)}")
+    keys = await cloud.keys()
+    project = next((key.project for key in keys if key.id == namespace.id), None)
+    told_of_tiers(key for key in keys if key.project == project)
     return 0
 
 
@@ -269,6 +273,7 @@ async def list_(namespace: argparse.Namespace, cloud: Cloud) -> int:
     if not rows:
         print(f"no keys; add one with: pollux keys add --secrets {cloud.project}", file=sys.stderr)
     tell(problems, "not used: ")
+    told_of_tiers(keys)
     return 0
 
 
@@ -291,7 +296,8 @@ async def check(namespace: argparse.Namespace, cloud: Cloud) -> int:
     )
     healthy = {key.id: key.project for key in wanted if findings[key.id].state == "healthy"}
     lifted = await lift(cloud.settings, cloud.project, healthy, well=True)
-    told_of_check(wanted, findings, lifted, await asyncio.to_thread(health_of, cloud.read_health))
+    health = await asyncio.to_thread(health_of, cloud.read_health)
+    told_of_check(wanted, findings, lifted, health, where=f" --secrets {cloud.project}")
     return int(any(found.state != "healthy" for _, found in rows))
 
 

@@ -31,6 +31,7 @@ from pollux.keys.terminal import (
     told_of_check,
     told_of_demo,
     told_of_new,
+    told_of_tiers,
 )
 from pollux.settings import Settings
 
@@ -88,6 +89,7 @@ def add(namespace: argparse.Namespace, place: Place) -> int:
     found = _probed(namespace, place, secret)
     code = told_of_new(key_id, found)
     told_of_demo(_forgiven(place, key_id, found), place.settings.gateway_url)
+    _told_of_tiers(place, key_id)
     return code
 
 
@@ -101,6 +103,7 @@ def edit(namespace: argparse.Namespace, place: Place) -> int:
     if namespace.value:
         _forgiven(place, namespace.id)
     print(f"changed {namespace.id} in {file.path}")
+    _told_of_tiers(place, namespace.id)
     return 0
 
 
@@ -129,6 +132,13 @@ def _probed(namespace: argparse.Namespace, place: Place, secret: Secret) -> Find
     if not namespace.check:
         return None
     return asyncio.run(probe({"": secret}, upstream=place.settings.upstream, model=namespace.model))[""]
+
+
+def _told_of_tiers(place: Place, key_id: str) -> None:
+    """Of the project of a key that was changed."""
+    keys = [entry.key(other) for other, entry in place.entries().items()]
+    project = next((key.project for key in keys if key.id == key_id), None)
+    told_of_tiers(key for key in keys if key.project == project)
 
 
 def _forgiven(place: Place, key_id: str, found: Finding | None = None) -> Lifted:
@@ -196,6 +206,7 @@ def list_(namespace: argparse.Namespace, place: Place) -> int:
         print("no keys; add one with: pollux keys add", file=sys.stderr)
     tell(keyring.problems, "not used: ")
     tell(keyring.notices, "note: ")
+    told_of_tiers(entry.key(key_id) for key_id, entry in keyring.entries().items())
     return 0
 
 

@@ -80,20 +80,45 @@ def told_of_demo(lifted: Lifted, url: str) -> None:
 
 
 def told_of_check(
-    keys: Iterable[Key], findings: Mapping[str, Finding], lifted: Lifted, health: Mapping[str, Any] | None
+    keys: Iterable[Key],
+    findings: Mapping[str, Finding],
+    lifted: Lifted,
+    health: Mapping[str, Any] | None,
+    *,
+    where: str = "",
 ) -> None:
     """What a check ended, and which projects Google counts on the free quota."""
     if lifted.ended:
         print(f"lifted: {', '.join(lifted.ended)}")
     free = set(lifted.free) | set((health or {}).get("free", {}))
-    tiers: dict[str, str | None] = {}
+    firsts: dict[str, Key] = {}
     for key in keys:
-        tiers.setdefault(key.project, key.tier)
+        firsts.setdefault(key.project, key)
         if (found := findings.get(key.id)) is not None and found.tier == "free":
             free.add(key.project)
-    for project, tier in tiers.items():
-        if project in free and tier != "free":
-            print(f"note: {free_quota(project, tier)}", file=sys.stderr)
+    seen = [key for project, key in firsts.items() if project in free]
+    if paid := {key.project: key.tier for key in seen if key.tier not in (None, "free")}:
+        print(f"note: {free_quota(paid)}", file=sys.stderr)
+    if untold := [key for key in seen if key.tier is None]:
+        print(
+            f"note: on the free quota: {', '.join(key.project for key in untold)}; if that is meant, say so: pollux "
+            f"keys edit {shlex.quote(untold[0].id)} --tier free{where}{', …' * (len(untold) > 1)}; if not, look at the "
+            "plan in AI Studio",
+            file=sys.stderr,
+        )
+
+
+def told_of_tiers(keys: Iterable[Key]) -> None:
+    """Which keys name a tier that does not count, because the first key of the project names another."""
+    firsts: dict[str, Key] = {}
+    for key in keys:
+        first = firsts.setdefault(key.project, key)
+        if key.tier != first.tier:
+            print(
+                f"warning: {key.id} ({key.tier or 'no tier'}) and {first.id} ({first.tier or 'no tier'}) are of one "
+                f"project, {key.project}: what {first.id} says counts, because it is the first",
+                file=sys.stderr,
+            )
 
 
 def confirmed(question: str, *, yes: bool, undone: str) -> bool:
