@@ -330,6 +330,58 @@ def test_import_tells_what_was_added_skipped_and_refused(shell: Shell) -> None:
     assert shell("import", "team.txt")[1].endswith(f"0 added, 4 there already, 1 not a key; file {shell.path}\n")
 
 
+def test_import_of_a_file_that_is_read_says_that_it_should_be_deleted(shell: Shell) -> None:
+    (shell.home / "key.txt").write_text(f"{A}\n")
+    (shell.home / ".env").write_text(f"GEMINI_API_KEY={B}\n")
+    (shell.home / "team.txt").write_text(f"{C}\n")
+    assert shell("import", "--dry-run", "key.txt")[2] == ""
+    told = shell("import", "key.txt")[2]
+    assert told.startswith("pollux keys: key.txt is still read: what you remove or rotate")
+    assert told.endswith("DELETE key.txt\n")
+    assert shell("import", str(shell.home / "key.txt"))[2].endswith(f"DELETE {shell.home / 'key.txt'}\n")
+    assert shell("import", ".env")[2].endswith("DELETE the keys in .env\n")
+    assert shell("import", "team.txt")[2] == ""
+    shell.settings = Settings(data=str(shell.home / "data"), keys_file=str(shell.path))
+    assert shell("import", "key.txt")[2] == ""  # nothing else is read
+
+
+def test_a_value_that_goes_on_serving_from_another_source_is_told_of_and_exit_code_1(shell: Shell) -> None:
+    (shell.home / "key.txt").write_text(f"# ours\n{A}\n{B}\n{C}\n")
+    shell("import", "key.txt")
+    code, out, err = shell("remove", "key-1", "--yes")
+    assert (code, out) == (1, f"removed key-1 from {shell.path}\n")
+    assert err == (
+        "pollux keys: its value is still in key.txt:2, where it GOES ON SERVING, as 'key-1': delete that line\n"
+    )
+    code, out, err = shell("rotate", "key-2", "--no-check", stdin=D)
+    assert (code, out.startswith("rotated key-2 ")) == (1, True)
+    assert "the old value is still in key.txt:3, where it GOES ON SERVING, as 'key-4': delete that line" in err
+    (shell.home / ".env").write_text(f"GEMINI_API_KEY={C}\n")
+    code, _, err = shell("edit", "key-3", "--value", stdin="test-key-new")
+    assert code == 1
+    assert "the old value is still in key.txt:4 and .env:1, where it GOES ON SERVING" in err
+    (shell.home / "key.txt").unlink()
+    (shell.home / ".env").unlink()
+    assert shell("remove", "key-2", "--yes")[::2] == (0, "")
+    assert shell("edit", "key-3", "--tier", "free")[::2] == (0, "")
+
+
+def test_a_value_that_another_source_holds_but_does_not_serve_is_told_of(shell: Shell) -> None:
+    (shell.home / "key.txt").write_text(f"alice: {A}\n")
+    shell("import", "key.txt")
+    code, _, err = shell("rotate", "alice", "--no-check", stdin=B)  # the id in key.txt is taken
+    assert code == 0
+    assert "the old value is still in key.txt:1, where it does not serve now: delete that line" in err
+
+
+def test_what_cannot_be_looked_through_for_a_value_that_was_removed_is_exit_code_1(shell: Shell) -> None:
+    shell("add", "alice", stdin=A)
+    (shell.home / "keys.json").write_text("{")
+    code, out, err = shell("remove", "alice", "--yes")
+    assert (code, out) == (1, f"removed alice from {shell.path}\n")
+    assert "not known whether its value is in another source too: keys.json:1: not valid JSON" in err
+
+
 def test_import_of_a_document_keeps_everything_and_references(shell: Shell) -> None:
     key = {"api_key": "env:TEAM", "project": "p", "tier": "free", "limits": {"*": {"rpm": 1}}, "enabled": False}
     shell.patch.setenv("TEAM", A)

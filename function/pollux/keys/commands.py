@@ -64,6 +64,11 @@ class Place:
             )
         return KeyFile(path)
 
+    def value_in(self, file: KeyFile, key_id: str) -> Secret | None:
+        """The value that a key has in this file; None if it cannot be used."""
+        entries = parse(text_of(file.path), str(file.path), variables_here()).entries
+        return next((entry.secret for entry in entries if entry.id == key_id), None)
+
     def own(self, key_id: str) -> KeyFile:
         """The file, if this key is in it."""
         file = self.file()
@@ -98,18 +103,20 @@ def edit(namespace: argparse.Namespace, place: Place) -> int:
     if not details and not namespace.value:
         raise KeySourceError("nothing to change; name --project, --tier, --limit or --value")
     file = place.own(namespace.id)
+    old = place.value_in(file, namespace.id)
     others = (entry for key_id, entry in place.entries().items() if key_id != namespace.id)
     file.edit(namespace.id, secret=ask_value(others) if namespace.value else None, **details)
     if namespace.value:
         _forgiven(place, namespace.id)
     print(f"changed {namespace.id} in {file.path}")
     _told_of_tiers(place, namespace.id)
-    return 0
+    return _told_of_copies(place, old) if namespace.value else 0
 
 
 def rotate(namespace: argparse.Namespace, place: Place) -> int:
     """Unlike `edit --value`, a new value that does not answer changes nothing."""
     file = place.own(namespace.id)
+    old = place.value_in(file, namespace.id)
     entries = place.entries()
     others = (entry for key_id, entry in entries.items() if key_id != namespace.id)
     secret = ask_value(others, "New value of the key (not shown): ")
@@ -124,7 +131,7 @@ def rotate(namespace: argparse.Namespace, place: Place) -> int:
     _forgiven(place, namespace.id, found)
     done = "kept" if same else "rotated"
     print(f"{done} {namespace.id} ({secret.masked}) in {file.path}{': it is the same value' if same else ''}")
-    return 0
+    return 0 if same else _told_of_copies(place, old)
 
 
 def _probed(namespace: argparse.Namespace, place: Place, secret: Secret) -> Finding | None:
@@ -151,10 +158,31 @@ def remove(namespace: argparse.Namespace, place: Place) -> int:
     file = place.own(namespace.id)
     if not confirmed(f"Remove {namespace.id} from {file.path}?", yes=namespace.yes, undone="removed"):
         return 0
+    old = place.value_in(file, namespace.id)
     file.remove(namespace.id)
     _forgiven(place, namespace.id)  # another key may have this id one day
     print(f"removed {namespace.id} from {file.path}")
-    return 0
+    return _told_of_copies(place, old, "its")
+
+
+def _told_of_copies(place: Place, secret: Secret | None, whose: str = "the old") -> int:
+    """Where a value that was given up still stands. 1 if it goes on serving from there: it may be one that leaked."""
+    if secret is None:
+        return 0
+    try:
+        keyring = place.keyring()
+    except KeySourceError as error:
+        print(f"pollux keys: not known whether {whose} value is in another source too: {error}", file=sys.stderr)
+        return 1
+    copies = keyring.entries_with(secret)
+    if not copies:
+        return 0
+    serving = [key_id for key_id, entry in keyring.entries().items() if entry.secret == secret and entry.enabled]
+    serves = f"where it GOES ON SERVING, as {serving[0]!r}: " if serving else "where it does not serve now: "
+    places = " and ".join(copy.place for copy in copies)
+    where = "that line" if len(copies) == 1 and copies[0].line else "it there"
+    print(f"pollux keys: {whose} value is still in {places}, {serves}delete {where}", file=sys.stderr)
+    return int(bool(serving))
 
 
 def enable(namespace: argparse.Namespace, place: Place) -> int:
@@ -190,6 +218,13 @@ def import_(namespace: argparse.Namespace, place: Place) -> int:
         f"{len(result.added)} added{' (dry run)' if namespace.dry_run else ''}, {len(result.skipped)} there already, "
         f"{len(found.problems)} not a key; file {file.path}"
     )
+    if found.entries and not namespace.dry_run and path.resolve() != file.path.resolve() and place.keyring().reads(path):
+        what = f"the keys in {path}" if recognise(text_of(path), str(path)) == "env" else str(path)
+        print(
+            f"pollux keys: {path} is still read: what you remove or rotate from now on would go on serving from there. "
+            f"DELETE {what}",
+            file=sys.stderr,
+        )
     return 0
 
 
