@@ -22,7 +22,7 @@ from pollux.keys.commands import COMMANDS
 from pollux.keys.document import FIELDS
 from pollux.keys.entries import LIMITS
 from pollux.settings import Settings
-from tests.test_standing import aside, resting
+from tests.test_standing import aside, read, resting
 
 A, B, C, D = ("AIza" + letter * 35 for letter in "abcd")
 MASKED = "AIza…aa"
@@ -417,7 +417,7 @@ class Gemini(http.server.BaseHTTPRequestHandler):
 
     answers: Mapping[str, tuple[int, Any]] = {
         A: (200, {"totalTokens": 1}),
-        B: (400, {"error": {"code": 400, "message": f"API key not valid: {B}", "status": "INVALID_ARGUMENT"}}),
+        B: (400, {"error": {"code": 400, "message": f"API key not valid: {B}.", "status": "INVALID_ARGUMENT"}}),
         C: (429, {"error": {"code": 429, "message": "Quota exceeded", "status": "RESOURCE_EXHAUSTED"}}),
         D: (307, {}),
         "test-key-hello": (200, {"hello": "world"}),
@@ -530,6 +530,13 @@ def test_add_asks_google_at_once_and_says_what_it_said(shell: Shell) -> None:
         code, _, err = shell("add", "bad key", stdin=B)
         assert code == 1
         assert "GOOGLE REFUSES bad key: invalid-key" in err
+        assert ". It is added, and gateways leave it aside, and ask about it again, until Google takes it; give" in err
+        assert ".." not in err
+        shell.health = read(shell.settings.store_url)
+        assert {row["id"]: row["health"]["state"] for row in json.loads(shell("list", "--json")[1])["keys"]} == {
+            "good": "healthy",
+            "bad key": "aside",
+        }
         assert "pollux keys rotate 'bad key'" in err
         code, out, _ = shell("add", "spent", stdin=C)
         assert (code, "Google takes it, but its project has no quota now" in out) == (0, True)
@@ -555,7 +562,7 @@ def test_a_key_is_unchecked_until_a_check_found_it_well(shell: Shell) -> None:
         shell.settings = Settings(data=str(shell.home / "data"), upstream=url)
         assert states() == {"bad": "unchecked", "good": "unchecked"}
         shell("check")
-        assert states() == {"bad": "unchecked", "good": "healthy"}
+        assert states() == {"bad": "aside", "good": "healthy"}
         shell("edit", "good", "--value", stdin="test-key-hello")
         assert states()["good"] == "unchecked"
         assert shell("rotate", "good", stdin=A)[0] == 0
@@ -636,7 +643,10 @@ def test_check_tells_a_running_gateway_which_keys_are_well(shell: Shell) -> None
         )
         code, out, err = shell("check")
     assert (code, out.splitlines()[-1]) == (1, "lifted: key alice b")
-    assert asked == [("POST", "/admin/keys/lift?id=alice+b&well=1&all=1", "Bearer test-admin-token")]
+    assert asked == [
+        ("POST", "/admin/keys/lift?id=alice+b&well=1&all=1", "Bearer test-admin-token"),
+        ("POST", "/admin/keys/aside?cause=invalid-key&id=bad", "Bearer test-admin-token"),
+    ]
     assert "note: project p is still on the free quota, though its keys say tier1" in err
     assert "project q" not in err
 
@@ -647,6 +657,23 @@ def test_add_beside_a_running_demo_says_that_it_goes_on_simulating(shell: Shell)
         code, _, err = shell("add", "alice", stdin=A)
         assert (code, len(asked)) == (0, 1)
         assert f"the gateway at {url} runs as a demo: it goes on simulating until it is started again" in err
+
+
+def test_add_says_whether_gateways_know_that_google_refuses_the_key(shell: Shell) -> None:
+    shell.checks = True
+    with gemini() as (upstream, _), running_gateway() as (url, asked):
+        data, token = str(shell.home / "data"), "test-admin-token"
+        shell.settings = Settings(data=data, store="memory://", upstream=upstream, url=url, admin_token=token)
+        code, _, err = shell("add", "a", stdin=B)
+        assert (code, "gateways leave it aside" in err) == (1, True)
+        assert [path for _, path, _ in asked] == ["/admin/keys/lift?id=a", "/admin/keys/aside?cause=invalid-key&id=a"]
+        shell("remove", "a", "--yes")
+    with gemini() as (upstream, _), socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        shell.settings = Settings(data=data, store="memory://", upstream=upstream, url=url, admin_token=token)
+        err = shell("add", "a", stdin=B)[2]
+        assert "gateways were not told: each leaves it aside once Google refused a request with it" in err
 
 
 def test_a_gateway_that_was_named_and_does_not_answer_is_told_of(shell: Shell) -> None:

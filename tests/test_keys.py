@@ -107,7 +107,16 @@ def test_a_value_is_opaque(value: str) -> None:
     [
         *("", "abc", "two words", "tab\there", "ключ-от-gemini", "AIza\x07" + "a" * 30, "…" * 12, "a" * 2000),
         *("your-api-key", "YOUR_API_KEY", "your_gemini_api_key_here", "<key>", "xxxxxxxx", "changeme", "${KEY}"),
-        *(f"{A},{B}", f"{A};{B}", f"{A}\n{B}", "AIza...", "replace-me", "pollux-test-token-of-a-client", "API_KEY", "null"),
+        *(
+            f"{A},{B}",
+            f"{A};{B}",
+            f"{A}\n{B}",
+            "AIza...",
+            "replace-me",
+            "pollux-test-token-of-a-client",
+            "API_KEY",
+            "null",
+        ),
     ],
 )
 def test_what_cannot_be_a_key_is_refused_without_being_quoted(value: str) -> None:

@@ -18,7 +18,7 @@ from pollux.keys.probe import REFUSED, Finding, probe
 from pollux.keys.records import ID, KEY, changed, foreign, key_id_of, secret_name
 from pollux.keys.secret_manager import SecretManagerKeyring
 from pollux.keys.secrets_api import SecretError, SecretInfo, SecretsApi, known_as
-from pollux.keys.standing import Lifted, forgive, lift
+from pollux.keys.standing import Lifted, forgive, leave_aside, lift
 from pollux.keys.terminal import (
     Progress,
     ask_value,
@@ -121,8 +121,11 @@ async def add(namespace: argparse.Namespace, cloud: Cloud) -> int:
     await cloud.add(key_id, secret, details_of(namespace))
     print(f"added {key_id} ({secret.masked}) to {cloud.place(key_id)}")
     found = await _probed(namespace, cloud, key_id, secret)
-    code = told_of_new(key_id, found, where=f" --secrets {cloud.project}")
-    told_of_demo(await _forgiven(cloud, key_id, found), cloud.settings.gateway_url)
+    lifted = await _forgiven(cloud, key_id, found)
+    refused = {key_id: found.cause} if found is not None and found.state == "invalid" else {}
+    aside = await leave_aside(cloud.settings, cloud.project, refused)
+    code = told_of_new(key_id, found, aside=aside, where=f" --secrets {cloud.project}")
+    told_of_demo(lifted, cloud.settings.gateway_url)
     return code
 
 
@@ -296,6 +299,8 @@ async def check(namespace: argparse.Namespace, cloud: Cloud) -> int:
     )
     healthy = {key.id: key.project for key in wanted if findings[key.id].state == "healthy"}
     lifted = await lift(cloud.settings, cloud.project, healthy, well=True)
+    refused = {key.id: findings[key.id].cause for key in wanted if findings[key.id].state == "invalid"}
+    await leave_aside(cloud.settings, cloud.project, refused)
     health = await asyncio.to_thread(health_of, cloud.read_health)
     told_of_check(wanted, findings, lifted, health, where=f" --secrets {cloud.project}")
     return int(any(found.state != "healthy" for _, found in rows))

@@ -17,7 +17,7 @@ from pollux.keys.importing import plan
 from pollux.keys.keyfile import KeyFile
 from pollux.keys.local import LocalKeyring, free_id, home_folder
 from pollux.keys.probe import REFUSED, Finding, probe
-from pollux.keys.standing import Lifted, forgive, lift
+from pollux.keys.standing import Lifted, forgive, leave_aside, lift
 from pollux.keys.terminal import (
     ask_value,
     confirmed,
@@ -92,8 +92,10 @@ def add(namespace: argparse.Namespace, place: Place) -> int:
     file.add(key_id, secret, **details_of(namespace))
     print(f"added {key_id} ({secret.masked}) to {file.path}")
     found = _probed(namespace, place, secret)
-    code = told_of_new(key_id, found)
-    told_of_demo(_forgiven(place, key_id, found), place.settings.gateway_url)
+    lifted = _forgiven(place, key_id, found)
+    refused = {key_id: found.cause} if found is not None and found.state == "invalid" else {}
+    code = told_of_new(key_id, found, aside=asyncio.run(leave_aside(place.settings, "", refused)))
+    told_of_demo(lifted, place.settings.gateway_url)
     _told_of_tiers(place, key_id)
     return code
 
@@ -218,7 +220,12 @@ def import_(namespace: argparse.Namespace, place: Place) -> int:
         f"{len(result.added)} added{' (dry run)' if namespace.dry_run else ''}, {len(result.skipped)} there already, "
         f"{len(found.problems)} not a key; file {file.path}"
     )
-    if found.entries and not namespace.dry_run and path.resolve() != file.path.resolve() and place.keyring().reads(path):
+    if (
+        found.entries
+        and not namespace.dry_run
+        and path.resolve() != file.path.resolve()
+        and place.keyring().reads(path)
+    ):
         what = f"the keys in {path}" if recognise(text_of(path), str(path)) == "env" else str(path)
         print(
             f"pollux keys: {path} is still read: what you remove or rotate from now on would go on serving from there. "
@@ -261,6 +268,8 @@ def check(namespace: argparse.Namespace, place: Place) -> int:
     keys = [entries[key_id].key(key_id) for key_id in asked]
     healthy = {key.id: key.project for key in keys if findings[key.id].state == "healthy"}
     lifted = asyncio.run(lift(place.settings, "", healthy, well=True))
+    refused = {key.id: findings[key.id].cause for key in keys if findings[key.id].state == "invalid"}
+    asyncio.run(leave_aside(place.settings, "", refused))
     told_of_check(keys, findings, lifted, health_of(place.read_health))
     return int(any(found.state != "healthy" for found in findings.values()))
 

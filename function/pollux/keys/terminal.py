@@ -49,8 +49,8 @@ def doubted(key_id: str, secret: Secret) -> None:
         print(f"pollux keys: warning: {key_id}: {doubt}", file=sys.stderr)
 
 
-def told_of_new(key_id: str, found: Finding | None, *, where: str = "") -> int:
-    """What Google said of a key that was added, and the command's exit code."""
+def told_of_new(key_id: str, found: Finding | None, *, aside: bool, where: str = "") -> int:
+    """What Google said of a key that was added, and the command's exit code. `aside`: the gateways know of a refusal."""
     match None if found is None else found.state:
         case None:
             print(f"not checked; to ask Google about it: pollux keys check {shlex.quote(key_id)}{where}")
@@ -59,9 +59,14 @@ def told_of_new(key_id: str, found: Finding | None, *, where: str = "") -> int:
         case "no quota":
             print(f"checked: Google takes it, but its project has no quota now: {found.reason}")  # type: ignore[union-attr]
         case "invalid":
+            known = (
+                "gateways leave it aside, and ask about it again, until Google takes it"
+                if aside
+                else "gateways were not told: each leaves it aside once Google refused a request with it"
+            )
             print(
-                f"pollux keys: GOOGLE REFUSES {key_id}: {found.reason}. It is added, and gateways leave it aside until "  # type: ignore[union-attr]
-                f"Google takes it; give it another value with: pollux keys rotate {shlex.quote(key_id)}{where}",
+                f"pollux keys: GOOGLE REFUSES {key_id}: {found.reason.rstrip('.')}. It is added, and {known}; "  # type: ignore[union-attr]
+                f"give it another value with: pollux keys rotate {shlex.quote(key_id)}{where}",
                 file=sys.stderr,
             )
             return 1
