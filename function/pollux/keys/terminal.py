@@ -50,7 +50,7 @@ def doubted(key_id: str, secret: Secret) -> None:
 
 
 def told_of_new(key_id: str, found: Finding | None, *, aside: bool, where: str = "") -> int:
-    """What Google said of a key that was added, and the command's exit code. `aside`: the gateways know of a refusal."""
+    """Says what Google said of a key that was added; the exit code. `aside`: gateways know of a refusal."""
     match None if found is None else found.state:
         case None:
             print(f"not checked; to ask Google about it: pollux keys check {shlex.quote(key_id)}{where}")
