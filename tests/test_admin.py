@@ -229,6 +229,32 @@ def test_a_lift_of_a_key_alone_leaves_its_project_and_makes_it_unchecked() -> No
     play(scene)
 
 
+def test_a_key_that_google_refused_elsewhere_is_left_aside_until_a_free_call_finds_it_well() -> None:
+    async def scene() -> None:
+        upstream = FakeUpstream(lambda sent: whole(answer()))
+        async with gateway(upstream, projects(2)) as app:
+            got = await call(app, "POST", "/admin/keys/aside?id=k1&cause=invalid-key", BEARER)
+            assert (got.status, got.json) == (200, {"aside": ["k1"]})
+            state = (await see(app)).json["keys"][0]
+            assert (state["state"], state["cause"]) == ("aside", "invalid-key")
+            got = await call(app, headers=ONE_MODEL | {"x-pollux-key": "k1"})
+            assert (got.status, got.headers["x-pollux-key"]) == (200, "k2")
+
+    play(scene)
+
+
+@pytest.mark.parametrize("query", ["", "?id=k1", "?cause=invalid-key", "?id=k1&cause=prepay"])
+def test_what_is_left_aside_needs_a_key_and_a_cause_that_free_calls_end(query: str) -> None:
+    async def scene() -> None:
+        async with gateway(FakeUpstream([])) as app:
+            got = await call(app, "POST", f"/admin/keys/aside{query}", BEARER)
+            assert got.status == 400
+            assert "invalid-key" in got.json["error"]["message"]
+            assert (await call(app, "POST", "/admin/keys/aside?id=k1&cause=invalid-key", {})).status == 401
+
+    play(scene)
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [("POST", "/admin/keys/lift", 400), ("GET", "/admin/keys/lift?id=k1", 404), ("PUT", "/admin/keys/lift?id=k1", 405)],

@@ -22,10 +22,11 @@ from pollux.keys.commands import COMMANDS
 from pollux.keys.document import FIELDS
 from pollux.keys.entries import LIMITS
 from pollux.settings import Settings
-from tests.test_standing import aside, resting
+from tests.test_standing import aside, read, resting
 
 A, B, C, D = ("AIza" + letter * 35 for letter in "abcd")
 MASKED = "AIza…aa"
+LINES = "write one key a line, as VALUE or as id: VALUE"
 
 
 @dataclass
@@ -152,9 +153,13 @@ def test_a_value_on_the_command_line_is_refused_and_not_repeated(
         (["edit", "env", "--tier", "free"], "", "'env' comes from .env:1"),
         (["remove", "env", "--yes"], "", "'env' comes from .env:1"),
         (["disable", "env"], "", "'env' comes from .env:1"),
-        (["edit", "nobody", "--tier", "free"], "", "there is no such key"),
+        (["edit", "nobody", "--tier", "free"], "", "there is no key 'nobody'; see: pollux keys list"),
+        (["edit", "ENV", "--tier", "free"], "", "there is no key 'ENV' (did you mean env?); see: pollux keys list"),
+        (["remove", "enw"], "", "there is no key 'enw' (did you mean env?)"),
+        (["remove", A], "", "there is no such key; see: pollux keys list"),
         (["edit", "env"], "", "nothing to change"),
-        (["check", "nobody"], "", "there is no such key"),
+        (["check", "nobody"], "", "there is no key 'nobody';"),
+        (["check", "env", "Env"], "", "there is no key 'Env' (did you mean env?)"),
         (["import", "none.txt"], "", "none.txt: cannot be read: No such file"),
         (["unknown"], "", "invalid choice"),
     ],
@@ -234,7 +239,7 @@ def test_the_list_is_aligned_and_masked(shell: Shell) -> None:
         first.index("AIza…"),
     ]
     assert second.split() == ["key-1", "key-1", "-", "AIza…bb", "key.txt:1", "not", "known"]
-    assert err == "not used: key.txt:2: a key has no spaces\n"
+    assert err.startswith("not used: key.txt:2: a key has no spaces; write one key a line")
 
 
 def test_the_list_as_json(shell: Shell) -> None:
@@ -245,7 +250,7 @@ def test_the_list_as_json(shell: Shell) -> None:
     found = json.loads(shell("list", "--json")[1])
     key = {"id": "alice", "project": "alice", "tier": "free", "masked": MASKED, "source": f"{shell.path}:6"}
     assert found["keys"] == [key | {"enabled": False, "health": {"state": "unchecked"}}]
-    assert found["problems"] == [{"file": "key.txt", "line": 1, "reason": "a key has no spaces"}]
+    assert found["problems"] == [{"file": "key.txt", "line": 1, "reason": f"a key has no spaces; {LINES}"}]
     assert found["notices"][0]["reason"].startswith("the same key as 'alice'")
 
 
@@ -319,10 +324,62 @@ def test_import_tells_what_was_added_skipped_and_refused(shell: Shell) -> None:
         "skipped team.txt:6: there already, as key-4",
         f"2 added, 2 there already, 1 not a key; file {shell.path}",
     ]
-    assert err == dry[2] == "not a key: team.txt:4: a key has no spaces\n"
+    assert err == dry[2] == f"not a key: team.txt:4: a key has no spaces; {LINES}\n"
     assert dry[1].startswith("would add alice-2 (AIza…bb)")
     assert [(key["id"], key["api_key"]) for key in shell.keys] == [("alice", A), ("alice-2", B), ("key-4", C)]
     assert shell("import", "team.txt")[1].endswith(f"0 added, 4 there already, 1 not a key; file {shell.path}\n")
+
+
+def test_import_of_a_file_that_is_read_says_that_it_should_be_deleted(shell: Shell) -> None:
+    (shell.home / "key.txt").write_text(f"{A}\n")
+    (shell.home / ".env").write_text(f"GEMINI_API_KEY={B}\n")
+    (shell.home / "team.txt").write_text(f"{C}\n")
+    assert shell("import", "--dry-run", "key.txt")[2] == ""
+    told = shell("import", "key.txt")[2]
+    assert told.startswith("pollux keys: key.txt is still read: what you remove or rotate")
+    assert told.endswith("DELETE key.txt\n")
+    assert shell("import", str(shell.home / "key.txt"))[2].endswith(f"DELETE {shell.home / 'key.txt'}\n")
+    assert shell("import", ".env")[2].endswith("DELETE the keys in .env\n")
+    assert shell("import", "team.txt")[2] == ""
+    shell.settings = Settings(data=str(shell.home / "data"), keys_file=str(shell.path))
+    assert shell("import", "key.txt")[2] == ""  # nothing else is read
+
+
+def test_a_value_that_goes_on_serving_from_another_source_is_told_of_and_exit_code_1(shell: Shell) -> None:
+    (shell.home / "key.txt").write_text(f"# ours\n{A}\n{B}\n{C}\n")
+    shell("import", "key.txt")
+    code, out, err = shell("remove", "key-1", "--yes")
+    assert (code, out) == (1, f"removed key-1 from {shell.path}\n")
+    assert err == (
+        "pollux keys: its value is still in key.txt:2, where it GOES ON SERVING, as 'key-1': delete that line\n"
+    )
+    code, out, err = shell("rotate", "key-2", "--no-check", stdin=D)
+    assert (code, out.startswith("rotated key-2 ")) == (1, True)
+    assert "the old value is still in key.txt:3, where it GOES ON SERVING, as 'key-4': delete that line" in err
+    (shell.home / ".env").write_text(f"GEMINI_API_KEY={C}\n")
+    code, _, err = shell("edit", "key-3", "--value", stdin="test-key-new")
+    assert code == 1
+    assert "the old value is still in key.txt:4 and .env:1, where it GOES ON SERVING" in err
+    (shell.home / "key.txt").unlink()
+    (shell.home / ".env").unlink()
+    assert shell("remove", "key-2", "--yes")[::2] == (0, "")
+    assert shell("edit", "key-3", "--tier", "free")[::2] == (0, "")
+
+
+def test_a_value_that_another_source_holds_but_does_not_serve_is_told_of(shell: Shell) -> None:
+    (shell.home / "key.txt").write_text(f"alice: {A}\n")
+    shell("import", "key.txt")
+    code, _, err = shell("rotate", "alice", "--no-check", stdin=B)  # the id in key.txt is taken
+    assert code == 0
+    assert "the old value is still in key.txt:1, where it does not serve now: delete that line" in err
+
+
+def test_what_cannot_be_looked_through_for_a_value_that_was_removed_is_exit_code_1(shell: Shell) -> None:
+    shell("add", "alice", stdin=A)
+    (shell.home / "keys.json").write_text("{")
+    code, out, err = shell("remove", "alice", "--yes")
+    assert (code, out) == (1, f"removed alice from {shell.path}\n")
+    assert "not known whether its value is in another source too: keys.json:1: not valid JSON" in err
 
 
 def test_import_of_a_document_keeps_everything_and_references(shell: Shell) -> None:
@@ -360,7 +417,7 @@ class Gemini(http.server.BaseHTTPRequestHandler):
 
     answers: Mapping[str, tuple[int, Any]] = {
         A: (200, {"totalTokens": 1}),
-        B: (400, {"error": {"code": 400, "message": f"API key not valid: {B}", "status": "INVALID_ARGUMENT"}}),
+        B: (400, {"error": {"code": 400, "message": f"API key not valid: {B}.", "status": "INVALID_ARGUMENT"}}),
         C: (429, {"error": {"code": 429, "message": "Quota exceeded", "status": "RESOURCE_EXHAUSTED"}}),
         D: (307, {}),
         "test-key-hello": (200, {"hello": "world"}),
@@ -408,7 +465,7 @@ def test_rotate_takes_a_new_value_only_after_it_answered(shell: Shell) -> None:
     [
         (["rotate", "alice"], B, "this key is there already, as 'bob'"),
         (["rotate", "alice"], "", "the value is empty"),
-        (["rotate", "nobody"], C, "there is no such key"),
+        (["rotate", "nobody"], C, "there is no key 'nobody'"),
         (["rotate", "alice", B], "", "history"),
     ],
 )
@@ -473,6 +530,13 @@ def test_add_asks_google_at_once_and_says_what_it_said(shell: Shell) -> None:
         code, _, err = shell("add", "bad key", stdin=B)
         assert code == 1
         assert "GOOGLE REFUSES bad key: invalid-key" in err
+        assert ". It is added, and gateways leave it aside, and ask about it again, until Google takes it; give" in err
+        assert ".." not in err
+        shell.health = read(shell.settings.store_url)
+        assert {row["id"]: row["health"]["state"] for row in json.loads(shell("list", "--json")[1])["keys"]} == {
+            "good": "healthy",
+            "bad key": "aside",
+        }
         assert "pollux keys rotate 'bad key'" in err
         code, out, _ = shell("add", "spent", stdin=C)
         assert (code, "Google takes it, but its project has no quota now" in out) == (0, True)
@@ -498,7 +562,7 @@ def test_a_key_is_unchecked_until_a_check_found_it_well(shell: Shell) -> None:
         shell.settings = Settings(data=str(shell.home / "data"), upstream=url)
         assert states() == {"bad": "unchecked", "good": "unchecked"}
         shell("check")
-        assert states() == {"bad": "unchecked", "good": "healthy"}
+        assert states() == {"bad": "aside", "good": "healthy"}
         shell("edit", "good", "--value", stdin="test-key-hello")
         assert states()["good"] == "unchecked"
         assert shell("rotate", "good", stdin=A)[0] == 0
@@ -579,7 +643,10 @@ def test_check_tells_a_running_gateway_which_keys_are_well(shell: Shell) -> None
         )
         code, out, err = shell("check")
     assert (code, out.splitlines()[-1]) == (1, "lifted: key alice b")
-    assert asked == [("POST", "/admin/keys/lift?id=alice+b&well=1&all=1", "Bearer test-admin-token")]
+    assert asked == [
+        ("POST", "/admin/keys/lift?id=alice+b&well=1&all=1", "Bearer test-admin-token"),
+        ("POST", "/admin/keys/aside?cause=invalid-key&id=bad", "Bearer test-admin-token"),
+    ]
     assert "note: project p is still on the free quota, though its keys say tier1" in err
     assert "project q" not in err
 
@@ -590,6 +657,23 @@ def test_add_beside_a_running_demo_says_that_it_goes_on_simulating(shell: Shell)
         code, _, err = shell("add", "alice", stdin=A)
         assert (code, len(asked)) == (0, 1)
         assert f"the gateway at {url} runs as a demo: it goes on simulating until it is started again" in err
+
+
+def test_add_says_whether_gateways_know_that_google_refuses_the_key(shell: Shell) -> None:
+    shell.checks = True
+    with gemini() as (upstream, _), running_gateway() as (url, asked):
+        data, token = str(shell.home / "data"), "test-admin-token"
+        shell.settings = Settings(data=data, store="memory://", upstream=upstream, url=url, admin_token=token)
+        code, _, err = shell("add", "a", stdin=B)
+        assert (code, "gateways leave it aside" in err) == (1, True)
+        assert [path for _, path, _ in asked] == ["/admin/keys/lift?id=a", "/admin/keys/aside?cause=invalid-key&id=a"]
+        shell("remove", "a", "--yes")
+    with gemini() as (upstream, _), socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        shell.settings = Settings(data=data, store="memory://", upstream=upstream, url=url, admin_token=token)
+        err = shell("add", "a", stdin=B)[2]
+        assert "gateways were not told: each leaves it aside once Google refused a request with it" in err
 
 
 def test_a_gateway_that_was_named_and_does_not_answer_is_told_of(shell: Shell) -> None:
@@ -608,8 +692,36 @@ def test_check_says_when_a_refusal_names_a_free_quota(shell: Shell) -> None:
     with gemini() as (url, _):
         shell.settings = Settings(data=str(shell.home / "data"), upstream=url)
         err = shell("check")[2]
-    assert "note: project p is still on the free quota: Google refused it" in err
-    assert "project q" not in err  # its key says so
+    assert err == (
+        "note: on the free quota: p; if that is meant, say so: pollux keys edit alice --tier free; if not, look at the "
+        "plan in AI Studio\n"
+    )  # of q its key says so
+
+
+def test_check_names_all_projects_on_the_free_quota_in_one_line_for_each_thing_to_do(shell: Shell) -> None:
+    (shell.home / "key.txt").write_text(f"a b: {A}\nb: test-key-2\n")
+    shell("add", "c", "--tier", "tier1", stdin=B)
+    shell("add", "d", "--tier", "tier2", stdin=D)
+    shell.health = {"free": dict.fromkeys(("a b", "b", "c", "d"), 1.0)}
+    with gemini() as (url, _):
+        shell.settings = Settings(data=str(shell.home / "data"), upstream=url)
+        paid, untold = shell("check", "a b", "c", "d")[2], shell("check", "a b")[2]
+    assert paid.startswith("note: projects c (tier1), d (tier2) are still on the free quota, though their keys name")
+    assert len(paid.splitlines()) == 2
+    assert paid.splitlines()[1] + "\n" == untold
+    assert "pollux keys edit 'a b' --tier free;" in untold
+
+
+def test_keys_of_one_project_that_name_different_tiers_are_warned_of_and_the_first_counts(shell: Shell) -> None:
+    shell("add", "alice", "--project", "p", "--tier", "free", stdin=A)
+    assert shell("add", "other", "--tier", "tier1", stdin=C)[2] == ""
+    warning = "warning: bob (tier1) and alice (free) are of one project, p: what alice says counts"
+    assert warning in shell("add", "bob", "--project", "p", "--tier", "tier1", stdin=B)[2]
+    assert warning in shell("list")[2]
+    assert warning.replace("tier1", "no tier") in shell("edit", "bob", "--tier", "none")[2]
+    assert shell("edit", "other", "--tier", "tier2")[2] == ""
+    assert shell("edit", "bob", "--tier", "free")[2] == ""
+    assert shell("list")[2] == ""
 
 
 def test_each_command_has_help(shell: Shell) -> None:

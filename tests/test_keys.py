@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pollux.keys import Key, Keyring, KeySourceError, Secret
-from pollux.keys.entries import KeyFileError, id_fault, value_fault
-from pollux.keys.files import Variable, parse, recognise
+from pollux.keys.entries import Entry, KeyFileError, id_fault, value_fault
+from pollux.keys.files import Variable, parse, parse_variables, recognise
 from pollux.keys.importing import plan
 from pollux.keys.keyfile import KeyFile
 from pollux.keys.local import LocalKeyring, free_id
@@ -107,7 +107,16 @@ def test_a_value_is_opaque(value: str) -> None:
     [
         *("", "abc", "two words", "tab\there", "ключ-от-gemini", "AIza\x07" + "a" * 30, "…" * 12, "a" * 2000),
         *("your-api-key", "YOUR_API_KEY", "your_gemini_api_key_here", "<key>", "xxxxxxxx", "changeme", "${KEY}"),
-        *("AIza...", "replace-me", "pollux-test-token-of-a-client", "API_KEY", "null"),
+        *(
+            f"{A},{B}",
+            f"{A};{B}",
+            f"{A}\n{B}",
+            "AIza...",
+            "replace-me",
+            "pollux-test-token-of-a-client",
+            "API_KEY",
+            "null",
+        ),
     ],
 )
 def test_what_cannot_be_a_key_is_refused_without_being_quoted(value: str) -> None:
@@ -144,6 +153,32 @@ def test_a_list_has_a_key_a_line(home: Home) -> None:
     assert home.values(home.ring()) == {"key-1": A, "bob": B, "key-3": NEW_FORM}
 
 
+@pytest.mark.parametrize("line", [f"alice,{A}", f"alice;{A}", f"{A},{B}", f"alice, {A}", f"alice: {A},{B}"])
+def test_a_line_with_a_separator_is_refused_and_says_how_keys_are_written(line: str) -> None:
+    text = f"{C}\n{line}\n"
+    assert parse(text, "key.txt", {}).entries == (Entry("key-1", Secret(C), "key.txt", 1, positional=True),)
+    ((number, reason),) = faults(text, "key.txt")
+    assert number == 2
+    assert reason.endswith("; write one key a line, as VALUE or as id: VALUE")
+    assert A not in reason
+
+
+@pytest.mark.parametrize("separator", [";", "; ", "\n", " "])
+def test_a_list_variable_with_another_separator_is_refused_and_says_which_is_right(separator: str) -> None:
+    found = parse_variables([Variable("GEMINI_API_KEYS", f"{A}{separator}{B},{C}", ".env", 3)])
+    assert [entry.secret for entry in found.entries] == [Secret(C)]
+    (problem,) = found.problems
+    assert (problem.file, problem.line) == (".env", 3)
+    assert problem.reason.startswith("GEMINI_API_KEYS: a key has no ")
+    assert problem.reason.endswith("; separate keys by commas, with nothing else between them")
+    assert A not in problem.reason
+
+
+def test_a_variable_for_one_key_that_holds_several_is_refused_and_names_the_one_for_several() -> None:
+    (problem,) = parse_variables([Variable("GEMINI_API_KEY", f"{A},{B}")]).problems
+    assert problem.reason.endswith("; put several keys into GEMINI_API_KEYS, separated by commas")
+
+
 def test_a_list_of_windows_in_utf_16_is_read(home: Home) -> None:
     home.write("key.txt", f"{A}\r\n{B}\r\n".encode("utf-16"))
     assert home.values(home.ring()) == {"key-1": A, "key-2": B}
@@ -154,7 +189,7 @@ def test_bad_lines_are_told_with_file_line_and_reason_and_the_rest_counts(home: 
     ring = home.ring()
     assert home.values(ring) == {"key-2": A, "key-5": C}
     assert [str(problem) for problem in ring.problems] == [
-        "key.txt:1: a key has no spaces",
+        "key.txt:1: a key has no spaces; write one key a line, as VALUE or as id: VALUE",
         "key.txt:3: this is a placeholder, not a key",
         "key.txt:4: NAME=VALUE among plain keys; put variables into a .env file",
     ]
@@ -375,6 +410,11 @@ texts = (
     | st.builds(lambda keys: json.dumps(document(*keys), indent=1), st.lists(entry_like | json_like, max_size=4))
     | st.builds(json.dumps, json_like)
 )
+
+
+def test_a_project_that_is_a_keys_value_is_refused() -> None:
+    text = json.dumps(document({"id": "a", "api_key": B, "project": A}))
+    assert faults(text, "keys.json")[0][1].endswith("and is no key's value")
 
 
 @settings(max_examples=200, deadline=None)

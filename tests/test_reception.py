@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pollux.auth import Tokens
-from pollux.keys import KeySourceError
+from pollux.keys import Key, KeySourceError
 from pollux.store import StoreUnavailableError, Version
 from pollux.store.memory import MemoryStore
 from tests.gateway import (
@@ -24,6 +24,7 @@ from tests.gateway import (
     TOKEN,
     FakeUpstream,
     Got,
+    Keys,
     answer,
     call,
     event,
@@ -67,6 +68,21 @@ def test_a_key_that_is_not_in_the_pool_is_a_400_that_names_those_that_are(path: 
     assert error["message"].endswith("there are: k1, k2")
     assert "AIza" not in got.body.decode()
     assert not upstream.sent
+
+
+@pytest.mark.parametrize("path", [GENERATE, CHAT])
+def test_a_key_that_is_disabled_is_a_400_that_says_so_and_no_other_key_serves(path: str) -> None:
+    async def scene() -> None:
+        upstream = FakeUpstream([])
+        async with gateway(upstream, Keys([Key("k1", "p1"), Key("k2", "p2", enabled=False)])) as app:
+            got = await call(app, path=path, headers={"x-pollux-key": "k2"})
+            assert got.status == 400
+            assert "x-pollux-key names k2, which is disabled" in got.json["error"]["message"]
+            got = await call(app, path=path, headers={"x-pollux-key": "k3"})
+            assert got.json["error"]["message"].endswith("there are: k1")
+        assert not upstream.sent
+
+    play(scene)
 
 
 def test_of_many_keys_the_first_ones_are_named() -> None:

@@ -103,6 +103,14 @@ def test_a_key_is_added_with_labels_and_annotations(shell: Shell) -> None:
     assert "pollux-key-key-1" in shell.google.secrets
 
 
+def test_keys_of_one_project_that_name_different_tiers_are_warned_of(shell: Shell) -> None:
+    shell("add", "alice", "--project", "p", "--tier", "free", stdin=A)
+    shell("add", "bob", "--project", "p", "--tier", "free", stdin=B)
+    warning = "warning: bob (tier1) and alice (free) are of one project, p: what alice says counts"
+    assert warning in shell("edit", "bob", "--tier", "tier1")[2]
+    assert warning in shell("list")[2]
+
+
 def test_a_project_that_is_no_label_becomes_an_annotation(shell: Shell) -> None:
     assert shell("add", "alice", "--project", "Example.com:Pool", stdin=A)[0] == 0
     stored = shell.google.secrets["pollux-key-alice"]
@@ -318,7 +326,7 @@ def test_check_asks_google_about_each_key(shell: Shell) -> None:
         ["d", "…", "unreadable"],
     ]
     assert shell("check", "a")[0] == 0
-    assert "there is no such key" in shell("check", "nobody")[2]
+    assert "there is no key 'nobody'; see: pollux keys list --secrets pool" in shell("check", "nobody")[2]
 
 
 # --- import

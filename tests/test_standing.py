@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pollux import health
-from pollux.keys.standing import TRIES, forgive
+from pollux.keys.standing import TRIES, forgive, leave_aside
 from pollux.settings import Settings
 from pollux.store import ConflictError, Document, Version, open_store
 from pollux.store.sqlite import SqliteStore
@@ -83,6 +83,29 @@ def test_this_machines_own_store_is_not_made_for_it(tmp_path: Path) -> None:
     assert resting(settings.store_url) == ["a"]
     asyncio.run(forgive(settings, "", "a"))
     assert resting(settings.store_url) == []
+
+
+def test_a_refused_key_is_left_aside_until_a_probe_finds_it_well(url: str) -> None:
+    aside(url, "a")
+    assert asyncio.run(leave_aside(Settings(store=url), "pool", {"b": "invalid-key", "c": "suspended"}))
+    value = health.unpack(read(url))
+    assert resting(url) == ["a", "b", "c"]
+    assert value.keys["a"] == health.unpack(document("a")).keys["a"]
+    assert health.awaits_probe(value.keys["b"])
+    assert value.keys["b"].until - value.keys["b"].since == 30.0
+    assert read(url)["writers"] == {"w": [3, 4e9]}
+
+
+def test_a_refusal_is_kept_for_a_gateway_that_starts_later(tmp_path: Path) -> None:
+    settings = Settings(data=str(tmp_path / "data"))
+    assert asyncio.run(leave_aside(settings, "", {"a": "leaked-key"}))
+    assert resting(settings.store_url) == ["a"]
+
+
+def test_a_refusal_is_not_written_to_the_store_of_other_keys(url: str) -> None:
+    aside(url, "a")
+    assert not asyncio.run(leave_aside(Settings(store=url, secrets="other"), "pool", {"b": "invalid-key"}))
+    assert resting(url) == ["a"]
 
 
 class Contended(SqliteStore):

@@ -15,12 +15,14 @@ from pollux.quota import Refusal
 from pollux.roster import Project, Quota, Roster
 from pollux.store import StoreError, StoreUnavailableError
 from pollux.tools import TOOLS
+from pollux.verdict import resting_time
 from pollux.windows import MINUTE_LIMITS, Limits, Want, day_of
 
 if TYPE_CHECKING:
     from pollux.app import App
 
 LIFT = "/admin/keys/lift"
+ASIDE = "/admin/keys/aside"
 
 
 async def serve(app: "App", scope: Scope, send: Send) -> None:
@@ -47,8 +49,11 @@ async def _answer(app: "App", scope: Scope) -> tuple[int, dict[str, Any]]:
     if path == LIFT and scope["method"] == "POST":
         asked = parse_qs(scope.get("query_string", b"").decode("latin-1"))
         return await _lift(app, asked.get("id", []), well="well" in asked, all_="all" in asked)
+    if path == ASIDE and scope["method"] == "POST":
+        asked = parse_qs(scope.get("query_string", b"").decode("latin-1"))
+        return await _set_aside(app, asked.get("id", []), asked.get("cause", [""])[0])
     if scope["method"] not in ("GET", "HEAD"):
-        return 405, _error(405, "INVALID_ARGUMENT", f"only GET is known here, and POST {LIFT}")
+        return 405, _error(405, "INVALID_ARGUMENT", f"only GET is known here, and POST {LIFT} and {ASIDE}")
     if path == "/admin/status":
         return 200, await status(app)
     if path == "/admin/explain":
@@ -62,7 +67,7 @@ async def _answer(app: "App", scope: Scope) -> tuple[int, dict[str, Any]]:
         if record is not None:
             return 200, record.as_json()
         return 404, _error(404, "NOT_FOUND", "this request is not among the last 1000 of this instance")
-    known = f"known are /admin/status, /admin/explain?model=, /admin/requests/ID and POST {LIFT}?id="
+    known = f"known are /admin/status, /admin/explain?model=, /admin/requests/ID POST {LIFT}?id= and {ASIDE}?id=&cause="
     return 404, _error(404, "NOT_FOUND", known)
 
 
@@ -105,6 +110,23 @@ async def _lift(app: "App", ids: Sequence[str], *, well: bool, all_: bool) -> tu
     }
 
 
+async def _set_aside(app: "App", ids: Sequence[str], cause: str) -> tuple[int, dict[str, Any]]:
+    """Google refused these keys just now, for this cause, when somebody else asked."""
+    if not ids or cause not in health.PROBED:
+        causes = ", ".join(sorted(health.PROBED))
+        return 400, _error(400, "INVALID_ARGUMENT", f"expected ?id=KEY, once for each key, and cause: {causes}")
+    await app.roster.ready()
+    seconds, ceiling = resting_time(cause)
+
+    def change(value: health.Health, now: float) -> tuple[health.Health, None]:
+        for key_id in ids:
+            value = health.set_aside(value, now, "keys", key_id, cause, seconds, ceiling)
+        return value, None
+
+    await app.roster.health.note(change)
+    return 200, {"aside": sorted(set(ids))}
+
+
 async def status(app: "App") -> dict[str, Any]:
     """Keys, projects and quotas as the store and this instance know them."""
     roster = app.roster
@@ -115,11 +137,13 @@ async def status(app: "App") -> dict[str, Any]:
         pass  # of that the status tells below, and what is known here
     except StoreError as error:
         problems.append(str(error))
-    problems += [
-        health.free_quota(project.name, project.tier)
+    paid = {
+        project.name: project.tier
         for project in roster.projects.values()
         if project.name in roster.health.value.free and project.tier not in (None, "free")
-    ]
+    }
+    if paid:
+        problems.append(health.free_quota(paid))
     if (instances := roster.instances()) > (most := app.settings.most_instances):
         problems.append(
             f"{instances} instances write, POLLUX_MAX_INSTANCES is {most}: without the store they may send too much"

@@ -162,11 +162,15 @@ def tidy(health: Health, now: float) -> Health:
     return health
 
 
-def free_quota(project: str, tier: str | None) -> str:
-    said = f", though its keys say {tier}" if tier not in (None, "free") else ""
+def free_quota(tiers: Mapping[str, str]) -> str:
+    """`tiers`: projects that Google counts on the free quota -> the paid tier that their keys name."""
+    several = len(tiers) > 1
+    named = ", ".join(f"{project} ({tier})" if several else project for project, tier in tiers.items())
+    said = "their keys name paid tiers" if several else f"its keys say {next(iter(tiers.values()))}"
     return (
-        f"project {project} is still on the free quota{said}: Google refused it by a quota whose id ends in -FreeTier; "
-        "if billing is linked, it has not taken effect: look at the project's plan in AI Studio"
+        f"project{'s' * several} {named} {'are' if several else 'is'} still on the free quota, though {said}: Google "
+        f"refused {'them' if several else 'it'} by a quota whose id ends in -FreeTier; if billing is linked, it has "
+        "not taken effect: look at the plan in AI Studio"
     )
 
 

@@ -194,11 +194,16 @@ class Reception:
             self._memory.release(held)
 
     async def _known_key(self, wanted: str) -> None:
-        """The header names a key of the pool. What it says is not repeated: it may be the value of one."""
+        """The header names a key of the pool that is in use. What else it says is not repeated: it may be a value."""
         keys = await self._relay.pool.roster.keyring.keys()
-        if any(key.id == wanted for key in keys):
-            return
-        ids = sorted(key.id for key in keys)
+        if (named_key := next((key for key in keys if key.id == wanted), None)) is not None:
+            if named_key.enabled:
+                return
+            raise RequestError(
+                "UNKNOWN_KEY",
+                f"x-pollux-key names {wanted}, which is disabled; its owner may use it again with: pollux keys enable",
+            )
+        ids = sorted(key.id for key in keys if key.enabled)
         named = ", ".join(ids[:IDS_NAMED]) + (f" and {len(ids) - IDS_NAMED} more" if len(ids) > IDS_NAMED else "")
         raise RequestError("UNKNOWN_KEY", f"x-pollux-key names no key of this pool; there are: {named or 'none'}")
 

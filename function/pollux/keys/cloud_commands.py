@@ -18,7 +18,7 @@ from pollux.keys.probe import REFUSED, Finding, probe
 from pollux.keys.records import ID, KEY, changed, foreign, key_id_of, secret_name
 from pollux.keys.secret_manager import SecretManagerKeyring
 from pollux.keys.secrets_api import SecretError, SecretInfo, SecretsApi, known_as
-from pollux.keys.standing import Lifted, forgive, lift
+from pollux.keys.standing import Lifted, forgive, leave_aside, lift
 from pollux.keys.terminal import (
     Progress,
     ask_value,
@@ -26,12 +26,14 @@ from pollux.keys.terminal import (
     doubted,
     keys_table,
     listed,
+    no_such_key,
     row,
     table,
     tell,
     told_of_check,
     told_of_demo,
     told_of_new,
+    told_of_tiers,
 )
 from pollux.settings import Settings
 
@@ -119,8 +121,11 @@ async def add(namespace: argparse.Namespace, cloud: Cloud) -> int:
     await cloud.add(key_id, secret, details_of(namespace))
     print(f"added {key_id} ({secret.masked}) to {cloud.place(key_id)}")
     found = await _probed(namespace, cloud, key_id, secret)
-    code = told_of_new(key_id, found, where=f" --secrets {cloud.project}")
-    told_of_demo(await _forgiven(cloud, key_id, found), cloud.settings.gateway_url)
+    lifted = await _forgiven(cloud, key_id, found)
+    refused = {key_id: found.cause} if found is not None and found.state == "invalid" else {}
+    aside = await leave_aside(cloud.settings, cloud.project, refused)
+    code = told_of_new(key_id, found, aside=aside, where=f" --secrets {cloud.project}")
+    told_of_demo(lifted, cloud.settings.gateway_url)
     return code
 
 
@@ -132,6 +137,9 @@ async def edit(namespace: argparse.Namespace, cloud: Cloud) -> int:
         raise KeySourceError("nothing to change; name --project, --tier or --limit")
     await cloud.describe(namespace.id, details)
     print(f"changed {namespace.id} in {cloud.place(namespace.id)}")
+    keys = await cloud.keys()
+    project = next((key.project for key in keys if key.id == namespace.id), None)
+    told_of_tiers(key for key in keys if key.project == project)
     return 0
 
 
@@ -268,13 +276,15 @@ async def list_(namespace: argparse.Namespace, cloud: Cloud) -> int:
     if not rows:
         print(f"no keys; add one with: pollux keys add --secrets {cloud.project}", file=sys.stderr)
     tell(problems, "not used: ")
+    told_of_tiers(keys)
     return 0
 
 
 async def check(namespace: argparse.Namespace, cloud: Cloud) -> int:
     keys = {key.id: key for key in await cloud.keys()}
-    if any(key_id not in keys for key_id in namespace.ids):
-        raise KeySourceError(f"there is no such key; see: pollux keys list --secrets {cloud.project}")
+    for key_id in namespace.ids:
+        if key_id not in keys:
+            raise no_such_key(key_id, keys, where=f" --secrets {cloud.project}")
     wanted = [key for key in keys.values() if (key.id in namespace.ids if namespace.ids else key.enabled)]
     if not wanted:
         raise KeySourceError(f"no keys to check; add one with: pollux keys add --secrets {cloud.project}")
@@ -289,7 +299,10 @@ async def check(namespace: argparse.Namespace, cloud: Cloud) -> int:
     )
     healthy = {key.id: key.project for key in wanted if findings[key.id].state == "healthy"}
     lifted = await lift(cloud.settings, cloud.project, healthy, well=True)
-    told_of_check(wanted, findings, lifted, await asyncio.to_thread(health_of, cloud.read_health))
+    refused = {key.id: findings[key.id].cause for key in wanted if findings[key.id].state == "invalid"}
+    await leave_aside(cloud.settings, cloud.project, refused)
+    health = await asyncio.to_thread(health_of, cloud.read_health)
+    told_of_check(wanted, findings, lifted, health, where=f" --secrets {cloud.project}")
     return int(any(found.state != "healthy" for _, found in rows))
 
 

@@ -17,19 +17,21 @@ from pollux.keys.importing import plan
 from pollux.keys.keyfile import KeyFile
 from pollux.keys.local import LocalKeyring, free_id, home_folder
 from pollux.keys.probe import REFUSED, Finding, probe
-from pollux.keys.standing import Lifted, forgive, lift
+from pollux.keys.standing import Lifted, forgive, leave_aside, lift
 from pollux.keys.terminal import (
     ask_value,
     confirmed,
     doubted,
     keys_table,
     listed,
+    no_such_key,
     row,
     table,
     tell,
     told_of_check,
     told_of_demo,
     told_of_new,
+    told_of_tiers,
 )
 from pollux.settings import Settings
 
@@ -62,16 +64,22 @@ class Place:
             )
         return KeyFile(path)
 
+    def value_in(self, file: KeyFile, key_id: str) -> Secret | None:
+        """The value that a key has in this file; None if it cannot be used."""
+        entries = parse(text_of(file.path), str(file.path), variables_here()).entries
+        return next((entry.secret for entry in entries if entry.id == key_id), None)
+
     def own(self, key_id: str) -> KeyFile:
         """The file, if this key is in it."""
         file = self.file()
         if key_id in file.ids():
             return file
-        if entry := self.entries().get(key_id):
+        entries = self.entries()
+        if entry := entries.get(key_id):
             raise KeySourceError(
                 f"{key_id!r} comes from {entry.place}: change it there, or take it over with: pollux keys import FILE"
             )
-        raise KeySourceError("there is no such key; see: pollux keys list")
+        raise no_such_key(key_id, {*file.ids(), *entries})
 
 
 def add(namespace: argparse.Namespace, place: Place) -> int:
@@ -84,8 +92,11 @@ def add(namespace: argparse.Namespace, place: Place) -> int:
     file.add(key_id, secret, **details_of(namespace))
     print(f"added {key_id} ({secret.masked}) to {file.path}")
     found = _probed(namespace, place, secret)
-    code = told_of_new(key_id, found)
-    told_of_demo(_forgiven(place, key_id, found), place.settings.gateway_url)
+    lifted = _forgiven(place, key_id, found)
+    refused = {key_id: found.cause} if found is not None and found.state == "invalid" else {}
+    code = told_of_new(key_id, found, aside=asyncio.run(leave_aside(place.settings, "", refused)))
+    told_of_demo(lifted, place.settings.gateway_url)
+    _told_of_tiers(place, key_id)
     return code
 
 
@@ -94,17 +105,20 @@ def edit(namespace: argparse.Namespace, place: Place) -> int:
     if not details and not namespace.value:
         raise KeySourceError("nothing to change; name --project, --tier, --limit or --value")
     file = place.own(namespace.id)
+    old = place.value_in(file, namespace.id)
     others = (entry for key_id, entry in place.entries().items() if key_id != namespace.id)
     file.edit(namespace.id, secret=ask_value(others) if namespace.value else None, **details)
     if namespace.value:
         _forgiven(place, namespace.id)
     print(f"changed {namespace.id} in {file.path}")
-    return 0
+    _told_of_tiers(place, namespace.id)
+    return _told_of_copies(place, old) if namespace.value else 0
 
 
 def rotate(namespace: argparse.Namespace, place: Place) -> int:
     """Unlike `edit --value`, a new value that does not answer changes nothing."""
     file = place.own(namespace.id)
+    old = place.value_in(file, namespace.id)
     entries = place.entries()
     others = (entry for key_id, entry in entries.items() if key_id != namespace.id)
     secret = ask_value(others, "New value of the key (not shown): ")
@@ -119,7 +133,7 @@ def rotate(namespace: argparse.Namespace, place: Place) -> int:
     _forgiven(place, namespace.id, found)
     done = "kept" if same else "rotated"
     print(f"{done} {namespace.id} ({secret.masked}) in {file.path}{': it is the same value' if same else ''}")
-    return 0
+    return 0 if same else _told_of_copies(place, old)
 
 
 def _probed(namespace: argparse.Namespace, place: Place, secret: Secret) -> Finding | None:
@@ -127,6 +141,13 @@ def _probed(namespace: argparse.Namespace, place: Place, secret: Secret) -> Find
     if not namespace.check:
         return None
     return asyncio.run(probe({"": secret}, upstream=place.settings.upstream, model=namespace.model))[""]
+
+
+def _told_of_tiers(place: Place, key_id: str) -> None:
+    """Of the project of a key that was changed."""
+    keys = [entry.key(other) for other, entry in place.entries().items()]
+    project = next((key.project for key in keys if key.id == key_id), None)
+    told_of_tiers(key for key in keys if key.project == project)
 
 
 def _forgiven(place: Place, key_id: str, found: Finding | None = None) -> Lifted:
@@ -139,10 +160,31 @@ def remove(namespace: argparse.Namespace, place: Place) -> int:
     file = place.own(namespace.id)
     if not confirmed(f"Remove {namespace.id} from {file.path}?", yes=namespace.yes, undone="removed"):
         return 0
+    old = place.value_in(file, namespace.id)
     file.remove(namespace.id)
     _forgiven(place, namespace.id)  # another key may have this id one day
     print(f"removed {namespace.id} from {file.path}")
-    return 0
+    return _told_of_copies(place, old, "its")
+
+
+def _told_of_copies(place: Place, secret: Secret | None, whose: str = "the old") -> int:
+    """Where a value that was given up still stands. 1 if it goes on serving from there: it may be one that leaked."""
+    if secret is None:
+        return 0
+    try:
+        keyring = place.keyring()
+    except KeySourceError as error:
+        print(f"pollux keys: not known whether {whose} value is in another source too: {error}", file=sys.stderr)
+        return 1
+    copies = keyring.entries_with(secret)
+    if not copies:
+        return 0
+    serving = [key_id for key_id, entry in keyring.entries().items() if entry.secret == secret and entry.enabled]
+    serves = f"where it GOES ON SERVING, as {serving[0]!r}: " if serving else "where it does not serve now: "
+    places = " and ".join(copy.place for copy in copies)
+    where = "that line" if len(copies) == 1 and copies[0].line else "it there"
+    print(f"pollux keys: {whose} value is still in {places}, {serves}delete {where}", file=sys.stderr)
+    return int(bool(serving))
 
 
 def enable(namespace: argparse.Namespace, place: Place) -> int:
@@ -178,6 +220,18 @@ def import_(namespace: argparse.Namespace, place: Place) -> int:
         f"{len(result.added)} added{' (dry run)' if namespace.dry_run else ''}, {len(result.skipped)} there already, "
         f"{len(found.problems)} not a key; file {file.path}"
     )
+    if (
+        found.entries
+        and not namespace.dry_run
+        and path.resolve() != file.path.resolve()
+        and place.keyring().reads(path)
+    ):
+        what = f"the keys in {path}" if recognise(text_of(path), str(path)) == "env" else str(path)
+        print(
+            f"pollux keys: {path} is still read: what you remove or rotate from now on would go on serving from there. "
+            f"DELETE {what}",
+            file=sys.stderr,
+        )
     return 0
 
 
@@ -194,13 +248,15 @@ def list_(namespace: argparse.Namespace, place: Place) -> int:
         print("no keys; add one with: pollux keys add", file=sys.stderr)
     tell(keyring.problems, "not used: ")
     tell(keyring.notices, "note: ")
+    told_of_tiers(entry.key(key_id) for key_id, entry in keyring.entries().items())
     return 0
 
 
 def check(namespace: argparse.Namespace, place: Place) -> int:
     entries = place.keyring().entries()
-    if any(key_id not in entries for key_id in namespace.ids):
-        raise KeySourceError("there is no such key; see: pollux keys list")
+    for key_id in namespace.ids:
+        if key_id not in entries:
+            raise no_such_key(key_id, entries)
     asked = {i: e.secret for i, e in entries.items() if (i in namespace.ids if namespace.ids else e.enabled)}
     if not asked:
         raise KeySourceError("no keys to check; add one with: pollux keys add")
@@ -212,6 +268,8 @@ def check(namespace: argparse.Namespace, place: Place) -> int:
     keys = [entries[key_id].key(key_id) for key_id in asked]
     healthy = {key.id: key.project for key in keys if findings[key.id].state == "healthy"}
     lifted = asyncio.run(lift(place.settings, "", healthy, well=True))
+    refused = {key.id: findings[key.id].cause for key in keys if findings[key.id].state == "invalid"}
+    asyncio.run(leave_aside(place.settings, "", refused))
     told_of_check(keys, findings, lifted, health_of(place.read_health))
     return int(any(found.state != "healthy" for found in findings.values()))
 

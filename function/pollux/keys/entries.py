@@ -97,6 +97,8 @@ def value_fault(value: str) -> str | None:
         return "this is a placeholder, not a key"
     if any(character.isspace() for character in value):
         return "a key has no spaces"
+    if "," in value or ";" in value:
+        return "a key has no comma or semicolon"
     if not value.isascii() or not value.isprintable():
         return "a key has only printable ASCII characters"
     if len(value) < SHORTEST:
@@ -116,9 +118,9 @@ def id_fault(value: Any) -> str | None:
 
 
 def project_fault(value: Any) -> str | None:
-    if isinstance(value, str) and PROJECT.fullmatch(value):
+    if isinstance(value, str) and PROJECT.fullmatch(value) and not _LOOKS.fullmatch(value):
         return None
-    return "a project is a name of letters, digits, . _ : and -, at most 63 of them"
+    return "a project is a name of letters, digits, . _ : and -, at most 63 of them, and is no key's value"
 
 
 def tier_fault(value: Any) -> str | None:

@@ -21,6 +21,7 @@ _LINES = re.compile(r"\r\n|\r|\n")
 _ASSIGNMENT = re.compile(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*?)\s*")
 _NAMED_LINE = re.compile(rf"({ID_PATTERN}):\s+(.*)")
 _COMMENT = re.compile(r"\s+#.*")
+_SEPARATOR = re.compile(r"[,;\s]")
 _ASSIGNED = re.compile(r"(export\s+)?[A-Z][A-Z0-9_]*\s*=\s*[^=\s]")  # not the padding at the end of base64
 
 
@@ -86,7 +87,8 @@ def parse_list(text: str, file: str) -> Parsed:
             named = None
         value = clean(named[2] if named else content)
         if fault := value_fault(value):
-            problems.append(Problem(file, line, fault))
+            several = "; write one key a line, as VALUE or as id: VALUE" if _SEPARATOR.search(value) else ""
+            problems.append(Problem(file, line, fault + several))
         elif _ASSIGNED.match(content):
             problems.append(Problem(file, line, "NAME=VALUE among plain keys; put variables into a .env file"))
         else:
@@ -112,6 +114,10 @@ def parse_variables(variables: Iterable[Variable]) -> Parsed:
         for key_id, text, positional in _candidates(variable):
             value = clean(text)
             if fault := (None if positional else id_fault(key_id)) or value_fault(value):
+                if variable.name in LISTS and _SEPARATOR.search(value):
+                    fault += "; separate keys by commas, with nothing else between them"
+                elif variable.name not in LISTS and re.search("[,;]", value):
+                    fault += "; put several keys into GEMINI_API_KEYS, separated by commas"
                 problems.append(Problem(variable.file, variable.line, f"{_shown(variable.name)}: {fault}"))
                 continue
             entries.append(

@@ -54,6 +54,7 @@ class LocalKeyring:
         self._places: dict[Secret, str] = {}
         self._generations: dict[str, tuple[Secret, int]] = {}
         self._entries: dict[str, Entry] = {}
+        self._written: tuple[Entry, ...] = ()
         self._keys: tuple[Key, ...] = ()
         self._seen = self._signatures()
         self._look_at = clock() + LOOK_EVERY_S
@@ -83,6 +84,15 @@ class LocalKeyring:
     def entries(self) -> Mapping[str, Entry]:
         """The usable entries by id, with where each stands: for the command line."""
         return self._entries
+
+    def entries_with(self, secret: Secret) -> tuple[Entry, ...]:
+        """Every entry that holds this value, also where it does not count."""
+        return tuple(entry for entry in self._written if entry.secret == secret)
+
+    def reads(self, path: Path) -> bool:
+        """Whether the keys of this file are in use as they stand there."""
+        read = self._files if self._own else self._paths
+        return path.resolve() in {other.resolve() for other in read}
 
     def _refresh(self) -> None:
         now = self._clock()
@@ -116,7 +126,8 @@ class LocalKeyring:
         for parsed in found:
             problems += parsed.problems
             notices += parsed.notices
-        merged = _one_of_each((entry for parsed in found for entry in parsed.entries), notices)
+        self._written = tuple(entry for parsed in found for entry in parsed.entries)
+        merged = _one_of_each(self._written, notices)
         self._take(self._named(merged, problems))
         if not self._entries:
             notices += _unread(variables)

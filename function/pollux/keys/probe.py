@@ -34,6 +34,8 @@ class Finding:
     reason: str = ""
     tier: str | None = None
     """"free" or "paid", if a refusal named such a quota."""
+    cause: str = ""
+    """Of an invalid key: why, in the verdict's words."""
 
 
 async def probe(
@@ -84,7 +86,7 @@ def _finding(status: int, body: bytes, secret: Secret) -> Finding:
     message = redact(verdict.message, (secret.reveal(),))
     reason = f"{verdict.cause}: {message}" if message else f"{verdict.cause} (HTTP {status})"
     if verdict.blames == "key" or verdict.cause == "suspended":
-        return Finding("invalid", reason)
+        return Finding("invalid", reason, cause=verdict.cause)
     if verdict.blames in ("quota", "project") and verdict.cause not in ("model-access", "location"):
         return Finding("no quota", reason, verdict.tier)
     return Finding("unreachable" if status >= 500 else "unclear", reason)

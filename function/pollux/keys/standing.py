@@ -81,6 +81,42 @@ async def forgive(
     return await lift(settings, project, {key_id: None}, well=well, open_=open_)
 
 
+async def leave_aside(
+    settings: Settings, project: str, refused: Mapping[str, str], open_: Callable[[str], Store] = open_store
+) -> bool:
+    """Google refused these keys just now (key -> cause): gateways leave them aside and ask about them again. True: it
+    is written in their store, or a gateway was told."""
+    if not refused:
+        return True
+    kept = _told_of_refused(settings, project, refused)
+    if not shares_store(settings, project):
+        return kept
+    try:
+        store = open_(settings.store_url)
+        try:
+            await store.open()
+            await _tried(DOCUMENT, lambda: _refused(store, refused))
+        finally:
+            await store.close()
+    except (StoreError, ValueError, OSError) as error:
+        print(f"pollux keys: that {', '.join(refused)} is refused could not be written: {error}", file=sys.stderr)
+        return kept
+    return True
+
+
+async def _refused(store: Store, refused: Mapping[str, str]) -> bool:
+    from pollux.verdict import resting_time
+
+    found = (await store.read([DOCUMENT])).get(DOCUMENT)
+    document, version = found or ({}, None)
+    value = before = health.unpack(document) if found else health.Health()
+    for key_id, cause in refused.items():
+        value = health.set_aside(value, store.now(), "keys", key_id, cause, *resting_time(cause))
+    if value is not before:
+        await store.commit(DOCUMENT, dict(document) | health.pack(value), version)
+    return True
+
+
 def _unused(settings: Settings) -> bool:
     """No gateway has run here; nor is its file made for a question."""
     return not settings.store and not Path(settings.store_url.removeprefix("sqlite:///")).exists()
@@ -147,6 +183,17 @@ def _told_gateway(settings: Settings, project: str, keys: Keys, *, well: bool) -
             break
         told = Lifted(told.ended + found["lifted"], found["simulated"], found["free"])
     return told
+
+
+def _told_of_refused(settings: Settings, project: str, refused: Mapping[str, str]) -> bool:
+    for cause in dict.fromkeys(refused.values()):
+        ids = [key_id for key_id, why in refused.items() if why == cause]
+        for first in range(0, len(ids), IDS_AT_ONCE):
+            asked = [("cause", cause), *(("id", key_id) for key_id in ids[first : first + IDS_AT_ONCE])]
+            path = f"/admin/keys/aside?{urlencode(asked)}"
+            if asked_gateway(settings, project, path, method="POST") is None:
+                return False
+    return True
 
 
 def asked_gateway(settings: Settings, project: str, path: str, *, method: str = "GET") -> dict[str, Any] | None:

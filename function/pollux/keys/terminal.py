@@ -1,5 +1,6 @@
 """What `pollux keys` and `pollux tokens` ask and show. Values are read hidden, and never shown."""
 
+import difflib
 import getpass
 import shlex
 import sys
@@ -9,7 +10,7 @@ from typing import Any
 
 from pollux.health import Aside, free_quota, key_rests
 from pollux.keys import Key, KeySourceError, Secret
-from pollux.keys.entries import Entry, Problem, clean, value_doubt, value_fault
+from pollux.keys.entries import Entry, Problem, clean, id_fault, value_doubt, value_fault
 from pollux.keys.probe import Finding
 from pollux.keys.standing import Lifted
 
@@ -33,13 +34,23 @@ def ask_value(others: Iterable[Entry], prompt: str = "Value of the key (not show
     return secret
 
 
+def no_such_key(key_id: str, known: Iterable[str], *, where: str = "") -> KeySourceError:
+    """The id is repeated only if it cannot be the value of a key, typed in the wrong place."""
+    if id_fault(key_id):
+        return KeySourceError(f"there is no such key; see: pollux keys list{where}")
+    folded = {other.casefold(): other for other in known}
+    near = difflib.get_close_matches(key_id.casefold(), folded, n=1)
+    meant = f" (did you mean {folded[near[0]]}?)" if near else ""
+    return KeySourceError(f"there is no key {key_id!r}{meant}; see: pollux keys list{where}")
+
+
 def doubted(key_id: str, secret: Secret) -> None:
     if doubt := value_doubt(secret.reveal()):
         print(f"pollux keys: warning: {key_id}: {doubt}", file=sys.stderr)
 
 
-def told_of_new(key_id: str, found: Finding | None, *, where: str = "") -> int:
-    """What Google said of a key that was added, and the command's exit code."""
+def told_of_new(key_id: str, found: Finding | None, *, aside: bool, where: str = "") -> int:
+    """Says what Google said of a key that was added; the exit code. `aside`: gateways know of a refusal."""
     match None if found is None else found.state:
         case None:
             print(f"not checked; to ask Google about it: pollux keys check {shlex.quote(key_id)}{where}")
@@ -48,9 +59,14 @@ def told_of_new(key_id: str, found: Finding | None, *, where: str = "") -> int:
         case "no quota":
             print(f"checked: Google takes it, but its project has no quota now: {found.reason}")  # type: ignore[union-attr]
         case "invalid":
+            known = (
+                "gateways leave it aside, and ask about it again, until Google takes it"
+                if aside
+                else "gateways were not told: each leaves it aside once Google refused a request with it"
+            )
             print(
-                f"pollux keys: GOOGLE REFUSES {key_id}: {found.reason}. It is added, and gateways leave it aside until "  # type: ignore[union-attr]
-                f"Google takes it; give it another value with: pollux keys rotate {shlex.quote(key_id)}{where}",
+                f"pollux keys: GOOGLE REFUSES {key_id}: {found.reason.rstrip('.')}. It is added, and {known}; "  # type: ignore[union-attr]
+                f"give it another value with: pollux keys rotate {shlex.quote(key_id)}{where}",
                 file=sys.stderr,
             )
             return 1
@@ -69,20 +85,45 @@ def told_of_demo(lifted: Lifted, url: str) -> None:
 
 
 def told_of_check(
-    keys: Iterable[Key], findings: Mapping[str, Finding], lifted: Lifted, health: Mapping[str, Any] | None
+    keys: Iterable[Key],
+    findings: Mapping[str, Finding],
+    lifted: Lifted,
+    health: Mapping[str, Any] | None,
+    *,
+    where: str = "",
 ) -> None:
     """What a check ended, and which projects Google counts on the free quota."""
     if lifted.ended:
         print(f"lifted: {', '.join(lifted.ended)}")
     free = set(lifted.free) | set((health or {}).get("free", {}))
-    tiers: dict[str, str | None] = {}
+    firsts: dict[str, Key] = {}
     for key in keys:
-        tiers.setdefault(key.project, key.tier)
+        firsts.setdefault(key.project, key)
         if (found := findings.get(key.id)) is not None and found.tier == "free":
             free.add(key.project)
-    for project, tier in tiers.items():
-        if project in free and tier != "free":
-            print(f"note: {free_quota(project, tier)}", file=sys.stderr)
+    seen = [key for project, key in firsts.items() if project in free]
+    if paid := {key.project: key.tier for key in seen if key.tier not in (None, "free")}:
+        print(f"note: {free_quota(paid)}", file=sys.stderr)
+    if untold := [key for key in seen if key.tier is None]:
+        print(
+            f"note: on the free quota: {', '.join(key.project for key in untold)}; if that is meant, say so: pollux "
+            f"keys edit {shlex.quote(untold[0].id)} --tier free{where}{', …' * (len(untold) > 1)}; if not, look at the "
+            "plan in AI Studio",
+            file=sys.stderr,
+        )
+
+
+def told_of_tiers(keys: Iterable[Key]) -> None:
+    """Which keys name a tier that does not count, because the first key of the project names another."""
+    firsts: dict[str, Key] = {}
+    for key in keys:
+        first = firsts.setdefault(key.project, key)
+        if key.tier != first.tier:
+            print(
+                f"warning: {key.id} ({key.tier or 'no tier'}) and {first.id} ({first.tier or 'no tier'}) are of one "
+                f"project, {key.project}: what {first.id} says counts, because it is the first",
+                file=sys.stderr,
+            )
 
 
 def confirmed(question: str, *, yes: bool, undone: str) -> bool:

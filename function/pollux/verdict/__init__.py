@@ -2,7 +2,17 @@
 
 from pollux.redaction import redact
 from pollux.verdict.error_body import error_in_stream, retry_delay
-from pollux.verdict.rules import CAUSES, RULES, Rule, Verdict, describe, judge, judge_command, until_midnight
+from pollux.verdict.rules import (
+    CAUSES,
+    RULES,
+    Rule,
+    Verdict,
+    describe,
+    judge,
+    judge_command,
+    resting_time,
+    until_midnight,
+)
 
 __all__ = [
     "CAUSES",
@@ -14,6 +24,7 @@ __all__ = [
     "judge",
     "judge_command",
     "redact",
+    "resting_time",
     "retry_delay",
     "until_midnight",
 ]

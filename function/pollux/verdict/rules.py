@@ -251,6 +251,12 @@ def judge(status: int | None, body: bytes | str, *, now: float) -> Verdict:
     )
 
 
+def resting_time(cause: str) -> tuple[float, float | None]:
+    """How long what is blamed for this cause rests the first time, and at most, where no answer says how long."""
+    rule = CAUSES[cause]
+    return (0.0 if rule.cooldown is None or callable(rule.cooldown) else rule.cooldown), rule.ceiling
+
+
 def _short(message: str) -> str:
     """One redacted line. Without control characters, which would move a terminal's cursor or forge a log line."""
     printable = "".join(c if c.isprintable() else " " for c in redact(message)[:1000])

@@ -26,7 +26,7 @@ ERRORS: Mapping[str, Problem] = {
     "UNKNOWN_KEY": Problem(
         400,
         "INVALID_ARGUMENT",
-        "`x-pollux-key` names no key of the pool; the message says which there are.",
+        "`x-pollux-key` names no key of the pool (the message says which there are), or one that is disabled.",
         "Correct the header, or leave it out.",
     ),
     "TOO_LARGE_FOR_QUOTA": Problem(
