@@ -73,5 +73,5 @@ def test_the_name_of_a_quota_speaks_of_a_tool(text: str, expected: str | None) -
 
 
 def test_of_a_request_with_endless_tools_only_so_many_are_looked_at() -> None:
-    many = [{f"x{n}": {}} for n in range(NAMES_MOST - 1)]
+    many: list[dict[str, Any]] = [{f"x{n}": {}} for n in range(NAMES_MOST - 1)]
     assert asked({"tools": [*many, {"googleSearch": {}}, {"urlContext": {}}]}) == {SEARCH}

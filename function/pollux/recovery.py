@@ -33,7 +33,8 @@ MOST_TRIES = 3
 """By one request, for each model."""
 FRESH = 2.0
 """Before a request is refused, what others did about the keys is read again if it is older than that."""
-MOST_REMEMBERED = 4000
+MOST_REMEMBERED, MOST_REMEMBERED_EACH = 4000, 10
+"""Tries, and of each project in a large pool: of as many models."""
 DEAD = frozenset({"rpd", "tpd", "too-large", "unsupported"})
 """Refusals of our own counts that no try would change. All others but rests mean that somebody serves before long."""
 
@@ -248,7 +249,7 @@ class Recovery:
         self, model: str, tried: Tried, refusals: Mapping[str, Refusal], now: float
     ) -> Iterator[tuple[str, float]]:
         """The projects that a request may try, and when they were tried last."""
-        if len(self._tried) >= MOST_REMEMBERED:
+        if len(self._tried) >= max(MOST_REMEMBERED, MOST_REMEMBERED_EACH * len(self._roster.projects)):
             self._tried.clear()
         aside = self._roster.health.value
         for name, refusal in refusals.items():
