@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -375,6 +376,24 @@ def test_who_waits_for_many_free_calls_does_not_look_at_all_keys_after_each_of_t
             assert {each.status for each in got} == {503}
             assert len(google.asked("countTokens")) >= 200
             assert looked <= 10 * 200 * 5
+
+    play(scene)
+
+
+def test_who_waits_for_a_free_call_when_the_process_stops_is_told_so() -> None:
+    def answers(sent: Sent) -> Says:
+        refused = refuses("invalid-key")
+        return replace(refused, after=30.0) if sent.verb == "countTokens" else refused
+
+    async def scene() -> None:
+        async with gateway(FakeUpstream(answers), projects(20)) as app:
+            waiting = [asyncio.ensure_future(call(app)) for _ in range(5)]
+            await asyncio.sleep(5)
+            assert not any(each.done() for each in waiting)
+            app.pool.end(within=3.0)
+            got = await asyncio.gather(*waiting)
+            assert {each.reason for each in got} == {"STOPPING"}
+            assert now() - BEGAN == pytest.approx(8, abs=0.1)
 
     play(scene)
 

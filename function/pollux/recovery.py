@@ -19,6 +19,7 @@ from pollux.reservation import Tried
 from pollux.roster import Roster
 from pollux.store import StoreUnavailableError
 from pollux.verdict import Verdict
+from pollux.waiting import StoppingError
 
 log = logging.getLogger("pollux.pool")
 
@@ -54,6 +55,7 @@ class Recovery:
         self._tried: dict[tuple[str, str], float] = {}
         self._seen: tuple[Health, object] | None = None
         self._due: list[tuple[float, str]] = []
+        self._stopping = asyncio.Event()
         self._keys: dict[str, Key] = {}
         """Those that wait for a probe. A new dictionary whenever they change, and only then."""
 
@@ -111,6 +113,10 @@ class Recovery:
         project = self._roster.projects.get(name)
         return [key.id for key in project.keys if key.id in self._keys] if project is not None else []
 
+    def end(self, within: float) -> None:
+        """The process stops: who still waits for a free call then is told so."""
+        asyncio.get_running_loop().call_later(within, self._stopping.set)
+
     async def close(self) -> None:
         for probe in self._probes.values():
             probe.cancel()
@@ -157,7 +163,13 @@ class Recovery:
             running = [probe for key_id, probe in self._probes.items() if key_id in wanted]
             if not running or deadline <= now:
                 return False
-            await asyncio.wait(running, timeout=deadline - now, return_when=asyncio.FIRST_COMPLETED)
+            if self._stopping.is_set():
+                raise StoppingError
+            stops = asyncio.ensure_future(self._stopping.wait())
+            try:
+                await asyncio.wait([*running, stops], timeout=deadline - now, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                stops.cancel()
 
     def _ask(self, wanted: Collection[str], now: float) -> None:
         """Start as many probes as there may be, of the keys asked longest ago."""
