@@ -180,6 +180,17 @@ def test_an_invented_model_pushes_out_no_order_that_is_used() -> None:
     play(scene())
 
 
+def test_invented_models_fill_no_memory_in_a_large_pool() -> None:
+    async def scene() -> None:
+        h = await house(keys_of(300))
+        for n in range(30):
+            await h.reserve(model=f"invented-{n:03}")  # all of these are counted together
+        assert len(h.roster.quotas) <= 3000
+        assert len(h.roster._declared) <= 3000
+
+    play(scene())
+
+
 def test_three_models_of_a_thousand_projects_are_remembered() -> None:
     async def scene() -> None:
         h = await house(keys_of(1000, rpm=50))

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from pollux.app import App
 from pollux.health import Health, found_well, key_rests, set_aside
 from pollux.keys import Key
+from pollux.quota import cool
 from pollux.recovery import AT_ONCE, SLOWEST, SOONEST, TRY_EVERY
 from pollux.store.memory import MemoryStore
 from pollux.upstream import UpstreamError
@@ -374,6 +376,59 @@ def test_who_waits_for_many_free_calls_does_not_look_at_all_keys_after_each_of_t
             assert {each.status for each in got} == {503}
             assert len(google.asked("countTokens")) >= 200
             assert looked <= 10 * 200 * 5
+
+    play(scene)
+
+
+def test_who_waits_for_a_free_call_when_the_process_stops_is_told_so() -> None:
+    def answers(sent: Sent) -> Says:
+        refused = refuses("invalid-key")
+        return replace(refused, after=30.0) if sent.verb == "countTokens" else refused
+
+    async def scene() -> None:
+        async with gateway(FakeUpstream(answers), projects(20)) as app:
+            waiting = [asyncio.ensure_future(call(app)) for _ in range(5)]
+            await asyncio.sleep(5)
+            assert not any(each.done() for each in waiting)
+            app.pool.end(within=3.0)
+            got = await asyncio.gather(*waiting)
+            assert {each.reason for each in got} == {"STOPPING"}
+            assert now() - BEGAN == pytest.approx(8, abs=0.1)
+
+    play(scene)
+
+
+def test_what_rests_is_tried_however_many_projects_rest_for_however_many_models() -> None:
+    models = [f"a-model-{n}" for n in "abcdefgh"]
+    google = Google(lambda sent: None)
+
+    async def scene() -> None:
+        async with gateway(google.upstream, projects(600)) as app:
+            await app.roster.ready()
+            for model in models:
+                for n in range(1, 601):
+                    ledger = app.roster.quota(f"p{n}", app.roster.bucket(model)).ledger
+                    ledger.ride(lambda state, when: (cool(state, when, "unknown-429", 600.0), None))
+            left = set(models)
+            while left and now() < BEGAN + TWO_MINUTES:
+                for model in sorted(left):
+                    got = await call(app, path=f"/v1beta/models/{model}:generateContent", headers=ALONE)
+                    left -= {model} if got.status == 200 else set()
+                await asyncio.sleep(5)
+            assert not left
+
+    play(scene)
+
+
+def test_a_model_that_none_of_hundreds_of_projects_may_use_is_asked_for_once() -> None:
+    upstream = FakeUpstream(lambda sent: refuses("retired-model"))
+
+    async def scene() -> None:
+        async with gateway(upstream, projects(600)) as app:
+            assert (await ask(app)).status == 429
+            assert len(upstream.sent) == 600
+            assert (await ask(app)).status == 429
+            assert len(upstream.sent) == 600
 
     play(scene)
 

@@ -14,8 +14,9 @@ OF_PROJECTS: tuple[Kind, ...] = ("models", "tools")
 SCHEMA = 1
 FORGET_AFTER = 2 * 86400.0
 """A streak is remembered this long after its end."""
-MODELS_MOST = 500
-"""Clients may invent names of models: beyond this those that end first are dropped, to keep the document small."""
+MODELS_MOST = 3000
+"""Clients may invent names of models: beyond this those that end first are dropped, to keep the document small. With a
+thousand projects each request would ask all of them for a model that none may use, if they were not remembered."""
 CHECKED_MOST = 5000
 FREE_AGE = 3600.0
 """How old what is remembered of a project's tier may be before it is written again."""

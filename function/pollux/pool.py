@@ -442,6 +442,7 @@ class Pool:
     def end(self, within: float) -> None:
         """The process stops: who would have to wait longer than that is told so at once, and gives its slot back."""
         self._waits.end(within)
+        self.recovery.end(within)
 
     def served_by(self, conversation: int | None) -> str | None:
         """The project that served this conversation last."""

@@ -19,6 +19,7 @@ from pollux.reservation import Tried
 from pollux.roster import Roster
 from pollux.store import StoreUnavailableError
 from pollux.verdict import Verdict
+from pollux.waiting import StoppingError
 
 log = logging.getLogger("pollux.pool")
 
@@ -33,7 +34,8 @@ MOST_TRIES = 3
 """By one request, for each model."""
 FRESH = 2.0
 """Before a request is refused, what others did about the keys is read again if it is older than that."""
-MOST_REMEMBERED = 4000
+MOST_REMEMBERED, MOST_REMEMBERED_EACH = 4000, 10
+"""Tries, and of each project in a large pool: of as many models."""
 DEAD = frozenset({"rpd", "tpd", "too-large", "unsupported"})
 """Refusals of our own counts that no try would change. All others but rests mean that somebody serves before long."""
 
@@ -53,6 +55,7 @@ class Recovery:
         self._tried: dict[tuple[str, str], float] = {}
         self._seen: tuple[Health, object] | None = None
         self._due: list[tuple[float, str]] = []
+        self._stopping = asyncio.Event()
         self._keys: dict[str, Key] = {}
         """Those that wait for a probe. A new dictionary whenever they change, and only then."""
 
@@ -110,6 +113,10 @@ class Recovery:
         project = self._roster.projects.get(name)
         return [key.id for key in project.keys if key.id in self._keys] if project is not None else []
 
+    def end(self, within: float) -> None:
+        """The process stops: who still waits for a free call then is told so."""
+        asyncio.get_running_loop().call_later(within, self._stopping.set)
+
     async def close(self) -> None:
         for probe in self._probes.values():
             probe.cancel()
@@ -156,7 +163,13 @@ class Recovery:
             running = [probe for key_id, probe in self._probes.items() if key_id in wanted]
             if not running or deadline <= now:
                 return False
-            await asyncio.wait(running, timeout=deadline - now, return_when=asyncio.FIRST_COMPLETED)
+            if self._stopping.is_set():
+                raise StoppingError
+            stops = asyncio.ensure_future(self._stopping.wait())
+            try:
+                await asyncio.wait([*running, stops], timeout=deadline - now, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                stops.cancel()
 
     def _ask(self, wanted: Collection[str], now: float) -> None:
         """Start as many probes as there may be, of the keys asked longest ago."""
@@ -248,7 +261,7 @@ class Recovery:
         self, model: str, tried: Tried, refusals: Mapping[str, Refusal], now: float
     ) -> Iterator[tuple[str, float]]:
         """The projects that a request may try, and when they were tried last."""
-        if len(self._tried) >= MOST_REMEMBERED:
+        if len(self._tried) >= max(MOST_REMEMBERED, MOST_REMEMBERED_EACH * len(self._roster.projects)):
             self._tried.clear()
         aside = self._roster.health.value
         for name, refusal in refusals.items():

@@ -263,12 +263,16 @@ class Roster:
     def quota(self, project: str, bucket: str) -> Quota:
         owned = self.quotas.get((project, bucket))
         if owned is None:
-            if len(self.quotas) >= max(MOST_QUOTAS, MOST_QUOTAS_EACH * len(self.projects)):
+            if len(self.quotas) >= self._most_quotas:
                 self._forget()
             name = f"{QUOTA}{quote(project, safe='')}:{quote(bucket, safe='')}"
             ledger = Ledger(name, QUOTA_CODEC, self._writer, self.watch, lambda: self.quota_changed(project, bucket))
             owned = self.quotas[project, bucket] = Quota(project, bucket, ledger)
         return owned
+
+    @property
+    def _most_quotas(self) -> int:
+        return max(MOST_QUOTAS, MOST_QUOTAS_EACH * len(self.projects))
 
     def _forget(self) -> None:
         """Clients may invent names of models: of the quotas that hold nothing the half not used for longest goes."""
@@ -285,6 +289,8 @@ class Roster:
         """The same by a state that may be newer than the last one seen."""
         declared = self._declared.get((project.name, model))
         if declared is None:
+            if len(self._declared) >= self._most_quotas:  # clients may invent names of models
+                self._declared.clear()
             key = project.keys[0]
             own = dict(key.limits.get("*", {})) | dict(key.limits.get(model, {}))
             declared = self._declared[project.name, model] = self.catalog.limits(model, key.tier) | own
