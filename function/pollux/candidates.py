@@ -180,11 +180,11 @@ class Candidates:
 
     def smallest_token_limit(self, model: str) -> int | None:
         """Of all projects."""
-        return self._known(model).smallest if self.large else self._roster.smallest_token_limit(model)
+        return self._known(model).smallest
 
     def presumed(self, model: str) -> Limits:
         """What a project without a tier presumably has: the limits at which others like it were refused."""
-        return self._known(model).learned if self.large else self._roster.learned_limits(model)
+        return self._known(model).learned
 
     def _known(self, model: str) -> _Known:
         """Of all projects together. Remembered for a moment, as asking all of them takes long."""
@@ -258,7 +258,7 @@ class Candidates:
 
     def _quota_changed(self, project: str, bucket: str) -> None:
         position = self._positions.get(project)
-        if position is not None and self.large and (project, bucket) in self._roster.quotas:
+        if position is not None and (project, bucket) in self._roster.quotas:
             learned = self._roster.quotas[project, bucket].ledger.value.learned
             for model, order in self._orders.items():
                 if order.bucket == bucket:
