@@ -20,7 +20,7 @@ PROGRAMS = Path(__file__).with_name("programs")
 UV = Path(sys.executable).with_name("uv")
 ENVIRONMENTS = ROOT / "build/frameworks"
 """Made once; `make clean` removes them."""
-UNREACHABLE = "cause: Failed to fetch"
+UNREACHABLE = "Failed to fetch"
 """uv's words for an index that does not answer."""
 _unreachable: list[str] = []
 """Why no framework can be had, once that is known: each try takes ten seconds."""
