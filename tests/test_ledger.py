@@ -316,6 +316,21 @@ def test_commit_soon_commits_the_last_change_too() -> None:
     play(scene())
 
 
+def test_what_is_due_now_does_not_wait_for_what_is_due_later() -> None:
+    async def scene() -> None:
+        store = await _store(0)
+        ledger = counts(store)
+        ledger.submit(add("a"))
+        await asyncio.sleep(0.1)
+        ledger.ride(add("a"))
+        ledger.commit_soon(30.0)
+        ledger.commit_soon(0)
+        await asyncio.sleep(0.1)
+        assert (store.commits, await stored(store)) == (2, {"a": 2})
+
+    play(scene())
+
+
 def test_flush_waits_for_the_commit_under_way_and_for_what_rides() -> None:
     async def scene() -> None:
         store = await _store(1)

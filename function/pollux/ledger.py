@@ -135,12 +135,12 @@ class Ledger(Generic[T]):
 
     def commit_soon(self, every: float) -> None:
         """Commit what rides, now or as soon as the last commit is `every` seconds ago."""
-        if not self._riding or self._later is not None:
+        if not self._riding:
             return
         wait = self.committed_at + every - self._store.now()
         if wait <= 0:
             self._start()
-        else:
+        elif self._later is None:
             self._later = asyncio.get_running_loop().call_later(wait, self._commit_now)
 
     def _commit_now(self) -> None:
