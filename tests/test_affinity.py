@@ -18,7 +18,7 @@ async def instance(store: FaultyStore | None = None, keys: Keys | None = None, m
 
 
 def store_of(affinity: Affinity) -> FaultyStore:
-    store = affinity._roster.store
+    store = affinity.roster.store
     assert isinstance(store, FaultyStore)
     return store
 

@@ -46,7 +46,7 @@ class Bound(NamedTuple):
 
 class Affinity:
     def __init__(self, roster: Roster, most: int = REMEMBERED) -> None:
-        self._roster = roster
+        self.roster = roster
         self._watch = roster.watch
         self._bound: Recent[str, Bound] = Recent(most)
         self._absent: Recent[str, float] = Recent(most)
@@ -148,7 +148,7 @@ class Affinity:
         changed: dict[str, Bound] = {}
         for name, end in names.items():
             known = self.remembered(name)
-            if known is not None and known.pooled and known.client != client and known.project in self._roster.projects:
+            if known is not None and known.pooled and known.client != client and known.project in self.roster.projects:
                 continue  # another file that has the name in another project: a name leads to one thing
             if known is not None and known.project == project and not pooled:
                 if end is None or abs(end - known.expires) < LATER:
@@ -197,7 +197,7 @@ class Affinity:
         self._nowhere[name] = self._now() + NOWHERE_FOR
 
     def _now(self) -> float:
-        return self._roster.store.now()
+        return self.roster.store.now()
 
     async def _all_of(self, changes: Mapping[str, Coroutine[Any, Any, bool]], what: str) -> None:
         """In tasks of their own: a client that leaves cancels none of them."""

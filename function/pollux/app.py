@@ -11,14 +11,19 @@ from typing import Any
 from pollux import admin
 from pollux.address import inside
 from pollux.affinity import Affinity
+from pollux.attempts import Attempts
 from pollux.auth import JoinedTokens, LocalTokens, TokenError, Tokens, TokenSource, load_or_make
 from pollux.blobs import Blobs
 from pollux.catalog import Catalog, CatalogError, NeverBelowError, builtin_text
+from pollux.exchange import Exchange
 from pollux.inbound import HEAD_MOST, Receive, Scope, Send, head_size, header
 from pollux.journal import Journal
 from pollux.keys import Keyring
+from pollux.listing import Listing, is_list
+from pollux.owners import Owners
 from pollux.pool import Pool
 from pollux.pooled.pooling import Pooling
+from pollux.questions import Questions
 from pollux.reception import Reception
 from pollux.relay import Relay
 from pollux.roster import Roster
@@ -134,13 +139,26 @@ class App:
         self.roster = Roster(self.store, self.keyring, catalog or load_catalog(settings))
         self.pool = Pool(settings, self.roster)
         self.affinity = Affinity(self.roster)
-        relay = Relay(self.pool, self.upstream, self.affinity)
+        attempts = Attempts(self.pool, self.upstream)
+        questions = Questions(attempts, self.upstream)
+        self.pool.recovery.free_call = questions.free_call
+        owners = Owners(Relay(attempts, questions.count), self.affinity, questions)
+        listing = Listing(attempts, questions, owners, self.affinity)
         uploads = Uploads(self.pool, self.upstream, self.affinity)
         self.pooling: Pooling | None = None
         if settings.files == "pooled":
-            self.pooling = Pooling(self.pool, self.affinity, self.upstream, relay.attempts, relay.questions, blobs)
-            relay.owners.pooled, uploads.receiving = self.pooling.using, self.pooling.receiving
-        self.reception = Reception(settings, tokens, relay, uploads, self.journal)
+            self.pooling = Pooling(self.pool, self.affinity, self.upstream, attempts, questions, blobs)
+            owners.pooled, uploads.receiving = self.pooling.using, self.pooling.receiving
+
+        async def run(x: Exchange) -> None:
+            if is_list(x.method, x.call):
+                await listing.run(x)
+            elif x.call.counted and x.call.model:
+                await owners.counted(x)
+            else:
+                await owners.free(x)
+
+        self.reception = Reception(settings, tokens, self.pool, run, uploads, self.journal)
 
     async def start(self) -> None:
         """All that is far is asked at once. What fails leaves nothing open."""

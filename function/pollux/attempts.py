@@ -17,7 +17,6 @@ from pollux.outbound import collect, covered, nothing_to_settle, pass_on, pass_s
 from pollux.outcome import Outcomes
 from pollux.pool import Pool, Reservation, Tried
 from pollux.redaction import without
-from pollux.resources import Resources
 from pollux.store import StoreError
 from pollux.stream import StreamReader
 from pollux.upstream import Answer, Upstream, UpstreamError
@@ -27,7 +26,6 @@ log = logging.getLogger("pollux.relay")
 
 SETTLE_WITHIN = 0.1
 UNREADABLE, UNREADABLE_KEY_RESTS = "key-source", 60.0
-NOT_SHOWN = frozenset({"resource-permission", "not-found", "model-access"})
 BACKOFF = 0.25
 AGAIN_WITHIN = 10.0
 """A request may be sent again until its deadline, or for so long after it was first sent: who does not wait for a slot
@@ -58,9 +56,8 @@ class Failure:
 
 
 class Attempts:
-    def __init__(self, pool: Pool, upstream: Upstream, resources: Resources) -> None:
+    def __init__(self, pool: Pool, upstream: Upstream) -> None:
         self.pool = pool
-        self._resources = resources
         self._outcomes = Outcomes(pool)
         self._upstream = upstream
         self._keyring = pool.roster.keyring
@@ -93,7 +90,7 @@ class Attempts:
                 answer, secret = sent
                 failure = await self._served(x, reservation, answer, secret)
             if failure is not None:
-                failure = self.of_resources(x, failure)
+                failure = x.place.judged(failure)
                 if failure.verdict.blames != "key":
                     verdict = await self._outcomes.failed(reservation, failure.verdict)
                     failure = replace(failure, verdict=verdict)
@@ -101,7 +98,7 @@ class Attempts:
                 attempt = Attempt(model, project, key.id, verdict.cause, failure.status, verdict.message)
                 if verdict.cause in verdict.learned:
                     attempt.learned = {name: value for name, value in verdict.learned.items() if value > 0}
-                x.noted(attempt)
+                x.record.note(attempt)
             return failure
         finally:
             if answer is not None:
@@ -120,13 +117,13 @@ class Attempts:
                 headers = x.readdress(answer.headers, headers, key, secret)
             if answer.status >= 300:
                 return self._judged(model or "", key, secret, answer.status, headers, await answer.read())
-            x.noted(Attempt(model or "", key.project, key.id, "ok", answer.status))
+            x.record.note(Attempt(model or "", key.project, key.id, "ok", answer.status))
             self._outcomes.took(key.id)
             if x.call.kind == "list-models" and x.method == "GET":
                 body = wire.with_aliases(await answer.read(), x.call, self._aliases)
                 await pass_whole(x.reply, answer.status, headers, body, nothing_to_settle, secret=secret)
-            elif wire.is_resource_call(x.call):
-                await self._resources.pass_on(x, answer, headers, key.project, nothing_to_settle, secret=secret)
+            elif x.pass_on is not None:
+                await x.pass_on(x, answer, headers, key.project, nothing_to_settle, secret)
             else:
                 await pass_on(x.reply, answer, headers, nothing_to_settle, secret=secret)
         except UpstreamError as error:
@@ -134,18 +131,6 @@ class Attempts:
         finally:
             answer.close()
         return None
-
-    def of_resources(self, x: Exchange, failure: Failure) -> Failure:
-        """A resource that its owner does not know, or does not show: the client's matter, whatever the words are, and
-        no reason to rest anything."""
-        if not x.names or failure.verdict.cause not in NOT_SHOWN:
-            return failure
-        for name in x.names:
-            self._resources.affinity.drop(name)
-        if failure.verdict.cause != "model-access":
-            return failure
-        verdict = replace(failure.verdict, cause="resource-permission", blames="client", action="to-client")
-        return replace(failure, verdict=replace(verdict, cooldown_s=None))
 
     async def key_changed(self, key: Key, verdict: Verdict, tried: Tried) -> bool:
         """After a refusal of the key: read its source once more, and only once. Unchanged, it is set aside."""
@@ -166,7 +151,7 @@ class Attempts:
             log.error("Google refused the form of a call, which is ours: %s", failure.verdict.message)
         if failure.status < 300:  # a stream that began with an error
             raise RequestError("UPSTREAM_ERROR", failure.verdict.message)
-        await x.reply.whole(failure.status, failure.headers, x.shown(failure.body))
+        await x.reply.whole(failure.status, failure.headers, x.place.shown(failure.body))
 
     async def _send(
         self, x: Exchange, key: Key, model: str | None, reservation: Reservation | None = None
@@ -207,9 +192,9 @@ class Attempts:
                 await self._well(x, reservation)
                 x.record.ended = await pass_stream(x.reply, answer, headers, reader, first, settle, secret=secret)
                 return None
-            if wire.is_resource_call(x.call):
+            if x.pass_on is not None:
                 await self._well(x, reservation)
-                await self._resources.pass_on(x, answer, headers, key.project, settle, secret=secret)
+                await x.pass_on(x, answer, headers, key.project, settle, secret)
                 return None
             streams = (x.call.verb or "").startswith("stream")  # in a form that is not read here: passed as it comes
             body, whole = (b"", False) if streams else await collect(answer)
@@ -235,7 +220,7 @@ class Attempts:
         return b"".join(held)
 
     async def _well(self, x: Exchange, reservation: Reservation) -> None:
-        x.noted(Attempt(reservation.model, reservation.quota.project, reservation.key.id, "ok", 200))
+        x.record.note(Attempt(reservation.model, reservation.quota.project, reservation.key.id, "ok", 200))
         self.pool.stick(x.sticky, reservation.quota.project)
         await self._outcomes.served(reservation)
 

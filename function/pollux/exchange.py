@@ -1,25 +1,27 @@
 """One request as the relay works on it: what came, what goes upstream for a given key and model, and its record."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from pollux import tools, wire
 from pollux.estimate import estimate
 from pollux.inbound import PassingBody
-from pollux.journal import Attempt, Record
+from pollux.journal import Record
 from pollux.keys import Key, Secret
-from pollux.outbound import Reply
+from pollux.outbound import Reply, Settle
+from pollux.placement import ANYWHERE, Placement
 from pollux.pool import Ask
+from pollux.upstream import Answer
 from pollux.windows import Want
 from pollux.wire import Call
 
-if TYPE_CHECKING:
-    from pollux.pooled.using import Named
-
-Readdress = Callable[[Sequence[tuple[bytes, bytes]], list[tuple[bytes, bytes]], Key, str], list[tuple[bytes, bytes]]]
+RawHeaders = Sequence[tuple[bytes, bytes]]
+Readdress = Callable[[RawHeaders, list[tuple[bytes, bytes]], Key, str], list[tuple[bytes, bytes]]]
 """From an answer's headers and what may pass of them, with the key and its value: what the client gets."""
+PassOn = Callable[["Exchange", Answer, RawHeaders, str, Settle, str], Awaitable[None]]
+"""Passes on a good answer: with its headers, the project, how it is settled, and the key's value to cover."""
 
 OPENING = 1000
 """Characters of a conversation's opening by which it is known again."""
@@ -43,8 +45,6 @@ class Exchange:
     fallback: bool = True
     mode: str = "both"
     prefer_key: str | None = None
-    home: str | None = None
-    """The project that is preferred for what this client makes."""
     sticky: int | None = None
     """The conversation, by its opening."""
     goes_on: bool = False
@@ -55,16 +55,9 @@ class Exchange:
     begins_upload: bool = False
     own_base: Callable[[], str] = str
     """This gateway's address as the client knows it."""
-    only: str | None = None
-    """The one project that can serve it: it owns what the request names."""
-    names: tuple[str, ...] = ()
-    """The resources that the request names."""
-    files: "Named | None" = None
-    """The pooled files among them that its body names: any project can have a copy."""
-    renames: dict[str, str] = field(default_factory=dict)
-    """Names and URIs in the body, and those of the copies at the project of this attempt."""
-    aliases: dict[bytes, bytes] = field(default_factory=dict)
-    """Ids of copies, and those by which the client knows the files."""
+    place: Placement = ANYWHERE
+    pass_on: PassOn | None = None
+    """For a call whose answer must be read before it passes."""
 
     @property
     def can_be_sent(self) -> bool:
@@ -82,15 +75,6 @@ class Exchange:
         self.parsed = json.loads(readable)
         self.headers = [(name, value) for name, value in self.headers if name != "content-encoding"]
 
-    def shown(self, body: bytes) -> bytes:
-        """What Google says, with the names that the client knows."""
-        for copy, file in self.aliases.items():
-            body = body.replace(copy, file)
-        return body
-
-    def noted(self, attempt: Attempt) -> None:
-        self.record.note(attempt)
-
     @property
     def stream_form(self) -> str:
         return "openai-sse" if self.call.api == "openai" else self.stream
@@ -101,7 +85,7 @@ class Exchange:
         want = Want(found.requests, found.tokens, max(found.images, kind == "image"))
         sticky = self.sticky if self.goes_on else None
         asked = tools.asked(self.parsed)
-        return Ask(want, self.deadline, self.patient, sticky, self.prefer_key, self.only, tools=asked)
+        return Ask(want, self.deadline, self.patient, sticky, self.prefer_key, self.place.only, tools=asked)
 
     def outgoing(self, key: Secret, model: str | None) -> tuple[str, list[tuple[str, str]], bytes]:
         """Target, headers and body of an attempt: the client's own, but for the credential and, perhaps, the model."""
@@ -115,8 +99,8 @@ class Exchange:
             elif self.body:
                 body = wire.replace_model(self.readable, model)
                 headers = [(name, value) for name, value in headers if name != "content-encoding"]
-        if self.renames:
-            body, _ = wire.renamed(body, self.renames)
+        if self.place.prepares:
+            body = self.place.rewritten(body)
         if call.api == "openai":
             headers.append(("authorization", f"Bearer {key.reveal()}"))
         else:

@@ -58,6 +58,7 @@ class Listing:
         self._upstream = attempts.pool.settings.upstream
 
     async def run(self, x: Exchange) -> None:
+        own_base = x.own_base()  # an invalid Host is refused before anything is asked
         await self._roster.ready()
         document, unasked = await (self._of_openai(x) if x.call.api == "openai" else self._of_google(x))
         if document is None:
@@ -66,7 +67,7 @@ class Listing:
         headers = [(b"content-type", b"application/json; charset=utf-8")]
         if unasked:
             headers.append((NOT_ASKED, ",".join(map(quote, unasked)).encode()))
-        await x.reply.whole(200, headers, wire.to_client(body, self._upstream, x.own_base()))
+        await x.reply.whole(200, headers, wire.to_client(body, self._upstream, own_base))
 
     async def _of_google(self, x: Exchange) -> tuple[dict[str, Any] | None, list[str]]:
         token, size = asked_page(x.call.query)
@@ -151,7 +152,7 @@ class Listing:
         x.record.sent += len(targets)
         for project, answer in answers.items():
             if isinstance(answer, Told):
-                x.noted(Attempt("", project, answer.key.id, "ok", answer.status))
+                x.record.note(Attempt("", project, answer.key.id, "ok", answer.status))
                 names = wire.answer_names(answer.document, x.call, (wire.GOOGLE, self._upstream))
                 if (pooled := self._owners.pooled) is not None:
                     hidden = await pooled.hidden(names, x.record.client)
@@ -160,9 +161,9 @@ class Listing:
                 self._affinity.remember(names, project, x.record.client)
             elif answer is not None:
                 verdict = answer.verdict
-                x.noted(Attempt("", project, answer.key.id, verdict.cause, answer.status, verdict.message))
+                x.record.note(Attempt("", project, answer.key.id, verdict.cause, answer.status, verdict.message))
             else:
-                x.noted(Attempt("", project, "", "not-asked", None, "no healthy key, or no answer in time"))
+                x.record.note(Attempt("", project, "", "not-asked", None, "no healthy key, or no answer in time"))
         return answers
 
     async def _refuse(self, x: Exchange, answers: Mapping[str, Told | Failure | None]) -> None:

@@ -1,6 +1,6 @@
-"""To which project a request must go, by the resources that it names. Who owns what is remembered by `affinity`.
+"""To which project a request must go, by the resources that it names. `affinity` remembers who owns what.
 
-A name that nobody remembers is asked for, once, at every healthy project.
+A name without a known owner is searched: every healthy project is asked for it once.
 """
 
 import asyncio
@@ -11,83 +11,101 @@ from urllib.parse import quote
 
 from pollux import wire
 from pollux.affinity import Affinity, Bound
-from pollux.attempts import NOT_SHOWN, Failure
 from pollux.exchange import Exchange
 from pollux.inbound import RequestError
 from pollux.journal import Attempt
-from pollux.pool import Pool
-from pollux.pooled.using import Using
+from pollux.pooled.using import Copied, Using
 from pollux.questions import Questions, Told
+from pollux.relay import Relay
+from pollux.resources import NOT_SHOWN, Owned, Resources
 
 AT_ONCE = 8
 SEARCHES_AT_ONCE = 8
 """Of all requests together: each has up to AT_ONCE connections open."""
 SEARCHED_MOST = 16
-"""So many names of one request are looked for: each costs a call to every project."""
+"""The most names of one request that are searched: each costs a call to every project."""
 WITH_RESOURCES = ("v1alpha", "v1beta")
-"""In v1 Google has only models: there a name would be nowhere."""
-SHOWN_MOST = 20
+"""Google's v1 has only models: no name is found there."""
 WITHIN = 8.0
-"""No project is waited for longer when it is asked whether it knows a name."""
+"""How long a project may take to say whether it has a name."""
 NOT_THERE = NOT_SHOWN | {"bad-request"}
-"""Refusals that say: not mine. After any other nobody knows."""
+"""Refusals that say that the project does not have it. Any other refusal says nothing."""
 
 
 class Owners:
-    def __init__(self, pool: Pool, affinity: Affinity, questions: Questions) -> None:
-        self._pool = pool
+    def __init__(self, relay: Relay, affinity: Affinity, questions: Questions) -> None:
+        self._relay = relay
+        self._pool = relay.pool
         self._affinity = affinity
         self._questions = questions
+        self._answers = Resources(affinity, relay.pool.settings.upstream)
         self.pooled: Using | None = None
         """With POLLUX_FILES=pooled."""
         self._room = asyncio.Semaphore(SEARCHES_AT_ONCE)
         self._searches: dict[str, asyncio.Task[Bound | None]] = {}
 
-    async def place(self, x: Exchange) -> None:
-        """Hold the request to the owner of what it names, and turn URIs of ours in it back into Google's."""
-        names = set(wire.path_names(x.call))
-        if x.call.model is not None and "/" in (model := self._pool.roster.catalog.resolve(x.call.model)):
+    async def counted(self, x: Exchange) -> None:
+        """A call that takes quota, sent where the resources are that it names."""
+        place = await self._placed(x)
+        try:
+            await self._relay.counted(x)
+        finally:
+            if place is not None:
+                await place.close()
+
+    async def free(self, x: Exchange) -> None:
+        """Any other call, sent where the resources are that it names."""
+        place = await self._placed(x)
+        if self.pooled is not None and x.method == "DELETE" and await self.pooled.release(x):
+            return
+        try:
+            if place is not None:
+                await place.choose()
+            await self._relay.free(x)
+        finally:
+            if place is not None:
+                await place.close()
+
+    async def _placed(self, x: Exchange) -> Owned | None:
+        """Set where the request may go, and turn URIs of ours in its body back into Google's. None: anywhere."""
+        call = x.call
+        if wire.is_resource_call(call):
+            x.own_base()  # an invalid Host is refused before anything is made
+            x.pass_on = self._answers.pass_on
+        names = set(wire.path_names(call))
+        if call.model is not None and "/" in (model := self._pool.roster.catalog.resolve(call.model)):
             names.update(filter(None, (wire.resource(model),)))  # a tuned one, which an alias or a body may name
         asked_for = frozenset(names)
-        references = wire.references(x.parsed, x.call) if x.parsed is not None else frozenset()
+        references = wire.references(x.parsed, call) if x.parsed is not None else frozenset()
         if references:
             names |= await self._of_body(x, references)
         if self.pooled is not None:
             self.pooled.refuse_copies(names)
             await self.pooled.refuse_others(x, references, names)
         if not names:
-            if x.method == "POST" and wire.makes_what_goes_together(x.call):
-                await self._pool.roster.ready()
-                x.home = home_of(x.record.client, self._healthy(()))
-            return
+            if x.method != "POST" or call.kind != "other" or not wire.makes_what_goes_together(call):
+                return None
+            await self._pool.roster.ready()
+            x.place = place = Owned(self._affinity, x.record)
+            place.home = home_of(x.record.client, self._healthy(()))
+            return place
         await self._pool.roster.ready()
         # Agents of Google's own are called by bare names too: nobody owns those.
         agents = {name for name in names - asked_for if name.startswith("agents/")}
         owners = await self.of(x, sorted(names - agents))
         if agents:
             owners |= await self._affinity.owners(sorted(agents))
-        x.names = tuple(sorted((names - agents) | owners.keys()))
-        x.record.bound = x.names[:SHOWN_MOST]
-        if self.pooled is not None:
-            owners = await self.pooled.claim(x, owners)
+        names = (names - agents) | owners.keys()
+        x.place = place = Owned(self._affinity, x.record, names)
+        if self.pooled is not None and (files := await self.pooled.claimed(x, owners)):
+            owners = {name: bound for name, bound in owners.items() if name not in files.values()}
+            x.place = place = Copied(self.pooled, x, names, files)
         if owners:
             x.record.owner = ", ".join(sorted({bound.project for bound in owners.values()}))
-            x.only = self._one(owners)
-        elif x.names and x.files is None and not x.call.counted:
-            x.only = self._likely(x.record.client)
-
-    async def moved(self, x: Exchange, failure: Failure) -> bool:
-        """After its owner did not know what a request names: whether the store has another owner by now. Then it is
-        held to that one. What was deleted can be made again, by another instance and in another project.
-        """
-        if not x.record.owner or failure.verdict.cause not in NOT_SHOWN:
-            return False
-        projects = {bound.project for bound in (await self._affinity.owners(x.names)).values()}
-        project = projects.pop() if len(projects) == 1 else x.only
-        if project == x.only or project not in self._pool.roster.projects:
-            return False
-        x.only = x.record.owner = project
-        return True
+            place.only = self._one(owners)
+        elif names and not place.prepares and not call.counted:
+            place.only = self._likely(x.record.client)
+        return place
 
     async def of(self, x: Exchange, names: Sequence[str]) -> dict[str, Bound]:
         """Of those that are known, or found now."""
@@ -159,7 +177,9 @@ class Owners:
         found = await asyncio.gather(*(self._search(x, name) for name in unknown))
         located = {name: bound for name, bound in zip(unknown, found, strict=True) if bound is not None}
         for name, bound in located.items():
-            x.noted(Attempt("", bound.project, "", "located", None, detail=f"{name} was looked for and found there"))
+            x.record.note(
+                Attempt("", bound.project, "", "located", None, detail=f"{name} was looked for and found there")
+            )
         return located
 
     async def _search(self, x: Exchange, name: str) -> Bound | None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -30,8 +30,7 @@ from pollux.inbound import (
 )
 from pollux.journal import Journal, Record
 from pollux.outbound import BrokenAnswerError, Reply, api_of
-from pollux.pool import StoppingError
-from pollux.relay import Relay
+from pollux.pool import Pool, StoppingError
 from pollux.settings import Settings, in_cloud
 from pollux.store import StoreError, StoreUnavailableError
 from pollux.uploads import Uploads, is_large
@@ -42,6 +41,9 @@ log = logging.getLogger("pollux.request")
 
 SERVER_TIMEOUT_MARGIN = 10.0
 IDS_NAMED = 20
+
+Run = Callable[[Exchange], Awaitable[None]]
+"""Answers a request that was taken in."""
 
 
 class Patience(NamedTuple):
@@ -61,11 +63,12 @@ IN_CLOUD = Patience(2.0, 7.0, 8)
 
 class Reception:
     def __init__(
-        self, settings: Settings, tokens: TokenSource, relay: Relay, uploads: Uploads, journal: Journal
+        self, settings: Settings, tokens: TokenSource, pool: Pool, run: Run, uploads: Uploads, journal: Journal
     ) -> None:
         self._settings = settings
-        self.callers = Callers(tokens, relay.pool.roster.keyring, relay.pool.now)
-        self._relay = relay
+        self.callers = Callers(tokens, pool.roster.keyring, pool.now)
+        self._pool = pool
+        self._run = run
         self._uploads = uploads
         self._journal = journal
         self._memory = BodyMemory(settings.body_memory)
@@ -174,8 +177,6 @@ class Reception:
                 scope["method"], call, headers, body, reply, record, pooled=self._may_name_pooled(call, upload)
             )
             x.own_base = partial(own_base, scope, self._settings.public_url, proxied=in_cloud())
-            if wire.is_resource_call(call):
-                x.own_base()  # a Host that is none is refused before anything is made
             if upload is not None:
                 x.readdress = self._uploads.readdress(scope, call, record.client)
                 x.begins_upload = upload.form == "start"
@@ -183,7 +184,7 @@ class Reception:
                 x.passing, x.headers = passing, wire.upstream_headers(headers, content=True)
             self._memory.hold(len(x.readable) - held)  # what it was inflated to
             held = len(x.readable)
-            await self._relay.run(x)
+            await self._run(x)
         except asyncio.CancelledError:
             if not watch.gone:
                 raise
@@ -195,7 +196,7 @@ class Reception:
 
     async def _known_key(self, wanted: str) -> None:
         """The header names a key of the pool that is in use. What else it says is not repeated: it may be a value."""
-        keys = await self._relay.pool.roster.keyring.keys()
+        keys = await self._pool.roster.keyring.keys()
         if (named_key := next((key for key in keys if key.id == wanted), None)) is not None:
             if named_key.enabled:
                 return
@@ -258,7 +259,7 @@ class Reception:
             parsed=parsed,
             record=record,
             reply=reply,
-            deadline=self._relay.pool.now() + min(waits),
+            deadline=self._pool.now() + min(waits),
             patient=own is None and server is None and self._settings.max_wait > 0,
             stream=stream,
             fallback=fallback == "on",

@@ -1,6 +1,6 @@
-"""The life of one request: reserve, send, judge, retry or fall back, until the client has its answer.
+"""One request: reserve, send, judge, retry or fall back, until the client has its answer.
 
-What is chosen and counted is in `pool`; a single call upstream, in `attempts`; what an answer means, in `verdict`.
+`pool` chooses and counts; `attempts` makes a single call upstream; `verdict` says what an answer means.
 """
 
 import asyncio
@@ -8,27 +8,23 @@ import math
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from pollux import reasons, uncounted, wire
-from pollux.affinity import Affinity
 from pollux.attempts import AGAIN_WITHIN, Attempts, Failure, backoff
 from pollux.exchange import Exchange
 from pollux.health import PROBED
 from pollux.journal import Attempt
-from pollux.listing import Listing, is_list
+from pollux.keys import Key
 from pollux.outcome import TOOL_QUOTA
-from pollux.owners import Owners
-from pollux.pool import Ask, Full, Pool, Reservation, Tried
-from pollux.pooled.using import Using
-from pollux.questions import Questions
-from pollux.resources import Resources
-from pollux.upstream import Upstream
+from pollux.pool import Ask, Full, Reservation, Tried
 from pollux.windows import MINUTE_LIMITS
 
 PAID_BY_THE_PIECE = frozenset({"image", "video", "music"})
 HELD_S = 10.0
-"""So long a slot is held for a request that waits for a copy of its file."""
+"""How long a slot is held while its project is made ready for the request."""
+
+Count = Callable[[Key, str, bytes], Awaitable[int | None]]
+"""Asks Google, with this key, target and body, how many tokens a request has. None: unknown."""
 
 
 @dataclass(slots=True)
@@ -56,58 +52,41 @@ class Progress:
 class Relay:
     def __init__(
         self,
-        pool: Pool,
-        upstream: Upstream,
-        affinity: Affinity,
+        attempts: Attempts,
+        count: Count,
         *,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        self.pool = pool
-        self.attempts = Attempts(pool, upstream, Resources(affinity, pool.settings.upstream))
-        self.questions = Questions(self.attempts, upstream)
-        pool.recovery.free_call = self.questions.free_call
-        self.owners = Owners(pool, affinity, self.questions)
-        self._listing = Listing(self.attempts, self.questions, self.owners, affinity)
-        self._settings = pool.settings
-        self._catalog = pool.roster.catalog
+        self.pool = attempts.pool
+        self.attempts = attempts
+        self._count = count
+        self._settings = self.pool.settings
+        self._catalog = self.pool.roster.catalog
         self._sleep = sleep
         self._jitter = jitter
 
-    async def run(self, x: Exchange) -> None:
-        await self.owners.place(x)
-        if self.pooled is not None and await self.pooled.release(x):
-            return
-        try:
-            if is_list(x.method, x.call):
-                await self._listing.run(x)
-            elif x.call.counted and x.call.model:
-                await self._counted(x)
-            else:
-                if self.pooled is not None and x.files is not None:
-                    await self.pooled.held(x)
-                await uncounted.run(x, self.attempts, self.owners.moved, self._sleep, self._jitter)
-        finally:
-            if x.files is not None:
-                await x.files.close()
+    async def free(self, x: Exchange) -> None:
+        """A call that takes no quota."""
+        await uncounted.run(x, self.attempts, self._sleep, self._jitter)
 
-    @property
-    def pooled(self) -> Using | None:
-        return self.owners.pooled
-
-    async def _counted(self, x: Exchange) -> None:
-        chain = self._catalog.chain(x.call.model or "", x.mode)
-        cached = any(name.startswith("cachedContents/") for name in x.names)  # made for one model
-        chain = chain if x.fallback and not cached else chain[:1]
-        x.record.wanted = chain[0]
-        ask = x.ask(self._catalog.generation(chain[0]), self._catalog.kind(chain[0]))
-        ask = await self._sized(x, chain[0], ask)
+    async def counted(self, x: Exchange) -> None:
+        """A call that takes quota of a model."""
+        wanted, *others = self._catalog.chain(x.call.model or "", x.mode)
+        chain = [wanted, *others] if x.fallback and not x.place.one_model else [wanted]
+        x.record.wanted = wanted
+        ask = x.ask(self._catalog.generation(wanted), self._catalog.kind(wanted))
+        limit = self.pool.candidates.smallest_token_limit(wanted)
+        if limit and ask.want.tokens * 4 > limit:
+            ask = await self._sized(x, wanted, ask)
         x.record.estimated = ask.want.tokens
-        progress = Progress(chain[0])
-        tried = {model: Tried(store=x.record.store) for model in chain}
+        progress = Progress(wanted)
+        tried: dict[str, Tried] = {}
         for deadline in self._passes(x, len(chain)):
             for model in chain:
                 asked = replace(ask, deadline=deadline, patient=ask.patient and deadline == x.deadline)
+                if model not in tried:
+                    tried[model] = Tried(store=x.record.store)
                 if await self._on_model(x, model, asked, tried[model], progress, last=model == chain[-1]):
                     return
         await self._refuse(x, ask, progress)
@@ -130,9 +109,10 @@ class Relay:
                 asked_all = not found.refusals and (tried.projects or tried.keys)
                 limits = self.pool.roster.limits_of_all(model) if asked_all else ()
                 said = reasons.no_slot(model, found.refusals, self.pool.now(), ask.deadline, ask.want, limits)
-                x.noted(Attempt(model, "", "", said.cause, None, detail=said.detail))
+                x.record.note(Attempt(model, "", "", said.cause, None, detail=said.detail))
                 return False
-            if not await self._at_hand(x, found, tried):
+            if x.place.prepares and not x.place.ready(found.quota.project):
+                await self._prepare(x, found, tried)
                 continue
             progress.until = min(progress.until, max(x.deadline, self.pool.now() + AGAIN_WITHIN))
             if not await self.attempts.in_time(found):
@@ -140,7 +120,7 @@ class Relay:
             failure = await self.attempts.reserved(x, found)
             if failure is None:
                 return True
-            if self.pooled is not None and await self.pooled.lost(x, failure):
+            if await x.place.lost(failure):
                 continue
             progress.failed(failure)
             ask = replace(ask, prefer_key=None)
@@ -160,11 +140,11 @@ class Relay:
                         return False  # the last try is for the next model, if there is one
                     if self._may_be_sent(x, progress):
                         await self._sleep(backoff(progress.troubles, self._jitter()))
-                case "same-project" if x.only is None and (server := self._elsewhere(x, found)) is not None:
+                case "same-project" if x.place.only is None and (server := self._elsewhere(x, found)) is not None:
                     ask = replace(ask, only=server)
                     tried.projects.discard(server)
-                case _ if await self.owners.moved(x, failure):
-                    ask = replace(ask, only=x.only)
+                case _ if await x.place.moved(failure):
+                    ask = replace(ask, only=x.place.only)
                 case _:
                     # The refusal of a model that the client never asked for is not its business.
                     if model != progress.wanted:
@@ -192,14 +172,12 @@ class Relay:
         cooling = owned.ledger.value.cooldown
         rests = cooling is not None and cooling.until > now
         rests = rests or self.pool.roster.is_aside(owned.project, found.model, found.key.id, now, found.tools)
-        alone = x.only is not None or failure.verdict.cause == TOOL_QUOTA
+        alone = x.place.only is not None or failure.verdict.cause == TOOL_QUOTA
         return rests and (alone or not failure.verdict.learned.keys().isdisjoint(MINUTE_LIMITS))
 
     async def _reserve(self, x: Exchange, model: str, ask: Ask, tried: Tried) -> Reservation | Full:
-        """A slot, rather where the files are that the request names."""
-        if self.pooled is not None and x.files is not None:
-            tried.projects |= await self.pooled.out_of_reach(x)
-            ask = replace(ask, near=x.files.brought or self.pooled.near(x), booked=partial(self.pooled.prefetch, x))
+        if x.place.prepares:
+            ask = await x.place.narrow(ask, tried)
         began = self.pool.now()
         found: Reservation | Full | None = None
         if tried.troubled and ask.only is None:  # elsewhere, if there is room at once
@@ -210,30 +188,16 @@ class Relay:
         tried.waits_for = ""
         return found
 
-    async def _at_hand(self, x: Exchange, found: Reservation, tried: Tried) -> bool:
-        """Whether the project has the files that the request names. If not, they are copied there, and another slot is
-        looked for, which may be there or elsewhere. Meanwhile the slot is held for a while: of many requests the next
-        ones go on to other projects.
+    async def _prepare(self, x: Exchange, found: Reservation, tried: Tried) -> None:
+        """Make the project ready; then another slot is looked for, there or elsewhere. Meanwhile this slot is held for
+        a while, so that of many requests the next ones go to other projects.
         """
-        project = found.quota.project
-        if self.pooled is None or x.files is None:
-            return True
-        x.files.brought = frozenset()
-        if project in self.pooled.near(x):
-            self.pooled.rename(x, project)
-            return True
         held = asyncio.get_running_loop().call_later(HELD_S, found.let_go)
         try:
-            if await self.pooled.bring(x, project):
-                x.files.brought = frozenset({project})
-            elif x.only is not None:
-                raise self.pooled.unreachable(x)
-            else:
-                tried.projects.add(project)
+            await x.place.prepare(found.quota.project, tried)
         finally:
             held.cancel()
             found.let_go()
-        return False
 
     def _elsewhere(self, x: Exchange, found: Reservation) -> str | None:
         """Another project that served this conversation last."""
@@ -242,33 +206,25 @@ class Relay:
 
     async def _refuse(self, x: Exchange, ask: Ask, progress: Progress) -> None:
         """Nothing is left: the first refusal that says something is the client's."""
-        if self.pooled is not None and x.files is not None and not self.pooled.near(x):
-            if x.files.lost is None:
-                raise self.pooled.unreachable(x)
-            await self.attempts.give(x, x.files.lost)
-            return
-        if progress.told is not None:
-            await self.attempts.give(x, progress.told)
+        only = x.place.only
+        if (told := x.place.exhausted() or progress.told) is not None:
+            await self.attempts.give(x, told)
             return
         model, full, roster = progress.wanted, progress.full, self.pool.roster
-        asked = 1 if x.only or x.files is not None else len(roster.projects)  # files may hold it to a few
+        asked = 1 if only or x.place.prepares else len(roster.projects)  # few may be reachable
         if full is None or len(full.refusals) < asked:
-            full = await self.pool.look(model, replace(ask, only=x.only, deadline=self.pool.now(), patient=False))
+            full = await self.pool.look(model, replace(ask, only=only, deadline=self.pool.now(), patient=False))
         if full is None:
-            raise reasons.busy(x.record.sent, x.only)
-        limits = [
-            roster.limits(project, model) for project in roster.projects.values() if x.only in (None, project.name)
-        ]
+            raise reasons.busy(x.record.sent, only)
+        limits = [roster.limits(project, model) for project in roster.projects.values() if only in (None, project.name)]
         problem = reasons.problem(model, full.refusals, self.pool.now(), want=ask.want, limits=limits)
-        raise reasons.of_owner(problem, x.only, x.names)
+        raise reasons.of_owner(problem, only, x.place.names)
 
     async def _sized(self, x: Exchange, model: str, ask: Ask) -> Ask:
-        """Large wants are counted by Google (free) before they are booked."""
-        limit = self.pool.candidates.smallest_token_limit(model)
-        question = x.size_question(model) if limit and ask.want.tokens * 4 > limit else None
-        if question is None:
+        """A large want is counted by Google (free) before it is booked."""
+        question = x.size_question(model)
+        key = None if question is None else await self.pool.pick(model, Tried(), x.place.counts_at())
+        if question is None or key is None:
             return ask
-        only = self.pooled.home(x) if x.only is None and self.pooled is not None else x.only
-        key = await self.pool.pick(model, Tried(), only)
-        tokens = None if key is None else await self.questions.count(key, *question)
+        tokens = await self._count(key, *question)
         return ask if tokens is None else replace(ask, want=ask.want._replace(tokens=tokens))

@@ -1,14 +1,20 @@
-"""Answers about what projects own: bound before the client has them, and with our addresses in place of Google's."""
+"""The placement of requests that name resources, and the answers about resources: what an answer names is bound to its
+project before the client has it, and our addresses take the place of Google's.
+"""
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 from pollux import wire
 from pollux.affinity import Affinity
-from pollux.exchange import Exchange
+from pollux.attempts import Failure
+from pollux.exchange import Exchange, RawHeaders
+from pollux.journal import Record
 from pollux.outbound import TAIL, BrokenAnswerError, Settle, collect, covered, pass_on, prompt_tokens
+from pollux.placement import Placement
 from pollux.redaction import Screen, redact
 from pollux.upstream import Answer, UpstreamError
 
@@ -16,18 +22,59 @@ HELD_MOST = 1 << 16
 """An event as long as this is content, and names nothing."""
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
 _NAMING = (b'"id"', b"environment_id", b"interaction_id")
+NOT_SHOWN = frozenset({"resource-permission", "not-found", "model-access"})
+"""What a project answers for a resource that it does not own."""
+SHOWN_MOST = 20
 
-RawHeaders = Sequence[tuple[bytes, bytes]]
+
+class Owned(Placement):
+    """The placement of a request that names resources: it goes to the project that owns them."""
+
+    def __init__(self, affinity: Affinity, record: Record, names: Collection[str] = ()) -> None:
+        self.names = tuple(sorted(names))
+        self.one_model = any(name.startswith("cachedContents/") for name in self.names)
+        self._affinity = affinity
+        self._record = record
+        record.bound = self.names[:SHOWN_MOST]
+
+    def judged(self, failure: Failure) -> Failure:
+        """A resource that its owner does not know or does not show is the client's matter, whatever the words are. No
+        project rests for it."""
+        if not self.names or failure.verdict.cause not in NOT_SHOWN:
+            return failure
+        for name in self.names:
+            self._affinity.drop(name)
+        if failure.verdict.cause != "model-access":
+            return failure
+        verdict = replace(failure.verdict, cause="resource-permission", blames="client", action="to-client")
+        return replace(failure, verdict=replace(verdict, cooldown_s=None))
+
+    async def moved(self, failure: Failure) -> bool:
+        """What was deleted can be made again by another instance, in another project."""
+        if not self._record.owner or failure.verdict.cause not in NOT_SHOWN:
+            return False
+        projects = {bound.project for bound in (await self._affinity.owners(self.names)).values()}
+        project = projects.pop() if len(projects) == 1 else self.only
+        if project == self.only or project not in self._affinity.roster.projects:
+            return False
+        self.only = self._record.owner = project
+        return True
+
+    async def choose(self) -> None:
+        """Before a call without quota: choose one project, if the call must be prepared there."""
+
+    async def close(self) -> None:
+        """The request is over."""
 
 
 class Resources:
     def __init__(self, affinity: Affinity, upstream: str) -> None:
-        self.affinity = affinity
+        self._affinity = affinity
         self._upstream = upstream
 
     async def answered(self, x: Exchange, project: str, body: bytes) -> bytes:
         """The answer as the client gets it, after what it names is bound to the project that gave it."""
-        body = x.shown(body)
+        body = x.place.shown(body)
         try:
             document = json.loads(body)
         except (ValueError, RecursionError):
@@ -36,13 +83,13 @@ class Resources:
         return wire.to_client(body, self._upstream, x.own_base()) if b"://" in body or b":\\/" in body else body
 
     async def pass_on(
-        self, x: Exchange, answer: Answer, headers: RawHeaders, project: str, settle: Settle, *, secret: str
+        self, x: Exchange, answer: Answer, headers: RawHeaders, project: str, settle: Settle, secret: str
     ) -> None:
         """A resource call's good answer. What is neither JSON nor events, or is too long to read, passes unseen."""
         if x.method == "DELETE":
             for name in wire.path_names(x.call):
                 if wire.names_exactly(x.call, name):
-                    await self.affinity.forget(name)
+                    await self._affinity.forget(name)
         kind = next((value for name, value in headers if name == b"content-type"), b"").lower()
         encoded = any(name == b"content-encoding" for name, _ in headers)
         if kind.startswith(b"text/event-stream") and not encoded:
@@ -62,7 +109,7 @@ class Resources:
     async def _bind(self, x: Exchange, project: str, document: Any) -> None:
         names = wire.answer_names(document, x.call, (wire.GOOGLE, self._upstream))
         if names:
-            await self.affinity.bind(names, project, x.record.client)
+            await self._affinity.bind(names, project, x.record.client)
 
     async def _pass_events(
         self, x: Exchange, answer: Answer, headers: RawHeaders, project: str, settle: Settle, secret: str

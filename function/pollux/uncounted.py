@@ -1,12 +1,10 @@
-"""Calls that take no quota: lists, counts, files, whatever else the API has. Any healthy key will do: of the project
-that owns what they name, if they name something.
+"""Calls that take no quota, with any healthy key of a project where they may go.
 
-What is surely refused (a bad key, a 429) is tried with another; what may have had an effect is never sent twice.
+A call that was surely refused (a bad key, a 429) is tried with another key. One that may have had an effect is never
+sent twice.
 """
 
-import asyncio
 import math
-import random
 from collections.abc import Awaitable, Callable
 
 from pollux import reasons
@@ -20,13 +18,9 @@ from pollux.windows import Want
 
 
 async def run(
-    x: Exchange,
-    attempts: Attempts,
-    moved: Callable[[Exchange, Failure], Awaitable[bool]],
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    jitter: Callable[[], float] = random.random,
+    x: Exchange, attempts: Attempts, sleep: Callable[[float], Awaitable[None]], jitter: Callable[[], float]
 ) -> None:
-    pool = attempts.pool
+    pool, place = attempts.pool, x.place
     tried = Tried()
     troubles, until = 0, math.inf
     model = pool.roster.catalog.resolve(x.call.model) if x.call.model else None
@@ -34,14 +28,14 @@ async def run(
 
     def refusals(tried: Tried) -> dict[str, Refusal]:
         _, found = pool.roster.candidates(model or "", tried.projects, tried.keys, pool.now())
-        return {name: refusal for name, refusal in found.items() if x.only in (None, name)}
+        return {name: refusal for name, refusal in found.items() if place.only in (None, name)}
 
     await pool.roster.ready()
     while x.can_be_sent and troubles < pool.settings.max_attempts and pool.now() <= until:
         prefer = x.prefer_key if last is None else None
-        key = await pool.pick(model, tried.elsewhere(), x.only, prefer, x.home)
+        key = await pool.pick(model, tried.elsewhere(), place.only, prefer, place.home)
         if key is None and tried.troubled:
-            key = await pool.pick(model, tried, x.only, prefer, x.home)
+            key = await pool.pick(model, tried, place.only, prefer, place.home)
         if key is None:
             if await pool.rest(refusals(tried), x.deadline):
                 continue
@@ -51,8 +45,8 @@ async def run(
         last = await attempts.free(x, key, model)
         if last is None:
             return
-        last = attempts.of_resources(x, last)
-        x.noted(Attempt(model or "", key.project, key.id, last.verdict.cause, last.status, last.verdict.message))
+        last = place.judged(last)
+        x.record.note(Attempt(model or "", key.project, key.id, last.verdict.cause, last.status, last.verdict.message))
         match last.verdict.action:
             case "next-key":
                 if not await attempts.key_changed(key, last.verdict, tried):
@@ -64,7 +58,7 @@ async def run(
                 tried.troubled.add(key.project)
                 if troubles < pool.settings.max_attempts and pool.now() <= until:
                     await sleep(backoff(troubles, jitter()))
-            case _ if await moved(x, last):
+            case _ if await place.moved(last):
                 continue
             case _:
                 break
@@ -72,6 +66,6 @@ async def run(
         await attempts.give(x, last)
         return
     found = refusals(Tried())
-    if last is not None and len(found) < (1 if x.only else len(pool.roster.projects)):
-        raise reasons.busy(x.record.sent, x.only)
-    raise reasons.of_owner(reasons.problem(model or "", found, pool.now(), want=Want()), x.only, x.names)
+    if last is not None and len(found) < (1 if place.only else len(pool.roster.projects)):
+        raise reasons.busy(x.record.sent, place.only)
+    raise reasons.of_owner(reasons.problem(model or "", found, pool.now(), want=Want()), place.only, place.names)

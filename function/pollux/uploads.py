@@ -6,13 +6,12 @@ for. Any instance goes on with any upload. Bodies pass through and are never hel
 
 import asyncio
 import json
-from collections.abc import Sequence
 
 from pollux import wire
 from pollux.address import own_base
 from pollux.affinity import Affinity
 from pollux.attempts import judged, unanswered
-from pollux.exchange import Readdress
+from pollux.exchange import RawHeaders, Readdress
 from pollux.inbound import PassingBody, Receive, RequestError, Scope, Watch, body_length, uncancel
 from pollux.journal import Attempt, Record
 from pollux.keys import Key, KeySourceError, Secret
@@ -30,8 +29,6 @@ HELD_MOST = 1 << 20
 """An upload in one request, up to this size, is read whole."""
 GO_ON = 308
 """In the older protocol: more is to come."""
-
-RawHeaders = Sequence[tuple[bytes, bytes]]
 
 
 class Uploads:
