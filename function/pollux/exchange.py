@@ -127,32 +127,42 @@ def _as_contents(parsed: Mapping[str, Any]) -> dict[str, Any]:
 
 def _texts(message: Any) -> list[str]:
     """The texts of a native content or an OpenAI message."""
-    if not isinstance(message, Mapping):
+    if not isinstance(message, dict):
         return []
     parts = message.get("parts", message.get("content"))
     if isinstance(parts, str):
         return [parts]
-    if not isinstance(parts, list):
-        return []
-    return [part["text"] for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
+    texts = []
+    for part in parts if isinstance(parts, list) else ():
+        if isinstance(part, dict) and isinstance(text := part.get("text"), str):
+            texts.append(text)
+    return texts
 
 
 def goes_on(parsed: Mapping[str, Any] | None) -> bool:
     """Whether the body carries earlier turns of the model. What is asked for the first time belongs to no project."""
-    turns = (parsed or {}).get("contents") or (parsed or {}).get("messages")
-    return isinstance(turns, list) and any(
-        isinstance(turn, Mapping) and turn.get("role") in ("model", "assistant") for turn in turns
-    )
+    for turn in _turns(parsed):
+        role = turn.get("role") if isinstance(turn, dict) else None
+        if role in ("model", "assistant"):
+            return True
+    return False
 
 
 def conversation(client: str, parsed: Mapping[str, Any] | None) -> int | None:
-    """By what this process knows a conversation again: its client, its instruction and its first message."""
-    if parsed is None:
+    """The same for every request of one conversation: made from its client, its instruction and its first message."""
+    turns = _turns(parsed)
+    if not parsed or not turns:
         return None
-    turns = parsed.get("contents") or parsed.get("messages")
-    if not isinstance(turns, list) or not turns:
-        return None
-    system = parsed.get("systemInstruction") or parsed.get("system_instruction")
-    instructed = isinstance(turns[0], Mapping) and turns[0].get("role") in ("system", "developer")
-    opening = [text[:OPENING] for turn in (system, *turns[: 1 + instructed]) for text in _texts(turn)[:2]]
-    return hash((client, *opening)) if opening else None
+    first = [parsed.get("systemInstruction") or parsed.get("system_instruction"), turns[0]]
+    if isinstance(turns[0], dict) and turns[0].get("role") in ("system", "developer"):
+        first += turns[1:2]
+    opening = [client]
+    for turn in first:
+        for text in _texts(turn)[:2] if turn is not None else ():
+            opening.append(text[:OPENING])
+    return hash(tuple(opening)) if len(opening) > 1 else None
+
+
+def _turns(parsed: Mapping[str, Any] | None) -> list[Any]:
+    turns = (parsed.get("contents") or parsed.get("messages")) if parsed else None
+    return turns if isinstance(turns, list) else []

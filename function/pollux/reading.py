@@ -21,9 +21,10 @@ Read = tuple[bytes, Mapping[str, Any] | None]
 
 def is_read(call: Call, headers: RawHeaders, body: bytes) -> bool:
     """A compressed body does not show what is in it."""
+    if call.kind in READ_KINDS:
+        return True
     compressed = header(headers, b"content-encoding") is not None
-    may_name = bool(body) and (wire.may_name(body, call) or compressed)
-    return call.kind in READ_KINDS or (call.kind == "other" and may_name)
+    return call.kind == "other" and bool(body) and (compressed or wire.may_name(body, call))
 
 
 def as_it_is(call: Call, headers: RawHeaders, body: bytes, most: int) -> Read:

@@ -84,7 +84,7 @@ class Relay:
         tried: dict[str, Tried] = {}
         for deadline in self._passes(x, len(chain)):
             for model in chain:
-                asked = replace(ask, deadline=deadline, patient=ask.patient and deadline == x.deadline)
+                asked = ask if deadline == ask.deadline else replace(ask, deadline=deadline, patient=False)
                 if model not in tried:
                     tried[model] = Tried(store=x.record.store)
                 if await self._on_model(x, model, asked, tried[model], progress, last=model == chain[-1]):

@@ -111,11 +111,10 @@ def names_exactly(call: Call, name: str) -> bool:
 
 def is_resource_call(call: Call) -> bool:
     """Its answer may name what a project owns. A download's says what a file holds, and passes as it is."""
-    if _DOWNLOAD.search(f"{call.path}?{call.query}") is not None:
-        return False
-    if call.kind in ("other", "guarded"):
-        return collection(call) in COLLECTIONS or call.verb in MAKING or "/operations/" in call.path
-    return call.verb in MAKING
+    found = call.verb in MAKING
+    if not found and call.kind in ("other", "guarded"):
+        found = collection(call) in COLLECTIONS or "/operations/" in call.path
+    return found and _DOWNLOAD.search(f"{call.path}?{call.query}") is None
 
 
 def makes_what_goes_together(call: Call) -> bool:
