@@ -1,6 +1,6 @@
-"""Which project owns what: remembered in this instance, kept in the store for all of them. Nothing is sent from here.
+"""Which project owns what: remembered in this instance, kept in the store for all instances. Nothing is sent from here.
 
-A binding is a document `bound/NAME`; what it says of a file never changes, so one that is remembered is not read again.
+A binding is a document `bound/NAME`. A file never moves, so a binding that is remembered is not read again.
 """
 
 import asyncio
@@ -19,17 +19,17 @@ log = logging.getLogger("pollux.store")
 BOUND = "bound/"
 REMEMBERED, CLIENTS = 20_000, 10_000
 ABSENT_FOR = 5.0
-"""So long the store is not asked again for a name that it does not know."""
+"""How long the store is not asked again for a name that it does not have."""
 READ_MOST = 500
-"""So many names of one request are asked for at the store, which takes money for each; a body may hold 100,000."""
+"""The most names of one request that are read from the store, which costs money for each; a body may hold 100,000."""
 CLAIMS = 5
 SHOWN_MOST = 20
 NOWHERE_FOR = 60.0
-"""So long no project is asked again for a name that none of them knows."""
+"""How long no project is asked again for a name that none of them has."""
 WITHIN = 2.0
-"""Nobody waits longer for the store to take or to lose a binding."""
+"""How long a request waits for the store to read, write or delete a binding."""
 LATER = 60.0
-"""An end that moved by less is not worth a commit."""
+"""An expiry that moved by less is not worth a commit."""
 DAY = 86400.0
 KEPT_FOR = {"files": 2 * DAY, "generatedFiles": 2 * DAY, "interactions": 60 * DAY}
 KEPT_ELSE = 30 * DAY
@@ -41,7 +41,7 @@ class Bound(NamedTuple):
     """Who made it, or was the first to use it here."""
     expires: float
     pooled: bool = False
-    """A file whose content is kept here: other projects can have a copy of it, other clients cannot."""
+    """A file whose content is kept here: other projects can get a copy of it, other clients cannot use it."""
 
 
 class Affinity:
@@ -55,15 +55,15 @@ class Affinity:
         self._tasks: set[asyncio.Task[bool]] = set()
         self.counters = Counters()
         self.unread = 0
-        """How often the store did not say who owns something."""
+        """How often the store failed to say who owns something."""
         self.searches = 0
-        """How often a name was asked for at the projects."""
+        """How often the projects were asked for a name."""
 
     async def owner(self, name: str) -> Bound | None:
         return (await self.owners((name,))).get(name)
 
     async def owners(self, names: Iterable[str]) -> dict[str, Bound]:
-        """Of those that are known. What is not remembered is read in one round trip; without the store, by memory."""
+        """The known owners. What is not remembered is read in one round trip, as far as the store answers."""
         found: dict[str, Bound] = {}
         unknown: list[str] = []
         for name in names:
@@ -76,8 +76,8 @@ class Affinity:
         return found
 
     async def certain(self, names: Iterable[str]) -> dict[str, Bound]:
-        """As `owners`, for names that decide who may see a thing: the store is asked for all that are not known to be
-        pooled, and raises StoreUnavailableError where it does not say."""
+        """As `owners`, for names that decide who may see a file: all that are not known to be pooled are read from the
+        store. Raises StoreUnavailableError if it does not answer."""
         known = {name: self.remembered(name) for name in names}
         found = {name: bound for name, bound in known.items() if bound is not None}
         asked = [name for name, bound in known.items() if bound is None or not bound.pooled]
@@ -89,14 +89,14 @@ class Affinity:
         return found
 
     async def claim(self, name: str, project: str, client: str, expires: float) -> bool:
-        """Before a pooled file is made: from now on its name is this client's. False: it is somebody else's."""
+        """Before a pooled file is made: reserve its name for this client. False: the name is taken."""
         bound = Bound(project, client, expires, pooled=True)
         version: Version | None = None
         for _ in range(CLAIMS):
             try:
                 await self._watch.commit(BOUND + name, _packed(bound), version, self.counters)
             except ConflictError:
-                there, version = (await self._watch.read([BOUND + name])).get(BOUND + name, ({}, None))
+                there, version = await self._document(name)
                 held = _unpacked(there)
                 if held is not None and held.expires > self._now() and (held.client != client or not held.pooled):
                     return False
@@ -106,7 +106,7 @@ class Affinity:
         raise StoreUnavailableError(f"the document of {BOUND + name} was changed by others {CLAIMS} times in a row")
 
     async def unclaim(self, name: str) -> None:
-        """Google has another file of that name, which is whose it was."""
+        """Undo a claim: Google has another file of that name already."""
         self.drop(name)
         await self._all_of({name: self._delete(name)}, "deleted")
 
@@ -116,7 +116,7 @@ class Affinity:
         self._nowhere.pop(name, None)
 
     def remembered(self, name: str) -> Bound | None:
-        """As far as this instance knows, without asking anybody."""
+        """What this instance knows, without reading the store."""
         bound = self._bound.get(name)
         if bound is None or bound.expires <= self._now():
             return None
@@ -129,7 +129,7 @@ class Affinity:
                 documents = await self._watch.read([BOUND + name for name in names])
         except (StoreError, TimeoutError) as error:
             self.unread += 1
-            if not isinstance(error, StoreUnavailableError):  # of that the store's watch tells, once
+            if not isinstance(error, StoreUnavailableError):  # the store's watch logs that, once
                 log.error("the owner of %s cannot be read: %s", _some(names), str(error) or "no answer in time")
             return {}
         found: dict[str, Bound] = {}
@@ -143,20 +143,20 @@ class Affinity:
         return found
 
     async def bind(self, names: Mapping[str, float | None], project: str, client: str, *, pooled: bool = False) -> None:
-        """These belong to that project, until then (None: as such things usually do). Never fails: a store in trouble
-        is told of in the log, and this instance remembers."""
+        """Remember and store that these belong to the project until they expire (None: after the usual time). Never
+        fails: trouble with the store is logged, and this instance remembers."""
         changed: dict[str, Bound] = {}
         for name, end in names.items():
             known = self.remembered(name)
             if known is not None and known.pooled and known.client != client and known.project in self.roster.projects:
-                continue  # another file that has the name in another project: a name leads to one thing
+                continue  # another file has that name in another project: a name leads to one thing
             if known is not None and known.project == project and not pooled:
                 if end is None or abs(end - known.expires) < LATER:
                     continue
                 changed[name] = known._replace(expires=end)
             else:
                 end = self._now() + _kept_for(name) if end is None else end
-                kept = known is not None and known.pooled  # it may be found again in a project of another name
+                kept = known is not None and known.pooled  # its project may have another name by now
                 changed[name] = Bound(project, known.client if known and kept else client, end, pooled or kept)
         for name, bound in changed.items():
             self._remember(name, bound)
@@ -165,7 +165,7 @@ class Affinity:
             await self._all_of({name: self._commit(name, bound) for name, bound in changed.items()}, "kept")
 
     def remember(self, names: Mapping[str, float | None], project: str, client: str) -> None:
-        """In this instance only: for what a list named, which the project itself can say again."""
+        """In this instance only: for what a list named. The project can be asked again."""
         for name, end in names.items():
             if self.remembered(name) is None:
                 self._bound[name] = Bound(project, client, self._now() + _kept_for(name) if end is None else end)
@@ -179,7 +179,7 @@ class Affinity:
         await self._all_of({name: self._delete(name)}, "deleted")
 
     def drop(self, name: str) -> None:
-        """Its owner does not know it any more: the next request for it reads the store again."""
+        """Its owner does not have it any more: the next request for it reads the store again."""
         self._bound.pop(name, None)
 
     def made_by(self, client: str) -> str | None:
@@ -187,7 +187,7 @@ class Affinity:
         return self._made.get(client)
 
     def as_json(self) -> dict[str, int]:
-        """For an operator: what this instance remembers, and what it did for that."""
+        """For `status`."""
         return {"remembered": len(self._bound), "searches": self.searches, "commits": self.counters.commits}
 
     def is_nowhere(self, name: str) -> bool:
@@ -199,9 +199,9 @@ class Affinity:
     def _now(self) -> float:
         return self.roster.store.now()
 
-    async def _all_of(self, changes: Mapping[str, Coroutine[Any, Any, bool]], what: str) -> None:
+    async def _all_of(self, changes: Mapping[str, Coroutine[Any, Any, None]], what: str) -> None:
         """In tasks of their own: a client that leaves cancels none of them."""
-        tasks = {asyncio.create_task(change): name for name, change in changes.items()}
+        tasks = {asyncio.create_task(_applied(name, change, what)): name for name, change in changes.items()}
         self._tasks.update(tasks)
         for task in tasks:
             task.add_done_callback(self._tasks.discard)
@@ -214,36 +214,36 @@ class Affinity:
                 _some(failed),
             )
 
-    async def _commit(self, name: str, bound: Bound) -> bool:
+    async def _document(self, name: str) -> tuple[Mapping[str, Any], Version | None]:
+        return (await self._watch.read([BOUND + name])).get(BOUND + name, ({}, None))
+
+    async def _commit(self, name: str, bound: Bound) -> None:
         document = _packed(bound)
         try:
-            try:
-                await self._watch.commit(BOUND + name, document, None, self.counters)
-            except ConflictError:
-                (there, version) = (await self._watch.read([BOUND + name])).get(BOUND + name, ({}, None))
-                held = _unpacked(there)
-                if held is not None and held.pooled and not bound.pooled and held.expires > self._now():
-                    self._bound[name] = held
-                elif there != document:
-                    await self._watch.commit(BOUND + name, document, version, self.counters)
-        except ConflictError:  # another instance binds it at this very moment, to what its own answer said
-            return True
-        except StoreError as error:
-            log.warning("who owns %s could not be written: %s", name, error)
-            return False
-        return True
-
-    async def _delete(self, name: str) -> bool:
-        try:
-            found = (await self._watch.read([BOUND + name])).get(BOUND + name)
-            if found is not None:
-                await self._watch.store.delete(BOUND + name, found[1])
+            await self._watch.commit(BOUND + name, document, None, self.counters)
         except ConflictError:
-            return True
-        except StoreError as error:
-            log.warning("who owned %s could not be deleted: %s", name, error)
-            return False
+            there, version = await self._document(name)
+            held = _unpacked(there)
+            if held is not None and held.pooled and not bound.pooled and held.expires > self._now():
+                self._bound[name] = held
+            elif there != document:
+                await self._watch.commit(BOUND + name, document, version, self.counters)
+
+    async def _delete(self, name: str) -> None:
+        _, version = await self._document(name)
+        if version is not None:
+            await self._watch.store.delete(BOUND + name, version)
+
+
+async def _applied(name: str, change: Coroutine[Any, Any, None], what: str) -> bool:
+    try:
+        await change
+    except ConflictError:  # another instance changed it at the same moment, by what its own answer said
         return True
+    except StoreError as error:
+        log.warning("the owner of %s could not be %s: %s", name, what, error)
+        return False
+    return True
 
 
 def _some(names: Sequence[str]) -> str:
@@ -266,7 +266,7 @@ def _packed(bound: Bound) -> Document:
 
 
 def _unpacked(document: Mapping[str, Any]) -> Bound | None:
-    """None for what an older or newer Pollux wrote in another form."""
+    """None for a document of another form, from an older or newer version."""
     project, client, expires = document.get("project"), document.get("client"), document.get("expires")
     if not isinstance(project, str) or not isinstance(client, str) or not isinstance(expires, int | float):
         return None
