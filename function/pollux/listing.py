@@ -1,6 +1,7 @@
-"""Lists over all projects: asked in parallel, shown as one. What a page is, is in `listing_page`.
+"""Lists over all projects: asked in parallel, shown as one. `listing_page` puts a page together.
 
-Google's own pages have a token for each project. OpenAI's have none: they go on after an id, whose owner is known.
+A page token of Google's API becomes one of ours with a token for each project. OpenAI's API has no page tokens: a list
+goes on after an id, whose owner is known.
 """
 
 import asyncio
@@ -29,17 +30,17 @@ LISTED = frozenset(
 )  # fmt: skip
 LISTED_BY_OPENAI = frozenset({"files", "batches"})
 WITHIN = 15.0
-"""A project that takes longer is left out and named in NOT_ASKED."""
+"""A project that takes longer is left out, and the header NOT_ASKED names it."""
 NOT_ASKED = b"x-pollux-not-asked"
 OPENAI_PAGE, OPENAI_MOST = 20, 100
 GONE_MOST = 100
-"""So many projects do not leave the pool between two pages."""
+"""A page token that names more projects which are not in the pool is not ours."""
 MOST_ROUNDS = 8
-"""So often others are asked while a page is empty. Google too may say of an empty one that it is not the last."""
+"""How often other projects are asked while a page is empty. Then it stays empty, with a token for the next one."""
 
 
 def is_list(method: str, call: Call) -> bool:
-    """A list of what projects own; that of models is the same in all of them, nearly."""
+    """A list of what projects own. The list of models is nearly the same in all projects."""
     if method != "GET" or call.kind != "other":
         return False
     what = wire.below(call).rstrip("/")
@@ -105,7 +106,7 @@ class Listing:
     async def _of_openai(self, x: Exchange) -> tuple[dict[str, Any] | None, list[str]]:
         after, limit = parameter(x.call.query, ("after",)), parameter(x.call.query, ("limit",))
         most = min(int(limit), OPENAI_MOST) if limit.isascii() and limit.isdigit() and int(limit) else OPENAI_PAGE
-        projects, start = sorted(self._roster.projects), ""
+        start = ""
         if after:
             kind = wire.below(x.call).rstrip("/")
             name = wire.resource(after) or f"{kind}/{after}"
@@ -115,14 +116,9 @@ class Listing:
                     "BAD_REQUEST", "the list cannot go on after that id, which no project is known to own"
                 )
             start = bound.project
-        answers = await self._ask_all(
-            x,
-            {
-                project: target_after(x.call, after if project == start else "", most)
-                for project in projects
-                if project >= start
-            },
-        )
+        asked = [project for project in sorted(self._roster.projects) if project >= start]
+        targets = {project: target_after(x.call, after if project == start else "", most) for project in asked}
+        answers = await self._ask_all(x, targets)
         told = {project: answer for project, answer in answers.items() if isinstance(answer, Told)}
         if not told:
             await self._refuse(x, answers)
@@ -130,7 +126,7 @@ class Listing:
         data: list[Any] = []
         more = False
         for answer in told.values():
-            if more:  # the next page goes on there, before the other projects have their turn
+            if more:  # the next page goes on with this project, before the others
                 break
             data += _entries(answer)
             more = len(data) > most or answer.document.get("has_more") is True
@@ -167,7 +163,7 @@ class Listing:
         return answers
 
     async def _refuse(self, x: Exchange, answers: Mapping[str, Told | Failure | None]) -> None:
-        """Nobody could say anything: the first refusal is the client's, but that of a key, which is none of its."""
+        """No project answered: the client gets the first refusal that is not about a key."""
         failures = [answer for answer in answers.values() if isinstance(answer, Failure)]
         first = next((failure for failure in failures if failure.verdict.blames != "key"), None)
         if first is not None:
@@ -176,12 +172,12 @@ class Listing:
         now = self._attempts.pool.now()
         able, refusals = self._roster.candidates("", (), (), now)
         if able:
-            raise RequestError("UPSTREAM_TIMEOUT", f"no project said within {WITHIN:g} s what it has")
+            raise RequestError("UPSTREAM_TIMEOUT", f"no project answered within {WITHIN:g} s")
         raise reasons.problem("", refusals, now, want=Want())
 
 
 def _leave_out(document: dict[str, Any], hidden: Collection[str]) -> None:
-    """A page may be shorter for it; the list goes on by its token all the same."""
+    """The page gets shorter; its token stays valid."""
     for field, value in document.items():
         if isinstance(value, list):
             document[field] = [one for one in value if not (isinstance(one, dict) and _name_of(one) in hidden)]
