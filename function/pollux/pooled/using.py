@@ -13,7 +13,6 @@ from pollux import wire
 from pollux.affinity import Affinity, Bound
 from pollux.attempts import Failure
 from pollux.exchange import Exchange
-from pollux.inbound import RequestError
 from pollux.journal import Attempt
 from pollux.pool import Ask, Pool, Tried
 from pollux.pooled.contents import Contents
@@ -23,6 +22,7 @@ from pollux.pooled.sender import Sender
 from pollux.pooled.shelf import Shelf
 from pollux.resources import Owned
 from pollux.store import StoreError
+from pollux.wire.error import GatewayError
 
 log = logging.getLogger("pollux.relay")
 
@@ -55,7 +55,7 @@ class Using:
         said = references if x.parsed is None else {*references, *wire.may_be_named(x.parsed)}
         mentioned = wire.mentioned(said) - set(names)
         if len(names) + len(mentioned) > NAMED_MOST:
-            raise RequestError("BAD_REQUEST", f"the request names more than {NAMED_MOST} files")
+            raise GatewayError("BAD_REQUEST", f"the request names more than {NAMED_MOST} files")
         self.refuse_copies(mentioned)
         _refuse_others_of(await self.affinity.certain(mentioned), x.record.client)
 
@@ -68,7 +68,7 @@ class Using:
         found = await asyncio.gather(*(self.shelf.find(name) for name in pooled))
         known = {file.name for file in found if file is not None} - set(wire.path_names(x.call))
         bases = {wire.GOOGLE, self.pool.settings.upstream}
-        with suppress(RequestError):  # an address of ours stays in the body if it is spelt oddly
+        with suppress(GatewayError):  # an address of ours stays in the body if it is spelt oddly
             bases |= {x.own_base(), self.pool.settings.public_url} - {""}
         named = {reference: wire.named_by(reference, bases) for reference in wire.references(x.parsed, x.call)}
         references = {reference: name for reference, name in named.items() if name is not None and name in known}
@@ -256,7 +256,7 @@ class Copied(Owned):
             if trouble is not None and self._shelf.known(name) is None:
                 raise _not_yours(name)
             if isinstance(trouble, LateError):
-                raise RequestError("COPY_PENDING", f"{trouble}; ask again", retry_after=PENDING_RETRY)
+                raise GatewayError("COPY_PENDING", f"{trouble}; ask again", retry_after=PENDING_RETRY)
             if isinstance(trouble, CopyError):
                 self._record.note(Attempt("", project, "", "not-copied", None, str(trouble)))
                 return False
@@ -265,10 +265,10 @@ class Copied(Owned):
         self._record.note(Attempt("", project, "", "copied", None, waited=self._pool.now() - began))
         return True
 
-    def _unreachable(self) -> RequestError:
+    def _unreachable(self) -> GatewayError:
         where = "any project that is well" if self.only is None else f"project {self.only}"
         said = f"{', '.join(self._files)} cannot be copied to {where} at the moment"
-        return RequestError("COPY_PENDING", said, retry_after=PENDING_RETRY)
+        return GatewayError("COPY_PENDING", said, retry_after=PENDING_RETRY)
 
     def _rename(self, project: str) -> None:
         """For the next attempt, which goes there."""
@@ -309,7 +309,7 @@ def _refuse_others_of(owners: Mapping[str, Bound], client: str) -> None:
             raise _not_yours(name)
 
 
-def _not_yours(name: str) -> RequestError:
+def _not_yours(name: str) -> GatewayError:
     """In Google's words for what another project owns."""
     said = f"You do not have permission to access the File {name.removeprefix('files/')} or it may not exist."
-    return RequestError("FILE_OF_ANOTHER", said)
+    return GatewayError("FILE_OF_ANOTHER", said)
