@@ -1,43 +1,43 @@
-"""placement: what the relay asks about where a request may go. The relay itself knows no resource."""
+"""placement: the relay asks it where a request may go, and knows no resource itself."""
 
 import ast
 from pathlib import Path
 
 import pytest
+from importlinter.cli import lint_imports
 
-PACKAGE = Path(__file__).parent.parent / "function/pollux"
+from pollux.placement import ANYWHERE
+from pollux.pool import Ask, Tried
+from pollux.windows import Want
+from tests.gateway import play
+
+ROOT = Path(__file__).parent.parent
 RELAY = (
-    "address", "attempts", "exchange", "inbound", "journal", "outbound", "placement", "relay", "send", "uncounted",
-)  # fmt: skip
-RESOURCES = (
-    "affinity", "listing", "listing_page", "owners", "pooled", "questions", "resources", "upload_token", "uploads",
+    "address", "attempts", "exchange", "inbound", "journal", "outbound", "placement", "relay", "uncounted",
 )  # fmt: skip
 OWNED = ("cachedContents", "fileSearchStores", "files/", "blob")
 
 
-def tree(module: str) -> ast.Module:
-    path = PACKAGE / f"{module}.py"
-    return ast.parse(path.read_text() if path.exists() else "")
-
-
-def imported(module: str) -> set[str]:
-    """The modules of this package that it imports, also for type checking only or inside a function."""
-    found: set[str] = set()
-    for node in ast.walk(tree(module)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name.split(".")[1] for name in found if name.startswith("pollux.")}
-
-
-@pytest.mark.parametrize("module", RELAY)
-def test_the_relay_imports_nothing_of_resources(module: str) -> None:
-    assert imported(module).isdisjoint(RESOURCES)
+def test_the_import_contract_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == 0, capsys.readouterr().out
 
 
 @pytest.mark.parametrize("module", RELAY)
 def test_the_relay_names_no_kind_of_resource(module: str) -> None:
-    constants = {node.value for node in ast.walk(tree(module)) if isinstance(node, ast.Constant)}
-    said = [text for text in constants if isinstance(text, str) for word in OWNED if word in text]
-    assert not said
+    tree = ast.parse((ROOT / f"function/pollux/{module}.py").read_text())
+    constants = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    assert not [text for text in constants if isinstance(text, str) for word in OWNED if word in text]
+
+
+def test_the_null_case_lets_a_request_go_anywhere_as_it_is() -> None:
+    ask, tried = Ask(Want(1), 1.0), Tried()
+
+    async def scene() -> None:
+        assert await ANYWHERE.narrow(ask, tried) is ask
+        await ANYWHERE.prepare("p1", tried)
+
+    play(scene)
+    assert ANYWHERE.ready("p1")
+    assert ANYWHERE.rewritten(b"body") == ANYWHERE.shown(b"body") == b"body"
+    assert (ANYWHERE.only, ANYWHERE.counts_at(), ANYWHERE.exhausted()) == (None, None, None)
+    assert tried == Tried()
