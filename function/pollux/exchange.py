@@ -1,4 +1,4 @@
-"""One request as the relay works on it: what came, what goes upstream for a given key and model, and its record."""
+"""One request as relayed: what came, what goes upstream for a key and model, and its record."""
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ PassOn = Callable[["Exchange", Answer, RawHeaders, str, Settle, str], Awaitable[
 """Passes on a good answer: with its headers, the project, how it is settled, and the key's value to cover."""
 
 OPENING = 1000
-"""Characters of a conversation's opening by which it is known again."""
+"""How many characters of each opening text identify a conversation."""
 
 
 @dataclass(slots=True)
@@ -32,10 +32,10 @@ class Exchange:
     call: Call
     method: str
     headers: Sequence[tuple[str, str]]
-    """What travels upstream of the client's headers; the credential is added for each attempt."""
+    """The client's headers that go upstream; each attempt adds the credential."""
     body: bytes
     readable: bytes
-    """The body as it reads: inflated, if it came compressed."""
+    """The body, inflated if it came compressed."""
     parsed: Mapping[str, Any] | None
     record: Record
     reply: Reply
@@ -46,11 +46,11 @@ class Exchange:
     mode: str = "both"
     prefer_key: str | None = None
     sticky: int | None = None
-    """The conversation, by its opening."""
+    """Identifies the conversation."""
     goes_on: bool = False
-    """Whether it has earlier turns of the model: then it goes where those came from."""
+    """Whether it has earlier turns of the model: then it prefers the project that they came from."""
     passing: PassingBody | None = None
-    """The body in the place of `body`, if it is not held: it can be sent only once."""
+    """Replaces `body` if the body is not held: it can be sent only once."""
     readdress: Readdress | None = None
     begins_upload: bool = False
     own_base: Callable[[], str] = str
@@ -66,11 +66,11 @@ class Exchange:
 
     @property
     def harmless(self) -> bool:
-        """Sent twice it has no more effect than once: it only asks, or begins what nobody has to go on with."""
+        """Whether it may be sent twice: it only asks, or begins an upload that may be abandoned."""
         return self.method in ("GET", "HEAD") or self.call.kind == "count" or self.begins_upload
 
     def exchange(self, readable: bytes) -> None:
-        """Another body in the place of the client's: its own but for some addresses."""
+        """Replace the client's body by the same one with other addresses in it."""
         self.body = self.readable = readable
         self.parsed = json.loads(readable)
         self.headers = [(name, value) for name, value in self.headers if name != "content-encoding"]
@@ -80,7 +80,7 @@ class Exchange:
         return "openai-sse" if self.call.api == "openai" else self.stream
 
     def ask(self, generation: int, kind: str | None = None) -> Ask:
-        """What it takes of a quota, by estimate. A model that makes images makes one at least."""
+        """What it takes of a quota, estimated. A model for images makes at least one."""
         found = estimate(self.parsed, size=len(self.readable), verb=self.call.verb, generation=generation)
         want = Want(found.requests, found.tokens, max(found.images, kind == "image"))
         sticky = self.sticky if self.goes_on else None
@@ -108,7 +108,7 @@ class Exchange:
         return (f"{path}?{call.query}" if call.query else path), headers, body
 
     def size_question(self, model: str) -> tuple[str, bytes] | None:
-        """The countTokens call that tells this request's size; None where none fits."""
+        """Target and body of the countTokens call for this request; None if it has none."""
         if self.call.kind != "generate" or self.call.verb == wire.INTERACTION or self.parsed is None:
             return None
         inner = dict(self.parsed) if self.call.api == "native" else _as_contents(self.parsed)
@@ -140,7 +140,7 @@ def _texts(message: Any) -> list[str]:
 
 
 def goes_on(parsed: Mapping[str, Any] | None) -> bool:
-    """Whether the body carries earlier turns of the model. What is asked for the first time belongs to no project."""
+    """Whether the body has earlier turns of the model. A first question belongs to no project."""
     for turn in _turns(parsed):
         role = turn.get("role") if isinstance(turn, dict) else None
         if role in ("model", "assistant"):

@@ -108,34 +108,35 @@ class Owners:
         return place
 
     async def of(self, x: Exchange, names: Sequence[str]) -> dict[str, Bound]:
-        """Of those that are known, or found now."""
+        """The owners that are known, or found by a search."""
         files = [] if self.pooled is None else [name for name in names if name.startswith("files/")]
         owners = await self._affinity.certain(files)
         owners |= await self._affinity.owners([name for name in names if name not in owners])
         projects = self._pool.roster.projects
         lost = [name for name in names if name not in owners]
-        # A project of another name by now, as a key may get one, is found again; else its own is told.
+        # A key may have got another project name since: then the search finds it under the new name.
         gone = [name for name, bound in owners.items() if bound.project not in projects]
-        if lost and len(projects) == 1:  # nobody else can own it
+        if lost and len(projects) == 1:  # no other project can own it
             owners |= {name: Bound(project, x.record.client, 0.0) for name in lost for project in projects}
         elif lost or gone:
             owners |= await self._searched(x, lost + gone)
         return owners
 
     async def _of_body(self, x: Exchange, references: Collection[str]) -> set[str]:
+        """The names behind references in the body. URIs of ours become the upstream's."""
         settings = self._pool.settings
         own = [settings.public_url] if settings.public_url else []
         if any("://" in reference for reference in references):
-            with suppress(GatewayError):  # a Host that is none: then nothing can be ours
+            with suppress(GatewayError):  # an invalid Host: no URI can be ours then
                 own.append(x.own_base())
-        if settings.upstream != wire.GOOGLE:  # what stands in for Google knows only its own address
+        if settings.upstream != wire.GOOGLE:  # an upstream that stands in for Google knows only its own address
             own.append(wire.GOOGLE)
         own = [base for base in own if base]
         bases = [wire.GOOGLE, settings.upstream, *own]
         strangers = [
             found for reference in references if (found := wire.elsewhere(reference)) and found[0] not in bases
         ]
-        if strangers:  # a gateway may be called by several names, one when a file is made and another when it is used
+        if strangers:  # the gateway may have had another address when the file was made
             known = await self._affinity.owners(sorted({name for _, name in strangers}))
             own += [base for base, name in strangers if name in known]
             bases += own
@@ -149,16 +150,16 @@ class Owners:
             listed = " and ".join(f"{name} to project {project}" for project, name in sorted(by_project.items()))
             raise GatewayError(
                 "TWO_OWNERS",
-                f"the request names resources of several projects, and none of them sees what another owns: {listed} "
-                "belong; make them anew in one project, whose key x-pollux-key may name, or use them in requests of "
-                "their own",
+                f"the request names resources of several projects, and no project sees what another owns: {listed} "
+                "belong; make them again in one project, whose key x-pollux-key may name, or use them in separate "
+                "requests",
             )
         project, name = next(iter(by_project.items()))
         if project not in self._pool.roster.projects:
             raise GatewayError(
                 "OWNER_GONE",
                 f"{name} belongs to project {project}, of which the pool has no key any more; add one, or make {name} "
-                "anew",
+                "again",
             )
         return project
 
@@ -177,13 +178,12 @@ class Owners:
         found = await asyncio.gather(*(self._search(x, name) for name in unknown))
         located = {name: bound for name, bound in zip(unknown, found, strict=True) if bound is not None}
         for name, bound in located.items():
-            x.record.note(
-                Attempt("", bound.project, "", "located", None, detail=f"{name} was looked for and found there")
-            )
+            found_there = f"{name} was looked for and found there"
+            x.record.note(Attempt("", bound.project, "", "located", None, detail=found_there))
         return located
 
     async def _search(self, x: Exchange, name: str) -> Bound | None:
-        """One search at a time for each name, whoever asks; it goes on if one of them leaves."""
+        """One search at a time for each name. It goes on if a client that waits for it leaves."""
         task = self._searches.get(name)
         if task is None:
             version = x.call.path.strip("/").split("/")[0]
@@ -224,7 +224,7 @@ class Owners:
         return None
 
     async def _has(self, project: str, target: str) -> tuple[str, tuple[bool, dict[str, float | None]] | None]:
-        """Whether it has it, and until when; None if it did not say."""
+        """Whether the project has it, and what its answer names, with expiries; None if it did not say."""
         told = await self._questions.ask(project, target, WITHIN)
         if isinstance(told, Told):
             return project, (True, wire.answer_names(told.document, wire.read_target("GET", target)))
@@ -234,7 +234,7 @@ class Owners:
 
 
 def home_of(client: str, projects: Iterable[str]) -> str | None:
-    """Where a client's things are made, whichever instance makes them, so that one request can name several of them."""
+    """The project for a client's new resources, the same in every instance, so that a request can name several."""
     return max(
         projects, key=lambda project: blake2b(f"{client}\0{project}".encode(errors="replace")).digest(), default=None
     )

@@ -29,17 +29,17 @@ Count = Callable[[Key, str, bytes], Awaitable[int | None]]
 
 @dataclass(slots=True)
 class Progress:
-    """How far a request has come, over all models: what decides whether it is sent again, and what the client is told
-    when nothing is left. It does not grow, however many projects refuse.
+    """What happened to a request so far, over all models: decides whether it is sent again, and what the client gets
+    when nothing is left. It does not grow with the number of refusals.
     """
 
     wanted: str
     """The model that the client asked for."""
     until: float = math.inf
-    """After this nothing is sent again. Known once it could be sent for the first time."""
+    """The time after which it is not sent again. Set when it could be sent for the first time."""
     troubles: int = 0
     told: Failure | None = None
-    """The first failure of the wanted model that is the client's to hear: no key, project or quota is to blame."""
+    """The first failure of the wanted model that no key, project or quota is to blame for: the client gets it."""
     full: Full | None = None
     """What the projects said when none had a slot for the wanted model."""
 
@@ -92,7 +92,7 @@ class Relay:
         await self._refuse(x, ask, progress)
 
     def _passes(self, x: Exchange, models: int) -> Sequence[float]:
-        """The deadlines to try the chain with: first a short one, if falling back comes before waiting long."""
+        """The deadlines to try the chain with: POLLUX_FALLBACK_AFTER first, if it is set and shorter."""
         after = self._settings.fallback_after
         if after is None or models == 1 or self.pool.now() + after >= x.deadline:
             return (x.deadline,)
@@ -154,20 +154,20 @@ class Relay:
         return False
 
     def _may_be_sent(self, x: Exchange, progress: Progress) -> bool:
-        """Once more, as far as this request is concerned."""
+        """Whether the request itself allows another attempt."""
         trouble = progress.troubles >= self._settings.max_attempts
         return x.can_be_sent and not trouble and self.pool.now() <= progress.until
 
     def _may_have_made(self, x: Exchange, model: str, ask: Ask, failure: Failure) -> bool:
-        """Sent again, it might make a second thing, which is paid for. Google says when it did not begin with one."""
+        """Whether sending it again might make, and charge for, a second thing. An overloaded Google made nothing."""
         if failure.unsent:
             return False
         paid = ask.want.images > 0 or self._catalog.kind(model) in PAID_BY_THE_PIECE
         return wire.is_resource_call(x.call) or (paid and failure.verdict.cause != "overloaded")
 
     def _is_worth_a_wait(self, x: Exchange, found: Reservation, failure: Failure) -> bool:
-        """Whether to ask the project once more after its rest: its limit is known by now, or no other can serve, or it
-        is a tool that rests, and with it for every model of the chain."""
+        """Whether to ask the project again after its rest: the refusal taught its limit, no other project can serve, or
+        a tool rests, which rests for every model of the chain."""
         now, owned = self.pool.now(), found.quota
         cooling = owned.ledger.value.cooldown
         rests = cooling is not None and cooling.until > now
@@ -200,12 +200,12 @@ class Relay:
             found.let_go()
 
     def _elsewhere(self, x: Exchange, found: Reservation) -> str | None:
-        """Another project that served this conversation last."""
+        """The project that served this conversation last, if it is another one."""
         server = self.pool.served_by(x.sticky)
         return None if server == found.quota.project else server
 
     async def _refuse(self, x: Exchange, ask: Ask, progress: Progress) -> None:
-        """Nothing is left: the first refusal that says something is the client's."""
+        """Nothing is left: the client gets the first refusal that tells it something."""
         only = x.place.only
         if (told := x.place.exhausted() or progress.told) is not None:
             await self.attempts.give(x, told)

@@ -19,7 +19,7 @@ from pollux.redaction import Screen, redact
 from pollux.upstream import Answer, UpstreamError
 
 HELD_MOST = 1 << 16
-"""An event as long as this is content, and names nothing."""
+"""A longer event is content and names nothing."""
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
 _NAMING = (b'"id"', b"environment_id", b"interaction_id")
 NOT_SHOWN = frozenset({"resource-permission", "not-found", "model-access"})
@@ -73,7 +73,7 @@ class Resources:
         self._upstream = upstream
 
     async def answered(self, x: Exchange, project: str, body: bytes) -> bytes:
-        """The answer as the client gets it, after what it names is bound to the project that gave it."""
+        """Bind what the answer names to its project; return it as the client gets it."""
         body = x.place.shown(body)
         try:
             document = json.loads(body)
@@ -85,7 +85,7 @@ class Resources:
     async def pass_on(
         self, x: Exchange, answer: Answer, headers: RawHeaders, project: str, settle: Settle, secret: str
     ) -> None:
-        """A resource call's good answer. What is neither JSON nor events, or is too long to read, passes unseen."""
+        """A resource call's good answer. What is neither JSON nor events, or is too long, passes without being read."""
         if x.method == "DELETE":
             for name in wire.path_names(x.call):
                 if wire.names_exactly(x.call, name):
@@ -114,8 +114,7 @@ class Resources:
     async def _pass_events(
         self, x: Exchange, answer: Answer, headers: RawHeaders, project: str, settle: Settle, secret: str
     ) -> None:
-        """Byte for byte; but an event passes only when it is complete, and one that names something, once that is
-        bound."""
+        """Byte for byte, but an event passes only when it is complete and what it names is bound."""
         await x.reply.begin(answer.status, [(n, v) for n, v in headers if n != b"content-length"])
         screen, held, tail = Screen(secret), b"", b""
         try:
@@ -141,7 +140,7 @@ class Resources:
 
 
 def _data_of(event: bytes) -> Any:
-    """The JSON of an event's data, if it is any."""
+    """The JSON of an event's data; None if it is not JSON."""
     lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
     try:
         return json.loads(b"\n".join(lines)) if lines else None
