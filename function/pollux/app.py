@@ -135,10 +135,10 @@ class App:
         self.pool = Pool(settings, self.roster)
         self.affinity = Affinity(self.roster)
         relay = Relay(self.pool, self.upstream, self.affinity)
-        uploads = Uploads(self.pool, self.upstream, self.affinity)
+        uploads = Uploads(self.pool, relay.attempts.upstream, self.affinity)
         self.pooling: Pooling | None = None
         if settings.files == "pooled":
-            self.pooling = Pooling(self.pool, self.affinity, self.upstream, relay.attempts, relay.questions, blobs)
+            self.pooling = Pooling(self.pool, self.affinity, relay.attempts, relay.questions, blobs)
             relay.owners.pooled, uploads.receiving = self.pooling.using, self.pooling.receiving
         self.reception = Reception(settings, tokens, relay, uploads, self.journal)
 

@@ -1,7 +1,7 @@
 """One request as the relay works on it: what came, what goes upstream for a given key and model, and its record."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ from pollux import tools, wire
 from pollux.estimate import estimate
 from pollux.inbound import PassingBody
 from pollux.journal import Attempt, Record
-from pollux.keys import Key, Secret
+from pollux.keys import Key
 from pollux.outbound import Reply
 from pollux.pool import Ask
 from pollux.windows import Want
@@ -18,8 +18,8 @@ from pollux.wire import Call
 if TYPE_CHECKING:
     from pollux.pooled.using import Named
 
-Readdress = Callable[[Sequence[tuple[bytes, bytes]], list[tuple[bytes, bytes]], Key, str], list[tuple[bytes, bytes]]]
-"""From an answer's headers and what may pass of them, with the key and its value: what the client gets."""
+Readdress = Callable[[Sequence[tuple[bytes, bytes]], Key], Awaitable[list[tuple[bytes, bytes]]]]
+"""From an answer's headers, wire.OF_UPLOADS among them, and the key that asked: what the client gets."""
 
 OPENING = 1000
 """Characters of a conversation's opening by which it is known again."""
@@ -103,9 +103,9 @@ class Exchange:
         asked = tools.asked(self.parsed)
         return Ask(want, self.deadline, self.patient, sticky, self.prefer_key, self.only, tools=asked)
 
-    def outgoing(self, key: Secret, model: str | None) -> tuple[str, list[tuple[str, str]], bytes]:
-        """Target, headers and body of an attempt: the client's own, but for the credential and, perhaps, the model."""
-        call, body, headers = self.call, self.body, list(self.headers)
+    def outgoing(self, model: str | None) -> tuple[str, Sequence[tuple[str, str]], bytes]:
+        """Target, headers and body of an attempt: the client's own, but perhaps for the model."""
+        call, body, headers = self.call, self.body, self.headers
         path = call.path
         if model is not None and model != call.model:
             if call.kind == "get-model" or (call.api == "native" and call.verb != wire.INTERACTION):
@@ -117,10 +117,6 @@ class Exchange:
                 headers = [(name, value) for name, value in headers if name != "content-encoding"]
         if self.renames:
             body, _ = wire.renamed(body, self.renames)
-        if call.api == "openai":
-            headers.append(("authorization", f"Bearer {key.reveal()}"))
-        else:
-            headers.append(("x-goog-api-key", key.reveal()))
         return (f"{path}?{call.query}" if call.query else path), headers, body
 
     def size_question(self, model: str) -> tuple[str, bytes] | None:

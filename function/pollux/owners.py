@@ -11,13 +11,14 @@ from urllib.parse import quote
 
 from pollux import wire
 from pollux.affinity import Affinity, Bound
-from pollux.attempts import NOT_SHOWN, Failure
+from pollux.attempts import NOT_SHOWN
 from pollux.exchange import Exchange
 from pollux.inbound import RequestError
 from pollux.journal import Attempt
 from pollux.pool import Pool
 from pollux.pooled.using import Using
 from pollux.questions import Questions, Told
+from pollux.send import Failure
 
 AT_ONCE = 8
 SEARCHES_AT_ONCE = 8

@@ -12,7 +12,7 @@ from functools import partial
 
 from pollux import reasons, uncounted, wire
 from pollux.affinity import Affinity
-from pollux.attempts import AGAIN_WITHIN, Attempts, Failure, backoff
+from pollux.attempts import AGAIN_WITHIN, Attempts, LateError, backoff
 from pollux.exchange import Exchange
 from pollux.health import PROBED
 from pollux.journal import Attempt
@@ -23,6 +23,7 @@ from pollux.pool import Ask, Full, Pool, Reservation, Tried
 from pollux.pooled.using import Using
 from pollux.questions import Questions
 from pollux.resources import Resources
+from pollux.send import Failure
 from pollux.upstream import Upstream
 from pollux.windows import MINUTE_LIMITS
 
@@ -65,7 +66,7 @@ class Relay:
     ) -> None:
         self.pool = pool
         self.attempts = Attempts(pool, upstream, Resources(affinity, pool.settings.upstream))
-        self.questions = Questions(self.attempts, upstream)
+        self.questions = Questions(self.attempts)
         pool.recovery.free_call = self.questions.free_call
         self.owners = Owners(pool, affinity, self.questions)
         self._listing = Listing(self.attempts, self.questions, self.owners, affinity)
@@ -135,9 +136,10 @@ class Relay:
             if not await self._at_hand(x, found, tried):
                 continue
             progress.until = min(progress.until, max(x.deadline, self.pool.now() + AGAIN_WITHIN))
-            if not await self.attempts.in_time(found):
+            try:
+                failure = await self.attempts.reserved(x, found)
+            except LateError:
                 continue
-            failure = await self.attempts.reserved(x, found)
             if failure is None:
                 return True
             if self.pooled is not None and await self.pooled.lost(x, failure):

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 from pollux.affinity import Affinity
-from pollux.attempts import Failure
 from pollux.inbound import RequestError
 from pollux.pool import Pool, Tried
 from pollux.pooled.contents import Contents
@@ -31,6 +30,7 @@ from pollux.pooled.documents import (
 from pollux.pooled.sender import Made, NameTakenError, RefusedError, Sender
 from pollux.pooled.shelf import Shelf, Turns
 from pollux.questions import Told
+from pollux.send import Failure
 from pollux.store import ConflictError, Document, StoreError, Version
 
 log = logging.getLogger("pollux.relay")

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 
 from pollux import wire
 from pollux.affinity import Affinity, Bound
-from pollux.attempts import Failure
 from pollux.exchange import Exchange
 from pollux.inbound import RequestError
 from pollux.journal import Attempt
@@ -21,6 +20,7 @@ from pollux.pooled.copies import Copies, CopyError, LateError
 from pollux.pooled.documents import COPY, Copy, PooledFile
 from pollux.pooled.sender import Sender
 from pollux.pooled.shelf import Shelf
+from pollux.send import Failure
 from pollux.store import StoreError
 
 log = logging.getLogger("pollux.relay")

@@ -1,7 +1,7 @@
 """PURE. Which headers travel, in either direction: two allow-lists. And how long a client is ready to wait."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from pollux.wire.error import WireError
 from pollux.wire.guard import strip_query
@@ -79,12 +79,12 @@ def upstream_headers(raw: RawHeaders, *, content: bool) -> list[tuple[str, str]]
     return kept
 
 
-def client_headers(raw: RawHeaders) -> list[tuple[bytes, bytes]]:
-    """What a client gets to see of an answer's headers."""
+def client_headers(raw: RawHeaders, more: Container[bytes] = ()) -> list[tuple[bytes, bytes]]:
+    """What a client gets to see of an answer's headers. `more`: names (lower case) that this call needs as well."""
     return [
         (lower, _without_credentials(value) if lower in _ADDRESSES else value)
         for name, value in raw
-        if (lower := name.lower()) in TO_CLIENT
+        if (lower := name.lower()) in TO_CLIENT or lower in more
     ]
 
 
