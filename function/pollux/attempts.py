@@ -46,16 +46,12 @@ class Attempts:
     async def reserved(self, x: Exchange, reservation: Reservation) -> Failure | None:
         """A call with a slot of its own. None: the client has its answer. Raises LateError."""
         key, model, project = reservation.key, reservation.model, reservation.quota.project
-        answer = None
         try:
             sent = await self._send(x, key, model, reservation)
-            if isinstance(sent, Failure):
-                failure: Failure | None = sent
-                reservation.sent = reservation.sent and not sent.unsent
-            else:
-                answer = sent
-                failure = await self._served(x, reservation, answer)
+            failure = sent if isinstance(sent, Failure) else await self._served(x, reservation, sent)
             if failure is not None:
+                if failure.unsent:
+                    reservation.sent = False
                 failure = self.of_resources(x, failure)
                 if failure.verdict.blames != "key":
                     verdict = await self._outcomes.failed(reservation, failure.verdict)
@@ -67,8 +63,6 @@ class Attempts:
                 x.noted(attempt)
             return failure
         finally:
-            if answer is not None:
-                answer.close()
             reservation.let_go()
 
     async def free(self, x: Exchange, key: Key, model: str | None) -> Failure | None:
@@ -91,7 +85,7 @@ class Attempts:
             else:
                 await pass_on(x.reply, answer, nothing_to_settle)
         except UpstreamError as error:
-            return broken(model or "", key, error, self.pool.now())
+            return broken(key, error, self.pool.now())
         finally:
             answer.close()
         return None
@@ -139,7 +133,6 @@ class Attempts:
             target,
             headers,
             body if x.passing is None else x.passing,
-            model=model or "",
             credential=BEARER if x.call.api == "openai" else API_KEY,
             more=() if x.readdress is None else wire.OF_UPLOADS,
             begins=partial(self._begins, x, reservation),
@@ -157,14 +150,14 @@ class Attempts:
 
     async def _served(self, x: Exchange, reservation: Reservation, answer: CoveredAnswer) -> Failure | None:
         """Pass a good answer on; give a bad one back for judgement. Up to the first content nothing is lost by it."""
-        model, key = reservation.model, reservation.key
+        key = reservation.key
         settle = partial(self._settle, x, reservation)
         try:
             if x.stream != "no":
                 reader = StreamReader(x.stream_form)
                 first = await self._first_content(answer, reader)
                 if reader.error is not None and not reader.content_seen:
-                    return answer.refusal(model, key, first, self.pool.now())
+                    return answer.refusal(key, first, self.pool.now())
                 await self._well(x, reservation)
                 x.record.ended = await pass_stream(x.reply, answer, reader, first, settle)
                 return None
@@ -180,7 +173,9 @@ class Attempts:
             else:
                 await pass_on(x.reply, answer, settle, body)
         except UpstreamError as error:
-            return broken(model, key, error, self.pool.now())
+            return broken(key, error, self.pool.now())
+        finally:
+            answer.close()
         return None
 
     async def _first_content(self, answer: CoveredAnswer, reader: StreamReader) -> bytes:

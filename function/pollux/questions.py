@@ -24,6 +24,7 @@ MOST_TROUBLES = 2
 ASKED_AT_ONCE = 96
 """Of all requests together: each holds a connection, of which some machines allow a process 256."""
 COUNT_WITHIN = 5.0
+PROBE = probe.target(probe.MODEL)
 JSON = (("content-type", "application/json"),)
 
 
@@ -90,7 +91,7 @@ class Questions:
         try:
             body, complete = (await answer.read(), True) if whole else await collect(answer)
         except UpstreamError as error:
-            return broken("", key, error, self._pool.now())
+            return broken(key, error, self._pool.now())
         finally:
             answer.close()
         return Told(key, answer.status, _document(body) if complete else {})
@@ -99,7 +100,7 @@ class Questions:
         """What Google says to a call that takes no quota. None: the key's value cannot be read, or no answer came."""
         try:
             async with asyncio.timeout(COUNT_WITHIN), self._room:
-                said = await self._upstream.fetch(key, "POST", probe.target(probe.MODEL), JSON, probe.BODY)
+                said = await self._upstream.send(key, "POST", PROBE, JSON, probe.BODY, whole=True)
         except TimeoutError:
             return None
         if isinstance(said, Failure):
@@ -110,7 +111,7 @@ class Questions:
         """Google's own count; None if it cannot be had, then the estimate stands."""
         try:
             async with asyncio.timeout(COUNT_WITHIN):
-                said = await self._upstream.fetch(key, "POST", target, JSON, body)
+                said = await self._upstream.send(key, "POST", target, JSON, body, whole=True)
         except TimeoutError:
             return None
         return None if isinstance(said, Failure) else wire.total_tokens(said.body)

@@ -74,8 +74,8 @@ def _forms(secret: str) -> set[str]:
 
 
 class Screen:
-    """Takes one exact secret out of bytes that pass, wherever they are cut. The end of a piece that may be the beginning
-    of the secret is held back until the next piece tells.
+    """Takes one exact secret out of bytes that pass, wherever they are cut. The end of a piece is held back until the
+    next piece comes if it may be the beginning of the secret.
 
     `same_length`: what is put in its place is as long as the secret, for an answer whose length was announced.
     """

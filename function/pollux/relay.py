@@ -48,9 +48,9 @@ class Progress:
     full: Full | None = None
     """What the projects said when none had a slot for the wanted model."""
 
-    def failed(self, failure: Failure) -> None:
+    def failed(self, failure: Failure, model: str) -> None:
         ours = failure.verdict.blames in ("key", "project", "quota")
-        if self.told is None and self.full is None and failure.model == self.wanted and not ours:
+        if self.told is None and self.full is None and model == self.wanted and not ours:
             self.told = failure
 
 
@@ -144,7 +144,7 @@ class Relay:
                 return True
             if self.pooled is not None and await self.pooled.lost(x, failure):
                 continue
-            progress.failed(failure)
+            progress.failed(failure, model)
             ask = replace(ask, prefer_key=None)
             match failure.verdict.action:
                 case "next-key":

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from pollux import wire
 from pollux.inbound import RequestError
@@ -27,7 +27,6 @@ class Failure:
     """A call that was refused or broke, and what Google said to it, as a client may see it."""
 
     verdict: Verdict
-    model: str
     key: Key
     status: int
     headers: Headers
@@ -49,13 +48,15 @@ class CoveredAnswer:
     `read` all of it, or take it `chunk` by chunk.
     """
 
-    __slots__ = ("_answer", "_screen", "_secret", "_value", "headers", "length", "status")
+    __slots__ = ("_answer", "_screen", "_secret", "_value", "body", "headers", "length", "status")
 
     def __init__(self, answer: Answer, secret: str, more: Container[bytes] = ()) -> None:
         """`more`: headers that are kept beside those that every client gets."""
         self.status = answer.status
         self.length = answer.length
         self.headers = wire.client_headers(answer.headers, more)
+        self.body = b""
+        """All of it, where `send` was told to read it."""
         self._answer = answer
         self._secret = secret
         self._screen: Screen | None = None
@@ -88,25 +89,17 @@ class CoveredAnswer:
         """For what is surely an error: whatever looks like a key goes, and this key in every spelling."""
         return redact(text, [self._secret])
 
-    def refusal(self, model: str, key: Key, body: bytes, now: float) -> Failure:
+    def refusal(self, key: Key, body: bytes, now: float) -> Failure:
         """What this answer means if it is an error, as a stream may begin with one."""
         headers, body = _inflated(self.headers, body)
         # Before it is judged: a message is cut, and half a key would not be known as one. After: it is unescaped then.
         body = without(body, [self._secret])
         verdict = judge(self.status, body, now=now)
         verdict = replace(verdict, message=self.redact(verdict.message))
-        return Failure(verdict, model, key, self.status, headers, redact(body))
+        return Failure(verdict, key, self.status, headers, redact(body))
 
     def close(self) -> None:
         self._answer.close()
-
-
-class Whole(NamedTuple):
-    """A good answer that was read to its end."""
-
-    status: int
-    headers: Headers
-    body: bytes
 
 
 class KeyedUpstream:
@@ -127,19 +120,18 @@ class KeyedUpstream:
         headers: Sequence[tuple[str, str]],
         body: bytes | Streamed = b"",
         *,
-        model: str = "",
         credential: str = API_KEY,
+        whole: bool = False,
         more: Container[bytes] = (),
         begins: Callable[[], None] | None = None,
     ) -> CoveredAnswer | Failure:
-        """`begins` is called when the value is at hand, just before anything is sent; what it raises is raised here.
-
-        So is what a streamed body raises.
+        """`whole`: a good answer is read to its end, into its `body`. `begins` is called when the value is at hand, just
+        before anything is sent. What it raises, or a streamed body, is raised here.
         """
         try:
             value = (await self._keyring.value(key.id)).reveal()
         except KeySourceError as error:
-            return _unreadable(model, key, error)
+            return _unreadable(key, error)
         if hash(value) not in self._guarded:
             guard(value)
             self._guarded.add(hash(value))
@@ -149,53 +141,36 @@ class KeyedUpstream:
             begins()
         try:
             answer = CoveredAnswer(await self._upstream.send(method, target, headers, body), value, more)
-            if 200 <= answer.status < 300:
-                return answer
-            try:
-                return answer.refusal(model, key, await answer.read(), self._now())
-            finally:
-                answer.close()
         except UpstreamError as error:
-            return broken(model, key, _covered(error, value), self._now())
-
-    async def fetch(
-        self,
-        key: Key,
-        method: str,
-        target: str,
-        headers: Sequence[tuple[str, str]] = (),
-        body: bytes | Streamed = b"",
-        *,
-        credential: str = API_KEY,
-    ) -> Whole | Failure:
-        """Send, and read the answer to its end."""
-        answer = await self.send(key, method, target, headers, body, credential=credential)
-        if isinstance(answer, Failure):
+            return broken(key, _covered(error, value), self._now())
+        good = 200 <= answer.status < 300
+        if good and not whole:
             return answer
         try:
-            return Whole(answer.status, answer.headers, await answer.read())
+            answer.body = await answer.read()
         except UpstreamError as error:
-            return broken("", key, error, self._now())
+            return broken(key, error, self._now())
         finally:
             answer.close()
+        return answer if good else answer.refusal(key, answer.body, self._now())
 
 
-def broken(model: str, key: Key, error: UpstreamError, now: float) -> Failure:
+def broken(key: Key, error: UpstreamError, now: float) -> Failure:
     """No answer came, or not all of it. `error` has passed through here, and shows no key."""
     reason, setting = "UPSTREAM_UNREACHABLE", ""
     if error.kind == "timeout":
         reason, setting = "UPSTREAM_TIMEOUT", " (POLLUX_TIMEOUT)"
     verdict = replace(judge(None, b"", now=now), message=str(error))
     problem = RequestError(reason, f"Gemini did not answer: {error}{setting}")
-    return Failure(verdict, model, key, 0, (), b"", problem, unsent=error.kind == "unreachable")
+    return Failure(verdict, key, 0, (), b"", problem, unsent=error.kind == "unreachable")
 
 
-def _unreadable(model: str, key: Key, error: KeySourceError) -> Failure:
+def _unreadable(key: Key, error: KeySourceError) -> Failure:
     # What may pass by itself is this instance's trouble: others may hold the value, and go on with the key.
     rests = 0.0 if error.passing else UNREADABLE_KEY_RESTS
     verdict = Verdict(UNREADABLE, "key", "next-key", rests, message=str(error))
     problem = RequestError("NO_USABLE_KEY", str(error), retry_after=5.0)
-    return Failure(verdict, model, key, 0, (), b"", problem, unsent=True)
+    return Failure(verdict, key, 0, (), b"", problem, unsent=True)
 
 
 def _covered(error: UpstreamError, secret: str) -> UpstreamError:

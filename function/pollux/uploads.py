@@ -168,7 +168,7 @@ class Uploads:
             else:
                 await pass_on(reply, answer, nothing_to_settle, body)
         except UpstreamError as error:
-            return broken("", key, error, self._pool.now())
+            return broken(key, error, self._pool.now())
         finally:
             answer.close()
         return None

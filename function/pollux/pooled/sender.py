@@ -6,7 +6,7 @@ The content is read as it is sent. A file that has the wanted name already is th
 import asyncio
 import base64
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -16,8 +16,8 @@ from pollux.inbound import header
 from pollux.keys import Key
 from pollux.pool import Tried
 from pollux.questions import Questions, Told
-from pollux.send import NO_CREDENTIAL, Failure, Whole, broken
-from pollux.upstream import UpstreamError
+from pollux.send import NO_CREDENTIAL, CoveredAnswer, Failure, broken
+from pollux.upstream import Streamed, UpstreamError
 
 START = "/upload/v1beta/files"
 QUERY = (("x-goog-upload-command", "query"),)
@@ -119,7 +119,7 @@ class Sender:
         """One try: what stays ends by itself."""
         key = await self._pool.pick(None, Tried(), project)
         if key is not None:
-            await self._upstream.fetch(key, "DELETE", f"/v1beta/{quote(name)}")
+            await self._upstream.send(key, "DELETE", f"/v1beta/{quote(name)}", whole=True)
 
     # --- one upload --------------------------------------------------------------------------------------------------
 
@@ -134,7 +134,7 @@ class Sender:
         if size is not None:
             headers.append(("x-goog-upload-header-content-length", str(size)))
         body = json.dumps({"file": dict(described)}).encode()
-        began = await self._upstream.fetch(key, "POST", START, headers, body)
+        began = await self._upstream.send(key, "POST", START, headers, body, whole=True)
         if isinstance(began, Failure):
             return began
         address = (header(began.headers, b"x-goog-upload-url") or "").encode("latin-1")
@@ -153,31 +153,37 @@ class Sender:
             return self._broken(key, "the upload ended without a file")
         return Made(document, said.body, key)
 
-    async def _poured(self, key: Key, target: str, size: int, read: Read) -> Whole | Failure:
+    async def _poured(self, key: Key, target: str, size: int, read: Read) -> CoveredAnswer | Failure:
         at, pause = 0, FIRST_PAUSE
         for attempt in range(TRIES):
             content = _Content(size - at, read(at))
             headers = [("x-goog-upload-command", "upload, finalize"), ("x-goog-upload-offset", str(at))]
             try:
-                said = await self._upstream.fetch(key, "POST", target, headers, content, credential=NO_CREDENTIAL)
+                said = await self._session(key, target, headers, content)
             finally:
                 await content.close()
-            if isinstance(said, Whole):
+            if not isinstance(said, Failure):
                 return said
             if said.verdict.action != "retry" or attempt + 1 == TRIES:
                 return said
             await self._sleep(pause)
             pause *= 2
-            asked = await self._upstream.fetch(key, "POST", target, QUERY, credential=NO_CREDENTIAL)
-            if isinstance(asked, Whole):
+            asked = await self._session(key, target, QUERY, b"")
+            if not isinstance(asked, Failure):
                 if header(asked.headers, b"x-goog-upload-status") == "final":
                     return asked
                 received = header(asked.headers, b"x-goog-upload-size-received") or ""
                 at = min(int(received), size) if received.isascii() and received.isdigit() else 0
         raise AssertionError("the last try returns")
 
+    async def _session(
+        self, key: Key, target: str, headers: Sequence[tuple[str, str]], body: bytes | Streamed
+    ) -> CoveredAnswer | Failure:
+        """Without the key: the address of a session says enough."""
+        return await self._upstream.send(key, "POST", target, headers, body, credential=NO_CREDENTIAL, whole=True)
+
     def _broken(self, key: Key, why: str) -> Failure:
-        return broken("", key, UpstreamError("reset", why), self._pool.now())
+        return broken(key, UpstreamError("reset", why), self._pool.now())
 
 
 def _digest_of(document: Mapping[str, Any]) -> str:
