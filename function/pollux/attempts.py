@@ -7,7 +7,6 @@ from functools import partial
 
 from pollux import wire
 from pollux.exchange import Exchange
-from pollux.inbound import RequestError
 from pollux.journal import Attempt
 from pollux.keys import Key
 from pollux.outbound import collect, nothing_to_settle, pass_on, pass_stream, pass_whole
@@ -19,6 +18,7 @@ from pollux.store import StoreError
 from pollux.stream import StreamReader
 from pollux.upstream import Upstream, UpstreamError
 from pollux.verdict import Verdict
+from pollux.wire.error import GatewayError
 
 log = logging.getLogger("pollux.relay")
 
@@ -120,7 +120,7 @@ class Attempts:
         if failure.verdict.blames == "gateway":
             log.error("Google refused the form of a call, which is ours: %s", failure.verdict.message)
         if failure.status < 300:  # a stream that began with an error
-            raise RequestError("UPSTREAM_ERROR", failure.verdict.message)
+            raise GatewayError("UPSTREAM_ERROR", failure.verdict.message)
         await x.reply.whole(failure.status, failure.headers, x.shown(failure.body))
 
     async def _send(

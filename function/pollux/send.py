@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from pollux import wire
-from pollux.inbound import RequestError
 from pollux.keys import Key, Keyring, KeySourceError
 from pollux.log import guard
 from pollux.redaction import MARK, SHORTEST, Screen, redact, without
 from pollux.upstream import Answer, Streamed, Upstream, UpstreamError
 from pollux.verdict import Verdict, judge
+from pollux.wire.error import GatewayError
 
 API_KEY, BEARER, NO_CREDENTIAL = "x-goog-api-key", "authorization", ""
 """How a key travels: in a header of Google's, in that of the OpenAI paths, or not at all."""
@@ -31,7 +31,7 @@ class Failure:
     status: int
     headers: Headers
     body: bytes
-    problem: RequestError | None = None
+    problem: GatewayError | None = None
     """Set when there was no answer to pass on."""
 
     unsent: bool = False
@@ -39,7 +39,7 @@ class Failure:
 
     @property
     def timed_out(self) -> bool:
-        return self.problem is not None and self.problem.reason == "UPSTREAM_TIMEOUT"
+        return self.problem is not None and self.problem.code == "UPSTREAM_TIMEOUT"
 
 
 class CoveredAnswer:
@@ -125,8 +125,8 @@ class KeyedUpstream:
         more: Container[bytes] = (),
         begins: Callable[[], None] | None = None,
     ) -> CoveredAnswer | Failure:
-        """`whole`: a good answer is read to its end, into its `body`. `begins` is called when the value is at hand, just
-        before anything is sent. What it raises, or a streamed body, is raised here.
+        """`whole`: a good answer is read to its end, into its `body`. `begins` is called when the value is at hand,
+        just before anything is sent. What it raises, or a streamed body, is raised here.
         """
         try:
             value = (await self._keyring.value(key.id)).reveal()
@@ -161,7 +161,7 @@ def broken(key: Key, error: UpstreamError, now: float) -> Failure:
     if error.kind == "timeout":
         reason, setting = "UPSTREAM_TIMEOUT", " (POLLUX_TIMEOUT)"
     verdict = replace(judge(None, b"", now=now), message=str(error))
-    problem = RequestError(reason, f"Gemini did not answer: {error}{setting}")
+    problem = GatewayError(reason, f"Gemini did not answer: {error}{setting}")
     return Failure(verdict, key, 0, (), b"", problem, unsent=error.kind == "unreachable")
 
 
@@ -169,7 +169,7 @@ def _unreadable(key: Key, error: KeySourceError) -> Failure:
     # What may pass by itself is this instance's trouble: others may hold the value, and go on with the key.
     rests = 0.0 if error.passing else UNREADABLE_KEY_RESTS
     verdict = Verdict(UNREADABLE, "key", "next-key", rests, message=str(error))
-    problem = RequestError("NO_USABLE_KEY", str(error), retry_after=5.0)
+    problem = GatewayError("NO_USABLE_KEY", str(error), retry_after=5.0)
     return Failure(verdict, key, 0, (), b"", problem, unsent=True)
 
 
@@ -185,5 +185,5 @@ def _inflated(headers: Headers, body: bytes) -> tuple[Headers, bytes]:
     headers = [(name, value) for name, value in headers if name != b"content-encoding"]
     try:
         return headers, wire.inflate(body, encoding, ERROR_MOST)
-    except wire.WireError:
+    except GatewayError:
         return headers, b""

@@ -13,7 +13,7 @@ from pollux import wire
 from pollux.address import own_base
 from pollux.affinity import Affinity
 from pollux.exchange import Readdress
-from pollux.inbound import PassingBody, Receive, RequestError, Scope, Watch, body_length, uncancel
+from pollux.inbound import PassingBody, Receive, Scope, Watch, body_length, uncancel
 from pollux.journal import Attempt, Record
 from pollux.keys import Key, KeySourceError
 from pollux.outbound import Reply, collect, nothing_to_settle, pass_on
@@ -25,6 +25,7 @@ from pollux.settings import in_cloud
 from pollux.upload_token import LIFETIME, Session, UploadTokenError, address_of
 from pollux.upstream import UpstreamError
 from pollux.wire import Call
+from pollux.wire.error import GatewayError
 
 HELD_MOST = 1 << 20
 """An upload in one request, up to this size, is read whole."""
@@ -79,7 +80,7 @@ class Uploads:
             if name in wire.UPLOAD_ADDRESSES:
                 target = wire.session_target(text, self._settings.upstream)
                 if not target:
-                    raise RequestError("UPSTREAM_ERROR", "Gemini began an upload and returned an invalid upload URL")
+                    raise GatewayError("UPSTREAM_ERROR", "Gemini began an upload and returned an invalid upload URL")
                 session = Session(target, key.project, key.id, client, self._pool.now() + LIFETIME)
                 text = await self._address(base, session)
             shown.append((name, text))
@@ -89,9 +90,9 @@ class Uploads:
         try:
             return address_of(base, session, await self._pool.roster.keyring.value(session.key))
         except UploadTokenError as error:
-            raise RequestError("UPSTREAM_ERROR", str(error)) from None
+            raise GatewayError("UPSTREAM_ERROR", str(error)) from None
         except KeySourceError as error:
-            raise RequestError("NO_USABLE_KEY", str(error), retry_after=5.0) from None
+            raise GatewayError("NO_USABLE_KEY", str(error), retry_after=5.0) from None
 
     async def go_on(
         self, scope: Scope, receive: Receive, call: Call, session: Session, reply: Reply, record: Record
@@ -151,7 +152,7 @@ class Uploads:
     ) -> Session | None:
         """None: the client has its answer. Else the session at Google where the upload goes on."""
         if self.receiving is None:
-            raise RequestError("BAD_UPLOAD_ID", "the upload began while POLLUX_FILES was pooled: begin it anew")
+            raise GatewayError("BAD_UPLOAD_ID", "the upload began while POLLUX_FILES was pooled: begin it anew")
         arrival = self._arrival(scope, call, reply, record)
         return await self.receiving.go_on(arrival, session.target.removeprefix(POOLED), body)
 

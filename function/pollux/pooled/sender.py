@@ -119,7 +119,7 @@ class Sender:
         """One try: what stays ends by itself."""
         key = await self._pool.pick(None, Tried(), project)
         if key is not None:
-            await self._upstream.send(key, "DELETE", f"/v1beta/{quote(name)}", whole=True)
+            await self._upstream.send(key, "DELETE", f"/v1beta/{quote(name)}", (), whole=True)
 
     # --- one upload --------------------------------------------------------------------------------------------------
 
