@@ -11,7 +11,7 @@ import pytest
 
 from pollux.keys import Key, KeySourceError, Secret
 from pollux.log_safety import redact
-from pollux.send import API_KEY, BEARER, NO_CREDENTIAL, CoveredAnswer, Failure, KeyedUpstream
+from pollux.send import API_KEY, BEARER, NO_CREDENTIAL, CoveredAnswer, Failure, Headers, KeyedUpstream
 from pollux.upstream import UpstreamError
 from tests.gateway import FakeUpstream, Keys, Says, play, value_of, whole
 
@@ -88,12 +88,27 @@ def test_what_is_not_a_success_is_judged_and_closed(status: int) -> None:
     assert upstream.answers[0].closed
 
 
+async def _kept(headers: Headers, key: Key) -> list[tuple[bytes, bytes]]:
+    return list(headers)
+
+
 @pytest.mark.parametrize("status", [200, 400])
-def test_only_allowed_headers_come_back_and_those_that_the_call_asks_for(status: int) -> None:
+def test_only_allowed_headers_come_back_and_those_of_uploads_where_they_are_rewritten(status: int) -> None:
     headers = [(b"ETag", VALUE.encode()), (b"Range", VALUE.encode()), (b"Set-Cookie", b"a=b")]
-    for more in ((), (b"range",)):
-        answer = ask(FakeUpstream([Says([b"{}"], status, headers)]), more=more)
-        assert answer.headers == [(name, b"[redacted]") for name in (b"etag", *more)]
+    plain = ask(FakeUpstream([Says([b"{}"], status, headers)]))
+    assert plain.headers == [(b"etag", b"[redacted]")]
+    upload = ask(FakeUpstream([Says([b"{}"], status, headers)]), readdress=_kept)
+    assert upload.headers == [(b"etag", b"[redacted]"), (b"range", b"[redacted]")]
+
+
+def test_an_answer_whose_headers_cannot_be_rewritten_is_closed() -> None:
+    async def fails(headers: Headers, key: Key) -> list[tuple[bytes, bytes]]:
+        raise LookupError
+
+    upstream = FakeUpstream([whole({})])
+    with pytest.raises(LookupError):
+        ask(upstream, readdress=fails)
+    assert upstream.answers[0].closed
 
 
 def test_an_error_is_covered_in_every_spelling() -> None:

@@ -69,12 +69,8 @@ class Attempts:
         """A call that takes no quota. None: the client has its answer."""
         answer = await self._send(x, key, model)
         if isinstance(answer, Failure):
-            if x.readdress is not None:
-                answer = replace(answer, headers=await x.readdress(answer.headers, key))
             return answer
         try:
-            if x.readdress is not None:
-                answer.headers = await x.readdress(answer.headers, key)
             x.noted(Attempt(model or "", key.project, key.id, "ok", answer.status))
             self._outcomes.took(key.id)
             if x.call.kind == "list-models" and x.method == "GET":
@@ -134,7 +130,7 @@ class Attempts:
             headers,
             body if x.passing is None else x.passing,
             credential=BEARER if x.call.api == "openai" else API_KEY,
-            more=() if x.readdress is None else wire.OF_UPLOADS,
+            readdress=x.readdress,
             begins=partial(self._begins, x, reservation),
         )
 

@@ -1,7 +1,7 @@
 """One request as the relay works on it: what came, what goes upstream for a given key and model, and its record."""
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -9,17 +9,14 @@ from pollux import tools, wire
 from pollux.estimate import estimate
 from pollux.inbound import PassingBody
 from pollux.journal import Attempt, Record
-from pollux.keys import Key
 from pollux.outbound import Reply
 from pollux.pool import Ask
+from pollux.send import Readdress
 from pollux.windows import Want
 from pollux.wire import Call
 
 if TYPE_CHECKING:
     from pollux.pooled.using import Named
-
-Readdress = Callable[[Sequence[tuple[bytes, bytes]], Key], Awaitable[list[tuple[bytes, bytes]]]]
-"""From an answer's headers, wire.OF_UPLOADS among them, and the key that asked: what the client gets."""
 
 OPENING = 1000
 """Characters of a conversation's opening by which it is known again."""

@@ -1,6 +1,6 @@
 """One call upstream with one key. A key's value is read here and nowhere else, and nothing that comes back shows it."""
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -19,6 +19,9 @@ ERROR_MOST = 1 << 20
 """No error is larger, inflated."""
 
 Headers = Sequence[tuple[bytes, bytes]]
+Readdress = Callable[[Headers, Key], Awaitable[list[tuple[bytes, bytes]]]]
+"""From an upload's answer, wire.OF_UPLOADS among its headers, and the key that asked: the headers that the client gets.
+"""
 Text = TypeVar("Text", str, bytes)
 
 
@@ -50,11 +53,11 @@ class CoveredAnswer:
 
     __slots__ = ("_answer", "_screen", "_secret", "_value", "body", "headers", "length", "status")
 
-    def __init__(self, answer: Answer, secret: str, more: Container[bytes] = ()) -> None:
-        """`more`: headers that are kept beside those that every client gets."""
+    def __init__(self, answer: Answer, secret: str, *, uploads: bool = False) -> None:
+        """`uploads`: headers that only uploads read are kept too."""
         self.status = answer.status
         self.length = answer.length
-        self.headers = wire.client_headers(answer.headers, more)
+        self.headers = wire.client_headers(answer.headers, wire.OF_UPLOADS if uploads else ())
         self.body = b""
         """All of it, where `send` was told to read it."""
         self._answer = answer
@@ -122,11 +125,12 @@ class KeyedUpstream:
         *,
         credential: str = API_KEY,
         whole: bool = False,
-        more: Container[bytes] = (),
+        readdress: Readdress | None = None,
         begins: Callable[[], None] | None = None,
     ) -> CoveredAnswer | Failure:
-        """`whole`: a good answer is read to its end, into its `body`. `begins` is called when the value is at hand,
-        just before anything is sent. What it raises, or a streamed body, is raised here.
+        """`whole`: a good answer is read to its end, into its `body`. `readdress`: what becomes of the answer's headers
+        within an upload. `begins` is called when the value is at hand, just before anything is sent. What these raise,
+        or a streamed body, is raised here.
         """
         try:
             value = (await self._keyring.value(key.id)).reveal()
@@ -139,20 +143,23 @@ class KeyedUpstream:
             headers = [*headers, (credential, f"Bearer {value}" if credential == BEARER else value)]
         if begins is not None:
             begins()
+        answer = None
         try:
-            answer = CoveredAnswer(await self._upstream.send(method, target, headers, body), value, more)
-        except UpstreamError as error:
-            return broken(key, _covered(error, value), self._now())
-        good = 200 <= answer.status < 300
-        if good and not whole:
-            return answer
-        try:
-            answer.body = await answer.read()
-        except UpstreamError as error:
-            return broken(key, error, self._now())
-        finally:
-            answer.close()
-        return answer if good else answer.refusal(key, answer.body, self._now())
+            came = await self._upstream.send(method, target, headers, body)
+            answer = CoveredAnswer(came, value, uploads=readdress is not None)
+            if readdress is not None:
+                answer.headers = await readdress(answer.headers, key)
+            good = 200 <= answer.status < 300
+            if whole or not good:
+                answer.body = await answer.read()
+                answer.close()
+            return answer if good else answer.refusal(key, answer.body, self._now())
+        except BaseException as error:
+            if answer is not None:
+                answer.close()
+            if isinstance(error, UpstreamError):
+                return broken(key, _covered(error, value), self._now())
+            raise
 
 
 def broken(key: Key, error: UpstreamError, now: float) -> Failure:

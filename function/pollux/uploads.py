@@ -12,7 +12,6 @@ from functools import partial
 from pollux import wire
 from pollux.address import own_base
 from pollux.affinity import Affinity
-from pollux.exchange import Readdress
 from pollux.inbound import PassingBody, Receive, Scope, Watch, body_length, uncancel
 from pollux.journal import Attempt, Record
 from pollux.keys import Key, KeySourceError
@@ -20,7 +19,7 @@ from pollux.outbound import Reply, collect, nothing_to_settle, pass_on
 from pollux.pool import Pool
 from pollux.pooled.receiving import POOLED, Arrival, Receiving
 from pollux.pooled.taking import HeldBody
-from pollux.send import NO_CREDENTIAL, CoveredAnswer, Failure, KeyedUpstream, broken
+from pollux.send import NO_CREDENTIAL, CoveredAnswer, Failure, KeyedUpstream, Readdress, broken
 from pollux.settings import in_cloud
 from pollux.upload_token import LIFETIME, Session, UploadTokenError, address_of
 from pollux.upstream import UpstreamError
@@ -106,10 +105,6 @@ class Uploads:
         watch = Watch(receive, None)
         body = PassingBody(scope["headers"], receive, watch.begin)
         cause, status = "cut-short", None
-
-        def begins() -> None:
-            record.sent = 1
-
         try:
             if session.target.startswith(POOLED):
                 kept = await self._gone_on_here(scope, call, session, reply, record, body)
@@ -117,25 +112,26 @@ class Uploads:
                     return
                 session = kept
             record.project, record.key = session.project, session.key
-            key = Key(session.key, session.project)
             answer = await self._upstream.send(
-                key,
+                Key(session.key, session.project),
                 scope["method"],
                 session.target,
                 wire.upstream_headers(scope["headers"], content=body.length != 0),
                 body,
                 credential=NO_CREDENTIAL,
-                more=wire.OF_UPLOADS,
-                begins=begins,
+                readdress=self.readdress(scope, call, session.client),
+                begins=partial(setattr, record, "sent", 1),
             )
             status = answer.status or None
-            refused = answer if isinstance(answer, Failure) else await self._passed(base, call, session, answer, reply)
-            cause = "ok" if refused is None or refused.status == GO_ON else _cause(refused)
+            refused = answer if isinstance(answer, Failure) else await self._passed(base, session, answer, reply)
+            if refused is None or refused.status == GO_ON:
+                cause = "ok"
+            else:
+                cause = "timeout" if refused.timed_out else refused.verdict.cause
             if refused is not None:  # what it means for the upload is the client's to judge
                 if refused.problem is not None:
                     raise refused.problem
-                headers = await self._readdressed(base + call.path, session.client, refused.headers, key)
-                await reply.whole(refused.status, headers, refused.body)
+                await reply.whole(refused.status, refused.headers, refused.body)
         except asyncio.CancelledError:
             if not watch.gone:
                 raise
@@ -156,20 +152,16 @@ class Uploads:
         arrival = self._arrival(scope, call, reply, record)
         return await self.receiving.go_on(arrival, session.target.removeprefix(POOLED), body)
 
-    async def _passed(
-        self, base: str, call: Call, session: Session, answer: CoveredAnswer, reply: Reply
-    ) -> Failure | None:
+    async def _passed(self, base: str, session: Session, answer: CoveredAnswer, reply: Reply) -> Failure | None:
         """Google's good answer as it is, but for the address of what it names."""
-        key = Key(session.key, session.project)
         try:
-            answer.headers = await self._readdressed(base + call.path, session.client, answer.headers, key)
             body, whole = await collect(answer)
             if whole:
                 await reply.whole(answer.status, answer.headers, await self._made(body, base, session))
             else:
                 await pass_on(reply, answer, nothing_to_settle, body)
         except UpstreamError as error:
-            return broken(key, error, self._pool.now())
+            return broken(Key(session.key, session.project), error, self._pool.now())
         finally:
             answer.close()
         return None
@@ -191,7 +183,3 @@ def is_large(headers: RawHeaders, most: int) -> bool:
     """Too large to be held, so that it can be sent only once. A smaller one is sent again if its key is refused."""
     length = body_length(headers)
     return length is None or length > min(HELD_MOST, most)
-
-
-def _cause(failure: Failure) -> str:
-    return "timeout" if failure.timed_out else failure.verdict.cause

@@ -7,6 +7,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -49,26 +50,19 @@ class Made(NamedTuple):
     key: Key
 
 
-class _Content:
+class _Content(NamedTuple):
     """A body that is read while it is sent."""
 
-    def __init__(self, length: int, pieces: AsyncGenerator[bytes, None]) -> None:
-        self.length = length
-        self._pieces = pieces
+    length: int
+    pieces: AsyncGenerator[bytes, None]
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._pieces
-
-    async def close(self) -> None:
-        await self._pieces.aclose()
+        return self.pieces
 
 
 class Sender:
     def __init__(
-        self,
-        attempts: Attempts,
-        questions: Questions,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        self, attempts: Attempts, questions: Questions, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     ) -> None:
         self._attempts = attempts
         self._pool = attempts.pool
@@ -156,12 +150,9 @@ class Sender:
     async def _poured(self, key: Key, target: str, size: int, read: Read) -> CoveredAnswer | Failure:
         at, pause = 0, FIRST_PAUSE
         for attempt in range(TRIES):
-            content = _Content(size - at, read(at))
             headers = [("x-goog-upload-command", "upload, finalize"), ("x-goog-upload-offset", str(at))]
-            try:
-                said = await self._session(key, target, headers, content)
-            finally:
-                await content.close()
+            async with aclosing(read(at)) as pieces:
+                said = await self._session(key, target, headers, _Content(size - at, pieces))
             if not isinstance(said, Failure):
                 return said
             if said.verdict.action != "retry" or attempt + 1 == TRIES:
