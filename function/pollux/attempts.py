@@ -60,7 +60,7 @@ class Attempts:
                 attempt = Attempt(model, project, key.id, verdict.cause, failure.status, verdict.message)
                 if verdict.cause in verdict.learned:
                     attempt.learned = {name: value for name, value in verdict.learned.items() if value > 0}
-                x.noted(attempt)
+                x.record.note(attempt)
             return failure
         finally:
             reservation.let_go()
@@ -71,7 +71,7 @@ class Attempts:
         if isinstance(answer, Failure):
             return answer
         try:
-            x.noted(Attempt(model or "", key.project, key.id, "ok", answer.status))
+            x.record.note(Attempt(model or "", key.project, key.id, "ok", answer.status))
             self._outcomes.took(key.id)
             if x.call.kind == "list-models" and x.method == "GET":
                 body = wire.with_aliases(await answer.read(), x.call, self._aliases)
@@ -189,7 +189,7 @@ class Attempts:
         return b"".join(held)
 
     async def _well(self, x: Exchange, reservation: Reservation) -> None:
-        x.noted(Attempt(reservation.model, reservation.quota.project, reservation.key.id, "ok", 200))
+        x.record.note(Attempt(reservation.model, reservation.quota.project, reservation.key.id, "ok", 200))
         self.pool.stick(x.sticky, reservation.quota.project)
         await self._outcomes.served(reservation)
 

@@ -46,23 +46,28 @@ class Reply:
         self.cut = False
         """The gateway stops: what is not passed on yet is not waited for any more."""
 
-    async def begin(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+    async def begin(self, status: int, headers: Sequence[tuple[bytes, bytes]], length: int | None = None) -> None:
+        """`length`: of the body, where it is known. What `headers` say of that does not count."""
         self.begun = True
         record = self._record
         record.status = status
         record.first_byte = time.monotonic() - record.started
-        ours = [
-            (b"x-pollux-request-id", record.id.encode()),
-            (b"x-pollux-attempts", b"%d" % record.sent),
-            (b"x-pollux-wait-ms", b"%d" % (record.waited * 1000)),
-        ]
+        sent = self._extra.copy()
+        for header in headers:
+            if header[0] != b"content-length":
+                sent.append(header)
+        if length is not None:
+            sent.append((b"content-length", b"%d" % length))
+        sent.append((b"x-pollux-request-id", record.id.encode()))
+        sent.append((b"x-pollux-attempts", b"%d" % record.sent))
+        sent.append((b"x-pollux-wait-ms", b"%d" % (record.waited * 1000)))
         if record.key:
-            ours.append((b"x-pollux-key", record.key.encode("latin-1", "replace")))
+            sent.append((b"x-pollux-key", record.key.encode("latin-1", "replace")))
         if record.used:
-            ours.append((b"x-pollux-model", record.used.encode("latin-1", "replace")))
+            sent.append((b"x-pollux-model", record.used.encode("latin-1", "replace")))
         if status < 400 and record.fallback_from:
-            ours.append((b"x-pollux-fallback", b"from " + record.fallback_from.encode("latin-1", "replace")))
-        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *ours, *self._extra]})
+            sent.append((b"x-pollux-fallback", b"from " + record.fallback_from.encode("latin-1", "replace")))
+        await self._send({"type": "http.response.start", "status": status, "headers": sent})
 
     async def chunk(self, data: bytes) -> None:
         if data and not self._head:
@@ -72,8 +77,7 @@ class Reply:
         await self._send({"type": "http.response.body", "body": b"" if self._head else data, "more_body": False})
 
     async def whole(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
-        headers = [(name, value) for name, value in headers if name != b"content-length"]
-        await self.begin(status, [*headers, (b"content-length", b"%d" % len(body))])
+        await self.begin(status, headers, len(body))
         await self.end(body)
 
     async def error(self, reason: str, message: str, *, retry_after: float | None = None) -> None:
@@ -136,7 +140,7 @@ async def collect(answer: CoveredAnswer) -> tuple[bytes, bool]:
 
 async def pass_on(reply: Reply, answer: CoveredAnswer, settle: Settle, first: bytes = b"") -> None:
     """A large or endless plain answer, in the pieces in which it comes. With Content-Length the last one waits."""
-    await reply.begin(answer.status, answer.headers)
+    await reply.begin(answer.status, answer.headers, answer.length)
     tail, missing = b"", answer.length
     try:
         data = first or await answer.chunk()
@@ -155,7 +159,7 @@ async def pass_on(reply: Reply, answer: CoveredAnswer, settle: Settle, first: by
 
 async def pass_stream(reply: Reply, answer: CoveredAnswer, reader: StreamReader, first: bytes, settle: Settle) -> str:
     """A stream whose first content is in `first`. Returns how it ended: "" is well."""
-    await reply.begin(answer.status, [(n, v) for n, v in answer.headers if n != b"content-length"])
+    await reply.begin(answer.status, answer.headers)
     ended, data = "", first
     held: list[bytes] = []
     broken = ""

@@ -62,7 +62,7 @@ class Resources:
     async def _pass_events(self, x: Exchange, answer: CoveredAnswer, project: str, settle: Settle) -> None:
         """Byte for byte; but an event passes only when it is complete, and one that names something, once that is
         bound."""
-        await x.reply.begin(answer.status, [(n, v) for n, v in answer.headers if n != b"content-length"])
+        await x.reply.begin(answer.status, answer.headers)
         held, tail = b"", b""
         try:
             while data := await answer.chunk():
