@@ -9,11 +9,9 @@ import pytest
 from pollux import wire
 from pollux.exchange import Exchange, conversation, goes_on
 from pollux.journal import Record
-from pollux.keys import Secret
 from pollux.outbound import Reply
 from tests.gateway import CHAT, FLASH, GENERATE, HELLO, NEXT, STREAM
 
-KEY = Secret("AQ.test-value")
 TYPE = ("content-type", "application/json")
 
 
@@ -37,12 +35,12 @@ def exchange(path: str, body: Any = HELLO, method: str = "POST", **more: Any) ->
 
 def test_the_same_model_sends_path_query_and_body_as_they_came() -> None:
     x = exchange(STREAM)
-    assert x.outgoing(KEY, FLASH) == (STREAM, [TYPE, ("x-goog-api-key", "AQ.test-value")], x.body)
+    assert x.outgoing(FLASH) == (STREAM, [TYPE], x.body)
 
 
 def test_another_model_changes_the_path_alone_natively() -> None:
     x = exchange(STREAM)
-    target, _, body = x.outgoing(KEY, NEXT)
+    target, _, body = x.outgoing(NEXT)
     assert target == STREAM.replace(FLASH, NEXT)
     assert body == x.body
 
@@ -50,16 +48,16 @@ def test_another_model_changes_the_path_alone_natively() -> None:
 def test_another_model_changes_the_value_alone_on_the_openai_path() -> None:
     written = b'{ "messages":[{"role":"user","content":"model"}],"model" : "models/%s" }' % FLASH.encode()
     x = exchange(CHAT, written)
-    target, headers, body = x.outgoing(KEY, NEXT)
+    target, headers, body = x.outgoing(NEXT)
     assert (target, body) == (CHAT, written.replace(FLASH.encode(), NEXT.encode()))
-    assert headers == [TYPE, ("authorization", "Bearer AQ.test-value")]
+    assert headers == [TYPE]
 
 
 def test_a_compressed_body_whose_model_changes_travels_as_it_reads() -> None:
     readable = json.dumps({"model": FLASH, "messages": []}).encode()
     x = exchange(CHAT, b"compressed", readable=readable, headers=[TYPE, ("content-encoding", "gzip")])
-    assert x.outgoing(KEY, FLASH)[2] == b"compressed"
-    _, headers, body = x.outgoing(KEY, NEXT)
+    assert x.outgoing(FLASH)[2] == b"compressed"
+    _, headers, body = x.outgoing(NEXT)
     assert body == readable.replace(FLASH.encode(), NEXT.encode())
     assert ("content-encoding", "gzip") not in headers
 
@@ -85,7 +83,7 @@ def test_no_encoding_of_the_path_gets_into_the_question(path: str) -> None:
     found = exchange(path).size_question(FLASH)
     assert found is not None
     assert found[0] == f"/v1beta/models/{FLASH}:countTokens"
-    assert exchange(path).outgoing(KEY, NEXT)[0] == f"/v1beta/models/{NEXT}:generateContent"
+    assert exchange(path).outgoing(NEXT)[0] == f"/v1beta/models/{NEXT}:generateContent"
 
 
 ODD = [
@@ -105,7 +103,7 @@ ODD = [
 @pytest.mark.parametrize("path", [GENERATE, CHAT])
 def test_no_model_name_leads_to_another_path(path: str, model: str) -> None:
     x = exchange(path, HELLO if path == GENERATE else {"model": FLASH, "messages": [{"content": "A"}]})
-    for made in (lambda: x.size_question(model), lambda: x.outgoing(KEY, model)):
+    for made in (lambda: x.size_question(model), lambda: x.outgoing(model)):
         found = None
         with contextlib.suppress(wire.GatewayError):
             found = made()
@@ -116,22 +114,22 @@ def test_no_model_name_leads_to_another_path(path: str, model: str) -> None:
 @pytest.mark.parametrize("model", ["auth_tokens", "x:transferOwnership", "x/permissions"])
 def test_no_model_name_leads_to_a_guarded_path(model: str) -> None:
     x = exchange(GENERATE)
-    for made in (lambda: x.size_question(model), lambda: x.outgoing(KEY, model)):
+    for made in (lambda: x.size_question(model), lambda: x.outgoing(model)):
         with pytest.raises(wire.GatewayError) as refused:
             made()
         assert (refused.value.status, refused.value.code) == (403, "FORBIDDEN_PATH")
 
 
 def test_a_guarded_path_that_was_let_through_is_sent_as_it_came() -> None:
-    assert exchange("/v1beta/webhooks").outgoing(KEY, None)[0] == "/v1beta/webhooks"
-    assert exchange("/v1beta/webhooks").outgoing(KEY, FLASH)[0] == "/v1beta/webhooks"
+    assert exchange("/v1beta/webhooks").outgoing(None)[0] == "/v1beta/webhooks"
+    assert exchange("/v1beta/webhooks").outgoing(FLASH)[0] == "/v1beta/webhooks"
 
 
 def test_what_is_no_text_does_no_harm() -> None:
     body = b'{"model":"m","messages":[{"role":"user","content":"\\ud800"}],"\\udfff":"\\ud800"}'
     x = exchange(CHAT, body, readable=body)
     assert x.size_question(FLASH) is not None
-    assert b'"%s"' % NEXT.encode() in x.outgoing(KEY, NEXT)[2]
+    assert b'"%s"' % NEXT.encode() in x.outgoing(NEXT)[2]
     assert conversation("client", x.parsed) is not None
 
 

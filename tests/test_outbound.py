@@ -18,6 +18,7 @@ from pollux.outbound import (
     pass_whole,
     prompt_tokens,
 )
+from pollux.send import CoveredAnswer
 from pollux.stream import StreamReader
 from pollux.upstream import UpstreamError
 from pollux.wire.error import ERRORS
@@ -64,8 +65,8 @@ class Wire:
         return not isinstance(last, str) and not last.get("more_body")
 
 
-def fake(*pieces: bytes | UpstreamError, length: int | None = None) -> FakeAnswer:
-    return FakeAnswer(Says(pieces, length=length), head=False)
+def fake(*pieces: bytes | UpstreamError, length: int | None = None, headers: Any = JSON) -> CoveredAnswer:
+    return CoveredAnswer(FakeAnswer(Says(pieces, headers=headers, length=length), head=False), KEY)
 
 
 # --- replies ---------------------------------------------------------------------------------------------------------
@@ -181,21 +182,21 @@ def test_an_answer_up_to_a_megabyte_is_collected(
 def test_the_last_bytes_of_a_known_length_wait_for_the_settlement() -> None:
     wire = Wire()
     body = json.dumps(answer(5)).encode()
-    asyncio.run(pass_on(wire.reply, fake(b"first", body, length=5 + len(body)), JSON, wire.settle, secret=KEY))
+    asyncio.run(pass_on(wire.reply, fake(b"first", body, length=5 + len(body)), wire.settle))
     assert wire.bodies == [b"first", "settled", body]
     assert (wire.settled, wire.ended) == ([5], True)
 
 
 def test_without_a_length_only_the_empty_end_waits() -> None:
     wire = Wire()
-    asyncio.run(pass_on(wire.reply, fake(b"second", b"third"), JSON, wire.settle, b"first", secret=KEY))
+    asyncio.run(pass_on(wire.reply, fake(b"second", b"third"), wire.settle, b"first"))
     assert wire.bodies == [b"first", b"second", b"third", "settled", b""]
 
 
 def test_a_plain_answer_that_breaks_after_its_start_is_cut() -> None:
     wire = Wire()
     with pytest.raises(BrokenAnswerError, match="the connection broke"):
-        asyncio.run(pass_on(wire.reply, fake(b"first", RESET, length=99), JSON, wire.settle, secret=KEY))
+        asyncio.run(pass_on(wire.reply, fake(b"first", RESET, length=99), wire.settle))
     assert not wire.ended
     assert not wire.settled
 
@@ -207,11 +208,10 @@ def stream(form: str, first: bytes, *pieces: bytes | UpstreamError) -> tuple[Wir
     wire = Wire()
 
     async def scene() -> str:
-        reader = StreamReader(form)
-        reader.feed(first)
-        return await pass_stream(
-            wire.reply, fake(*pieces), [*JSON, (b"content-length", b"9")], reader, first, wire.settle, secret=KEY
-        )
+        reader, answer = StreamReader(form), fake(first, *pieces, headers=[*JSON, (b"content-length", b"9")])
+        covered = await answer.chunk()
+        reader.feed(covered)
+        return await pass_stream(wire.reply, answer, reader, covered, wire.settle)
 
     return wire, asyncio.run(scene())
 
@@ -300,14 +300,14 @@ def test_a_stream_is_passed_on_as_it_comes() -> None:
 
 
 def test_a_plain_answer_does_not_show_it_and_keeps_the_length_that_it_announced() -> None:
-    wire = Wire()
-    asyncio.run(pass_whole(wire.reply, 200, JSON, f"a {KEY} b".encode(), wire.settle, secret=KEY))
+    wire, answer = Wire(), fake(f"a {KEY} b".encode())
+    asyncio.run(pass_whole(wire.reply, answer, asyncio.run(answer.read()), wire.settle))
     assert wire.messages[0] == "settled"
     wire.messages.pop(0)
     assert passed(wire) == b"a [redacted] b"
     assert wire.headers["content-length"] == "14"
     wire, whole = Wire(), f"a {KEY} b".encode()
-    asyncio.run(pass_on(wire.reply, fake(whole[:9], whole[9:], length=len(whole)), JSON, wire.settle, secret=KEY))
+    asyncio.run(pass_on(wire.reply, fake(whole[:9], whole[9:], length=len(whole)), wire.settle))
     assert len(passed(wire)) == len(whole)
     assert KEY.encode()[4:] not in passed(wire)
 
@@ -318,5 +318,5 @@ def test_what_broke_an_answer_is_said_without_it() -> None:
     assert b"[redacted]" in passed(wire)
     assert KEY.encode() not in passed(wire)
     with pytest.raises(BrokenAnswerError) as caught:
-        asyncio.run(pass_on(Wire().reply, fake(b"first", trouble, length=99), JSON, Wire().settle, secret=KEY))
+        asyncio.run(pass_on(Wire().reply, fake(b"first", trouble, length=99), Wire().settle))
     assert KEY not in str(caught.value)

@@ -14,7 +14,7 @@ from tests.gateway import play
 
 ROOT = Path(__file__).parent.parent
 RELAY = (
-    "address", "attempts", "exchange", "inbound", "journal", "outbound", "placement", "relay", "uncounted",
+    "address", "attempts", "exchange", "inbound", "journal", "outbound", "placement", "relay", "send", "uncounted",
 )  # fmt: skip
 OWNED = ("cachedContents", "fileSearchStores", "files/", "blob")
 

@@ -111,12 +111,13 @@ def screened(*pieces: bytes, same_length: bool = False) -> list[bytes]:
 def test_pieces_without_the_secret_pass_at_once_and_whole() -> None:
     pieces = [b"One", b" Zx9", b"Zx9", b"Quart", b"z", b"", b"Zx"]
     assert b"".join(screened(*pieces)) == b"".join(pieces)
-    assert screened(b"One", b"Two Zx9", b"Three") == [b"One", b"Two Zx9", b"Three", b""]
+    assert screened(b"One", b"Two x9", b"Three") == [b"One", b"Two x9", b"Three", b""]
 
 
 def test_a_beginning_is_held_back_until_it_is_known_what_it_is() -> None:
     assert screened(b"a Zx9Q", b"uack") == [b"a ", b"Zx9Quack", b""]
     assert screened(b"a Zx9Q") == [b"a ", b"Zx9Q"]
+    assert screened(b"a Z", b" b") == [b"a ", b"Z b", b""]
 
 
 @given(data=st.data(), at=st.integers(0, 400), size=st.integers(40, 200))
@@ -137,7 +138,7 @@ def test_a_secret_does_not_pass_wherever_it_is_cut(cuts: list[int], same_length:
     text = f"first {OPAQUE} then Zx9Quartz-Opaque_{OPAQUE}{OPAQUE} end".encode()
     places = [0, *sorted(cuts), len(text)]
     passed = b"".join(screened(*(text[a:b] for a, b in itertools.pairwise(places)), same_length=same_length))
-    assert OPAQUE.encode()[3:] not in passed
+    assert OPAQUE.encode()[1:] not in passed
     assert passed.startswith(b"first ")
     assert passed.endswith(b" end")
     if same_length:
@@ -146,4 +147,4 @@ def test_a_secret_does_not_pass_wherever_it_is_cut(cuts: list[int], same_length:
 
 def test_nor_when_it_comes_byte_by_byte() -> None:
     passed = b"".join(screened(*(bytes([byte]) for byte in f"first {OPAQUE} end".encode())))
-    assert passed == b"first Zx9" + MARK.encode()[3:] + b" end"
+    assert passed == f"first {MARK} end".encode()

@@ -14,7 +14,7 @@ from pollux.app import App
 from pollux.auth import Tokens
 from pollux.cli_watch import request_text
 from pollux.inbound import STALLED_AFTER
-from pollux.keys import Key
+from pollux.keys import Key, Secret
 from pollux.log_safety import redact
 from pollux.simulator import Fault
 from pollux.store.memory import MemoryStore
@@ -269,10 +269,10 @@ def test_forged_addresses_are_refused() -> None:
                 "x.y",
                 "",
                 token[:-1] + ("A" if token[-1] != "A" else "Q"),
-                seal(mine, "AQ.a-value-of-somebody"),
-                seal(replace(mine, key="k9"), value_of(mine.key)),
-                seal(replace(mine, key="k1" if mine.key == "k2" else "k2"), value_of(mine.key)),
-                seal(replace(mine, target="/v1beta/models"), TOKEN),
+                seal(mine, Secret("AQ.a-value-of-somebody")),
+                seal(replace(mine, key="k9"), Secret(value_of(mine.key))),
+                seal(replace(mine, key="k1" if mine.key == "k2" else "k2"), Secret(value_of(mine.key))),
+                seal(replace(mine, target="/v1beta/models"), Secret(TOKEN)),
             ]
             for attempt in forged:
                 for given in (None, TOKEN):  # a client's own token opens no upload

@@ -140,14 +140,14 @@ class App:
         self.pool = Pool(settings, self.roster)
         self.affinity = Affinity(self.roster)
         attempts = Attempts(self.pool, self.upstream)
-        questions = Questions(attempts, self.upstream)
+        questions = Questions(attempts)
         self.pool.recovery.free_call = questions.free_call
         owners = Owners(Relay(attempts, questions.count), self.affinity, questions)
         listing = Listing(attempts, questions, owners, self.affinity)
-        uploads = Uploads(self.pool, self.upstream, self.affinity)
+        uploads = Uploads(self.pool, attempts.upstream, self.affinity)
         self.pooling: Pooling | None = None
         if settings.files == "pooled":
-            self.pooling = Pooling(self.pool, self.affinity, self.upstream, attempts, questions, blobs)
+            self.pooling = Pooling(self.pool, self.affinity, attempts, questions, blobs)
             owners.pooled, uploads.receiving = self.pooling.using, self.pooling.receiving
 
         async def run(x: Exchange) -> None:

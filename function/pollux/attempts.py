@@ -1,95 +1,54 @@
-"""One call upstream: send it, judge what comes, pass on what is good. Which call comes next is `relay`'s to decide."""
+"""One attempt of a request: sent with one key, judged, passed on if it is good. `relay` decides which comes next."""
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from pollux import wire
 from pollux.exchange import Exchange
 from pollux.journal import Attempt
-from pollux.keys import Key, KeySourceError, Secret
-from pollux.log import guard
-from pollux.outbound import collect, covered, nothing_to_settle, pass_on, pass_stream, pass_whole
+from pollux.keys import Key
+from pollux.outbound import collect, nothing_to_settle, pass_on, pass_stream, pass_whole
 from pollux.outcome import Outcomes
 from pollux.pool import Pool, Reservation, Tried
-from pollux.redaction import without
+from pollux.send import API_KEY, BEARER, UNREADABLE, CoveredAnswer, Failure, KeyedUpstream, broken
 from pollux.store import StoreError
 from pollux.stream import StreamReader
-from pollux.upstream import Answer, Upstream, UpstreamError
-from pollux.verdict import Verdict, judge, redact
+from pollux.upstream import Upstream, UpstreamError
+from pollux.verdict import Verdict
 from pollux.wire.error import GatewayError
 
 log = logging.getLogger("pollux.relay")
 
 SETTLE_WITHIN = 0.1
-UNREADABLE, UNREADABLE_KEY_RESTS = "key-source", 60.0
 BACKOFF = 0.25
 AGAIN_WITHIN = 10.0
 """A request may be sent again until its deadline, or for so long after it was first sent: who does not wait for a slot
 should not see each trouble of Google's either."""
-ERROR_MOST = 1 << 20
-"""No error is larger, inflated."""
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """An attempt that gave the client nothing, and what Google said to it."""
-
-    verdict: Verdict
-    model: str
-    key: Key
-    status: int
-    headers: Sequence[tuple[bytes, bytes]]
-    body: bytes
-    problem: GatewayError | None = None
-    """Set when there was no answer to pass on."""
-
-    unsent: bool = False
-    """Nothing of the request reached Google."""
-
-    @property
-    def timed_out(self) -> bool:
-        return self.problem is not None and self.problem.code == "UPSTREAM_TIMEOUT"
+class LateError(Exception):
+    """The slot was over before the key's value was at hand: nothing was sent, and the slot is given back."""
 
 
 class Attempts:
     def __init__(self, pool: Pool, upstream: Upstream) -> None:
         self.pool = pool
         self._outcomes = Outcomes(pool)
-        self._upstream = upstream
+        self.upstream = KeyedUpstream(upstream, pool.roster.keyring, pool.now)
         self._keyring = pool.roster.keyring
         self._aliases = pool.roster.catalog.aliases
-        self._guarded: set[Secret] = set()
-
-    async def in_time(self, reservation: Reservation) -> bool:
-        """Whether the slot is still good when the key's value is at hand, which may have to be fetched first."""
-        try:
-            with suppress(KeySourceError):  # of that the attempt itself tells
-                await self._keyring.value(reservation.key.id)
-        except BaseException:  # the client left
-            reservation.let_go()
-            raise
-        if not self.pool.is_late(reservation):
-            return True
-        reservation.let_go()
-        return False
 
     async def reserved(self, x: Exchange, reservation: Reservation) -> Failure | None:
-        """A call with a slot of its own. None: the client has its answer."""
+        """A call with a slot of its own. None: the client has its answer. Raises LateError."""
         key, model, project = reservation.key, reservation.model, reservation.quota.project
-        x.record.used, x.record.key, x.record.project = model, key.id, project
-        answer = None
         try:
             sent = await self._send(x, key, model, reservation)
-            if isinstance(sent, Failure):
-                failure: Failure | None = sent
-            else:
-                answer, secret = sent
-                failure = await self._served(x, reservation, answer, secret)
+            failure = sent if isinstance(sent, Failure) else await self._served(x, reservation, sent)
             if failure is not None:
+                if failure.unsent:
+                    reservation.sent = False
                 failure = x.place.judged(failure)
                 if failure.verdict.blames != "key":
                     verdict = await self._outcomes.failed(reservation, failure.verdict)
@@ -101,33 +60,25 @@ class Attempts:
                 x.record.note(attempt)
             return failure
         finally:
-            if answer is not None:
-                answer.close()
             reservation.let_go()
 
     async def free(self, x: Exchange, key: Key, model: str | None) -> Failure | None:
         """A call that takes no quota. None: the client has its answer."""
-        sent = await self._send(x, key, model)
-        if isinstance(sent, Failure):
-            return sent
-        answer, secret = sent
+        answer = await self._send(x, key, model)
+        if isinstance(answer, Failure):
+            return answer
         try:
-            headers = _client_headers(answer, secret)
-            if x.readdress is not None:
-                headers = x.readdress(answer.headers, headers, key, secret)
-            if answer.status >= 300:
-                return self._judged(model or "", key, secret, answer.status, headers, await answer.read())
             x.record.note(Attempt(model or "", key.project, key.id, "ok", answer.status))
             self._outcomes.took(key.id)
             if x.call.kind == "list-models" and x.method == "GET":
                 body = wire.with_aliases(await answer.read(), x.call, self._aliases)
-                await pass_whole(x.reply, answer.status, headers, body, nothing_to_settle, secret=secret)
+                await pass_whole(x.reply, answer, body, nothing_to_settle)
             elif x.pass_on is not None:
-                await x.pass_on(x, answer, headers, key.project, nothing_to_settle, secret)
+                await x.pass_on(x, answer, key.project, nothing_to_settle)
             else:
-                await pass_on(x.reply, answer, headers, nothing_to_settle, secret=secret)
+                await pass_on(x.reply, answer, nothing_to_settle)
         except UpstreamError as error:
-            return self._broken(model or "", key, secret, error)
+            return broken(key, error, self.pool.now())
         finally:
             answer.close()
         return None
@@ -155,66 +106,69 @@ class Attempts:
 
     async def _send(
         self, x: Exchange, key: Key, model: str | None, reservation: Reservation | None = None
-    ) -> tuple[Answer, str] | Failure:
-        """The answer, and the value that was used: neither may show the other to the client."""
-        try:
-            value = await self._keyring.value(key.id)
-        except KeySourceError as error:
-            return unreadable(model or "", key, error)
-        if value not in self._guarded:
-            self._guarded.add(value)
-            guard(value.reveal())
-        target, headers, body = x.outgoing(value, model)
-        if reservation is not None:
-            reservation.sent = True
-        x.record.sent += 1
-        try:
-            sent = body if x.passing is None else x.passing
-            return await self._upstream.send(x.method, target, headers, sent), value.reveal()
-        except UpstreamError as error:
-            if reservation is not None and error.kind == "unreachable":
-                reservation.sent = False  # nothing reached Google: the slot is given back
-            return self._broken(model or "", key, value.reveal(), error)
+    ) -> CoveredAnswer | Failure:
+        target, headers, body = x.outgoing(model)
+        return await self.upstream.send(
+            key,
+            x.method,
+            target,
+            headers,
+            body if x.passing is None else x.passing,
+            credential=BEARER if x.call.api == "openai" else API_KEY,
+            readdress=x.readdress,
+            begins=partial(self._begins, x, reservation),
+        )
 
-    async def _served(self, x: Exchange, reservation: Reservation, answer: Answer, secret: str) -> Failure | None:
+    def _begins(self, x: Exchange, reservation: Reservation | None) -> None:
+        """Just before it is sent: the key's value may have had to be fetched first."""
+        record = x.record
+        if reservation is not None:
+            if self.pool.is_late(reservation):
+                raise LateError
+            key, reservation.sent = reservation.key, True
+            record.used, record.key, record.project = reservation.model, key.id, reservation.quota.project
+        record.sent += 1
+
+    async def _served(self, x: Exchange, reservation: Reservation, answer: CoveredAnswer) -> Failure | None:
         """Pass a good answer on; give a bad one back for judgement. Up to the first content nothing is lost by it."""
-        model, key = reservation.model, reservation.key
-        headers = _client_headers(answer, secret)
+        key = reservation.key
         settle = partial(self._settle, x, reservation)
         try:
-            if not 200 <= answer.status < 300:
-                return self._judged(model, key, secret, answer.status, headers, await answer.read())
             if x.stream != "no":
                 reader = StreamReader(x.stream_form)
                 first = await self._first_content(answer, reader)
-                if first is None or (reader.error is not None and not reader.content_seen):
-                    return self._judged(model, key, secret, answer.status, headers, first or b"")
+                if reader.error is not None and not reader.content_seen:
+                    return answer.refusal(key, first, self.pool.now())
                 await self._well(x, reservation)
-                x.record.ended = await pass_stream(x.reply, answer, headers, reader, first, settle, secret=secret)
+                x.record.ended = await pass_stream(x.reply, answer, reader, first, settle)
                 return None
             if x.pass_on is not None:
                 await self._well(x, reservation)
-                await x.pass_on(x, answer, headers, key.project, settle, secret)
+                await x.pass_on(x, answer, key.project, settle)
                 return None
             streams = (x.call.verb or "").startswith("stream")  # in a form that is not read here: passed as it comes
             body, whole = (b"", False) if streams else await collect(answer)
             await self._well(x, reservation)
             if whole:
-                await pass_whole(x.reply, answer.status, headers, body, settle, secret=secret)
+                await pass_whole(x.reply, answer, body, settle)
             else:
-                await pass_on(x.reply, answer, headers, settle, body, secret=secret)
+                await pass_on(x.reply, answer, settle, body)
         except UpstreamError as error:
-            return self._broken(model, key, secret, error)
+            return broken(key, error, self.pool.now())
+        finally:
+            answer.close()
         return None
 
-    async def _first_content(self, answer: Answer, reader: StreamReader) -> bytes | None:
-        """The bytes up to the first event with content, or up to an error. None: it ended without either."""
+    async def _first_content(self, answer: CoveredAnswer, reader: StreamReader) -> bytes:
+        """The bytes up to the first event with content, or up to an error. Raises UpstreamError if neither comes."""
         held: list[bytes] = []
         while not reader.content_seen and reader.error is None:
             data = await answer.chunk()
             if not data:
                 reader.close()
-                return b"".join(held) if reader.error is not None or reader.finished else None
+                if reader.error is None and not reader.finished:
+                    raise UpstreamError("reset", "the stream ended before it began")
+                break
             held.append(data)
             reader.feed(data)
         return b"".join(held)
@@ -235,67 +189,7 @@ class Attempts:
         except (TimeoutError, StoreError) as error:
             log.warning("tokens of request %s were not settled in time: %s", x.record.id, error)
 
-    def _judged(
-        self, model: str, key: Key, secret: str, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes
-    ) -> Failure:
-        if 200 <= status < 300 and not body:
-            return self._broken(model, key, secret, UpstreamError("reset", "the stream ended before it began"))
-        verdict, headers, body = judged(status, headers, body, secret, self.pool.now())
-        return Failure(verdict, model, key, status, headers, body)
-
-    def _broken(self, model: str, key: Key, secret: str, error: UpstreamError) -> Failure:
-        failure = unreached(model, key, error, secret, self.pool.now())
-        return replace(failure, verdict=replace(failure.verdict, message=redact(str(error), [secret])))
-
 
 def backoff(troubles: int, jitter: float) -> float:
     """Seconds until a request is sent again after so many troubles. `jitter`: 0 to 1."""
     return BACKOFF * 2.0 ** (troubles - 1) * (0.5 + jitter)
-
-
-def unreadable(model: str, key: Key, error: KeySourceError) -> Failure:
-    # What may pass by itself is this instance's trouble: others may hold the value, and go on with the key.
-    rests = 0.0 if error.passing else UNREADABLE_KEY_RESTS
-    verdict = Verdict(UNREADABLE, "key", "next-key", rests, message=str(error))
-    return Failure(verdict, model, key, 0, (), b"", GatewayError("NO_USABLE_KEY", str(error)))
-
-
-def judged(
-    status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes, secret: str, now: float
-) -> tuple[Verdict, Sequence[tuple[bytes, bytes]], bytes]:
-    """What a refusal means, and its headers and body as a client may see them."""
-    headers, body = _inflated(headers, body)
-    # Before it is judged: a message is cut, and half a key would not be known as one. After: it is unescaped then.
-    body = without(body, [secret])
-    verdict = judge(status, body, now=now)
-    return replace(verdict, message=redact(verdict.message, [secret])), headers, redact(body)
-
-
-def unreached(model: str, key: Key, error: UpstreamError, secret: str, now: float) -> Failure:
-    """No answer came, or none that could be read."""
-    verdict, unsent = judge(None, b"", now=now), error.kind == "unreachable"
-    return Failure(verdict, model, key, 0, (), b"", unanswered(error, secret), unsent)
-
-
-def unanswered(error: UpstreamError, secret: str) -> GatewayError:
-    """What the client is told when no answer came."""
-    reason, setting = "UPSTREAM_UNREACHABLE", ""
-    if error.kind == "timeout":
-        reason, setting = "UPSTREAM_TIMEOUT", " (POLLUX_TIMEOUT)"
-    return GatewayError(reason, f"Gemini did not answer: {redact(str(error), [secret])}{setting}")
-
-
-def _client_headers(answer: Answer, secret: str) -> list[tuple[bytes, bytes]]:
-    return [(name, covered(value, secret)) for name, value in wire.client_headers(answer.headers)]
-
-
-def _inflated(headers: Sequence[tuple[bytes, bytes]], body: bytes) -> tuple[Sequence[tuple[bytes, bytes]], bytes]:
-    """An error as it reads. What cannot be inflated is left out: nobody could tell whether it holds the key."""
-    encoding = b",".join(value for name, value in headers if name == b"content-encoding").decode("latin-1")
-    if not encoding:
-        return headers, body
-    headers = [(name, value) for name, value in headers if name != b"content-encoding"]
-    try:
-        return headers, wire.inflate(body, encoding, ERROR_MOST)
-    except wire.GatewayError:
-        return headers, b""

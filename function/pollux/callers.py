@@ -31,14 +31,13 @@ class Callers:
             "that it knows was sent",
         )
 
-    async def uploader(self, token: str, headers: RawHeaders, query: bytes) -> tuple[Session, Secret]:
-        """The upload that goes on, and the value of the key that began it. SDKs send no client token with it; one that
-        comes all the same must be of the client who began.
+    async def uploader(self, token: str, headers: RawHeaders, query: bytes) -> Session:
+        """The upload that goes on. SDKs send no client token with it; one that comes all the same must be of the
+        client who began.
         """
         tokens = await self._known()
         try:
-            value = await self._value(claimed(token).key)
-            session = checked(token, value.reveal(), self._now())
+            session = checked(token, await self._value(claimed(token).key), self._now())
         except UploadTokenError as error:
             raise GatewayError("BAD_UPLOAD_ID", str(error)) from None
         if not tokens.knows(session.client):
@@ -47,7 +46,7 @@ class Callers:
             raise GatewayError("BAD_UPLOAD_ID", "the client that began this upload has no valid token any more")
         if tokens.check(headers, query) not in (None, session.client):
             raise GatewayError("UPLOAD_OF_ANOTHER", "this upload was begun by another client than the one that calls")
-        return session, value
+        return session
 
     async def _known(self) -> Tokens:
         try:

@@ -9,19 +9,15 @@ from pollux import tools, wire
 from pollux.estimate import estimate
 from pollux.inbound import PassingBody
 from pollux.journal import Record
-from pollux.keys import Key, Secret
 from pollux.outbound import Reply, Settle
 from pollux.placement import ANYWHERE, Placement
 from pollux.pool import Ask
-from pollux.upstream import Answer
+from pollux.send import CoveredAnswer, Readdress
 from pollux.windows import Want
 from pollux.wire import Call
 
-RawHeaders = Sequence[tuple[bytes, bytes]]
-Readdress = Callable[[RawHeaders, list[tuple[bytes, bytes]], Key, str], list[tuple[bytes, bytes]]]
-"""From an answer's headers and what may pass of them, with the key and its value: what the client gets."""
-PassOn = Callable[["Exchange", Answer, RawHeaders, str, Settle, str], Awaitable[None]]
-"""Passes on a good answer: with its headers, the project, how it is settled, and the key's value to cover."""
+PassOn = Callable[["Exchange", CoveredAnswer, str, Settle], Awaitable[None]]
+"""Passes on a good answer of a project, and settles it."""
 
 OPENING = 1000
 """How many characters of each opening text identify a conversation."""
@@ -87,9 +83,9 @@ class Exchange:
         asked = tools.asked(self.parsed)
         return Ask(want, self.deadline, self.patient, sticky, self.prefer_key, self.place.only, tools=asked)
 
-    def outgoing(self, key: Secret, model: str | None) -> tuple[str, list[tuple[str, str]], bytes]:
-        """Target, headers and body of an attempt: the client's own, but for the credential and, perhaps, the model."""
-        call, body, headers = self.call, self.body, list(self.headers)
+    def outgoing(self, model: str | None) -> tuple[str, Sequence[tuple[str, str]], bytes]:
+        """Target, headers and body of an attempt: the client's own, but perhaps for the model."""
+        call, body, headers = self.call, self.body, self.headers
         path = call.path
         if model is not None and model != call.model:
             if call.kind == "get-model" or (call.api == "native" and call.verb != wire.INTERACTION):
@@ -101,10 +97,6 @@ class Exchange:
                 headers = [(name, value) for name, value in headers if name != "content-encoding"]
         if self.place.prepares:
             body = self.place.rewritten(body)
-        if call.api == "openai":
-            headers.append(("authorization", f"Bearer {key.reveal()}"))
-        else:
-            headers.append(("x-goog-api-key", key.reveal()))
         return (f"{path}?{call.query}" if call.query else path), headers, body
 
     def size_question(self, model: str) -> tuple[str, bytes] | None:

@@ -12,12 +12,13 @@ from urllib.parse import quote
 
 from pollux import reasons, wire
 from pollux.affinity import Affinity
-from pollux.attempts import Attempts, Failure
+from pollux.attempts import Attempts
 from pollux.exchange import Exchange
 from pollux.journal import Attempt
 from pollux.listing_page import Page, asked_page, foreign_token, parameter, places_of, target_after, target_at
 from pollux.owners import Owners
 from pollux.questions import Questions, Told
+from pollux.send import Failure
 from pollux.windows import Want
 from pollux.wire import Call
 from pollux.wire.error import GatewayError

@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from pollux import wire
 from pollux.inbound import Scope, Send, uncancel
 from pollux.journal import Record
-from pollux.redaction import MARK, SHORTEST, Screen, redact
+from pollux.send import CoveredAnswer
 from pollux.stream import StreamReader
-from pollux.upstream import Answer, UpstreamError
+from pollux.upstream import UpstreamError
 from pollux.verdict.error_body import read as read_error
 
 WHOLE_MOST = 1 << 20
@@ -46,23 +46,28 @@ class Reply:
         self.cut = False
         """The gateway stops: what is not passed on yet is not waited for any more."""
 
-    async def begin(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+    async def begin(self, status: int, headers: Sequence[tuple[bytes, bytes]], length: int | None = None) -> None:
+        """`length`: of the body, where it is known. What `headers` say of that does not count."""
         self.begun = True
         record = self._record
         record.status = status
         record.first_byte = time.monotonic() - record.started
-        ours = [
-            (b"x-pollux-request-id", record.id.encode()),
-            (b"x-pollux-attempts", b"%d" % record.sent),
-            (b"x-pollux-wait-ms", b"%d" % (record.waited * 1000)),
-        ]
+        sent = self._extra.copy()
+        for header in headers:
+            if header[0] != b"content-length":
+                sent.append(header)
+        if length is not None:
+            sent.append((b"content-length", b"%d" % length))
+        sent.append((b"x-pollux-request-id", record.id.encode()))
+        sent.append((b"x-pollux-attempts", b"%d" % record.sent))
+        sent.append((b"x-pollux-wait-ms", b"%d" % (record.waited * 1000)))
         if record.key:
-            ours.append((b"x-pollux-key", record.key.encode("latin-1", "replace")))
+            sent.append((b"x-pollux-key", record.key.encode("latin-1", "replace")))
         if record.used:
-            ours.append((b"x-pollux-model", record.used.encode("latin-1", "replace")))
+            sent.append((b"x-pollux-model", record.used.encode("latin-1", "replace")))
         if status < 400 and record.fallback_from:
-            ours.append((b"x-pollux-fallback", b"from " + record.fallback_from.encode("latin-1", "replace")))
-        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *ours, *self._extra]})
+            sent.append((b"x-pollux-fallback", b"from " + record.fallback_from.encode("latin-1", "replace")))
+        await self._send({"type": "http.response.start", "status": status, "headers": sent})
 
     async def chunk(self, data: bytes) -> None:
         if data and not self._head:
@@ -72,8 +77,7 @@ class Reply:
         await self._send({"type": "http.response.body", "body": b"" if self._head else data, "more_body": False})
 
     async def whole(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
-        headers = [(name, value) for name, value in headers if name != b"content-length"]
-        await self.begin(status, [*headers, (b"content-length", b"%d" % len(body))])
+        await self.begin(status, headers, len(body))
         await self.end(body)
 
     async def error(self, reason: str, message: str, *, retry_after: float | None = None) -> None:
@@ -112,22 +116,14 @@ async def nothing_to_settle(_: int | None) -> None:
     """For an answer that took no quota."""
 
 
-async def pass_whole(
-    reply: Reply, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes, settle: Settle, *, secret: str
-) -> None:
+async def pass_whole(reply: Reply, answer: CoveredAnswer, body: bytes, settle: Settle) -> None:
     """A plain answer that was read whole. Its last bytes wait for the settlement."""
     reply.ending = True
     await settle(prompt_tokens(body))
-    await reply.whole(status, headers, covered(body, secret))
+    await reply.whole(answer.status, answer.headers, body)
 
 
-def covered(data: bytes, secret: str) -> bytes:
-    """A good answer, or the value of a header: only the key itself is looked for."""
-    value = secret.encode("utf-8", "replace")
-    return data.replace(value, MARK.encode()) if len(value) >= SHORTEST and value in data else data
-
-
-async def collect(answer: Answer) -> tuple[bytes, bool]:
+async def collect(answer: CoveredAnswer) -> tuple[bytes, bool]:
     """The beginning of a plain answer, and whether that is all: up to WHOLE_MOST it can still be asked for again."""
     if answer.length is not None:
         return (await answer.read(), True) if answer.length <= WHOLE_MOST else (b"", False)
@@ -142,77 +138,58 @@ async def collect(answer: Answer) -> tuple[bytes, bool]:
     return b"".join(held), False
 
 
-async def pass_on(
-    reply: Reply,
-    answer: Answer,
-    headers: Sequence[tuple[bytes, bytes]],
-    settle: Settle,
-    first: bytes = b"",
-    *,
-    secret: str,
-) -> None:
+async def pass_on(reply: Reply, answer: CoveredAnswer, settle: Settle, first: bytes = b"") -> None:
     """A large or endless plain answer, in the pieces in which it comes. With Content-Length the last one waits."""
-    await reply.begin(answer.status, headers)
+    await reply.begin(answer.status, answer.headers, answer.length)
     tail, missing = b"", answer.length
-    screen = Screen(secret, same_length=missing is not None)
     try:
         data = first or await answer.chunk()
         while data:
             tail = data[-TAIL:] if len(data) >= TAIL else (tail + data)[-TAIL:]
             if missing is not None and (missing := missing - len(data)) <= 0:
                 break
-            await reply.chunk(screen.through(data))
+            await reply.chunk(data)
             data = await answer.chunk()
     except UpstreamError as error:
-        raise BrokenAnswerError(redact(str(error), [secret])) from None
+        raise BrokenAnswerError(str(error)) from None
     reply.ending = True
     await settle(prompt_tokens(tail))
-    await reply.end(screen.through(data) + screen.rest())
+    await reply.end(data)
 
 
-async def pass_stream(
-    reply: Reply,
-    answer: Answer,
-    headers: Sequence[tuple[bytes, bytes]],
-    reader: StreamReader,
-    first: bytes,
-    settle: Settle,
-    *,
-    secret: str,
-) -> str:
+async def pass_stream(reply: Reply, answer: CoveredAnswer, reader: StreamReader, first: bytes, settle: Settle) -> str:
     """A stream whose first content is in `first`. Returns how it ended: "" is well."""
-    await reply.begin(answer.status, [(n, v) for n, v in headers if n != b"content-length"])
+    await reply.begin(answer.status, answer.headers)
     ended, data = "", first
     held: list[bytes] = []
-    screen = Screen(secret)
     broken = ""
     try:
         while data:
             held.append(data)
-            if not reader.error_begun:  # it may echo the key, cut between two chunks
+            if not reader.error_begun:  # an error may echo the key in another spelling, cut between two chunks
                 text = b"".join(held) if len(held) > 1 else data
                 held.clear()
-                await reply.chunk(screen.through(text if reader.error is None else redact(text, [secret])))
+                await reply.chunk(text if reader.error is None else answer.redact(text))
             if data := await answer.chunk():
                 reader.feed(data)
         reader.close()
     except UpstreamError as error:
-        ended, broken = "broken", f"the stream from Gemini broke: {redact(str(error), [secret])}"
+        ended, broken = "broken", f"the stream from Gemini broke: {error}"
     except asyncio.CancelledError:
         if not reply.cut:
             raise
         uncancel()
         ended, broken = "cut", "the gateway stops, and this stream had not ended"
     reply.ending = True
-    last = redact(b"".join(held), [secret]) if held else b""
-    await reply.chunk(screen.through(last) + screen.rest())
+    if held:
+        await reply.chunk(answer.redact(b"".join(held)))
     if broken:
         await reply.chunk(wire.stream_error(reader.form, 503, "UNAVAILABLE", broken))
     elif reader.error is not None:
         ended = "error"
         if reader.form.startswith("openai"):  # Google writes a bare list there, which OpenAI's SDKs do not see
             found = read_error(None, reader.error)
-            said = redact(found.message, [secret])
+            said = answer.redact(found.message)
             await reply.chunk(wire.stream_error(reader.form, found.code or 500, "UNAVAILABLE", said))
     elif not reader.finished:
         ended = "truncated"

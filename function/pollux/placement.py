@@ -1,11 +1,7 @@
 """Where a request may go, what makes a project ready for it, how it is rewritten for there, and what was lost there."""
 
-from typing import TYPE_CHECKING
-
 from pollux.pool import Ask, Tried
-
-if TYPE_CHECKING:
-    from pollux.attempts import Failure
+from pollux.send import Failure
 
 
 class Placement:
@@ -44,19 +40,19 @@ class Placement:
         """An answer with the names that the client knows."""
         return body
 
-    def judged(self, failure: "Failure") -> "Failure":
+    def judged(self, failure: Failure) -> Failure:
         """The failure, understood by what the request names."""
         return failure
 
-    async def lost(self, failure: "Failure") -> bool:
+    async def lost(self, failure: Failure) -> bool:
         """Whether the project lost something that can be made again: then the request is sent again."""
         return False
 
-    async def moved(self, failure: "Failure") -> bool:
+    async def moved(self, failure: Failure) -> bool:
         """Whether another project owns by now what the request names. Then `only` is that one."""
         return False
 
-    def exhausted(self) -> "Failure | None":
+    def exhausted(self) -> Failure | None:
         """When no project is left: the failure that the client gets. Raises if no project could be made ready."""
         return None
 

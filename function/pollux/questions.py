@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pollux import wire
-from pollux.attempts import BACKOFF, Attempts, Failure, judged, unreached, unreadable
-from pollux.keys import Key, KeySourceError, probe
-from pollux.log import guard
-from pollux.outbound import collect, covered
+from pollux.attempts import BACKOFF, Attempts
+from pollux.keys import Key, probe
+from pollux.outbound import collect
 from pollux.pool import Tried
-from pollux.upstream import Upstream, UpstreamError
-from pollux.verdict import Verdict
+from pollux.send import API_KEY, BEARER, Failure, broken
+from pollux.upstream import UpstreamError
+from pollux.verdict import Verdict, judge
 
 MOST_KEYS = 3
 MOST_TROUBLES = 2
@@ -24,6 +24,8 @@ MOST_TROUBLES = 2
 ASKED_AT_ONCE = 96
 """Of all requests together: each holds a connection, of which some machines allow a process 256."""
 COUNT_WITHIN = 5.0
+PROBE = probe.target(probe.MODEL)
+JSON = (("content-type", "application/json"),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +38,10 @@ class Told:
 
 
 class Questions:
-    def __init__(self, attempts: Attempts, upstream: Upstream) -> None:
+    def __init__(self, attempts: Attempts) -> None:
         self._attempts = attempts
-        self._upstream = upstream
+        self._upstream = attempts.upstream
         self._pool = attempts.pool
-        self._keyring = attempts.pool.roster.keyring
         self._room = asyncio.Semaphore(ASKED_AT_ONCE)
 
     async def ask(
@@ -84,59 +85,36 @@ class Questions:
     async def _once(
         self, key: Key, target: str, headers: Sequence[tuple[str, str]], bearer: bool, whole: bool
     ) -> Told | Failure:
+        answer = await self._upstream.send(key, "GET", target, headers, credential=BEARER if bearer else API_KEY)
+        if isinstance(answer, Failure):
+            return answer
         try:
-            value = (await self._keyring.value(key.id)).reveal()
-        except KeySourceError as error:
-            return unreadable("", key, error)
-        guard(value)
-        credential = ("authorization", f"Bearer {value}") if bearer else ("x-goog-api-key", value)
-        try:
-            answer = await self._upstream.send("GET", target, [*headers, credential], b"")
-            try:
-                if answer.status < 300:
-                    body, complete = (await answer.read(), True) if whole else await collect(answer)
-                    return Told(key, answer.status, _document(covered(body, value)) if complete else {})
-                verdict, shown, body = judged(
-                    answer.status, wire.client_headers(answer.headers), await answer.read(), value, self._pool.now()
-                )
-                return Failure(verdict, "", key, answer.status, shown, body)
-            finally:
-                answer.close()
+            body, complete = (await answer.read(), True) if whole else await collect(answer)
         except UpstreamError as error:
-            return unreached("", key, error, value, self._pool.now())
+            return broken(key, error, self._pool.now())
+        finally:
+            answer.close()
+        return Told(key, answer.status, _document(body) if complete else {})
 
     async def free_call(self, key: Key) -> Verdict | None:
         """What Google says to a call that takes no quota. None: the key's value cannot be read, or no answer came."""
         try:
-            value = (await self._keyring.value(key.id)).reveal()
-        except KeySourceError:
-            return None
-        guard(value)
-        headers = [("content-type", "application/json"), ("x-goog-api-key", value)]
-        try:
             async with asyncio.timeout(COUNT_WITHIN), self._room:
-                answer = await self._upstream.send("POST", probe.target(probe.MODEL), headers, probe.BODY)
-                try:
-                    shown = wire.client_headers(answer.headers)
-                    return judged(answer.status, shown, await answer.read(), value, self._pool.now())[0]
-                finally:
-                    answer.close()
-        except (UpstreamError, TimeoutError):
+                said = await self._upstream.send(key, "POST", PROBE, JSON, probe.BODY, whole=True)
+        except TimeoutError:
             return None
+        if isinstance(said, Failure):
+            return said.verdict if said.status else None
+        return judge(said.status, said.body, now=self._pool.now())
 
     async def count(self, key: Key, target: str, body: bytes) -> int | None:
         """Google's own count; None if it cannot be had, then the estimate stands."""
         try:
-            value = await self._keyring.value(key.id)
-            headers = [("content-type", "application/json"), ("x-goog-api-key", value.reveal())]
             async with asyncio.timeout(COUNT_WITHIN):
-                answer = await self._upstream.send("POST", target, headers, body)
-                try:
-                    return wire.total_tokens(await answer.read()) if answer.status == 200 else None
-                finally:
-                    answer.close()
-        except (UpstreamError, KeySourceError, TimeoutError):
+                said = await self._upstream.send(key, "POST", target, JSON, body, whole=True)
+        except TimeoutError:
             return None
+        return None if isinstance(said, Failure) else wire.total_tokens(said.body)
 
 
 def _document(body: bytes) -> dict[str, Any]:

@@ -139,10 +139,10 @@ class Reception:
         if upload is not None:
             record.what = f"upload-{upload.what}"
         if upload is not None and upload.form == "session":
-            session, value = await self.callers.uploader(upload.token, headers, query)
+            session = await self.callers.uploader(upload.token, headers, query)
             record.client = session.client
             self._crowded()
-            await self._uploads.go_on(scope, receive, call, session, value, reply, record)
+            await self._uploads.go_on(scope, receive, call, session, reply, record)
             return
         record.client = await self.callers.client(headers, query)
         if call.kind == "guarded" and call.guard not in self._settings.allow_paths:

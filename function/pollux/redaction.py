@@ -10,8 +10,6 @@ from urllib.parse import quote
 MARK = "[redacted]"
 SHORTEST = 6
 """What is shorter is no secret: to replace it would tear words apart."""
-GLIMPSE = 4
-"""So many characters of a secret at the end of a piece are held back; fewer may pass."""
 
 # What may be a secret's value inside a JSON string: never a quote, a backslash or MARK, so that JSON stays valid and a
 # second pass finds nothing new.
@@ -76,55 +74,35 @@ def _forms(secret: str) -> set[str]:
 
 
 class Screen:
-    """Takes one exact secret out of bytes that pass, wherever they are cut. A piece that holds none of it passes whole.
+    """Takes one exact secret out of bytes that pass, wherever they are cut. The end of a piece is held back until the
+    next piece comes if it may be the beginning of the secret.
 
     `same_length`: what is put in its place is as long as the secret, for an answer whose length was announced.
     """
 
-    __slots__ = ("_held", "_mark", "_passed", "_secret")
+    __slots__ = ("_held", "_mark", "_secret")
 
     def __init__(self, secret: str, *, same_length: bool = False) -> None:
         value = secret.encode("utf-8", "replace")
         self._secret = value if len(value) >= SHORTEST else b""
         self._mark = MARK.encode().ljust(len(value), b".")[: len(value)] if same_length else MARK.encode()
-        self._passed = b""
-        """The last bytes that went: the secret may have begun in them."""
         self._held = b""
 
     def __repr__(self) -> str:
         return "Screen(…)"
 
     def through(self, data: bytes) -> bytes:
-        secret, gone = self._secret, len(self._passed)
-        if not secret or self._is_free(data):
-            return data
-        text = self._passed + self._held + data
-        if secret in text:
-            if (at := text.find(secret)) < gone:
-                text = text[:gone] + self._mark[gone - at :] + text[at + len(secret) :]
-            text = text.replace(secret, self._mark)
-        end = self._begins(text)
-        cut = len(text) if end < 0 else max(end, gone)
-        self._passed, self._held = text[max(0, cut - GLIMPSE + 1) : cut], text[cut:]
-        return text[gone:cut]
-
-    def _is_free(self, data: bytes) -> bool:
-        """A long piece that surely holds none of it: then it is not copied."""
         secret = self._secret
-        if self._held or len(data) <= len(secret) + GLIMPSE or secret in data:
-            return False
-        if secret in self._passed + data[: len(secret)] or self._begins(data) >= 0:
-            return False
-        self._passed = data[1 - GLIMPSE :]
-        return True
-
-    def _begins(self, text: bytes) -> int:
-        """Where the text ends with a beginning of the secret, else -1."""
-        opening = self._secret[:GLIMPSE]
-        at = text.find(opening, max(0, len(text) - len(self._secret) + 1))
-        while at >= 0 and not self._secret.startswith(text[at:]):
-            at = text.find(opening, at + 1)
-        return at
+        if not secret:
+            return data
+        text = self._held + data if self._held else data
+        if secret in text:
+            text = text.replace(secret, self._mark)
+        at = text.find(secret[:1], max(0, len(text) - len(secret) + 1))
+        while at >= 0 and not secret.startswith(text[at:]):
+            at = text.find(secret[:1], at + 1)
+        self._held = b"" if at < 0 else text[at:]
+        return text if at < 0 else text[:at]
 
     def rest(self) -> bytes:
         """At the end: what was held back and did not become the secret."""

@@ -10,13 +10,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from pollux import reasons, uncounted, wire
-from pollux.attempts import AGAIN_WITHIN, Attempts, Failure, backoff
+from pollux.attempts import AGAIN_WITHIN, Attempts, LateError, backoff
 from pollux.exchange import Exchange
 from pollux.health import PROBED
 from pollux.journal import Attempt
 from pollux.keys import Key
 from pollux.outcome import TOOL_QUOTA
 from pollux.pool import Ask, Full, Reservation, Tried
+from pollux.send import Failure
 from pollux.windows import MINUTE_LIMITS
 
 PAID_BY_THE_PIECE = frozenset({"image", "video", "music"})
@@ -43,9 +44,9 @@ class Progress:
     full: Full | None = None
     """What the projects said when none had a slot for the wanted model."""
 
-    def failed(self, failure: Failure) -> None:
+    def failed(self, failure: Failure, model: str) -> None:
         ours = failure.verdict.blames in ("key", "project", "quota")
-        if self.told is None and self.full is None and failure.model == self.wanted and not ours:
+        if self.told is None and self.full is None and model == self.wanted and not ours:
             self.told = failure
 
 
@@ -115,14 +116,15 @@ class Relay:
                 await self._prepare(x, found, tried)
                 continue
             progress.until = min(progress.until, max(x.deadline, self.pool.now() + AGAIN_WITHIN))
-            if not await self.attempts.in_time(found):
+            try:
+                failure = await self.attempts.reserved(x, found)
+            except LateError:
                 continue
-            failure = await self.attempts.reserved(x, found)
             if failure is None:
                 return True
             if await x.place.lost(failure):
                 continue
-            progress.failed(failure)
+            progress.failed(failure, model)
             ask = replace(ask, prefer_key=None)
             match failure.verdict.action:
                 case "next-key":

@@ -10,13 +10,12 @@ from typing import Any
 
 from pollux import wire
 from pollux.affinity import Affinity
-from pollux.attempts import Failure
-from pollux.exchange import Exchange, RawHeaders
+from pollux.exchange import Exchange
 from pollux.journal import Record
-from pollux.outbound import TAIL, BrokenAnswerError, Settle, collect, covered, pass_on, prompt_tokens
+from pollux.outbound import TAIL, BrokenAnswerError, Settle, collect, pass_on, prompt_tokens
 from pollux.placement import Placement
-from pollux.redaction import Screen, redact
-from pollux.upstream import Answer, UpstreamError
+from pollux.send import CoveredAnswer, Failure
+from pollux.upstream import UpstreamError
 
 HELD_MOST = 1 << 16
 """A longer event is content and names nothing."""
@@ -82,41 +81,37 @@ class Resources:
         await self._bind(x, project, document)
         return wire.to_client(body, self._upstream, x.own_base()) if b"://" in body or b":\\/" in body else body
 
-    async def pass_on(
-        self, x: Exchange, answer: Answer, headers: RawHeaders, project: str, settle: Settle, secret: str
-    ) -> None:
+    async def pass_on(self, x: Exchange, answer: CoveredAnswer, project: str, settle: Settle) -> None:
         """A resource call's good answer. What is neither JSON nor events, or is too long, passes without being read."""
         if x.method == "DELETE":
             for name in wire.path_names(x.call):
                 if wire.names_exactly(x.call, name):
                     await self._affinity.forget(name)
-        kind = next((value for name, value in headers if name == b"content-type"), b"").lower()
-        encoded = any(name == b"content-encoding" for name, _ in headers)
+        kind = next((value for name, value in answer.headers if name == b"content-type"), b"").lower()
+        encoded = any(name == b"content-encoding" for name, _ in answer.headers)
         if kind.startswith(b"text/event-stream") and not encoded:
-            await self._pass_events(x, answer, headers, project, settle, secret)
+            await self._pass_events(x, answer, project, settle)
             return
         body, whole = await collect(answer) if b"json" in kind and not encoded else (b"", False)
         if not whole:
-            await pass_on(x.reply, answer, headers, settle, body, secret=secret)
+            await pass_on(x.reply, answer, settle, body)
             return
         tokens = prompt_tokens(body)
         if x.method != "DELETE":
-            body = await self.answered(x, project, covered(body, secret))
+            body = await self.answered(x, project, body)
         x.reply.ending = True
         await settle(tokens)
-        await x.reply.whole(answer.status, headers, covered(body, secret))
+        await x.reply.whole(answer.status, answer.headers, body)
 
     async def _bind(self, x: Exchange, project: str, document: Any) -> None:
         names = wire.answer_names(document, x.call, (wire.GOOGLE, self._upstream))
         if names:
             await self._affinity.bind(names, project, x.record.client)
 
-    async def _pass_events(
-        self, x: Exchange, answer: Answer, headers: RawHeaders, project: str, settle: Settle, secret: str
-    ) -> None:
+    async def _pass_events(self, x: Exchange, answer: CoveredAnswer, project: str, settle: Settle) -> None:
         """Byte for byte, but an event passes only when it is complete and what it names is bound."""
-        await x.reply.begin(answer.status, [(n, v) for n, v in headers if n != b"content-length"])
-        screen, held, tail = Screen(secret), b"", b""
+        await x.reply.begin(answer.status, answer.headers)
+        held, tail = b"", b""
         try:
             while data := await answer.chunk():
                 held += data
@@ -129,14 +124,14 @@ class Resources:
                 if len(held) - end > HELD_MOST:
                     end = len(held)
                 if end:
-                    await x.reply.chunk(screen.through(held[:end]))
+                    await x.reply.chunk(held[:end])
                     tail = (tail + held[:end])[-TAIL:]
                     held = held[end:]
         except UpstreamError as error:
-            raise BrokenAnswerError(redact(str(error), [secret])) from None
+            raise BrokenAnswerError(str(error)) from None
         x.reply.ending = True
         await settle(prompt_tokens(tail + held))
-        await x.reply.end(screen.through(held) + screen.rest())
+        await x.reply.end(held)
 
 
 def _data_of(event: bytes) -> Any:

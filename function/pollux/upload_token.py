@@ -12,6 +12,8 @@ import hmac
 import json
 from dataclasses import dataclass
 
+from pollux.keys import Secret
+
 LIFETIME = 24 * 3600.0
 """An upload that takes longer begins anew."""
 LONGEST = 8192
@@ -36,7 +38,7 @@ class Session:
     expires: float
 
 
-def seal(session: Session, value: str) -> str:
+def seal(session: Session, value: Secret) -> str:
     """The token. Never longer than LONGEST; never ends in z, which Cloud Run keeps for itself."""
     said = dict(
         zip(_FIELDS, (session.target, session.project, session.key, session.client, session.expires), strict=True)
@@ -46,6 +48,11 @@ def seal(session: Session, value: str) -> str:
     if len(token) > LONGEST:
         raise UploadTokenError(f"the upload's address is too long: a token for it has {len(token)} characters")
     return token
+
+
+def address_of(base: str, session: Session, value: Secret) -> bytes:
+    """The address that a client gets for this upload. `base`: of this gateway, with the path of the upload's start."""
+    return f"{base}?upload_id={seal(session, value)}&upload_protocol=resumable".encode("latin-1", "replace")
 
 
 def claimed(token: str) -> Session:
@@ -63,7 +70,7 @@ def claimed(token: str) -> Session:
         raise UploadTokenError("the upload_id is not one that this gateway gave out") from None
 
 
-def checked(token: str, value: str, now: float) -> Session:
+def checked(token: str, value: Secret, now: float) -> Session:
     """The session, if the seal was made with this key value and its time is not over."""
     session = claimed(token)
     text, _, mac = token.partition(".")
@@ -75,9 +82,8 @@ def checked(token: str, value: str, now: float) -> Session:
     return session
 
 
-def _mac(text: str, value: str) -> str:
-    derived = hmac.digest(value.encode("utf-8", "replace"), _LABEL, hashlib.sha256)
-    return _encoded(hmac.digest(derived, text.encode(), hashlib.sha256))
+def _mac(text: str, value: Secret) -> str:
+    return _encoded(hmac.digest(value.derived(_LABEL), text.encode(), hashlib.sha256))
 
 
 def _encoded(data: bytes) -> str:

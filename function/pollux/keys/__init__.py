@@ -1,5 +1,6 @@
 """Keys and where they come from. A value is opaque and leaves its `Secret` only towards the upstream."""
 
+import hashlib
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,10 @@ class Secret:
 
     def reveal(self) -> str:
         return self._value
+
+    def derived(self, label: bytes) -> bytes:
+        """A key for seals of our own: the same wherever the value is known, and it does not tell the value."""
+        return hmac.digest(self._value.encode("utf-8", "replace"), label, hashlib.sha256)
 
     @property
     def masked(self) -> str:

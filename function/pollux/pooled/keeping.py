@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 from pollux.affinity import Affinity
-from pollux.attempts import Failure
 from pollux.pool import Pool, Tried
 from pollux.pooled.contents import Contents
 from pollux.pooled.copies import LEASED_S, RENEWED_S, copy_of
@@ -30,6 +29,7 @@ from pollux.pooled.documents import (
 from pollux.pooled.sender import Made, NameTakenError, RefusedError, Sender
 from pollux.pooled.shelf import Shelf, Turns
 from pollux.questions import Told
+from pollux.send import Failure
 from pollux.store import ConflictError, Document, StoreError, Version
 from pollux.wire.error import GatewayError
 

@@ -16,7 +16,6 @@ from pollux.pooled.shelf import Shelf
 from pollux.pooled.using import Using
 from pollux.questions import Questions
 from pollux.settings import SettingsError, in_cloud
-from pollux.upstream import Upstream
 
 
 class Pooling:
@@ -24,7 +23,6 @@ class Pooling:
         self,
         pool: Pool,
         affinity: Affinity,
-        upstream: Upstream,
         attempts: Attempts,
         questions: Questions,
         blobs: Blobs | None = None,
@@ -38,7 +36,7 @@ class Pooling:
         # A bucket has a lifecycle of its own; a folder has nobody else.
         self._contents = Contents(blobs, pool.now, sweeps=url.startswith("file:"))
         shelf = Shelf(pool.roster.watch)
-        sender = Sender(attempts, questions, upstream)
+        sender = Sender(attempts, questions)
         self._copies = Copies(shelf, self._contents, sender, instance, lingers=not in_cloud())
         self._keeping = Keeping(pool, affinity, shelf, self._contents, sender, instance)
         self.receiving = Receiving(pool, shelf, self._contents, self._keeping, sender)

@@ -25,7 +25,7 @@ from pollux.pooled.sender import RefusedError, Sender
 from pollux.pooled.shelf import Shelf
 from pollux.pooled.taking import HeldBody, Taking, down
 from pollux.store import ConflictError, Version
-from pollux.upload_token import LIFETIME, Session, seal
+from pollux.upload_token import LIFETIME, Session, address_of
 from pollux.wire import Call, Upload
 from pollux.wire.error import GatewayError
 
@@ -105,7 +105,7 @@ class Receiving:
             raise GatewayError("BAD_REQUEST", str(error)) from None
         await self._shelf.put_upload(name, packed(upload), None)
         session = Session(POOLED + name, "", key.id, upload.client, self._pool.now() + LIFETIME)
-        address = f"{a.base}{a.call.path}?upload_id={seal(session, value.reveal())}&upload_protocol=resumable".encode()
+        address = address_of(a.base + a.call.path, session, value)
         headers = [
             (b"x-goog-upload-url", address),
             (b"x-goog-upload-control-url", address),

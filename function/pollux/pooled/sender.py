@@ -6,25 +6,26 @@ The content is read as it is sent. A file that has the wanted name already is th
 import asyncio
 import base64
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from pollux import wire
-from pollux.attempts import Attempts, Failure, judged, unreached, unreadable
-from pollux.keys import Key, KeySourceError
-from pollux.log import guard
-from pollux.outbound import covered
+from pollux.attempts import Attempts
+from pollux.inbound import header
+from pollux.keys import Key
 from pollux.pool import Tried
 from pollux.questions import Questions, Told
-from pollux.upstream import Upstream, UpstreamError
+from pollux.send import NO_CREDENTIAL, CoveredAnswer, Failure, broken
+from pollux.upstream import Streamed, UpstreamError
 
 START = "/upload/v1beta/files"
+QUERY = (("x-goog-upload-command", "query"),)
 TRIES, FIRST_PAUSE = 4, 0.5
 ASK_WITHIN = 15.0
 
 Read = Callable[[int], AsyncGenerator[bytes, None]]
-Headers = list[tuple[str, str]]
 
 
 class RefusedError(Exception):
@@ -49,38 +50,24 @@ class Made(NamedTuple):
     key: Key
 
 
-class _Said(NamedTuple):
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-
-class _Content:
+class _Content(NamedTuple):
     """A body that is read while it is sent."""
 
-    def __init__(self, length: int, pieces: AsyncGenerator[bytes, None]) -> None:
-        self.length = length
-        self._pieces = pieces
+    length: int
+    pieces: AsyncGenerator[bytes, None]
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._pieces
-
-    async def close(self) -> None:
-        await self._pieces.aclose()
+        return self.pieces
 
 
 class Sender:
     def __init__(
-        self,
-        attempts: Attempts,
-        questions: Questions,
-        upstream: Upstream,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        self, attempts: Attempts, questions: Questions, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     ) -> None:
         self._attempts = attempts
         self._pool = attempts.pool
         self._questions = questions
-        self._upstream = upstream
+        self._upstream = attempts.upstream
         self._sleep = sleep
 
     async def send(
@@ -126,7 +113,7 @@ class Sender:
         """One try: what stays ends by itself."""
         key = await self._pool.pick(None, Tried(), project)
         if key is not None:
-            await self._said(key, "DELETE", f"/v1beta/{quote(name)}", [], b"")
+            await self._upstream.send(key, "DELETE", f"/v1beta/{quote(name)}", (), whole=True)
 
     # --- one upload --------------------------------------------------------------------------------------------------
 
@@ -140,12 +127,13 @@ class Sender:
         ]
         if size is not None:
             headers.append(("x-goog-upload-header-content-length", str(size)))
-        began = await self._said(key, "POST", START, headers, json.dumps({"file": dict(described)}).encode())
+        body = json.dumps({"file": dict(described)}).encode()
+        began = await self._upstream.send(key, "POST", START, headers, body, whole=True)
         if isinstance(began, Failure):
             return began
-        address = began.headers.get("x-goog-upload-url", "").encode("latin-1")
+        address = (header(began.headers, b"x-goog-upload-url") or "").encode("latin-1")
         target = wire.session_target(address, self._pool.settings.upstream)
-        return target or await self._broken(key, UpstreamError("reset", "the upload got no address"))
+        return target or self._broken(key, "the upload got no address")
 
     async def _with(self, key: Key, described: Mapping[str, Any], kind: str, size: int, read: Read) -> Made | Failure:
         target = await self.begin(key, described, kind, size)
@@ -156,60 +144,37 @@ class Sender:
             return said
         document = _file_of(said.body)
         if document is None:
-            return await self._broken(key, UpstreamError("reset", "the upload ended without a file"))
+            return self._broken(key, "the upload ended without a file")
         return Made(document, said.body, key)
 
-    async def _poured(self, key: Key, target: str, size: int, read: Read) -> _Said | Failure:
+    async def _poured(self, key: Key, target: str, size: int, read: Read) -> CoveredAnswer | Failure:
         at, pause = 0, FIRST_PAUSE
         for attempt in range(TRIES):
-            content = _Content(size - at, read(at))
             headers = [("x-goog-upload-command", "upload, finalize"), ("x-goog-upload-offset", str(at))]
-            try:
-                said = await self._said(key, "POST", target, headers, content, bare=True)
-            finally:
-                await content.close()
-            if isinstance(said, _Said):
+            async with aclosing(read(at)) as pieces:
+                said = await self._session(key, target, headers, _Content(size - at, pieces))
+            if not isinstance(said, Failure):
                 return said
             if said.verdict.action != "retry" or attempt + 1 == TRIES:
                 return said
             await self._sleep(pause)
             pause *= 2
-            asked = await self._said(key, "POST", target, [("x-goog-upload-command", "query")], b"", bare=True)
-            if isinstance(asked, _Said):
-                if asked.headers.get("x-goog-upload-status") == "final":
+            asked = await self._session(key, target, QUERY, b"")
+            if not isinstance(asked, Failure):
+                if header(asked.headers, b"x-goog-upload-status") == "final":
                     return asked
-                received = asked.headers.get("x-goog-upload-size-received", "")
+                received = header(asked.headers, b"x-goog-upload-size-received") or ""
                 at = min(int(received), size) if received.isascii() and received.isdigit() else 0
         raise AssertionError("the last try returns")
 
-    async def _said(
-        self, key: Key, method: str, target: str, headers: Headers, body: "bytes | _Content", *, bare: bool = False
-    ) -> _Said | Failure:
-        """`bare`: without the key, for the address of a session says enough."""
-        try:
-            value = (await self._pool.roster.keyring.value(key.id)).reveal()
-        except KeySourceError as error:
-            return unreadable("", key, error)
-        guard(value)
-        credential = [] if bare else [("x-goog-api-key", value)]
-        try:
-            answer = await self._upstream.send(method, target, [*headers, *credential], body)
-            try:
-                raw = await answer.read()
-            finally:
-                answer.close()
-        except UpstreamError as error:
-            return unreached("", key, error, value, self._pool.now())
-        if answer.status >= 300:
-            passing = wire.client_headers(answer.headers)
-            verdict, shown, raw = judged(answer.status, passing, raw, value, self._pool.now())
-            return Failure(verdict, "", key, answer.status, shown, raw)
-        named = {name.decode("latin-1").lower(): text.decode("latin-1") for name, text in answer.headers}
-        return _Said(answer.status, named, covered(raw, value))
+    async def _session(
+        self, key: Key, target: str, headers: Sequence[tuple[str, str]], body: bytes | Streamed
+    ) -> CoveredAnswer | Failure:
+        """Without the key: the address of a session says enough."""
+        return await self._upstream.send(key, "POST", target, headers, body, credential=NO_CREDENTIAL, whole=True)
 
-    async def _broken(self, key: Key, error: UpstreamError) -> Failure:
-        value = (await self._pool.roster.keyring.value(key.id)).reveal()
-        return unreached("", key, error, value, self._pool.now())
+    def _broken(self, key: Key, why: str) -> Failure:
+        return broken(key, UpstreamError("reset", why), self._pool.now())
 
 
 def _digest_of(document: Mapping[str, Any]) -> str:

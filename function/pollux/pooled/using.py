@@ -11,7 +11,6 @@ from dataclasses import replace
 
 from pollux import wire
 from pollux.affinity import Affinity, Bound
-from pollux.attempts import Failure
 from pollux.exchange import Exchange
 from pollux.journal import Attempt
 from pollux.pool import Ask, Pool, Tried
@@ -21,6 +20,7 @@ from pollux.pooled.documents import COPY, Copy, PooledFile
 from pollux.pooled.sender import Sender
 from pollux.pooled.shelf import Shelf
 from pollux.resources import Owned
+from pollux.send import Failure
 from pollux.store import StoreError
 from pollux.wire.error import GatewayError
 

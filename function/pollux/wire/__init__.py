@@ -33,7 +33,7 @@ from pollux.wire.headers import TO_CLIENT, TO_UPSTREAM, RawHeaders, client_deadl
 from pollux.wire.multipart import Part, boundary_of, parts
 from pollux.wire.renamed import may_be_named, renamed
 from pollux.wire.target import COUNTED, INTERACTION, Call, count_path, full_name, path_for, read_target
-from pollux.wire.upload import UPLOAD_ADDRESSES, Upload, read_upload, session_target
+from pollux.wire.upload import OF_UPLOADS, UPLOAD_ADDRESSES, Upload, read_upload, session_target
 
 __all__ = [
     "CHAINED",
@@ -44,6 +44,7 @@ __all__ = [
     "GOOGLE",
     "GUARDS",
     "INTERACTION",
+    "OF_UPLOADS",
     "TO_CLIENT",
     "TO_UPSTREAM",
     "UPLOAD_ADDRESSES",

@@ -1,7 +1,7 @@
 """PURE. Which headers travel, in either direction: two allow-lists. And how long a client is ready to wait."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from pollux.wire.error import GatewayError
 from pollux.wire.guard import strip_query
@@ -72,20 +72,22 @@ def upstream_headers(raw: RawHeaders, *, content: bool) -> list[tuple[str, str]]
 
     `identity` is asked for, so that answers can be read while they pass. The credential is the caller's to add.
     """
-    kept = [(known, value.decode("latin-1")) for name, value in raw if (known := TO_UPSTREAM.get(name)) is not None]
-    if content:
-        kept += [(known, value.decode("latin-1")) for name, value in raw if (known := OF_CONTENT.get(name)) is not None]
-    kept.append(("accept-encoding", "identity"))
+    kept, described = [], []
+    for name, value in raw:
+        if (known := TO_UPSTREAM.get(name)) is not None:
+            kept.append((known, value.decode("latin-1")))
+        elif content and (known := OF_CONTENT.get(name)) is not None:
+            described.append((known, value.decode("latin-1")))
+    return [*kept, *described, ("accept-encoding", "identity")]
+
+
+def client_headers(raw: RawHeaders, more: Container[bytes] = ()) -> list[tuple[bytes, bytes]]:
+    """What a client gets to see of an answer's headers. `more`: names (lower case) that this call needs as well."""
+    kept = []
+    for name, value in raw:
+        if (lower := name.lower()) in TO_CLIENT or lower in more:
+            kept.append((lower, _without_credentials(value) if lower in _ADDRESSES else value))
     return kept
-
-
-def client_headers(raw: RawHeaders) -> list[tuple[bytes, bytes]]:
-    """What a client gets to see of an answer's headers."""
-    return [
-        (lower, _without_credentials(value) if lower in _ADDRESSES else value)
-        for name, value in raw
-        if (lower := name.lower()) in TO_CLIENT
-    ]
 
 
 def _without_credentials(address: bytes) -> bytes:

@@ -17,6 +17,8 @@ RawHeaders = Iterable[tuple[bytes, bytes]]
 _PATH = re.compile(r"/(?:resumable/)?upload/v\d\w*/.+")
 UPLOAD_ADDRESSES = (b"x-goog-upload-url", b"x-goog-upload-control-url", b"location")
 """Answer headers that name a session's address."""
+OF_UPLOADS = (*UPLOAD_ADDRESSES, b"range")
+"""Answer headers that only uploads read. `range`: how much has come, in the older protocol."""
 _WHAT = {"upload": "chunk", "query": "query", "cancel": "cancel", "finalize": "finalize"}
 
 
