@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pollux.app import App, load_catalog, open_tokens
+from pollux.app import App
 from pollux.auth import LocalTokens, TokenError, Tokens
 from pollux.inbound import Message
 from pollux.keys import KeySourceError
@@ -15,6 +15,7 @@ from pollux.settings import Settings, SettingsError
 from pollux.store import StoreError
 from pollux.store.memory import MemoryStore
 from pollux.store.sqlite import SqliteStore
+from pollux.wiring import load_catalog, make_app, open_tokens
 from tests.gateway import FLASH, FakeUpstream, answer, call, gateway, now, play, projects, whole
 
 PAGE = "https://page.example"
@@ -117,7 +118,7 @@ async def converse(app: App, *messages: str) -> list[Message]:
 
 
 def made(**settings: Any) -> App:
-    return App(Settings(**settings), Tokens(["a-test-token"], None, query_token=False), keyring=projects(1))
+    return make_app(Settings(**settings), Tokens(["a-test-token"], None, query_token=False), keyring=projects(1))
 
 
 def test_lifespan_opens_and_closes_the_store(tmp_path: Path) -> None:
@@ -156,7 +157,7 @@ def test_a_start_that_fails_leaves_nothing_open() -> None:
             await super().close()
 
     async def scene() -> None:
-        app = App(Settings(), Far(), store=Watched(), keyring=projects(1), upstream=FakeUpstream([]))
+        app = make_app(Settings(), Far(), store=Watched(), keyring=projects(1), upstream=FakeUpstream([]))
         with pytest.raises(KeySourceError, match="denied"):
             await app.start()
 

@@ -4,8 +4,8 @@ import pytest
 
 from pollux.auth import LocalTokens
 from pollux.keys import Key
-from pollux.ready import ready
 from pollux.settings import Settings
+from pollux.wiring import ready
 
 CLIENT, ADMIN = "test-client-token-of-nobody", "test-admin-token-of-nobody"
 KEYS = (Key("alice", "team-a"), Key("anna", "team-a"), Key("bob", "team-b"))

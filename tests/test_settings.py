@@ -128,6 +128,15 @@ def test_a_token_in_the_query_is_off_in_the_cloud(monkeypatch: pytest.MonkeyPatc
     assert not Settings().query_token
 
 
+def test_logs_are_json_in_the_cloud_and_text_elsewhere_unless_the_setting_says_which(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("K_SERVICE", raising=False)
+    assert (Settings().log_form, Settings(log="json").log_form) == ("text", "json")
+    monkeypatch.setenv("K_SERVICE", "pollux")
+    assert (Settings().log_form, Settings(log="text").log_form) == ("json", "text")
+
+
 def test_how_many_instances_there_are_at_most() -> None:
     assert Settings().most_instances == 1
     shared = {"POLLUX_STORE": "firestore://a-project"}

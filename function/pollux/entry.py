@@ -7,7 +7,6 @@ import.
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import threading
 import time
@@ -16,16 +15,17 @@ from functools import lru_cache
 from typing import Any
 
 from pollux import log as logs
-from pollux.app import App, close, health, is_health, open_keyring, open_tokens
+from pollux.app import App
 from pollux.auth import TokenError
 from pollux.catalog import CatalogError
 from pollux.inbound import Message, Receive, Scope, Send
 from pollux.keys import KeySourceError
 from pollux.outbound import BrokenAnswerError, refuse
-from pollux.ready import ready
 from pollux.reception import IN_CLOUD
-from pollux.settings import Settings, SettingsError, in_cloud
+from pollux.routes import health, is_health
+from pollux.settings import Settings, SettingsError
 from pollux.store import StoreError
+from pollux.wiring import open_gateway
 
 log = logging.getLogger("pollux")
 
@@ -42,47 +42,24 @@ class NotStartedError(Exception):
 
 
 async def build(stack: contextlib.ExitStack) -> App:
-    """A gateway that has started, by the environment. What it needs beside itself ends with the stack."""
+    """A gateway that has started, as the environment says. What it needs beside itself ends with the stack."""
     try:
-        settings = Settings.from_env(os.environ)
+        settings = Settings.from_env()
     except SettingsError:
-        _configure_logs("auto", "info")
+        defaults = Settings()
+        _configure_logs(defaults.log_form, defaults.log_level)
         raise
-    _configure_logs(settings.log, settings.log_level)
-    opened: list[object] = []
-    try:
-        app, said = await _open(settings, stack, opened)
-    except BaseException:
-        with contextlib.suppress(Exception):
-            await close(*opened)
-        raise
-    await app.start()
-    log.info("%s", said)
-    return app
-
-
-async def _open(settings: Settings, stack: contextlib.ExitStack, opened: list[object]) -> tuple[App, str]:
-    """The gateway, and what it is made of in one line."""
-    keyring = open_keyring(settings)
-    opened.append(keyring)
-    asking = asyncio.create_task(open_tokens(settings))  # both are far: at once
-    try:
-        keys = await keyring.keys()
-    finally:
-        tokens, local = await asking
-        opened.append(tokens)
-    if local is not None and local.made:
+    _configure_logs(settings.log_form, settings.log_level)
+    opened = await open_gateway(settings, stack)
+    if opened.local is not None and opened.local.made:
         log.warning("tokens were made for this machine: they are in tokens.json in %s", settings.data)
-    configured = settings.keys_file or settings.secrets or settings.upstream != Settings().upstream
-    if not (keys or configured or in_cloud()):
-        from pollux.serving import demo
-
+    if opened.simulated:
         log.warning("SIMULATED GEMINI: no key is configured, so answers are made up by a simulator")
-        settings, keyring = demo(settings, stack)
-        keys = await keyring.keys()
-    elif not keys:
+    elif not opened.keys:
         log.warning("no key is configured: every request will be refused until one is")
-    return App(settings, tokens, keyring=keyring), ready(settings, keys, local)
+    await opened.app.start()
+    log.info("%s", opened.ready)
+    return opened.app
 
 
 @lru_cache(maxsize=1)
@@ -116,7 +93,7 @@ class Entry:
             self._listens = True
             self._take_signals()
         if is_health(scope):  # that the process lives: also while the start fails, which no restart would mend
-            await health(send)
+            await health(scope, receive, send)
             return
         self._under_way += 1
         self._idle.clear()

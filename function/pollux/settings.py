@@ -9,6 +9,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 PREFIX = "POLLUX_"
+ENVIRON: Mapping[str, str] = os.environ
+"""Nothing else reads the variables of the process: this, or `Settings.environ`, is handed on."""
 GUARDS = ("auth_tokens", "permissions", "transferOwnership", "webhooks", "files:register", "batch", "$rpc")
 """The same as in wire_target, which is not imported for it: every command reads the settings first."""
 CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -102,15 +104,19 @@ def _blobs(text: str) -> str:
 
 def data_folder() -> Path:
     """A user's own data: POLLUX_DATA, or the folder pollux in XDG_DATA_HOME or ~/.local/share."""
-    if own := os.environ.get("POLLUX_DATA"):
+    if own := ENVIRON.get("POLLUX_DATA"):
         return Path(own)
-    base = os.environ.get("XDG_DATA_HOME")
+    base = ENVIRON.get("XDG_DATA_HOME")
     return (Path(base) if base else Path.home() / ".local" / "share") / "pollux"
 
 
-def in_cloud() -> bool:
-    """Whether this is an instance on Cloud Run, which sets that name."""
-    return "K_SERVICE" in os.environ
+def _in_cloud() -> bool:
+    return "K_SERVICE" in ENVIRON
+
+
+def quiet_grpc() -> None:
+    """gRPC reads this when it is imported. Else it writes lines of its own on stderr."""
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
 def _container_memory() -> int:
@@ -131,9 +137,14 @@ def _setting(default: Any, parse: Callable[[str], Any], help_: str, *, shown: st
     return field(default=default, metadata=metadata, repr=not secret)
 
 
+def _surroundings(read: Callable[[], Any]) -> Any:
+    """What the environment says that is no setting of ours. It may hold keys, so no repr shows it."""
+    return field(default_factory=read, repr=False, compare=False)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Each field is the setting POLLUX_<NAME>."""
+    """Each field is the setting POLLUX_<NAME>, but for the last few, which are what else the environment says."""
 
     data: str = _setting(
         lambda: str(data_folder()),
@@ -220,7 +231,7 @@ class Settings:
         f"Guarded paths to let through: {', '.join(GUARDS)}.",
     )
     query_token: bool = _setting(
-        lambda: not in_cloud(),
+        lambda: not _in_cloud(),
         _switch,
         "Accept a client token as ?key=.",
         shown="on locally, off in the cloud",
@@ -262,11 +273,19 @@ class Settings:
     log_level: str = _setting(
         "info", _one_of("debug", "info", "warning", "error"), "Least level logged: debug, info, warning or error."
     )
+    in_cloud: bool = _surroundings(_in_cloud)
+    """Cloud Run runs this process: it sets K_SERVICE."""
+    environ: Mapping[str, str] = _surroundings(lambda: ENVIRON)
+    """All variables: keys may be among them."""
 
     @property
     def most_instances(self) -> int:
         """Only Firestore is shared by instances that nobody here can count."""
         return self.max_instances or (10 if self.store.startswith("firestore://") else 1)
+
+    @property
+    def log_form(self) -> str:
+        return self.log if self.log != "auto" else "json" if self.in_cloud else "text"
 
     @property
     def store_url(self) -> str:
@@ -281,9 +300,9 @@ class Settings:
         return self.blobs or f"file://{Path(self.data).expanduser().absolute() / 'blobs'}"
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str], **overrides: Any) -> "Settings":
+    def from_env(cls, environ: Mapping[str, str] = ENVIRON, **overrides: Any) -> "Settings":
         """Read every POLLUX_* variable; an unknown one is an error, so that no misspelt limit is ignored."""
-        known = {PREFIX + f.name.upper(): f for f in fields(cls)}
+        known = {PREFIX + f.name.upper(): f for f in fields(cls) if f.metadata}
         values: dict[str, Any] = {}
         for name, text in environ.items():
             if not name.startswith(PREFIX):
@@ -300,7 +319,9 @@ class Settings:
                 shown = "" if spec.metadata["secret"] else f"={text}"
                 raise SettingsError(f"{name}{shown}: {error}") from None
         settings = cls(**(values | overrides))
-        if settings.files == "pooled" and not settings.blobs and in_cloud():  # an instance's own folder is memory
+        if (
+            settings.files == "pooled" and not settings.blobs and settings.in_cloud
+        ):  # an instance's own folder is memory
             raise SettingsError(
                 "POLLUX_FILES=pooled needs POLLUX_BLOBS=gs://BUCKET[/PREFIX], which all instances share"
             )
@@ -312,6 +333,8 @@ def describe() -> list[tuple[str, str, str]]:
     empty = Settings()
     rows = []
     for f in fields(Settings):
+        if not f.metadata:
+            continue
         default = f.metadata["shown"] or getattr(empty, f.name)
         text = {True: "on", False: "off"}.get(default, default) if isinstance(default, bool) else default
         rows.append(

@@ -21,7 +21,6 @@ from pollux.outbound import Reply, collect, covered, nothing_to_settle, pass_on
 from pollux.pool import Pool
 from pollux.pooled.receiving import POOLED, Arrival, Receiving
 from pollux.pooled.taking import HeldBody
-from pollux.settings import in_cloud
 from pollux.upload_token import LIFETIME, Session, UploadTokenError, seal
 from pollux.upstream import Answer, Upstream, UpstreamError
 from pollux.wire import Call
@@ -71,7 +70,7 @@ class Uploads:
         return self._ours(self._base(scope) + call.path, client)
 
     def _base(self, scope: Scope) -> str:
-        return own_base(scope, self._settings.public_url, proxied=in_cloud())
+        return own_base(scope, self._settings.public_url, proxied=self._settings.in_cloud)
 
     def _ours(self, address: str, client: str) -> Readdress:
         def ours(raw: RawHeaders, passed: list[tuple[bytes, bytes]], key: Key, value: str) -> list[tuple[bytes, bytes]]:
