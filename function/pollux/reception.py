@@ -20,7 +20,6 @@ from pollux.inbound import (
     ClientGoneError,
     PassingBody,
     Receive,
-    RequestError,
     Scope,
     Send,
     Watch,
@@ -35,7 +34,7 @@ from pollux.settings import Settings
 from pollux.store import StoreError, StoreUnavailableError
 from pollux.uploads import Uploads, is_large
 from pollux.wire import Call
-from pollux.wire.error import WireError
+from pollux.wire.error import GatewayError
 
 if TYPE_CHECKING:
     from pollux.routes import ApiRoute
@@ -118,16 +117,16 @@ class Reception:
         try:
             asked = _read_head(scope, receive, reply, record)
             await found(asked).serve(asked)
-        except (RequestError, WireError) as error:
+        except GatewayError as error:
             await _tell(reply, error)
         except StoreError as error:
             if not isinstance(error, StoreUnavailableError):  # of that the store's watch tells, once
                 log.error("the store failed: %s", error)
             await _tell(
-                reply, RequestError("STORE_DOWN", "the store that counts quotas does not answer", retry_after=2.0)
+                reply, GatewayError("STORE_DOWN", "the store that counts quotas does not answer", retry_after=2.0)
             )
         except StoppingError:
-            await _tell(reply, RequestError("STOPPING", "the gateway stops before a slot is free", retry_after=1.0))
+            await _tell(reply, GatewayError("STOPPING", "the gateway stops before a slot is free", retry_after=1.0))
         except ClientGoneError:
             record.status, record.ended = 499, "client-gone"
         except asyncio.CancelledError:
@@ -135,14 +134,14 @@ class Reception:
                 raise
             uncancel()
             record.ended = "cut" if reply.begun else ""
-            await _tell(reply, RequestError("STOPPING", "the gateway stops before the answer is there", retry_after=1))
+            await _tell(reply, GatewayError("STOPPING", "the gateway stops before the answer is there", retry_after=1))
         except BrokenAnswerError as error:
             record.ended = "broken"
             log.warning("request %s: the answer broke after it had begun: %s", record.id, error)
             raise
         except Exception:
             log.exception("request %s failed by a fault in Pollux", record.id)
-            await _tell(reply, RequestError("INTERNAL", "Pollux itself failed; its log has the reason"))
+            await _tell(reply, GatewayError("INTERNAL", "Pollux itself failed; its log has the reason"))
         finally:
             del self._running[task]
             journal.under_way -= 1
@@ -162,7 +161,7 @@ class Reception:
 
     async def forbid(self, asked: Asked) -> None:
         await self._authenticate(asked)
-        raise RequestError(
+        raise GatewayError(
             "FORBIDDEN_PATH",
             f"{asked.call.guard} is closed here: it would hand out or bypass what this gateway guards; "
             "its owner may name it in POLLUX_ALLOW_PATHS",
@@ -220,18 +219,18 @@ class Reception:
         if (named_key := next((key for key in keys if key.id == wanted), None)) is not None:
             if named_key.enabled:
                 return
-            raise RequestError(
+            raise GatewayError(
                 "UNKNOWN_KEY",
                 f"x-pollux-key names {wanted}, which is disabled; its owner may use it again with: pollux keys enable",
             )
         ids = sorted(key.id for key in keys if key.enabled)
         named = ", ".join(ids[:IDS_NAMED]) + (f" and {len(ids) - IDS_NAMED} more" if len(ids) > IDS_NAMED else "")
-        raise RequestError("UNKNOWN_KEY", f"x-pollux-key names no key of this pool; there are: {named or 'none'}")
+        raise GatewayError("UNKNOWN_KEY", f"x-pollux-key names no key of this pool; there are: {named or 'none'}")
 
     def _refuse_a_crowd(self) -> None:
         most = self._settings.max_concurrent
         if self._journal.under_way > most:
-            raise RequestError(
+            raise GatewayError(
                 "OVERLOADED_GATEWAY", f"{most} requests are under way already (POLLUX_MAX_CONCURRENT)", retry_after=1.0
             )
 
@@ -254,10 +253,10 @@ class Reception:
         waits += [] if server is None else [max(0.0, server - SERVER_TIMEOUT_MARGIN)]
         mode = asked.headers.get(b"x-pollux-mode", b"").decode("latin-1") or settings.mode
         if mode not in MODES:
-            raise RequestError("BAD_REQUEST", "x-pollux-mode must be both, pro_only, flash_only or flash_lite_only")
+            raise GatewayError("BAD_REQUEST", "x-pollux-mode must be both, pro_only, flash_only or flash_lite_only")
         fallback = asked.headers.get(b"x-pollux-fallback", b"on").decode("latin-1").lower()
         if fallback not in ("on", "off", ""):
-            raise RequestError("BAD_REQUEST", "x-pollux-fallback must be on or off")
+            raise GatewayError("BAD_REQUEST", "x-pollux-fallback must be on or off")
         prefer_key = asked.headers.get(b"x-pollux-key")
         return Exchange(
             call=call,
@@ -282,7 +281,7 @@ class Reception:
 def _read_head(scope: Scope, receive: Receive, reply: Reply, record: Record) -> Asked:
     if head_size(scope) > HEAD_MOST:
         record.api = api_of(scope)
-        raise RequestError("HEAD_TOO_LARGE", f"the path and the headers are larger than {HEAD_MOST} bytes")
+        raise GatewayError("HEAD_TOO_LARGE", f"the path and the headers are larger than {HEAD_MOST} bytes")
     headers = dict(reversed(scope["headers"]))
     path = scope.get("raw_path") or scope["path"].encode()
     bearer = b"authorization" in headers and b"x-goog-api-key" not in headers
@@ -293,11 +292,8 @@ def _read_head(scope: Scope, receive: Receive, reply: Reply, record: Record) -> 
     return Asked(scope, receive, reply, record, call, upload, headers)
 
 
-async def _tell(reply: Reply, error: RequestError | WireError) -> None:
+async def _tell(reply: Reply, error: GatewayError) -> None:
     if reply.begun:
         raise BrokenAnswerError(str(error))
-    if isinstance(error, WireError):
-        await reply.error(error.code, error.message)
-        return
     retry_after = error.retry_after
-    await reply.error(error.reason, error.message, retry_after=None if retry_after == math.inf else retry_after)
+    await reply.error(error.code, error.message, retry_after=None if retry_after == math.inf else retry_after)

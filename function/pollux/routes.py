@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pollux import wire
 from pollux.address import inside
-from pollux.inbound import HEAD_MOST, Receive, RequestError, Scope, Send, head_size, header
+from pollux.inbound import HEAD_MOST, Receive, Scope, Send, head_size, header
 from pollux.listing import is_list
 from pollux.reception import Asked, Way
+from pollux.wire.error import GatewayError
 
 if TYPE_CHECKING:
     from pollux.app import App
@@ -181,4 +182,4 @@ def _upgrades(asked: Asked) -> bool:
 
 
 async def _no_live_api(asked: Asked) -> None:
-    raise RequestError("NO_LIVE_API", "the Live API is not served here: call it at Google itself")
+    raise GatewayError("NO_LIVE_API", "the Live API is not served here: call it at Google itself")
