@@ -28,8 +28,8 @@ async def row_of(app: App, method: str, path: str, headers: Mapping[str, str] | 
         return route._replace(serve=serve)
 
     before = app.routes.own, app.routes.api
-    app.routes.own = tuple(map(watched, app.routes.own))  # type: ignore[assignment]
-    app.routes.api = tuple(map(watched, app.routes.api))  # type: ignore[assignment]
+    app.routes.own = tuple(map(watched, app.routes.own))
+    app.routes.api = tuple(map(watched, app.routes.api))
     await call(app, method, path, headers, b"", token=None)
     app.routes.own, app.routes.api = before
     (name,) = found
@@ -97,10 +97,9 @@ def test_a_guarded_path_that_the_setting_names_is_like_any_other() -> None:
 
 
 def test_a_row_is_found_below_the_path_that_the_gateway_is_mounted_under() -> None:
-    below = {"public_url": "https://team.example/gemini"}
-    assert found("GET", "/gemini/health", **below) == "health"
-    assert found("GET", "/gemini/admin/status", **below) == "admin"
-    assert found("GET", "/gemini/v1beta/files", **below) == "list"
+    url = "https://team.example/gemini"
+    for path, row in (("health", "health"), ("admin/status", "admin"), ("v1beta/files", "list")):
+        assert found("GET", f"/gemini/{path}", public_url=url) == row
 
 
 def test_a_head_that_is_too_large_for_admin_is_refused_like_any_other() -> None:

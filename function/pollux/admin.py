@@ -344,32 +344,22 @@ async def explain(app: "App", model: str, tokens: int) -> dict[str, Any]:
                     found = held = Refusal(at, "paused")
             else:
                 found = held = refusals.get(project.name, Refusal(math.inf, "disabled"))
-            outlook = _outlook(name, project, keys.get(project.name), found, held, limits, now)
-            candidates.append(outlook | {"tools_aside": _tools_aside(roster, project, now)})
+            earliest = found.until if isinstance(found, Refusal) else max(now, found.start)
+            never = earliest == math.inf
+            candidates.append(
+                {
+                    "model": name,
+                    "project": project.name,
+                    "key": keys.get(project.name),
+                    "earliest": None if never else round(earliest, 3),
+                    "wait_s": None if never else round(max(0.0, earliest - now), 1),
+                    "why": reasons.words(held.why) if isinstance(held, Refusal) else "free now",
+                    "limits": dict(limits),
+                    "tools_aside": _tools_aside(roster, project, now),
+                }
+            )
     head = {"model": model, "tokens": tokens, "chain": list(chain), "now": round(now, 3)}
     head["floor"] = roster.catalog.floor(model)
     head["paused_until"] = app.pool.pause_until if at > now else None
     head["in_catalog"] = chain[0] in roster.catalog.models
     return head | {"store": roster.watch.trouble or "ok", "candidates": candidates}
-
-
-def _outlook(
-    model: str,
-    project: Project,
-    key: str | None,
-    found: "quota.Slot | Refusal",
-    held: "quota.Slot | Refusal",
-    limits: Mapping[str, int],
-    now: float,
-) -> dict[str, Any]:
-    earliest = found.until if isinstance(found, Refusal) else max(now, found.start)
-    why = reasons.words(held.why) if isinstance(held, Refusal) else "free now"
-    return {
-        "model": model,
-        "project": project.name,
-        "key": key,
-        "earliest": None if earliest == math.inf else round(earliest, 3),
-        "wait_s": None if earliest == math.inf else round(max(0.0, earliest - now), 1),
-        "why": why,
-        "limits": dict(limits),
-    }

@@ -30,7 +30,7 @@ from pollux.inbound import (
 from pollux.journal import Journal, Record
 from pollux.outbound import BrokenAnswerError, Reply, api_of
 from pollux.pool import Pool, StoppingError
-from pollux.settings import Settings
+from pollux.settings import MODES, Settings
 from pollux.store import StoreError, StoreUnavailableError
 from pollux.uploads import Uploads, is_large
 from pollux.wire import Call
@@ -43,7 +43,6 @@ log = logging.getLogger("pollux.request")
 
 SERVER_TIMEOUT_MARGIN = 10.0
 IDS_NAMED = 20
-MODES = ("both", "pro_only", "flash_only", "flash_lite_only")
 
 
 class Patience(NamedTuple):
@@ -253,7 +252,7 @@ class Reception:
         waits += [] if server is None else [max(0.0, server - SERVER_TIMEOUT_MARGIN)]
         mode = asked.headers.get(b"x-pollux-mode", b"").decode("latin-1") or settings.mode
         if mode not in MODES:
-            raise GatewayError("BAD_REQUEST", "x-pollux-mode must be both, pro_only, flash_only or flash_lite_only")
+            raise GatewayError("BAD_REQUEST", f"x-pollux-mode must be one of {', '.join(MODES)}")
         fallback = asked.headers.get(b"x-pollux-fallback", b"on").decode("latin-1").lower()
         if fallback not in ("on", "off", ""):
             raise GatewayError("BAD_REQUEST", "x-pollux-fallback must be on or off")

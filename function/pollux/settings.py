@@ -13,6 +13,9 @@ ENVIRON: Mapping[str, str] = os.environ
 """Nothing else reads the variables of the process: this, or `Settings.environ`, is handed on."""
 GUARDS = ("auth_tokens", "permissions", "transferOwnership", "webhooks", "files:register", "batch", "$rpc")
 """The same as in wire_target, which is not imported for it: every command reads the settings first."""
+MODES = ("both", "pro_only", "flash_only", "flash_lite_only")
+STORES = "sqlite:///PATH, memory:// or firestore://PROJECT[/DATABASE]"
+BLOBS = "file:///PATH or gs://BUCKET[/PREFIX]"
 CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -28,10 +31,6 @@ def _number(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise ValueError("expected a number, 0 or more")
     return value
-
-
-def _optional_number(text: str) -> float | None:
-    return _number(text) if text else None
 
 
 def _count(text: str) -> int:
@@ -70,6 +69,19 @@ def _guards(text: str) -> tuple[str, ...]:
     return words
 
 
+def _optional(parse: Callable[[str], Any], empty: Any = "") -> Callable[[str], Any]:
+    return lambda text: parse(text) if text else empty
+
+
+def _url_of(expected: str, *starts: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text and not text.startswith(starts):
+            raise ValueError(f"expected {expected}")
+        return text
+
+    return parse
+
+
 def _one_of(*choices: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in choices:
@@ -88,18 +100,6 @@ def base_url(text: str) -> str:
     if not sound or parts.username is not None or any(c.isspace() for c in text):
         raise ValueError("expected a URL such as https://generativelanguage.googleapis.com")
     return text.rstrip("/")
-
-
-def _store(text: str) -> str:
-    if not text.startswith(("sqlite:///", "memory://", "firestore://")):
-        raise ValueError("expected sqlite:///PATH, memory:// or firestore://PROJECT[/DATABASE]")
-    return text
-
-
-def _blobs(text: str) -> str:
-    if not text.startswith(("file:///", "gs://")):
-        raise ValueError("expected file:///PATH or gs://BUCKET[/PREFIX]")
-    return text
 
 
 def data_folder() -> Path:
@@ -166,8 +166,8 @@ class Settings:
     secrets: str = _setting("", str, "Google Cloud project whose Secret Manager holds the keys and the tokens.")
     store: str = _setting(
         "",
-        lambda t: _store(t) if t else "",
-        "Where counters live: sqlite:///PATH, memory:// or firestore://PROJECT[/DATABASE].",
+        _url_of(STORES, "sqlite:///", "memory://", "firestore://"),
+        f"Where counters live: {STORES}.",
         shown="sqlite in the data folder",
     )
     token: tuple[str, ...] = _setting(
@@ -176,14 +176,14 @@ class Settings:
     admin_token: str = _setting("", str.strip, "The token of /admin.", secret=True, shown="made on the first local run")
     url: str = _setting(
         "",
-        lambda t: base_url(t) if t else "",
+        _optional(base_url),
         "The running gateway that commands talk to.",
         shown="http://127.0.0.1:3145",
     )
     upstream: str = _setting("https://generativelanguage.googleapis.com", base_url, "The Gemini API's base URL.")
     public_url: str = _setting(
         "",
-        lambda t: base_url(t) if t else "",
+        _optional(base_url),
         "This gateway's base URL as clients know it, for addresses in answers; with the path that it is mounted under.",
         shown="what the request says",
     )
@@ -195,7 +195,7 @@ class Settings:
     )
     mode: str = _setting(
         "both",
-        _one_of("both", "pro_only", "flash_only", "flash_lite_only"),
+        _one_of(*MODES),
         "Which kinds of text model may answer: both, pro_only, flash_only or flash_lite_only.",
     )
     window: str = _setting(
@@ -208,7 +208,7 @@ class Settings:
     )
     fallback_after: float | None = _setting(
         None,
-        _optional_number,
+        _optional(_number, None),
         "Seconds of waiting after which the next model of the chain is preferred.",
         shown="max_wait",
     )
@@ -260,8 +260,8 @@ class Settings:
     )
     blobs: str = _setting(
         "",
-        lambda t: _blobs(t) if t else "",
-        "Where the contents of pooled files lie for 48 hours: file:///PATH or gs://BUCKET[/PREFIX].",
+        _url_of(BLOBS, "file:///", "gs://"),
+        f"Where the contents of pooled files lie for 48 hours: {BLOBS}.",
         shown="a folder in the data folder; none in the cloud",
     )
     log: str = _setting(
