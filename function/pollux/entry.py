@@ -1,7 +1,7 @@
 """The gateway under the Functions Framework, which has no lifespan: the first request starts it, SIGTERM ends it.
 
-`pollux serve` needs none of this. Nothing here is bound to a loop before a request comes: gunicorn forks after the
-import.
+`pollux serve` does not use this. gunicorn forks after the import, so nothing here is bound to a loop before a request
+comes.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from pollux.wiring import open_gateway
 log = logging.getLogger("pollux")
 
 AGAIN_AFTER = 1.0
-"""After a start that failed, requests within so many seconds are refused without another try."""
+"""Seconds after a failed start in which requests are refused without another try."""
 LAST_WORDS = 0.4
 GONE_AFTER = 7.9
 
@@ -38,7 +38,7 @@ Build = Callable[[contextlib.ExitStack], Awaitable[App]]
 
 
 class NotStartedError(Exception):
-    """There is no gateway: why, is in the log."""
+    """The gateway could not start; the log says why."""
 
 
 async def build(stack: contextlib.ExitStack) -> App:
@@ -64,7 +64,7 @@ async def build(stack: contextlib.ExitStack) -> App:
 
 @lru_cache(maxsize=1)
 def _configure_logs(kind: str, level: str) -> None:
-    """Once, not with every try to start: what an outlet still has to write is lost with it."""
+    """Once, not with every try to start: a new outlet would lose what the old one has not written yet."""
     logs.configure(kind, level)
     logging.getLogger("uvicorn.access").disabled = True  # whole addresses, ?key= too; requests have a line of ours
     logging.getLogger("uvicorn.error").addFilter(_no_surprise)
@@ -92,7 +92,7 @@ class Entry:
         if not self._listens:
             self._listens = True
             self._take_signals()
-        if is_health(scope):  # that the process lives: also while the start fails, which no restart would mend
+        if is_health(scope):  # also while the start fails: a restart of the process would not help
             await health(scope, receive, send)
             return
         self._under_way += 1
@@ -119,7 +119,7 @@ class Entry:
         await app(scope, receive, send)
 
     def _closing(self, send: Send) -> Send:
-        """Once the process stops, no connection is kept for another request."""
+        """Close connections after their answer once the process stops."""
 
         async def last(message: Message) -> None:
             if self._stopping and message["type"] == "http.response.start":
@@ -131,7 +131,7 @@ class Entry:
     # --- the start ---
 
     async def _started(self) -> App:
-        """However many first requests come together, there is one start; a client that leaves does not end it."""
+        """First requests that come together share one start. A client that leaves does not cancel it."""
         if self._starting is None:
             if self._clock() - self._failed_at < AGAIN_AFTER:
                 raise NotStartedError("the gateway could not start; its log says why")
@@ -156,7 +156,7 @@ class Entry:
     # --- the end ---
 
     def _take_signals(self) -> None:
-        """The server's own handlers would close at once, and then wait for open streams for ever."""
+        """The server's own handlers would close at once, then wait for open streams without end."""
         if threading.current_thread() is not threading.main_thread():
             return
         loop = asyncio.get_running_loop()
@@ -173,7 +173,7 @@ class Entry:
         self._ending = asyncio.create_task(self.end(lambda: servers(number, None)))
 
     async def end(self, leave: Callable[[], None]) -> None:
-        """Finish what runs, cut what does not end, give back what was taken ahead; then the server may go."""
+        """Finish running requests, cut those that do not end, give back what was reserved ahead, then let go."""
         self._stopping = True
         began = self._clock()
         try:

@@ -46,8 +46,8 @@ IDS_NAMED = 20
 
 
 class Patience(NamedTuple):
-    """After SIGTERM, in seconds: who has its slot within `wait` is still served, what runs after `cut` is told so, and
-    after `finish` nothing is waited for any more.
+    """Seconds after SIGTERM. Requests that get a slot within `wait` are still served; what still runs after `cut` is
+    ended with an error; after `finish` the server waits for nothing more.
     """
 
     wait: float
@@ -119,7 +119,7 @@ class Reception:
         except GatewayError as error:
             await _tell(reply, error)
         except StoreError as error:
-            if not isinstance(error, StoreUnavailableError):  # of that the store's watch tells, once
+            if not isinstance(error, StoreUnavailableError):  # the store's watch logs that, once
                 log.error("the store failed: %s", error)
             await _tell(
                 reply, GatewayError("STORE_DOWN", "the store that counts quotas does not answer", retry_after=2.0)
@@ -213,7 +213,7 @@ class Reception:
         asked.record.client = await self.callers.client(scope["headers"], scope.get("query_string", b""))
 
     async def _known_key(self, wanted: str) -> None:
-        """The header names a key of the pool that is in use. What else it says is not repeated: it may be a value."""
+        """Whether the header names a key in use. The message does not repeat it: it may be a key's value."""
         keys = await self._pool.roster.keyring.keys()
         if (named_key := next((key for key in keys if key.id == wanted), None)) is not None:
             if named_key.enabled:

@@ -25,7 +25,7 @@ WEAK_TOKEN = 16
 
 
 def serve(settings: Settings, host: str, port: int, *, demo: bool) -> int:
-    """Run until Ctrl-C or SIGTERM. Returns the exit code; what cannot start says why in one line."""
+    """Run until Ctrl-C or SIGTERM. Returns the exit code. A start that fails prints why, in one line."""
     logs.configure(settings.log_form, settings.log_level)
     try:
         with contextlib.ExitStack() as stack:
@@ -46,14 +46,14 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """SettingsError if the port is taken or the host is none."""
+    """SettingsError if the port is taken or the host is invalid."""
     listener = None
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(BACKLOG)  # before anybody is told of it; who comes early waits for the start
+        listener.listen(BACKLOG)  # early clients wait in the backlog for the start
     except OSError as error:
         if listener is not None:
             listener.close()
@@ -119,7 +119,7 @@ def _say(text: str) -> None:
 
 
 class _Server:
-    """uvicorn, with an end that finishes running requests first, and signals that do not cut it short."""
+    """uvicorn, whose shutdown finishes running requests first."""
 
     def __init__(self, app: "App") -> None:
         import uvicorn
