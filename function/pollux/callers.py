@@ -1,4 +1,4 @@
-"""Who calls: a client by its token, or whoever holds the address of an upload by the token in that."""
+"""Who calls: a client, by its token; or the holder of an upload's address, by the token in the address."""
 
 import logging
 from collections.abc import Callable
@@ -27,13 +27,13 @@ class Callers:
             raise _unreadable()
         raise GatewayError(
             "NO_TOKEN",
-            "this gateway needs a client token of its own, as x-goog-api-key or Authorization: Bearer; none "
-            "that it knows was sent",
+            "wrong or missing Pollux token: send a client token of this gateway as x-goog-api-key or "
+            "Authorization: Bearer",
         )
 
     async def uploader(self, token: str, headers: RawHeaders, query: bytes) -> Session:
-        """The upload that goes on. SDKs send no client token with it; one that comes all the same must be of the
-        client who began.
+        """The upload that is continued. SDKs send no client token here. If one comes, it must be of the client that
+        began the upload.
         """
         tokens = await self._known()
         try:
@@ -52,19 +52,19 @@ class Callers:
         try:
             return await self.tokens.tokens()
         except (TokenError, KeySourceError) as error:
-            log.error("no client can be known: %s", error)
+            log.error("client tokens cannot be loaded: %s", error)
             raise _unreadable() from None
 
     async def _value(self, key_id: str) -> Secret:
-        """Nothing that the token claims is repeated: nobody has looked at its seal yet."""
+        """No message repeats what the token says: its seal is not verified yet."""
         if all(key.id != key_id for key in await self._keyring.keys()):
             raise UploadTokenError(
-                "the upload_id is none of this gateway's, or the key that began it is gone: begin anew"
+                "the upload_id is not of this gateway, or the key that began the upload is gone: begin it anew"
             )
         try:
             return await self._keyring.value(key_id)
         except KeySourceError as error:
-            log.error("an upload cannot go on: %s", error)
+            log.error("an upload cannot be continued: %s", error)
             raise GatewayError(
                 "NO_USABLE_KEY", "the key that began this upload cannot be read at the moment", retry_after=5.0
             ) from None

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
+from itertools import chain
 from typing import Any
 
 from pollux.wire.error import GatewayError
@@ -57,8 +58,9 @@ def body_length(headers: RawHeaders) -> int | None:
 
 def head_size(scope: Scope) -> int:
     """The bytes of a request's line and headers, nearly."""
+    headers = scope["headers"]
     size = len(scope.get("raw_path") or scope["path"]) + len(scope.get("query_string", b""))
-    return size + sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+    return size + sum(map(len, chain.from_iterable(headers))) + 4 * len(headers)
 
 
 class _Stall:

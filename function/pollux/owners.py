@@ -46,6 +46,9 @@ class Owners:
 
     async def counted(self, x: Exchange) -> None:
         """A call that takes quota, sent where the resources are that it names."""
+        if x.call.kind not in wire.COUNTED or not x.call.model:  # the body names no model
+            await self.free(x)
+            return
         place = await self._placed(x)
         try:
             await self._relay.counted(x)

@@ -20,7 +20,6 @@ from pollux.pool import Pool
 from pollux.pooled.receiving import POOLED, Arrival, Receiving
 from pollux.pooled.taking import HeldBody
 from pollux.send import NO_CREDENTIAL, CoveredAnswer, Failure, KeyedUpstream, Readdress, broken
-from pollux.settings import in_cloud
 from pollux.upload_token import LIFETIME, Session, UploadTokenError, address_of
 from pollux.upstream import UpstreamError
 from pollux.wire import Call
@@ -71,7 +70,7 @@ class Uploads:
         return partial(self._readdressed, self._base(scope) + call.path, client)
 
     def _base(self, scope: Scope) -> str:
-        return own_base(scope, self._settings.public_url, proxied=in_cloud())
+        return own_base(scope, self._settings.public_url, proxied=self._settings.in_cloud)
 
     async def _readdressed(self, base: str, client: str, headers: RawHeaders, key: Key) -> list[tuple[bytes, bytes]]:
         shown = []

@@ -5,6 +5,7 @@ from pollux.wire.addresses import elsewhere, mentioned, to_client, to_upstream
 from pollux.wire.answered import answer_names
 from pollux.wire.body import (
     inflate,
+    makes_interaction,
     openai_stream,
     read_once,
     replace_model,
@@ -67,6 +68,7 @@ __all__ = [
     "gated",
     "inflate",
     "is_resource_call",
+    "makes_interaction",
     "makes_what_goes_together",
     "may_be_named",
     "may_name",

@@ -91,6 +91,12 @@ def openai_stream(parsed: Mapping[str, Any]) -> bool:
     return parsed.get("stream") is True
 
 
+def makes_interaction(method: str, call: Call) -> bool:
+    """Whether it takes quota as generateContent does, or none, depends on its body."""
+    at_home = call.api == "native" and call.kind == "other"
+    return at_home and method == "POST" and _INTERACTIONS.fullmatch(call.path) is not None
+
+
 def with_body(call: Call, parsed: Mapping[str, Any]) -> Call:
     """An OpenAI-shaped call names its model and whether it streams in its body, and so does an interaction, which takes
     quota if it names one (an agent takes that of no model); any other native call stays as it is.
@@ -99,7 +105,7 @@ def with_body(call: Call, parsed: Mapping[str, Any]) -> Call:
     """
     model = parsed.get("model")
     name = model.removeprefix("models/") if isinstance(model, str) else ""
-    if call.api == "native" and call.kind == "other" and name and _INTERACTIONS.fullmatch(call.path):
+    if name and makes_interaction("POST", call):
         return replace(call, kind="generate", verb=INTERACTION, model=model_name(name))
     if call.api != "openai" or call.kind in ("guarded", "other"):
         return call
