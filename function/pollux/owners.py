@@ -211,29 +211,24 @@ class Owners:
         order = self._healthy((self._affinity.made_by(client),))
         unsaid = len(order) < len(self._pool.roster.projects)
         for start in range(0, len(order), AT_ONCE):
-            asked = [asyncio.ensure_future(self._has(project, target)) for project in order[start : start + AT_ONCE]]
+            asked = [
+                asyncio.ensure_future(self._questions.ask(project, target, WITHIN))
+                for project in order[start : start + AT_ONCE]
+            ]
             try:
                 for one in asyncio.as_completed(asked):
-                    project, told = await one
-                    if told is not None and told[0]:
-                        await self._affinity.bind({name: told[1].get(name)}, project, client)
+                    told = await one
+                    if isinstance(told, Told):
+                        names = wire.answer_names(told.document, wire.read_target("GET", target))
+                        await self._affinity.bind({name: names.get(name)}, told.key.project, client)
                         return self._affinity.remembered(name)
-                    unsaid |= told is None
+                    unsaid |= told is None or not told.status or told.verdict.cause not in NOT_THERE
             finally:
                 for question in asked:
                     question.cancel()
         if not unsaid:
             self._affinity.nowhere(name)
         return None
-
-    async def _has(self, project: str, target: str) -> tuple[str, tuple[bool, dict[str, float | None]] | None]:
-        """Whether the project has it, and what its answer names, with expiries; None if it did not say."""
-        told = await self._questions.ask(project, target, WITHIN)
-        if isinstance(told, Told):
-            return project, (True, wire.answer_names(told.document, wire.read_target("GET", target)))
-        if told is not None and told.status and told.verdict.cause in NOT_THERE:
-            return project, (False, {})
-        return project, None
 
 
 def home_of(client: str, projects: Iterable[str]) -> str | None:

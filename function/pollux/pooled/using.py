@@ -78,10 +78,11 @@ class Using:
 
     async def hidden(self, names: Iterable[str], client: str) -> set[str]:
         """What this client does not see of a list: copies, and other clients' files."""
-        files = [name for name in names if name.startswith("files/")]
-        owners = await self.affinity.certain([name for name in files if not name.startswith(COPY)])
-        others = {name for name, bound in owners.items() if bound.pooled and bound.client != client}
-        return others | {name for name in files if name.startswith(COPY)}
+        copies = {name for name in names if name.startswith(COPY)}
+        owners = await self.affinity.certain(
+            [name for name in names if name.startswith("files/") and name not in copies]
+        )
+        return copies | {name for name, bound in owners.items() if bound.pooled and bound.client != client}
 
     async def release(self, x: Exchange) -> bool:
         """A file is deleted. True: the client has its answer, as the same content was uploaded more than once and is
