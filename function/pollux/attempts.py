@@ -9,7 +9,7 @@ from pollux import wire
 from pollux.exchange import Exchange
 from pollux.journal import Attempt
 from pollux.keys import Key
-from pollux.outbound import collect, nothing_to_settle, pass_on, pass_stream, pass_whole
+from pollux.outbound import collect, nothing_to_settle, pass_on, pass_stream
 from pollux.outcome import Outcomes
 from pollux.pool import Pool, Reservation, Tried
 from pollux.resources import Resources
@@ -75,7 +75,7 @@ class Attempts:
             self._outcomes.took(key.id)
             if x.call.kind == "list-models" and x.method == "GET":
                 body = wire.with_aliases(await answer.read(), x.call, self._aliases)
-                await pass_whole(x.reply, answer, body, nothing_to_settle)
+                await pass_on(x.reply, answer, nothing_to_settle, body, whole=True)
             elif wire.is_resource_call(x.call):
                 await self._resources.pass_on(x, answer, key.project, nothing_to_settle)
             else:
@@ -156,18 +156,14 @@ class Attempts:
                     return answer.refusal(key, first, self.pool.now())
                 await self._well(x, reservation)
                 x.record.ended = await pass_stream(x.reply, answer, reader, first, settle)
-                return None
-            if wire.is_resource_call(x.call):
+            elif wire.is_resource_call(x.call):
                 await self._well(x, reservation)
                 await self._resources.pass_on(x, answer, key.project, settle)
-                return None
-            streams = (x.call.verb or "").startswith("stream")  # in a form that is not read here: passed as it comes
-            body, whole = (b"", False) if streams else await collect(answer)
-            await self._well(x, reservation)
-            if whole:
-                await pass_whole(x.reply, answer, body, settle)
             else:
-                await pass_on(x.reply, answer, settle, body)
+                streams = (x.call.verb or "").startswith("stream")  # in a form that is not read here
+                body, whole = (b"", False) if streams else await collect(answer)
+                await self._well(x, reservation)
+                await pass_on(x.reply, answer, settle, body, whole=whole)
         except UpstreamError as error:
             return broken(key, error, self.pool.now())
         finally:
