@@ -48,7 +48,7 @@ class Attempts:
         key, model, project = reservation.key, reservation.model, reservation.quota.project
         try:
             sent = await self._send(x, key, model, reservation)
-            failure = sent if isinstance(sent, Failure) else await self._served(x, reservation, sent)
+            failure = sent if isinstance(sent, Failure) else await self._served(x, key, model, sent, reservation)
             if failure is not None:
                 if failure.unsent:
                     reservation.sent = False
@@ -67,24 +67,8 @@ class Attempts:
 
     async def free(self, x: Exchange, key: Key, model: str | None) -> Failure | None:
         """A call that takes no quota. None: the client has its answer."""
-        answer = await self._send(x, key, model)
-        if isinstance(answer, Failure):
-            return answer
-        try:
-            x.record.note(Attempt(model or "", key.project, key.id, "ok", answer.status))
-            self._outcomes.took(key.id)
-            if x.call.kind == "list-models" and x.method == "GET":
-                body = wire.with_aliases(await answer.read(), x.call, self._aliases)
-                await pass_on(x.reply, answer, nothing_to_settle, body, whole=True)
-            elif wire.is_resource_call(x.call):
-                await self._resources.pass_on(x, answer, key.project, nothing_to_settle)
-            else:
-                await pass_on(x.reply, answer, nothing_to_settle)
-        except UpstreamError as error:
-            return broken(key, error, self.pool.now())
-        finally:
-            answer.close()
-        return None
+        sent = await self._send(x, key, model)
+        return sent if isinstance(sent, Failure) else await self._served(x, key, model or "", sent)
 
     def of_resources(self, x: Exchange, failure: Failure) -> Failure:
         """A resource that its owner does not know, or does not show: the client's matter, whatever the words are, and
@@ -144,25 +128,31 @@ class Attempts:
             record.used, record.key, record.project = reservation.model, key.id, reservation.quota.project
         record.sent += 1
 
-    async def _served(self, x: Exchange, reservation: Reservation, answer: CoveredAnswer) -> Failure | None:
+    async def _served(
+        self, x: Exchange, key: Key, model: str, answer: CoveredAnswer, reservation: Reservation | None = None
+    ) -> Failure | None:
         """Pass a good answer on; give a bad one back for judgement. Up to the first content nothing is lost by it."""
-        key = reservation.key
-        settle = partial(self._settle, x, reservation)
+        settle = nothing_to_settle if reservation is None else partial(self._settle, x, reservation)
+        body, whole = b"", False
         try:
-            if x.stream != "no":
+            if reservation is not None and x.stream != "no":
                 reader = StreamReader(x.stream_form)
                 first = await self._first_content(answer, reader)
                 if reader.error is not None and not reader.content_seen:
                     return answer.refusal(key, first, self.pool.now())
-                await self._well(x, reservation)
+                await self._well(x, key, model, answer, reservation)
                 x.record.ended = await pass_stream(x.reply, answer, reader, first, settle)
-            elif wire.is_resource_call(x.call):
-                await self._well(x, reservation)
+                return None
+            resource = wire.is_resource_call(x.call)
+            # A stream in a form that is not read here passes as it comes; so do free calls.
+            if reservation is not None and not resource and not (x.call.verb or "").startswith("stream"):
+                body, whole = await collect(answer)
+            await self._well(x, key, model, answer, reservation)
+            if x.call.kind == "list-models" and x.method == "GET":
+                body, whole = wire.with_aliases(await answer.read(), x.call, self._aliases), True
+            if resource:
                 await self._resources.pass_on(x, answer, key.project, settle)
             else:
-                streams = (x.call.verb or "").startswith("stream")  # in a form that is not read here
-                body, whole = (b"", False) if streams else await collect(answer)
-                await self._well(x, reservation)
                 await pass_on(x.reply, answer, settle, body, whole=whole)
         except UpstreamError as error:
             return broken(key, error, self.pool.now())
@@ -184,10 +174,15 @@ class Attempts:
             reader.feed(data)
         return b"".join(held)
 
-    async def _well(self, x: Exchange, reservation: Reservation) -> None:
-        x.record.note(Attempt(reservation.model, reservation.quota.project, reservation.key.id, "ok", 200))
-        self.pool.stick(x.sticky, reservation.quota.project)
-        await self._outcomes.served(reservation)
+    async def _well(
+        self, x: Exchange, key: Key, model: str, answer: CoveredAnswer, reservation: Reservation | None
+    ) -> None:
+        x.record.note(Attempt(model, key.project, key.id, "ok", answer.status))
+        if reservation is None:
+            self._outcomes.took(key.id)
+        else:
+            self.pool.stick(x.sticky, key.project)
+            await self._outcomes.served(reservation)
 
     async def _settle(self, x: Exchange, reservation: Reservation, tokens: int | None) -> None:
         x.record.tokens = tokens
