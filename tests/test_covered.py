@@ -210,9 +210,9 @@ def walk(asked: Asked, status: int, shape: str, files: str) -> None:
 def test_no_answer_shows_the_key(asked: Asked, files: str) -> None:
     for shape in ("whole", "pieces", "long", "breaks"):
         walk(asked, 200, shape, files)
-    for status in (302, 308, 400, 401, 403, 404, 429, 500, 503):
-        for shape in ("whole", "pieces"):
-            walk(asked, status, shape, files)
+    walk(asked, 400, "pieces", files)
+    for status in (302, 308, 400, 401, 403, 404, 429, 500):
+        walk(asked, status, "whole", files)
 
 
 @pytest.mark.parametrize("files", ["direct", "pooled"])

@@ -15,7 +15,6 @@ from pollux.outbound import (
     collect,
     pass_on,
     pass_stream,
-    pass_whole,
     prompt_tokens,
 )
 from pollux.send import CoveredAnswer
@@ -301,7 +300,7 @@ def test_a_stream_is_passed_on_as_it_comes() -> None:
 
 def test_a_plain_answer_does_not_show_it_and_keeps_the_length_that_it_announced() -> None:
     wire, answer = Wire(), fake(f"a {KEY} b".encode())
-    asyncio.run(pass_whole(wire.reply, answer, asyncio.run(answer.read()), wire.settle))
+    asyncio.run(pass_on(wire.reply, answer, wire.settle, asyncio.run(answer.read()), whole=True))
     assert wire.messages[0] == "settled"
     wire.messages.pop(0)
     assert passed(wire) == b"a [redacted] b"

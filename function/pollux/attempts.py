@@ -9,7 +9,7 @@ from pollux import wire
 from pollux.exchange import Exchange
 from pollux.journal import Attempt
 from pollux.keys import Key
-from pollux.outbound import collect, nothing_to_settle, pass_on, pass_stream, pass_whole
+from pollux.outbound import collect, nothing_to_settle, pass_on, pass_stream
 from pollux.outcome import Outcomes
 from pollux.pool import Pool, Reservation, Tried
 from pollux.send import API_KEY, BEARER, UNREADABLE, CoveredAnswer, Failure, KeyedUpstream, broken
@@ -45,7 +45,7 @@ class Attempts:
         key, model, project = reservation.key, reservation.model, reservation.quota.project
         try:
             sent = await self._send(x, key, model, reservation)
-            failure = sent if isinstance(sent, Failure) else await self._served(x, reservation, sent)
+            failure = sent if isinstance(sent, Failure) else await self._served(x, key, model, sent, reservation)
             if failure is not None:
                 if failure.unsent:
                     reservation.sent = False
@@ -64,24 +64,8 @@ class Attempts:
 
     async def free(self, x: Exchange, key: Key, model: str | None) -> Failure | None:
         """A call that takes no quota. None: the client has its answer."""
-        answer = await self._send(x, key, model)
-        if isinstance(answer, Failure):
-            return answer
-        try:
-            x.record.note(Attempt(model or "", key.project, key.id, "ok", answer.status))
-            self._outcomes.took(key.id)
-            if x.call.kind == "list-models" and x.method == "GET":
-                body = wire.with_aliases(await answer.read(), x.call, self._aliases)
-                await pass_whole(x.reply, answer, body, nothing_to_settle)
-            elif x.pass_on is not None:
-                await x.pass_on(x, answer, key.project, nothing_to_settle)
-            else:
-                await pass_on(x.reply, answer, nothing_to_settle)
-        except UpstreamError as error:
-            return broken(key, error, self.pool.now())
-        finally:
-            answer.close()
-        return None
+        sent = await self._send(x, key, model)
+        return sent if isinstance(sent, Failure) else await self._served(x, key, model or "", sent)
 
     async def key_changed(self, key: Key, verdict: Verdict, tried: Tried) -> bool:
         """After a refusal of the key: read its source once more, and only once. Unchanged, it is set aside."""
@@ -129,30 +113,31 @@ class Attempts:
             record.used, record.key, record.project = reservation.model, key.id, reservation.quota.project
         record.sent += 1
 
-    async def _served(self, x: Exchange, reservation: Reservation, answer: CoveredAnswer) -> Failure | None:
+    async def _served(
+        self, x: Exchange, key: Key, model: str, answer: CoveredAnswer, reservation: Reservation | None = None
+    ) -> Failure | None:
         """Pass a good answer on; give a bad one back for judgement. Up to the first content nothing is lost by it."""
-        key = reservation.key
-        settle = partial(self._settle, x, reservation)
+        settle = nothing_to_settle if reservation is None else partial(self._settle, x, reservation)
+        body, whole = b"", False
         try:
-            if x.stream != "no":
+            if reservation is not None and x.stream != "no":
                 reader = StreamReader(x.stream_form)
                 first = await self._first_content(answer, reader)
                 if reader.error is not None and not reader.content_seen:
                     return answer.refusal(key, first, self.pool.now())
-                await self._well(x, reservation)
+                await self._well(x, key, model, answer, reservation)
                 x.record.ended = await pass_stream(x.reply, answer, reader, first, settle)
                 return None
+            # A stream in a form that is not read here passes as it comes; so do free calls.
+            if reservation is not None and x.pass_on is None and not (x.call.verb or "").startswith("stream"):
+                body, whole = await collect(answer)
+            await self._well(x, key, model, answer, reservation)
+            if x.call.kind == "list-models" and x.method == "GET":
+                body, whole = wire.with_aliases(await answer.read(), x.call, self._aliases), True
             if x.pass_on is not None:
-                await self._well(x, reservation)
                 await x.pass_on(x, answer, key.project, settle)
-                return None
-            streams = (x.call.verb or "").startswith("stream")  # in a form that is not read here: passed as it comes
-            body, whole = (b"", False) if streams else await collect(answer)
-            await self._well(x, reservation)
-            if whole:
-                await pass_whole(x.reply, answer, body, settle)
             else:
-                await pass_on(x.reply, answer, settle, body)
+                await pass_on(x.reply, answer, settle, body, whole=whole)
         except UpstreamError as error:
             return broken(key, error, self.pool.now())
         finally:
@@ -173,10 +158,15 @@ class Attempts:
             reader.feed(data)
         return b"".join(held)
 
-    async def _well(self, x: Exchange, reservation: Reservation) -> None:
-        x.record.note(Attempt(reservation.model, reservation.quota.project, reservation.key.id, "ok", 200))
-        self.pool.stick(x.sticky, reservation.quota.project)
-        await self._outcomes.served(reservation)
+    async def _well(
+        self, x: Exchange, key: Key, model: str, answer: CoveredAnswer, reservation: Reservation | None
+    ) -> None:
+        x.record.note(Attempt(model, key.project, key.id, "ok", answer.status))
+        if reservation is None:
+            self._outcomes.took(key.id)
+        else:
+            self.pool.stick(x.sticky, key.project)
+            await self._outcomes.served(reservation)
 
     async def _settle(self, x: Exchange, reservation: Reservation, tokens: int | None) -> None:
         x.record.tokens = tokens

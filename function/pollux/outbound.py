@@ -116,13 +116,6 @@ async def nothing_to_settle(_: int | None) -> None:
     """For an answer that took no quota."""
 
 
-async def pass_whole(reply: Reply, answer: CoveredAnswer, body: bytes, settle: Settle) -> None:
-    """A plain answer that was read whole. Its last bytes wait for the settlement."""
-    reply.ending = True
-    await settle(prompt_tokens(body))
-    await reply.whole(answer.status, answer.headers, body)
-
-
 async def collect(answer: CoveredAnswer) -> tuple[bytes, bool]:
     """The beginning of a plain answer, and whether that is all: up to WHOLE_MOST it can still be asked for again."""
     if answer.length is not None:
@@ -138,8 +131,17 @@ async def collect(answer: CoveredAnswer) -> tuple[bytes, bool]:
     return b"".join(held), False
 
 
-async def pass_on(reply: Reply, answer: CoveredAnswer, settle: Settle, first: bytes = b"") -> None:
-    """A large or endless plain answer, in the pieces in which it comes. With Content-Length the last one waits."""
+async def pass_on(
+    reply: Reply, answer: CoveredAnswer, settle: Settle, first: bytes = b"", *, whole: bool = False
+) -> None:
+    """A plain answer, of which `first` was read already (all of it, if `whole`). The rest passes in pieces as it
+    comes. The last piece waits for the settlement if the length is known.
+    """
+    if whole:
+        reply.ending = True
+        await settle(prompt_tokens(first))
+        await reply.whole(answer.status, answer.headers, first)
+        return
     await reply.begin(answer.status, answer.headers, answer.length)
     tail, missing = b"", answer.length
     try:

@@ -93,15 +93,9 @@ class Resources:
             await self._pass_events(x, answer, project, settle)
             return
         body, whole = await collect(answer) if b"json" in kind and not encoded else (b"", False)
-        if not whole:
-            await pass_on(x.reply, answer, settle, body)
-            return
-        tokens = prompt_tokens(body)
-        if x.method != "DELETE":
+        if whole and x.method != "DELETE":
             body = await self.answered(x, project, body)
-        x.reply.ending = True
-        await settle(tokens)
-        await x.reply.whole(answer.status, answer.headers, body)
+        await pass_on(x.reply, answer, settle, body, whole=whole)
 
     async def _bind(self, x: Exchange, project: str, document: Any) -> None:
         names = wire.answer_names(document, x.call, (wire.GOOGLE, self._upstream))

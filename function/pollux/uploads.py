@@ -6,7 +6,6 @@ for. Any instance goes on with any upload. Bodies pass through and are never hel
 
 import asyncio
 import json
-from collections.abc import Sequence
 from functools import partial
 
 from pollux import wire
@@ -19,7 +18,7 @@ from pollux.outbound import Reply, collect, nothing_to_settle, pass_on
 from pollux.pool import Pool
 from pollux.pooled.receiving import POOLED, Arrival, Receiving
 from pollux.pooled.taking import HeldBody
-from pollux.send import NO_CREDENTIAL, CoveredAnswer, Failure, KeyedUpstream, Readdress, broken
+from pollux.send import NO_CREDENTIAL, CoveredAnswer, Failure, Headers, KeyedUpstream, Readdress, broken
 from pollux.upload_token import LIFETIME, Session, UploadTokenError, address_of
 from pollux.upstream import UpstreamError
 from pollux.wire import Call
@@ -29,8 +28,6 @@ HELD_MOST = 1 << 20
 """An upload in one request, up to this size, is read whole."""
 GO_ON = 308
 """In the older protocol: more is to come."""
-
-RawHeaders = Sequence[tuple[bytes, bytes]]
 
 
 class Uploads:
@@ -72,7 +69,7 @@ class Uploads:
     def _base(self, scope: Scope) -> str:
         return own_base(scope, self._settings.public_url, proxied=self._settings.in_cloud)
 
-    async def _readdressed(self, base: str, client: str, headers: RawHeaders, key: Key) -> list[tuple[bytes, bytes]]:
+    async def _readdressed(self, base: str, client: str, headers: Headers, key: Key) -> list[tuple[bytes, bytes]]:
         shown = []
         for name, text in headers:
             if name in wire.UPLOAD_ADDRESSES:
@@ -155,10 +152,8 @@ class Uploads:
         """Google's good answer as it is, but for the address of what it names."""
         try:
             body, whole = await collect(answer)
-            if whole:
-                await reply.whole(answer.status, answer.headers, await self._made(body, base, session))
-            else:
-                await pass_on(reply, answer, nothing_to_settle, body)
+            body = await self._made(body, base, session) if whole else body
+            await pass_on(reply, answer, nothing_to_settle, body, whole=whole)
         except UpstreamError as error:
             return broken(Key(session.key, session.project), error, self._pool.now())
         finally:
@@ -178,7 +173,7 @@ class Uploads:
         return wire.to_client(body, upstream, base) if names else body
 
 
-def is_large(headers: RawHeaders, most: int) -> bool:
+def is_large(headers: Headers, most: int) -> bool:
     """Too large to be held, so that it can be sent only once. A smaller one is sent again if its key is refused."""
     length = body_length(headers)
     return length is None or length > min(HELD_MOST, most)
