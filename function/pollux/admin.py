@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -106,64 +106,52 @@ class Admin:
         return Answer(record.as_json())
 
     async def _lift(self, request: Request) -> Answer:
+        """End what is held against these keys. `well`: Google took them just now. `all`: end also what is held against
+        their projects and models, and let the next request try a quota that rests."""
         asked = request.query_params
         if not (ids := list(filter(None, asked.getlist("id")))):
             return _error(400, "INVALID_ARGUMENT", "expected ?id=KEY, once for each key")
-        return Answer(await lift(self._app, ids, well=bool(asked.get("well")), all_=bool(asked.get("all"))))
+        app, roster, well, all_ = self._app, self._app.roster, bool(asked.get("well")), bool(asked.get("all"))
+        await roster.ready()
+        now, value = app.pool.now(), roster.health.value
+        owners = {key.id: key.project for project in roster.projects.values() for key in project.keys}
+        wanted = {key_id: owners.get(key_id) if all_ else None for key_id in ids}
+        held = [words for key_id, project in wanted.items() for words in health.held(value, now, key_id, project)]
+
+        def change(value: health.Health, _: float) -> tuple[health.Health, None]:
+            for key_id, project in wanted.items():
+                value = health.lifted(value, key_id, project, well=well)
+            return value, None
+
+        await roster.health.note(change)
+        if all_:
+            app.pool.pause_until = 0.0
+            for owned in [owned for owned in roster.quotas.values() if owned.project in set(wanted.values())]:
+                if quota.try_early(owned.ledger.value, now) is not owned.ledger.value:
+                    await owned.ledger.note(lambda state, when: (quota.try_early(state, when), None))
+                    held.append(f"quota {owned.project}/{owned.bucket}")
+        free = {project: when for project, when in roster.health.value.free.items() if project in set(owners.values())}
+        unknown = [key_id for key_id in ids if key_id not in owners]
+        simulated = getattr(app.keyring, "simulated", False)
+        return Answer({"lifted": list(dict.fromkeys(held)), "unknown": unknown, "simulated": simulated, "free": free})
 
     async def _set_aside(self, request: Request) -> Answer:
+        """Google refused these keys just now, for this cause, when another program asked."""
         ids, cause = list(filter(None, request.query_params.getlist("id"))), request.query_params.get("cause", "")
         if not ids or cause not in health.PROBED:
             causes = ", ".join(sorted(health.PROBED))
             return _error(400, "INVALID_ARGUMENT", f"expected ?id=KEY, once for each key, and cause: {causes}")
-        await set_aside(self._app, ids, cause)
+        roster = self._app.roster
+        await roster.ready()
+        seconds, ceiling = resting_time(cause)
+
+        def change(value: health.Health, now: float) -> tuple[health.Health, None]:
+            for key_id in ids:
+                value = health.set_aside(value, now, "keys", key_id, cause, seconds, ceiling)
+            return value, None
+
+        await roster.health.note(change)
         return Answer({"aside": sorted(set(ids))})
-
-
-async def lift(app: "App", ids: Sequence[str], *, well: bool, all_: bool) -> dict[str, Any]:
-    """End what is held against these keys. `well`: Google took them just now. `all_`: end also what is held against
-    their projects and models, and let the next request try a quota that rests."""
-    roster = app.roster
-    await roster.ready()
-    now = app.pool.now()
-    owners = {key.id: key.project for project in roster.projects.values() for key in project.keys}
-    wanted = {key_id: owners.get(key_id) if all_ else None for key_id in ids}
-    held = [
-        words for key_id, project in wanted.items() for words in health.held(roster.health.value, now, key_id, project)
-    ]
-
-    def change(value: health.Health, _: float) -> tuple[health.Health, None]:
-        for key_id, project in wanted.items():
-            value = health.lifted(value, key_id, project, well=well)
-        return value, None
-
-    await roster.health.note(change)
-    if all_:
-        app.pool.pause_until = 0.0
-        for owned in [owned for owned in roster.quotas.values() if owned.project in set(wanted.values())]:
-            if quota.try_early(owned.ledger.value, now) is not owned.ledger.value:
-                await owned.ledger.note(lambda state, when: (quota.try_early(state, when), None))
-                held.append(f"quota {owned.project}/{owned.bucket}")
-    free = {project: when for project, when in roster.health.value.free.items() if project in set(owners.values())}
-    return {
-        "lifted": list(dict.fromkeys(held)),
-        "unknown": [key_id for key_id in ids if key_id not in owners],
-        "simulated": getattr(app.keyring, "simulated", False),
-        "free": free,
-    }
-
-
-async def set_aside(app: "App", ids: Sequence[str], cause: str) -> None:
-    """Google refused these keys just now, for this cause, when another program asked."""
-    await app.roster.ready()
-    seconds, ceiling = resting_time(cause)
-
-    def change(value: health.Health, now: float) -> tuple[health.Health, None]:
-        for key_id in ids:
-            value = health.set_aside(value, now, "keys", key_id, cause, seconds, ceiling)
-        return value, None
-
-    await app.roster.health.note(change)
 
 
 async def status(app: "App") -> dict[str, Any]:

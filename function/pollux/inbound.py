@@ -127,7 +127,8 @@ async def read_body(headers: RawHeaders, receive: Receive, limit: int, memory: B
         raise
     finally:
         stall.end()
-    memory.release(held - size)
+    if size < held:
+        memory.release(held - size)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 

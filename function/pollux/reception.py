@@ -153,11 +153,12 @@ class Reception:
         scope, record = asked.scope, asked.record
         session = await self.callers.uploader(asked.upload.token, scope["headers"], scope.get("query_string", b""))
         record.client = session.client
-        self._refuse_a_crowd()
+        if self._journal.under_way > self._settings.max_concurrent:
+            raise self._crowded()
         await self._uploads.go_on(scope, asked.receive, asked.call, session, asked.reply, record)
 
     async def forbid(self, asked: Asked) -> None:
-        await self._authenticate(asked)
+        asked.record.client = await self.callers.client(asked.scope["headers"], asked.scope.get("query_string", b""))
         raise GatewayError(
             "FORBIDDEN_PATH",
             f"{asked.call.guard} is closed here: it would hand out or bypass what this gateway guards; "
@@ -166,12 +167,13 @@ class Reception:
 
     async def let_in(self, asked: Asked, way: Way) -> None:
         """Check who calls, read the body, and go that way, until it ends or the client leaves."""
-        await self._authenticate(asked)
-        if (wanted := asked.headers.get(b"x-pollux-key")) is not None:
-            await self._known_key(wanted.decode("latin-1"))
-        self._refuse_a_crowd()
         scope, receive, call, upload, record = asked.scope, asked.receive, asked.call, asked.upload, asked.record
         headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
+        record.client = await self.callers.client(headers, scope.get("query_string", b""))
+        if (wanted := asked.headers.get(b"x-pollux-key")) is not None:
+            await self._known_key(wanted.decode("latin-1"))
+        if self._journal.under_way > self._settings.max_concurrent:
+            raise self._crowded()
         passing = None
         if upload is not None and upload.form == "once" and is_large(headers, self._settings.max_body):
             watch = Watch(receive, None)
@@ -192,8 +194,9 @@ class Reception:
                 x.begins_upload = upload.form == "start"
             if passing is not None:
                 x.passing, x.headers = passing, wire.upstream_headers(headers, content=True)
-            self._memory.hold(len(x.readable) - held)  # what it was inflated to
-            held = len(x.readable)
+            if len(x.readable) != held:  # it was inflated
+                self._memory.hold(len(x.readable) - held)
+                held = len(x.readable)
             await way(x)
         except asyncio.CancelledError:
             if not watch.gone:
@@ -203,10 +206,6 @@ class Reception:
         finally:
             watch.stop()
             self._memory.release(held)
-
-    async def _authenticate(self, asked: Asked) -> None:
-        scope = asked.scope
-        asked.record.client = await self.callers.client(scope["headers"], scope.get("query_string", b""))
 
     async def _known_key(self, wanted: str) -> None:
         """Whether the header names a key in use. The message does not repeat it: it may be a key's value."""
@@ -222,12 +221,9 @@ class Reception:
         named = ", ".join(ids[:IDS_NAMED]) + (f" and {len(ids) - IDS_NAMED} more" if len(ids) > IDS_NAMED else "")
         raise GatewayError("UNKNOWN_KEY", f"x-pollux-key names no key of this pool; there are: {named or 'none'}")
 
-    def _refuse_a_crowd(self) -> None:
-        most = self._settings.max_concurrent
-        if self._journal.under_way > most:
-            raise GatewayError(
-                "OVERLOADED_GATEWAY", f"{most} requests are under way already (POLLUX_MAX_CONCURRENT)", retry_after=1.0
-            )
+    def _crowded(self) -> GatewayError:
+        said = f"{self._settings.max_concurrent} requests are under way already (POLLUX_MAX_CONCURRENT)"
+        return GatewayError("OVERLOADED_GATEWAY", said, retry_after=1.0)
 
     def _exchange(self, asked: Asked, body: bytes) -> Exchange:
         """The request as the relay works on it."""
