@@ -7,15 +7,15 @@ from typing import TypeVar
 import pytest
 
 from pollux.connection import HEADERS_MOST, HIGH_WATER, Address, UpstreamError, head_of
-from pollux.upstream import HttpUpstream
-from tests.test_upstream import Server, against
+from pollux.upstream import Upstream
+from tests.upstreams import Server, Way
 
 T = TypeVar("T")
-Scene = Callable[[HttpUpstream], Awaitable[T]]
+Scene = Callable[[Upstream], Awaitable[T]]
 
 
 def get(method: str = "GET") -> Scene[tuple[int, bytes]]:
-    async def scene(google: HttpUpstream) -> tuple[int, bytes]:
+    async def scene(google: Upstream) -> tuple[int, bytes]:
         answer = await google.send(method, "/v1beta/models", [], b"")
         return answer.status, await answer.read()
 
@@ -23,7 +23,7 @@ def get(method: str = "GET") -> Scene[tuple[int, bytes]]:
 
 
 def twice(method: str = "GET") -> Scene[None]:
-    async def scene(google: HttpUpstream) -> None:
+    async def scene(google: Upstream) -> None:
         for _ in range(2):
             await get(method)(google)
 
@@ -39,27 +39,27 @@ def twice(method: str = "GET") -> Scene[None]:
         (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", b""),
     ],
 )
-def test_an_answer_ends_where_its_framing_says_and_the_connection_is_used_again(said: bytes, body: bytes) -> None:
+def test_an_answer_ends_where_its_framing_says_and_its_connection_is_kept(way: Way, said: bytes, body: bytes) -> None:
     server = Server(said)
-    assert against(server, get()) == (200, body)
+    assert way.against(server, get()) == (200, body)
     server = Server(said)
-    against(server, twice())
+    way.against(server, twice())
     assert (len(server.requests), server.connections) == (2, 1)
 
 
-def test_an_answer_without_framing_ends_with_the_connection() -> None:
-    assert against(Server(b"HTTP/1.1 200 OK\r\n\r\nab", None), get()) == (200, b"ab")
+def test_an_answer_without_framing_ends_with_the_connection(way: Way) -> None:
+    assert way.against(Server(b"HTTP/1.1 200 OK\r\n\r\nab", None), get()) == (200, b"ab")
 
 
 @pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
-def test_some_answers_have_no_body_whatever_their_headers_say(status: str) -> None:
+def test_some_answers_have_no_body_whatever_their_headers_say(way: Way, status: str) -> None:
     server = Server(f"HTTP/1.1 {status}\r\nContent-Length: 5\r\n\r\n".encode())
-    assert against(server, get())[1] == b""
+    assert way.against(server, get())[1] == b""
 
 
-def test_the_answer_to_head_has_no_body() -> None:
+def test_the_answer_to_head_has_no_body(way: Way) -> None:
     server = Server(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
-    assert against(server, get("HEAD")) == (200, b"")
+    assert way.against(server, get("HEAD")) == (200, b"")
 
 
 @pytest.mark.parametrize(
@@ -70,44 +70,44 @@ def test_the_answer_to_head_has_no_body() -> None:
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\naHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nb",
     ],
 )
-def test_a_connection_that_ends_or_says_too_much_is_not_used_again(said: bytes) -> None:
+def test_a_connection_that_ends_or_says_too_much_is_not_used_again(way: Way, said: bytes) -> None:
     server = Server(said)
-    against(server, twice())
+    way.against(server, twice())
     assert (len(server.requests), server.connections) == (2, 2)
 
 
 @pytest.mark.parametrize(
     "said", [b"garbage\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: " + b"x" * (HEADERS_MOST + 1) + b"\r\n\r\n"]
 )
-def test_what_is_no_answer_is_a_reset(said: bytes) -> None:
+def test_what_is_no_answer_is_a_reset(way: Way, said: bytes) -> None:
     with pytest.raises(UpstreamError) as broken:
-        against(Server(said), get())
+        way.against(Server(said), get())
     assert broken.value.kind == "reset"
 
 
-def test_a_server_has_to_wait_for_a_slow_reader() -> None:
+def test_a_server_has_to_wait_for_a_slow_reader(way: Way) -> None:
     size = 40 * HIGH_WATER
     server = Server(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)
 
-    async def scene(google: HttpUpstream) -> tuple[int, int]:
+    async def scene(google: Upstream) -> tuple[int, int]:
         answer = await google.send("GET", "/v1beta/files/a:download", [], b"")
         await asyncio.sleep(0.2)
         first = len(await answer.chunk())
         return first, first + len(await answer.read())
 
-    first, whole = against(server, scene)
+    first, whole = way.against(server, scene)
     assert first < 8 * HIGH_WATER
     assert whole == size
 
 
-def test_a_large_body_arrives_whole() -> None:
+def test_a_large_body_arrives_whole(way: Way) -> None:
     body = bytes(range(256)) * (HIGH_WATER // 64)
     server = Server(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
-    async def scene(google: HttpUpstream) -> None:
+    async def scene(google: Upstream) -> None:
         await (await google.send("POST", "/v1beta/x", [], body)).read()
 
-    against(server, scene)
+    way.against(server, scene)
     assert server.requests[0].endswith(body)
 
 

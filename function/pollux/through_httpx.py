@@ -11,12 +11,13 @@ import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Sequence
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import httpcore2
 
 from pollux.connection import (
     AGE_MOST,
+    HEADERS_MOST,
     IDLE_MOST,
     TOO_MUCH,
     Address,
@@ -29,6 +30,7 @@ from pollux.connection import (
 )
 from pollux.settings import Proxy
 
+T = TypeVar("T")
 PIECE = 1 << 16
 """Larger bodies go in pieces, so that an answer is seen before they have ended."""
 
@@ -44,6 +46,8 @@ class _Stream(httpcore2.AsyncNetworkStream):
         self._inner = inner
         self._clock = clock
         self._made = made
+        self.spent = False
+        """Not to be used again."""
         self.early: asyncio.Task[bytes] | None = None
         """What came before it was asked for."""
 
@@ -64,24 +68,26 @@ class _Stream(httpcore2.AsyncNetworkStream):
         if self.early is None:
             await self._inner.write(buffer, timeout)
             return
-        await self.first(asyncio.ensure_future(self._inner.write(buffer, timeout)))
+        await self.first(self._inner.write(buffer, timeout))
 
-    async def first(self, work: asyncio.Future[Any]) -> Any:
+    async def first(self, doing: Coroutine[Any, Any, T]) -> T:
         """Its result, unless an answer or the end of the connection comes first.
 
         That is a WriteError, after which httpcore2 goes on with reading the answer.
         """
         assert self.early is not None
+        work = asyncio.ensure_future(doing)
         try:
-            await asyncio.wait({work, self.early}, return_when=asyncio.FIRST_COMPLETED)
+            if not self.early.done():
+                await asyncio.wait({work, self.early}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                return work.result()
+            raise httpcore2.WriteError
         finally:
             if not work.done():
                 work.cancel()
                 await asyncio.wait({work})
-        if self.early.done():
-            _forget(work)
-            raise httpcore2.WriteError
-        return work.result()
+                _forget(work)
 
     def watch(self) -> None:
         if self.early is None:
@@ -104,8 +110,8 @@ class _Stream(httpcore2.AsyncNetworkStream):
         return _Stream(inner, self._clock, self._made)
 
     def get_extra_info(self, info: str) -> Any:
-        if info == "is_readable" and self._clock() > self._made + AGE_MOST:
-            return True  # asked of idle connections only: those that answer so are closed
+        if info == "is_readable" and (self.spent or self._clock() > self._made + AGE_MOST):
+            return True  # asked of idle connections only, and those that answer so are closed
         return self._inner.get_extra_info(info)
 
 
@@ -154,7 +160,15 @@ class _Outgoing:
         length, written = (len(self._body), 0) if isinstance(self._body, bytes) else (self._body.length, 0)
         pieces = _cut(self._body) if isinstance(self._body, bytes) else aiter(self._body)
         try:
-            while (piece := await self.stream.first(asyncio.ensure_future(_next(pieces)))) is not None:
+            while True:
+                try:
+                    piece = await self.stream.first(_next(pieces))
+                except httpcore2.WriteError:
+                    if written != length:
+                        raise
+                    break  # answered before our body's end was seen
+                if piece is None:
+                    break
                 written += len(piece)
                 if length is not None and written > length:
                     break
@@ -218,6 +232,8 @@ class _HttpxAnswer(ReadWhole):
         if self._missing == 0:  # the end is parsed already: reading up to it lets the connection be used again
             await anext(self._pieces, None)
         await self._pieces.aclose()
+        if _surplus(self._response):
+            self._response.extensions["network_stream"].spent = True
         await self._response.aclose()
 
 
@@ -307,6 +323,8 @@ class HttpxUpstream:
         """Refuse what our own connection refuses too."""
         if answer.status == 407 and self._proxy is not None:
             raise self._refused("407")
+        if sum(len(name) + len(value) for name, value in answer.headers) > HEADERS_MOST:
+            raise UpstreamError("reset", f"the answer {TOO_MUCH}")
         if not 200 <= answer.status < 600:
             raise UpstreamError("reset", f"the answer {odd_status(answer.status)}")
         if answer.length is not None and any(name.lower() == b"transfer-encoding" for name, _ in answer.headers):
@@ -346,6 +364,18 @@ class HttpxUpstream:
             await asyncio.wait(self._leaving)
         if self._pool is not None:
             await self._pool.aclose()
+
+
+def _surplus(response: httpcore2.Response) -> bool:
+    """Whether more came than the answer. httpcore2 would take it for the answer to the next request.
+
+    There is no public way to know; if the private one has changed, no connection is used again, and a test fails.
+    """
+    try:
+        parser = response.stream._stream._connection._h11_state  # type: ignore[union-attr]
+        return bool(parser.trailing_data[0])
+    except AttributeError:
+        return True
 
 
 def _late() -> UpstreamError:
