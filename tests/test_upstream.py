@@ -1,14 +1,17 @@
 """upstream: Upstream against a tiny server of raw bytes: what it sends, what it makes of broken answers."""
 
 import asyncio
+import contextlib
+import logging
 import socket
-from collections.abc import Sequence
+import traceback
+from collections.abc import AsyncIterator, Sequence
 from typing import TypeVar
 
 import pytest
 
-from pollux.upstream import Upstream, UpstreamError
-from tests.upstreams import OK, Server, Way
+from pollux.upstream import Streamed, Upstream, UpstreamError
+from tests.upstreams import OK, Server, Silent, Way, listen, run
 
 T = TypeVar("T")
 HEADERS = [("x-goog-api-key", "AQ.test-value"), ("accept-encoding", "identity")]
@@ -270,3 +273,153 @@ def test_an_answer_that_is_read_whole_has_an_end(way: Way) -> None:
     piece = b"10000\r\n" + b"x" * 65536 + b"\r\n"
     head = b"HTTP/1.1 400 Bad Request\r\nTransfer-Encoding: chunked\r\n\r\n"
     way.against(Server(head, *[piece] * 1000), scene)
+
+
+# --- a client that leaves --------------------------------------------------------------------------------------------
+
+
+async def left(upstream: Upstream, server: Server, body: bytes | Streamed = b"{}") -> None:
+    """Begin, leave once the server has the request's head, and see that the server notices within a second."""
+    task = asyncio.create_task(upstream.send("POST", "/v1beta/x", HEADERS, body))
+    await asyncio.wait_for(server.reached.wait(), 5)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.wait_for(server.left.wait(), 1)
+
+
+class Endless:
+    """A body whose next piece never comes."""
+
+    length = 1 << 20
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            yield b"x" * 1000
+            await asyncio.sleep(60)
+        finally:
+            self.closed = True
+
+
+def test_leaving_while_the_head_is_waited_for_closes_the_call(way: Way) -> None:
+    server = Silent()
+    way.against(server, lambda u: left(u, server))
+
+
+def test_leaving_while_a_body_is_sent_closes_the_call_and_the_body(way: Way) -> None:
+    server, body = Silent(), Endless()
+    way.against(server, lambda u: left(u, server, body))
+    assert body.closed
+
+
+def test_leaving_while_the_server_takes_no_body_closes_the_call(way: Way) -> None:
+    server = Silent(reads=False)
+    way.against(server, lambda u: left(u, server, b"x" * (1 << 25)))
+
+
+def test_leaving_a_stream_closes_the_call(way: Way) -> None:
+    server = Server(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n", 60.0)
+
+    async def scene(upstream: Upstream) -> None:
+        answer = await upstream.send("GET", "/", HEADERS, b"")
+        assert await answer.chunk() == b"a"
+        task = asyncio.create_task(answer.chunk())
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        answer.close()
+        await asyncio.wait_for(server.left.wait(), 1)
+
+    way.against(server, scene)
+
+
+class Mute:
+    """Takes a connection and says nothing more than `first`: no TLS, no answer to CONNECT."""
+
+    def __init__(self, first: bytes) -> None:
+        self.first = first
+        self.reached, self.left = asyncio.Event(), asyncio.Event()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            if self.first:
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(self.first)
+            await reader.read(1)
+            self.reached.set()
+            await reader.read()
+        except ConnectionError:
+            pass
+        finally:
+            self.left.set()
+            writer.close()
+
+
+@pytest.mark.parametrize("first", [b"", b"HTTP/1.1 200 Connection established\r\n\r\n"], ids=["at once", "in TLS"])
+def test_leaving_while_connecting_closes_the_connection_and_nothing_is_kept(way: Way, first: bytes) -> None:
+    if first and not way.proxied:
+        pytest.skip("there is no CONNECT without a proxy")
+
+    async def scene() -> None:
+        mute = Mute(first)
+        async with contextlib.AsyncExitStack() as stack:
+            place = f"127.0.0.1:{await listen(stack, mute.serve)}"
+            proxy = f"http://{place}" if way.proxied else ""
+            upstream = way.upstream("https://gemini.example" if way.proxied else f"https://{place}", proxy=proxy)
+            task = asyncio.create_task(upstream.send("GET", "/", HEADERS, b""))
+            await asyncio.wait_for(mute.reached.wait(), 5)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await asyncio.wait_for(mute.left.wait(), 1)
+            assert not way.open_connections(upstream)
+            await upstream.close()
+
+    run(scene())
+
+
+# --- what can be printed ---------------------------------------------------------------------------------------------
+
+
+def test_nothing_that_can_be_printed_holds_a_key(way: Way, caplog: pytest.LogCaptureFixture) -> None:
+    """Not even where the server echoes it, and with every library at its most talkative."""
+    caplog.set_level(logging.DEBUG)
+    key = b"AQ.test-value"
+    echo = b"HTTP/1.1 400 Bad\r\nETag: " + key + b"\r\nContent-Length: 13\r\n\r\n" + key
+    odd = b"HTTP/1.1 200 OK\r\n" + key + b" \r\n\r\n"
+    said: list[str] = []
+
+    async def scene(upstream: Upstream) -> None:
+        answer = await upstream.send("POST", "/v1beta/x", HEADERS, b"{}")
+        said.append(repr(answer) + str(vars(upstream)))
+        await answer.read()
+        for target, headers in (("/a b", HEADERS), ("/", [("x-goog-api-key", "AQ.test-value\x01")])):
+            with contextlib.suppress(UpstreamError):
+                await upstream.send("GET", target, headers, b"")
+
+    async def broken(upstream: Upstream) -> None:
+        with pytest.raises(UpstreamError) as caught:
+            await upstream.send("GET", "/", HEADERS, b"")
+        said.append("".join(traceback.format_exception(caught.value)))
+
+    way.against(Server(echo), scene)
+    way.against(Server(odd), broken)
+    assert len(said) == 2
+    assert "AQ.test-value" not in "".join(said) + caplog.text
+
+
+# --- uploads ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_to_a_large_body_comes_although_the_server_takes_no_more_of_it(way: Way) -> None:
+    class Early(Server):
+        @staticmethod
+        async def _request(reader: asyncio.StreamReader) -> bytes:
+            return await reader.readuntil(b"\r\n\r\n")
+
+    server = Early(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nbig", 3.0)
+    assert way.against(server, lambda u: read(u, "/", "POST", b"x" * (1 << 25))) == b"big"

@@ -5,6 +5,7 @@ import contextlib
 import datetime
 import ipaddress
 import ssl
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -30,7 +31,7 @@ class Server:
         self.pieces = list(pieces)
         self.requests: list[bytes] = []
         self.connections = 0
-        self.left = asyncio.Event()
+        self.reached, self.left = asyncio.Event(), asyncio.Event()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -56,6 +57,30 @@ class Server:
         head = await reader.readuntil(b"\r\n\r\n")
         length = [line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
         return head + (await reader.readexactly(int(length[0].split(b":")[1])) if length else b"")
+
+
+class Silent(Server):
+    """Never answers; `reached` is set when it has a request's head."""
+
+    def __init__(self, *, reads: bool = True) -> None:
+        super().__init__()
+        self.reads = reads
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            self.reached.set()
+            while not self.reads and not writer.is_closing():  # what is not read does not tell that the client left
+                await asyncio.sleep(0.05)
+                writer.write(b"HTTP/1.1 102 Processing\r\n\r\n")
+                await writer.drain()
+            while await reader.read(1 << 16):
+                pass
+        except (OSError, asyncio.IncompleteReadError, ssl.SSLError):
+            pass
+        finally:
+            self.left.set()
+            writer.close()
 
 
 class ProxyServer:
@@ -103,12 +128,13 @@ class ProxyServer:
 
 
 async def _copied(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(1 << 16):
-        if data.startswith((b"GET http://", b"POST http://")):  # a connection to a proxy that is used again
-            first, url, rest = data.split(b" ", 2)
-            data = first + b" /" + url.split(b"/", 3)[3] + b" " + rest
-        writer.write(data)
-        await writer.drain()
+    with contextlib.suppress(ConnectionError):
+        while data := await reader.read(1 << 16):
+            if data.startswith((b"GET http://", b"POST http://")):  # a connection to a proxy that is used again
+                first, url, rest = data.split(b" ", 2)
+                data = first + b" /" + url.split(b"/", 3)[3] + b" " + rest
+            writer.write(data)
+            await writer.drain()
 
 
 def make_certificate(folder: Path) -> Path:
@@ -150,11 +176,27 @@ class Way:
         self.tls = "TLS" in name
         self.proxied = "proxy" in name
 
-    def upstream(self, base: str, *, proxy: str = "", timeout: float = 5.0, connect_timeout: float = 10.0) -> Upstream:
+    def upstream(
+        self,
+        base: str,
+        *,
+        proxy: str = "",
+        timeout: float = 5.0,
+        connect_timeout: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> Upstream:
         if not self.httpx:
-            return HttpUpstream(base, timeout=timeout, connect_timeout=connect_timeout)
-        through = Proxy(proxy) if proxy else None
-        return HttpxUpstream(base, timeout=timeout, connect_timeout=connect_timeout, proxy=through)
+            return HttpUpstream(base, timeout=timeout, connect_timeout=connect_timeout, clock=clock)
+        through = Proxy(proxy, setting="HTTPS_PROXY") if proxy else None
+        return HttpxUpstream(base, timeout=timeout, connect_timeout=connect_timeout, proxy=through, clock=clock)
+
+    @staticmethod
+    def open_connections(upstream: Upstream) -> int:
+        """Those that are kept or under way."""
+        if isinstance(upstream, HttpxUpstream):
+            return sum(not each.is_closed() for each in upstream._pool.connections) if upstream._pool is not None else 0
+        assert isinstance(upstream, HttpUpstream)
+        return len(upstream._idle)
 
     def against(
         self,
@@ -164,6 +206,7 @@ class Way:
         timeout: float = 5.0,
         prefix: str = "",
         host: str = "127.0.0.1",
+        clock: Callable[[], float] = time.monotonic,
     ) -> T:
         """Play a scene with an upstream that reaches that server this way."""
 
@@ -173,7 +216,7 @@ class Way:
                 port = await listen(stack, server.serve, server_tls(self.certificate) if self.tls else None)
                 through = f"http://127.0.0.1:{await listen(stack, proxy.serve)}" if self.proxied else ""
                 base = f"http{'s' if self.tls else ''}://{host}:{port}{prefix}"
-                upstream = self.upstream(base, proxy=through, timeout=timeout)
+                upstream = self.upstream(base, proxy=through, timeout=timeout, clock=clock)
                 try:
                     return await scene(upstream)
                 finally:
@@ -186,6 +229,7 @@ async def listen(
     stack: contextlib.AsyncExitStack,
     serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
     tls: ssl.SSLContext | None = None,
+    port: int = 0,
 ) -> int:
     """Its port."""
     under_way: set[asyncio.Task[None]] = set()
@@ -204,7 +248,7 @@ async def listen(
             task.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
 
-    listening = await asyncio.start_server(kept, "127.0.0.1", 0, ssl=tls)
+    listening = await asyncio.start_server(kept, "127.0.0.1", port, ssl=tls)
     stack.push_async_callback(end)
     return int(listening.sockets[0].getsockname()[1])
 

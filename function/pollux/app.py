@@ -25,7 +25,7 @@ from pollux.roster import Roster
 from pollux.settings import Settings, SettingsError, in_cloud
 from pollux.store import Store, open_store
 from pollux.uploads import Uploads
-from pollux.upstream import HttpUpstream, Upstream
+from pollux.upstream import Upstream, open_upstream
 
 log = logging.getLogger("pollux")
 
@@ -128,8 +128,8 @@ class App:
         self.journal = Journal()
         self.store = store or open_store(settings.store_url)
         self.keyring = keyring or open_keyring(settings)
-        self.upstream = upstream or HttpUpstream(
-            settings.upstream, timeout=settings.timeout, connect_timeout=settings.connect_timeout
+        self.upstream = upstream or open_upstream(
+            settings.upstream, timeout=settings.timeout, connect_timeout=settings.connect_timeout, http=settings.http
         )
         self.roster = Roster(self.store, self.keyring, catalog or load_catalog(settings))
         self.pool = Pool(settings, self.roster)

@@ -7,6 +7,7 @@ from pathlib import Path
 from pollux.auth import LocalTokens
 from pollux.keys import Key
 from pollux.settings import Settings
+from pollux.upstream import way_to
 
 
 def ready(settings: Settings, keys: Sequence[Key], local: LocalTokens | None) -> str:
@@ -18,7 +19,8 @@ def ready(settings: Settings, keys: Sequence[Key], local: LocalTokens | None) ->
     counted = counted if keys else "NO KEY (every request gets 503: add one with `pollux keys add`)"
     files = f"files pooled in {settings.blobs_url}, " if settings.files == "pooled" else ""
     tokens = f"tokens from {_sources(settings, local)}"
-    return f"ready: store {store}, {files}{counted}, {tokens}, upstream {settings.upstream}"
+    upstream = f"upstream {settings.upstream} ({way_to(settings.upstream, settings.http)})"
+    return f"ready: store {store}, {files}{counted}, {tokens}, {upstream}"
 
 
 def _sources(settings: Settings, local: LocalTokens | None) -> str:

@@ -65,7 +65,7 @@ class _Stream(httpcore2.AsyncNetworkStream):
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if (outgoing := _outgoing.get()) is not None:
             outgoing.stream = self
-        if self.early is None:
+        if self.early is None or not buffer:
             await self._inner.write(buffer, timeout)
             return
         await self.first(self._inner.write(buffer, timeout))
@@ -76,7 +76,7 @@ class _Stream(httpcore2.AsyncNetworkStream):
         That is a WriteError, after which httpcore2 goes on with reading the answer.
         """
         assert self.early is not None
-        work = asyncio.ensure_future(doing)
+        work = _begun(doing)
         try:
             if not self.early.done():
                 await asyncio.wait({work, self.early}, return_when=asyncio.FIRST_COMPLETED)
@@ -87,16 +87,14 @@ class _Stream(httpcore2.AsyncNetworkStream):
             if not work.done():
                 work.cancel()
                 await asyncio.wait({work})
-                _forget(work)
 
     def watch(self) -> None:
         if self.early is None:
-            self.early = asyncio.ensure_future(self._inner.read(PIECE))
+            self.early = _begun(self._inner.read(PIECE))
 
     async def aclose(self) -> None:
         if self.early is not None:
             self.early.cancel()
-            _forget(self.early)
         await self._inner.aclose()
 
     async def start_tls(
@@ -110,8 +108,9 @@ class _Stream(httpcore2.AsyncNetworkStream):
         return _Stream(inner, self._clock, self._made)
 
     def get_extra_info(self, info: str) -> Any:
-        if info == "is_readable" and (self.spent or self._clock() > self._made + AGE_MOST):
-            return True  # asked of idle connections only, and those that answer so are closed
+        if info == "is_readable":  # asked of idle connections only, and those that answer so are closed
+            ended = self.early is not None and self.early.done()
+            return ended or self.spent or self._clock() > self._made + AGE_MOST
         return self._inner.get_extra_info(info)
 
 
@@ -126,6 +125,14 @@ class _Backend(httpcore2.AsyncNetworkBackend):
         return _Stream(await self._inner.connect_tcp(*args, **options), self._clock, self._clock())
 
 
+class _ProxyPool(httpcore2.AsyncHTTPProxy):
+    def create_connection(self, origin: httpcore2.Origin) -> httpcore2.AsyncConnectionInterface:
+        made = super().create_connection(origin)
+        if (outgoing := _outgoing.get()) is not None:
+            outgoing.connection = made
+        return made
+
+
 class _Outgoing:
     """One request as httpcore2 sends it: its body, how far it has come, and how long each part may take."""
 
@@ -136,6 +143,8 @@ class _Outgoing:
         self._timeout = timeout
         self.stream: _Stream | None = None
         """The one that was written to last."""
+        self.connection: httpcore2.AsyncConnectionInterface | None = None
+        """The one that was made for it."""
         self.through = False
         """The proxy has done its part."""
         self.begun = False
@@ -180,10 +189,11 @@ class _Outgoing:
             raise UpstreamError("reset", f"the body was to have {length} bytes, and {written} came")
 
 
-def _forget(task: asyncio.Future[Any]) -> None:
-    """Nobody looks at its failure, and the loop should not complain of it."""
-    if task.done() and not task.cancelled():
-        task.exception()
+def _begun(doing: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """A task of whose failure the loop does not complain when nobody waits for it any more."""
+    task = asyncio.ensure_future(doing)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return task
 
 
 async def _cut(body: bytes) -> AsyncIterator[bytes]:
@@ -232,8 +242,9 @@ class _HttpxAnswer(ReadWhole):
         if self._missing == 0:  # the end is parsed already: reading up to it lets the connection be used again
             await anext(self._pieces, None)
         await self._pieces.aclose()
-        if _surplus(self._response):
-            self._response.extensions["network_stream"].spent = True
+        stream: _Stream = self._response.extensions["network_stream"]
+        stream.spent = _surplus(self._response)
+        stream.watch()  # a socket alone does not tell that TLS was ended
         await self._response.aclose()
 
 
@@ -267,13 +278,15 @@ class HttpxUpstream:
         except httpcore2.ProxyError as error:
             raise self._refused(str(error).partition(" ")[0]) from None
         except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException) as error:
-            raise self._failed(error, outgoing) from error
+            raise self._failed(error, outgoing) from None  # its text may quote what came
         except TimeoutError as error:
             if not outgoing.deadline.expired():
                 raise  # the body's
             raise self._failed(error, outgoing) from None
         finally:
             _outgoing.reset(before)
+            if not outgoing.begun and outgoing.connection is not None:
+                await outgoing.connection.aclose()  # httpcore2 keeps one for ever whose TLS failed behind a proxy
         answer = _HttpxAnswer(self, response, bodiless=method == "HEAD" or response.status in (204, 304))
         try:
             self._checked(answer)
@@ -311,7 +324,7 @@ class HttpxUpstream:
                 self._pool = httpcore2.AsyncConnectionPool(**options)
             else:
                 given = self._proxy.user or self._proxy.password
-                self._pool = httpcore2.AsyncHTTPProxy(
+                self._pool = _ProxyPool(
                     self._proxy.url,
                     proxy_auth=(self._proxy.user.encode(), self._proxy.password.encode()) if given else None,
                     proxy_ssl_context=ssl.create_default_context() if self._proxy.url.startswith("https") else None,
@@ -395,7 +408,8 @@ def _broken(error: Exception) -> str:
 def _root(error: BaseException) -> BaseException:
     """The one of the socket or of TLS, which the libraries wrapped."""
     while True:
-        inner = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__
+        group = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+        inner = next((each for each in (*group, error.__cause__, *error.args) if isinstance(each, BaseException)), None)
         if inner is None:
             return error
         error = inner
