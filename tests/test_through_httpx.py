@@ -67,6 +67,24 @@ def test_a_proxy_of_the_environment_is_used_with_its_credentials(
 
 
 @pytest.mark.parametrize("base", ["https://gemini.example", "http://gemini.example"])
+def test_a_proxy_may_want_tls_itself(base: str, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy, server = ProxyServer(), Server(OK)
+    tls = server_tls(certificate) if base.startswith("https") else None
+
+    async def scene() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            place = f"127.0.0.1:{await listen(stack, proxy.serve, server_tls(certificate))}"
+            monkeypatch.setenv("ALL_PROXY", f"https://{place}")
+            proxy.to = ("127.0.0.1", await listen(stack, server.serve, tls))
+            upstream = opened(base)
+            assert await read(upstream) == await read(upstream) == b"{}"
+            await upstream.close()
+
+    run(scene())
+    assert (len(server.requests), server.connections) == (2, 1)
+
+
+@pytest.mark.parametrize("base", ["https://gemini.example", "http://gemini.example"])
 @pytest.mark.parametrize(
     ("status", "why"),
     [("407 Proxy Authentication Required", "answered 407: it wants other credentials"), ("403 Forbidden", "403")],

@@ -197,6 +197,20 @@ def test_a_refused_connection_is_unreachable_and_names_the_address(way: Way) -> 
     assert kind_of(caught) == "unreachable"
 
 
+@pytest.mark.parametrize("host", ["a" * 64 + ".example", "a..example", "nothing.invalid"])
+def test_a_name_that_leads_nowhere_is_unreachable(way: Way, host: str) -> None:
+    async def scene() -> None:
+        upstream = way.upstream(f"http://{host}", connect_timeout=5.0)
+        try:
+            await read(upstream)
+        finally:
+            await upstream.close()
+
+    with pytest.raises(UpstreamError, match=f"no connection to {host}") as caught:
+        asyncio.run(scene())
+    assert kind_of(caught) == "unreachable"
+
+
 def test_a_connection_that_takes_too_long_is_unreachable(way: Way) -> None:
     async def scene() -> None:
         with socket.socket() as full, socket.socket() as first, socket.socket() as second:

@@ -224,7 +224,8 @@ class _HttpxAnswer(ReadWhole):
             if self._missing is not None:
                 self._missing -= len(data)
             if not data or self._missing == 0:  # after the last byte nobody asks again
-                await self._leave()
+                self._ended = True
+                await asyncio.shield(self._upstream.later(self._leave()))
         except httpcore2.TimeoutException:
             self.close()
             raise _late() from None
@@ -235,10 +236,10 @@ class _HttpxAnswer(ReadWhole):
 
     def close(self) -> None:
         if not self._ended:
+            self._ended = True
             self._upstream.later(self._leave())
 
     async def _leave(self) -> None:
-        self._ended = True
         if self._missing == 0:  # the end is parsed already: reading up to it lets the connection be used again
             await anext(self._pieces, None)
         await self._pieces.aclose()
@@ -259,6 +260,10 @@ class HttpxUpstream:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._address = Address.of(base)
+        try:
+            self._host = self._address.host.encode("idna")
+        except UnicodeError:
+            self._host = b""
         self._proxy = proxy
         self._timeout = timeout
         self._connect_timeout = connect_timeout
@@ -270,6 +275,8 @@ class HttpxUpstream:
         self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes | Streamed
     ) -> _HttpxAnswer:
         head = head_of(method, self._address, target, headers, body)
+        if not self._host:
+            raise UpstreamError("unreachable", f"no connection to {self._address.host}: no such name can be")
         outgoing = _Outgoing(body, self._timeout)
         before = _outgoing.set(outgoing)
         try:
@@ -302,7 +309,7 @@ class HttpxUpstream:
             method,
             httpcore2.URL(
                 scheme="https" if self._address.secure else "http",
-                host=self._address.host.encode("idna"),
+                host=self._host,
                 port=self._address.port,
                 target=first.split(b" ")[1],
             ),
@@ -367,10 +374,11 @@ class HttpxUpstream:
         why = "within the time allowed" if late else f"({reason(_root(error))})"
         return UpstreamError("unreachable", f"no connection to {where} {why}")
 
-    def later(self, leaving: Coroutine[Any, Any, None]) -> None:
+    def later(self, leaving: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(leaving)
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
+        return task
 
     async def close(self) -> None:
         if self._leaving:
