@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from pollux.connection import HIGH_WATER, UpstreamError
-from pollux.inbound import ClientGoneError, PassingBody, RequestError
+from pollux.inbound import ClientGoneError, PassingBody
 from pollux.upstream import Answer, Upstream
+from pollux.wire.error import GatewayError
 from tests.test_upstream import HEADERS
 from tests.upstreams import OK, Server, Way
 
@@ -161,7 +162,7 @@ def test_what_never_answers_is_a_timeout(way: Way) -> None:
     assert late.value.kind == "timeout"
 
 
-@pytest.mark.parametrize("trouble", [ClientGoneError(), RequestError("BODY_STALLED", "no more")])
+@pytest.mark.parametrize("trouble", [ClientGoneError(), GatewayError("BODY_STALLED", "no more")])
 def test_a_body_that_fails_closes_the_connection_and_says_why(way: Way, trouble: Exception) -> None:
     server = Server(OK)
 
