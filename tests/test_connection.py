@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 import pytest
 import uvloop
 
-from pollux.connection import HEADERS_MOST, HIGH_WATER, Address, UpstreamError, head_of
+from pollux.connection import HEADERS_MOST, HIGH_WATER, Address, Connection, UpstreamError, head_of
 from pollux.upstream import Upstream
 from tests.upstreams import OK, Server, Way, listen, server_tls
 
@@ -177,6 +177,16 @@ def test_a_connection_that_closes_as_it_is_used_again_is_a_reset_and_nothing_is_
 
     way.against(server, scene)
     assert (len(server.requests), server.connections) == (2, 1)
+
+
+def test_what_was_closed_before_anything_was_sent_is_unreachable_not_a_reset() -> None:
+    async def scene() -> None:
+        closed = Connection(1.0, 0.0)
+        with pytest.raises(UpstreamError) as caught:
+            closed.request(b"POST / HTTP/1.1\r\n\r\n", b"", head_only=False)
+        assert caught.value.kind == "unreachable"
+
+    asyncio.run(scene())
 
 
 def test_a_connection_that_was_closed_meanwhile_is_not_used_again(way: Way) -> None:

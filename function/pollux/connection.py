@@ -26,6 +26,7 @@ READ_MOST = 1 << 24
 HIGH_WATER = 1 << 18
 """What is parsed but not read yet, above which the server has to wait."""
 HEADERS_MOST = 1 << 16
+TOO_MUCH = f"has a head or trailers of more than {HEADERS_MOST} bytes"
 WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
@@ -66,13 +67,6 @@ class ReadWhole:
                 self.close()
                 raise UpstreamError("reset", f"an answer that is read whole is larger than {READ_MOST} bytes")
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-def odd_status(status: int) -> str:
-    return f"has status {status}, which no server may send here"
-
-
-TOO_MUCH = f"has a head or trailers of more than {HEADERS_MOST} bytes"
 
 
 class Connection(asyncio.Protocol):
@@ -205,7 +199,7 @@ class Connection(asyncio.Protocol):
 
     def request(self, head: bytes, body: bytes, *, head_only: bool) -> None:
         if self._transport is None:
-            raise self._lost or UpstreamError("reset", "the connection is closed")
+            raise UpstreamError("unreachable", "the connection was closed before anything was sent")
         self.status, self.length, self.headers = 0, None, []
         self.complete = self._begun = self._stays = False
         self._head_only, self._framed, self._unproductive = head_only, True, 0
@@ -462,6 +456,10 @@ class HttpUpstream:
     async def close(self) -> None:
         while self._idle:
             self._idle.pop().close()
+
+
+def odd_status(status: int) -> str:
+    return f"has status {status}, which no server may send here"
 
 
 def reason(error: BaseException) -> str:
