@@ -6,11 +6,15 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tools.emulator import available
 from tools.parts import MissingPartError
+
+if TYPE_CHECKING:
+    from tests.upstreams import Way
 
 # A job in the background of a shell begins with Ctrl-C ignored, and so would the programs that the tests start and end.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -29,6 +33,24 @@ def firestore_emulator() -> Iterator[str]:
     """host:port. For what stops, pauses or kills it: `tools.emulator.started()`, an emulator of the test's own."""
     with available() as host:
         yield host
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.upstreams import make_certificate
+
+    return make_certificate(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(
+    params=["own", "own, TLS", "httpx", "httpx, TLS", "httpx, proxy", "httpx, TLS, proxy"],
+)
+def way(request: pytest.FixtureRequest, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> "Way":
+    """Each way in which Gemini is reached: what is true of one transport has to be true of the other."""
+    from tests.upstreams import Way
+
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    return Way(request.param, certificate)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -142,7 +142,7 @@ def test_the_compiled_file_names_no_index_and_no_host() -> None:
 
 def test_the_code_imports_nothing_that_is_not_deployed() -> None:
     ours = {"pollux", "httptools", "starlette", "uvicorn", "uvloop", "functions_framework"}
-    brought = {"google", "grpc"}  # by the two clients of the cloud extra
+    brought = {"google", "grpc", "httpcore2"}  # by the two clients of the cloud extra, and by httpx2
     imported = {
         name
         for path in (ROOT / "function").rglob("*.py")

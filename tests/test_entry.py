@@ -395,7 +395,10 @@ def test_on_ones_own_machine_it_is_what_serve_is(place: Path, caplog: pytest.Log
     assert (keys, tokens) == (4, 1)
     (said,) = [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
     where = place / "data/tokens.json"
-    assert said == f"ready: store memory://, 4 keys of 4 projects, tokens from {where}, upstream {upstream}"
+    assert (
+        said
+        == f"ready: store memory://, 4 keys of 4 projects, tokens from {where}, upstream {upstream} (own connections)"
+    )
     assert upstream.startswith("http://127.0.0.1")
     assert "SIMULATED" in caplog.text
     made = json.loads((place / "data/tokens.json").read_text())

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pollux import settings as module
-from pollux.settings import Settings, SettingsError, data_folder, describe, table
+from pollux.settings import Proxy, Settings, SettingsError, data_folder, describe, proxy_for, table
 from pollux.wire import GUARDS
 
 PAGE = Path(__file__).parent.parent / "docs/settings.md"
@@ -251,3 +251,98 @@ def test_what_else_the_environment_says_is_no_setting_and_no_repr_shows_it(monke
     for name in ("POLLUX_IN_CLOUD", "POLLUX_ENVIRON"):
         with pytest.raises(SettingsError, match="not a setting"):
             read(**{name: "1"})
+
+
+# --- proxies ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environ", "base", "url"),
+    [
+        ({}, "https://gemini.example", ""),
+        ({"HTTPS_PROXY": "http://p.example:3128"}, "https://gemini.example", "http://p.example:3128"),
+        ({"https_proxy": "p.example:3128/"}, "https://gemini.example", "http://p.example:3128"),
+        (
+            {"https_proxy": "http://lower:1", "HTTPS_PROXY": "http://upper:1"},
+            "https://gemini.example",
+            "http://lower:1",
+        ),
+        ({"ALL_PROXY": "https://p.example"}, "https://gemini.example", "https://p.example:443"),
+        ({"all_proxy": "http://p.example"}, "http://gemini.example", "http://p.example:80"),
+        ({"HTTPS_PROXY": "http://one:1", "ALL_PROXY": "http://two:2"}, "https://gemini.example", "http://one:1"),
+        ({"HTTPS_PROXY": "http://one:1"}, "http://gemini.example", ""),
+        ({"HTTP_PROXY": "http://one:1"}, "http://gemini.example", "http://one:1"),
+        ({"HTTPS_PROXY": "http://[2001:db8::1]:3128"}, "https://gemini.example", "http://[2001:db8::1]:3128"),
+        ({"HTTPS_PROXY": ""}, "https://gemini.example", ""),
+        ({"HTTP_PROXY": "http://one:1"}, "http://localhost:3146", ""),
+        ({"HTTP_PROXY": "http://one:1"}, "http://127.0.0.7:3146", ""),
+        ({"HTTP_PROXY": "http://one:1"}, "http://[::1]:3146", ""),
+    ],
+)
+def test_the_proxy_of_an_address(environ: dict[str, str], base: str, url: str) -> None:
+    found = proxy_for(base, environ)
+    assert ("" if found is None else found.url) == url
+
+
+@pytest.mark.parametrize(
+    ("exempt", "past"),
+    [
+        ("*", True),
+        ("gemini.example", True),
+        ("example", True),
+        (".example", True),
+        ("*.example", True),
+        ("EXAMPLE", True),
+        ("other.example, gemini.example", True),
+        ("other.example gemini.example", True),
+        ("gemini.example:443", True),
+        ("gemini.example:8443", False),
+        ("mini.example", False),
+        ("other.gemini.example", False),
+        (",", False),
+        (".", False),
+        ("", False),
+    ],
+)
+def test_no_proxy_leaves_out_names_and_those_below_them(exempt: str, past: bool) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        found = proxy_for("https://gemini.example", {"HTTPS_PROXY": "http://p:1", name: exempt})
+        assert (found is None) is past
+
+
+@pytest.mark.parametrize(
+    ("exempt", "past"),
+    [
+        ("10.1.2.3", True),
+        ("10.0.0.0/8", True),
+        ("10.1.2.3:8443", True),
+        ("10.1.2.3:443", False),
+        ("11.0.0.0/8", False),
+        ("2001:db8::/32", False),
+        ("10.1.2", False),
+    ],
+)
+def test_no_proxy_leaves_out_addresses_and_networks(exempt: str, past: bool) -> None:
+    found = proxy_for("https://10.1.2.3:8443", {"HTTPS_PROXY": "http://p:1", "NO_PROXY": exempt})
+    assert (found is None) is past
+
+
+def test_no_proxy_knows_ipv6() -> None:
+    environ = {"HTTPS_PROXY": "http://p:1", "NO_PROXY": "2001:db8::/32,[fd00::1]:443"}
+    assert proxy_for("https://[2001:db8::5]", environ) is None
+    assert proxy_for("https://[fd00::1]", environ) is None
+    assert proxy_for("https://[fd00::1]:8443", environ) is not None
+
+
+@pytest.mark.parametrize("text", ["socks5://s:a-password@p:1", "http://", "http://s:a-password@p:port", "ftp://p:1"])
+def test_a_proxy_that_is_none_is_named_without_its_password(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"^HTTPS_PROXY: ") as caught:
+        proxy_for("https://gemini.example", {"HTTPS_PROXY": text})
+    assert "a-password" not in str(caught.value)
+
+
+def test_a_proxys_credentials_are_known_and_not_shown() -> None:
+    found = proxy_for("https://gemini.example", {"HTTPS_PROXY": "http://some%40one:a-pass%3Aword@p:1"})
+    assert found == Proxy("http://p:1", "some@one", "a-pass:word", "HTTPS_PROXY")
+    assert "word" not in repr(found)
+    assert "some" not in repr(found)

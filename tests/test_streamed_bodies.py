@@ -8,9 +8,10 @@ import pytest
 
 from pollux.connection import HIGH_WATER, UpstreamError
 from pollux.inbound import ClientGoneError, PassingBody
-from pollux.upstream import Answer, HttpUpstream
+from pollux.upstream import Answer, Upstream
 from pollux.wire.error import GatewayError
-from tests.test_upstream import HEADERS, OK, Server, against
+from tests.test_upstream import HEADERS
+from tests.upstreams import OK, Server, Way
 
 PIECE = b"x" * 65536
 
@@ -45,7 +46,7 @@ class Unmeasured(Body):
         self.pieces, self.asked, self.closed = pieces, 0, False
 
 
-async def post(upstream: HttpUpstream, body: Body) -> tuple[int, bytes]:
+async def post(upstream: Upstream, body: Body) -> tuple[int, bytes]:
     answer: Answer = await upstream.send("POST", "/upload/v1beta/files", HEADERS, body)
     try:
         return answer.status, await answer.read()
@@ -53,21 +54,21 @@ async def post(upstream: HttpUpstream, body: Body) -> tuple[int, bytes]:
         answer.close()
 
 
-def posting(body: Body) -> Callable[[HttpUpstream], Awaitable[tuple[int, bytes]]]:
+def posting(body: Body) -> Callable[[Upstream], Awaitable[tuple[int, bytes]]]:
     return lambda upstream: post(upstream, body)
 
 
-def test_it_arrives_as_it_came_with_its_length() -> None:
+def test_it_arrives_as_it_came_with_its_length(way: Way) -> None:
     server = Server(OK)
     body = Body(b"a" * 10, 0.01, PIECE, b"end")
-    assert against(server, posting(body)) == (200, b"{}")
+    assert way.against(server, posting(body)) == (200, b"{}")
     head, _, rest = server.requests[0].partition(b"\r\n\r\n")
     assert rest == b"a" * 10 + PIECE + b"end"
     assert b"Content-Length: 65549" in head
     assert b"ransfer-" not in head
 
 
-def test_without_a_length_it_goes_in_chunks() -> None:
+def test_without_a_length_it_goes_in_chunks(way: Way) -> None:
     received: list[bytes] = []
 
     class Chunked(Server):
@@ -80,20 +81,20 @@ def test_without_a_length_it_goes_in_chunks() -> None:
             return head
 
     server = Chunked(OK)
-    assert against(server, posting(Unmeasured(b"abc", PIECE))) == (200, b"{}")
+    assert way.against(server, posting(Unmeasured(b"abc", PIECE))) == (200, b"{}")
     assert received == [b"abc", PIECE]
     assert b"Transfer-Encoding: chunked" in server.requests[0]
     assert b"Content-Length" not in server.requests[0]
 
 
-def test_the_connection_is_used_again_after_a_whole_body() -> None:
+def test_the_connection_is_used_again_after_a_whole_body(way: Way) -> None:
     server = Server(OK)
 
-    async def scene(upstream: HttpUpstream) -> None:
+    async def scene(upstream: Upstream) -> None:
         for _ in range(3):
             await post(upstream, Body(PIECE, b"x"))
 
-    against(server, scene)
+    way.against(server, scene)
     assert (len(server.requests), server.connections) == (3, 1)
 
 
@@ -107,22 +108,22 @@ class Early(Server):
 EARLY = b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nbig"
 
 
-def test_an_answer_may_come_before_the_end_of_the_body_and_the_rest_is_not_asked_for() -> None:
+def test_an_answer_may_come_before_the_end_of_the_body_and_the_rest_is_not_asked_for(way: Way) -> None:
     server = Early(EARLY, 0.5)
     body = Body(PIECE, 60.0, PIECE)
-    assert against(server, posting(body)) == (413, b"big")
-    assert body.asked == 2
+    assert way.against(server, posting(body)) == (413, b"big")
+    assert body.asked <= 2
     assert body.closed
 
 
-def test_a_connection_on_which_a_body_was_cut_short_is_not_used_again() -> None:
+def test_a_connection_on_which_a_body_was_cut_short_is_not_used_again(way: Way) -> None:
     server = Early(EARLY, 0.2)
 
-    async def scene(upstream: HttpUpstream) -> None:
+    async def scene(upstream: Upstream) -> None:
         for _ in range(2):
             assert (await post(upstream, Body(PIECE, 60.0, PIECE)))[0] == 413
 
-    against(server, scene)
+    way.against(server, scene)
     assert server.connections == 2
 
 
@@ -135,12 +136,12 @@ class Stuck(Server):
         return b""
 
 
-def test_no_more_is_asked_for_than_the_upstream_takes() -> None:
+def test_no_more_is_asked_for_than_the_upstream_takes(way: Way) -> None:
     body = Body(*[PIECE] * 2000)
     tracemalloc.start()
     try:
         with pytest.raises(UpstreamError) as late:
-            against(Stuck(), posting(body), timeout=0.5)
+            way.against(Stuck(), posting(body), timeout=0.5)
         most = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -150,32 +151,32 @@ def test_no_more_is_asked_for_than_the_upstream_takes() -> None:
     assert most < 8 * 2**20
 
 
-def test_the_time_allowed_for_an_answer_begins_with_the_end_of_the_body() -> None:
+def test_the_time_allowed_for_an_answer_begins_with_the_end_of_the_body(way: Way) -> None:
     server = Server(OK)
-    assert against(server, posting(Body(b"a", 0.6, b"b", 0.6, b"c")), timeout=0.5) == (200, b"{}")
+    assert way.against(server, posting(Body(b"a", 0.6, b"b", 0.6, b"c")), timeout=0.5) == (200, b"{}")
 
 
-def test_what_never_answers_is_a_timeout() -> None:
+def test_what_never_answers_is_a_timeout(way: Way) -> None:
     with pytest.raises(UpstreamError) as late:
-        against(Server(1.5), posting(Body(PIECE)), timeout=0.3)
+        way.against(Server(1.5), posting(Body(PIECE)), timeout=0.3)
     assert late.value.kind == "timeout"
 
 
 @pytest.mark.parametrize("trouble", [ClientGoneError(), GatewayError("BODY_STALLED", "no more")])
-def test_a_body_that_fails_closes_the_connection_and_says_why(trouble: Exception) -> None:
+def test_a_body_that_fails_closes_the_connection_and_says_why(way: Way, trouble: Exception) -> None:
     server = Server(OK)
 
-    async def scene(upstream: HttpUpstream) -> None:
+    async def scene(upstream: Upstream) -> None:
         with pytest.raises(type(trouble)):
             await post(upstream, Body(PIECE, 0.05, trouble, length=1_000_000))
         await asyncio.wait_for(server.left.wait(), 2)
 
-    against(server, scene)
+    way.against(server, scene)
     assert server.requests == []
 
 
 @pytest.mark.parametrize("length", [3, 5])
-def test_a_body_of_another_length_than_announced_is_not_taken_for_whole(length: int) -> None:
+def test_a_body_of_another_length_than_announced_is_not_taken_for_whole(way: Way, length: int) -> None:
     class Open(Server):
         async def _request(self, reader: asyncio.StreamReader) -> bytes:  # type: ignore[override]
             await reader.read(65536)
@@ -183,26 +184,26 @@ def test_a_body_of_another_length_than_announced_is_not_taken_for_whole(length: 
             return b""
 
     with pytest.raises(UpstreamError):
-        against(Open(), posting(Body(b"abcd", length=length)))
+        way.against(Open(), posting(Body(b"abcd", length=length)))
 
 
-def test_a_connection_that_breaks_meanwhile_is_a_reset() -> None:
+def test_a_connection_that_breaks_meanwhile_is_a_reset(way: Way) -> None:
     class Breaks(Server):
         async def _request(self, reader: asyncio.StreamReader) -> bytes:  # type: ignore[override]
             await reader.readuntil(b"\r\n\r\n")
             return b""
 
     with pytest.raises(UpstreamError) as broken:
-        against(Breaks(), posting(Body(PIECE, 5.0, PIECE)))
+        way.against(Breaks(), posting(Body(PIECE, 5.0, PIECE)))
     assert broken.value.kind == "reset"
 
 
-def test_who_leaves_meanwhile_closes_the_connection() -> None:
+def test_who_leaves_meanwhile_closes_the_connection(way: Way) -> None:
     server = Server(OK)
     body = Body(PIECE, 60.0)
     body.length += 1
 
-    async def scene(upstream: HttpUpstream) -> None:
+    async def scene(upstream: Upstream) -> None:
         task = asyncio.create_task(post(upstream, body))
         await asyncio.sleep(0.1)
         task.cancel()
@@ -210,11 +211,11 @@ def test_who_leaves_meanwhile_closes_the_connection() -> None:
             await task
         await asyncio.wait_for(server.left.wait(), 2)
 
-    against(server, scene)
+    way.against(server, scene)
     assert body.closed
 
 
-def test_a_large_one_needs_little_memory() -> None:
+def test_a_large_one_needs_little_memory(way: Way) -> None:
     size = 0
 
     class Counting(Server):
@@ -227,7 +228,7 @@ def test_a_large_one_needs_little_memory() -> None:
 
     tracemalloc.start()
     try:
-        assert against(Counting(OK), posting(Body(*[b"y" * HIGH_WATER] * 200)))[0] == 200
+        assert way.against(Counting(OK), posting(Body(*[b"y" * HIGH_WATER] * 200)))[0] == 200
         most = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -200,14 +200,16 @@ KEYS = (Key("alice", "team-a"), Key("anna", "team-a"), Key("bob", "team-b"))
 
 @pytest.fixture(autouse=True)
 def _no_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FIRESTORE_EMULATOR_HOST", raising=False)
+    proxies = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy")
+    for name in ("FIRESTORE_EMULATOR_HOST", *proxies):
+        monkeypatch.delenv(name, raising=False)
 
 
 def test_ready_on_ones_own_machine() -> None:
     said = ready(Settings(data="/d"), KEYS, LocalTokens(CLIENT, ADMIN, made=True))
     assert said == (
         "ready: store sqlite:////d/pollux.db, 3 keys of 2 projects, tokens from /d/tokens.json, "
-        "upstream https://generativelanguage.googleapis.com"
+        "upstream https://generativelanguage.googleapis.com (own connections)"
     )
 
 
@@ -229,3 +231,10 @@ def test_it_says_where_pooled_files_lie() -> None:
 
 def test_without_a_key_it_says_what_follows_and_what_to_do() -> None:
     assert ", NO KEY (every request gets 503: add one with `pollux keys add`), " in ready(Settings(), (), None)
+
+
+def test_it_says_how_the_upstream_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ready(Settings(http="httpx"), KEYS, None).endswith("googleapis.com (httpx)")
+    monkeypatch.setenv("HTTPS_PROXY", "http://somebody:a-password@proxy.example:3128")
+    assert ready(Settings(), KEYS, None).endswith("googleapis.com (httpx through the proxy http://proxy.example:3128)")
+    assert ready(Settings(http="own"), KEYS, None).endswith("googleapis.com (own connections)")

@@ -13,7 +13,7 @@ from pollux.catalog import Catalog, CatalogError, NeverBelowError, builtin_text
 from pollux.keys import Key, Keyring, Secret
 from pollux.settings import Settings, SettingsError
 from pollux.store import Store, open_store
-from pollux.upstream import HttpUpstream, Upstream
+from pollux.upstream import Upstream, open_upstream, way_to
 
 DEMO_KEYS = 4
 
@@ -85,7 +85,10 @@ def make_app(
         tokens,
         keyring,
         store or open_store(settings.store_url, environ=settings.environ),
-        upstream or HttpUpstream(settings.upstream, timeout=settings.timeout, connect_timeout=settings.connect_timeout),
+        upstream
+        or open_upstream(
+            settings.upstream, timeout=settings.timeout, connect_timeout=settings.connect_timeout, http=settings.http
+        ),
         catalog or load_catalog(settings),
         blobs,
     )
@@ -205,7 +208,8 @@ def ready(settings: Settings, keys: Sequence[Key], local: LocalTokens | None) ->
     counted = counted if keys else "NO KEY (every request gets 503: add one with `pollux keys add`)"
     files = f"files pooled in {settings.blobs_url}, " if settings.files == "pooled" else ""
     tokens = f"tokens from {_sources(settings, local)}"
-    return f"ready: store {store}, {files}{counted}, {tokens}, upstream {settings.upstream}"
+    upstream = f"upstream {settings.upstream} ({way_to(settings.upstream, settings.http)})"
+    return f"ready: store {store}, {files}{counted}, {tokens}, {upstream}"
 
 
 def _sources(settings: Settings, local: LocalTokens | None) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from pollux.blobs import BlobError, BlobUnavailableError
-from pollux.upstream import Answer, HttpUpstream, UpstreamError
+from pollux.upstream import Answer, UpstreamError, open_upstream
 
 SERVICE = "https://storage.googleapis.com"
 EMULATOR = "STORAGE_EMULATOR_HOST"
@@ -91,7 +91,7 @@ class GcsCalls:
         self.bucket = bucket
         self.times = times
         self._token = token
-        self._http = HttpUpstream(base, timeout=times.timeout, connect_timeout=min(CONNECT_S, times.timeout))
+        self._http = open_upstream(base, timeout=times.timeout, connect_timeout=min(CONNECT_S, times.timeout))
 
     async def close(self) -> None:
         await self._http.close()

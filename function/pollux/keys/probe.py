@@ -11,7 +11,7 @@ from pollux.connection import UpstreamError
 from pollux.keys import Secret
 
 if TYPE_CHECKING:
-    from pollux.upstream import HttpUpstream
+    from pollux.upstream import Upstream
 
 MODEL = "gemini-3.1-flash-lite"
 TIMEOUT_S = 15.0
@@ -42,10 +42,10 @@ async def probe(
     secrets: Mapping[str, Secret], *, upstream: str, model: str, timeout_s: float = TIMEOUT_S
 ) -> dict[str, Finding]:
     """A finding for each id, asked side by side."""
-    from pollux.upstream import HttpUpstream  # here, so that commands without a network start fast
+    from pollux.upstream import open_upstream  # here, so that commands without a network start fast
 
     turn = asyncio.Semaphore(AT_ONCE)
-    google = HttpUpstream(upstream, timeout=timeout_s, connect_timeout=timeout_s)
+    google = open_upstream(upstream, timeout=timeout_s, connect_timeout=timeout_s)
 
     async def one(secret: Secret) -> Finding:
         async with turn:
@@ -64,7 +64,7 @@ async def probe(
         await google.close()
 
 
-async def _ask(google: "HttpUpstream", where: str, secret: Secret) -> tuple[int, bytes]:
+async def _ask(google: "Upstream", where: str, secret: Secret) -> tuple[int, bytes]:
     headers = [("x-goog-api-key", secret.reveal()), ("content-type", "application/json")]
     answer = await google.send("POST", where, headers, BODY)
     try:
