@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pollux.redaction import redact
-from pollux.verdict import CAUSES, RULES, Verdict, describe, judge, judge_command, until_midnight
+from pollux.verdict import CAUSES, RULES, Verdict, causes, describe, judge, judge_command, until_midnight
 
 NOON = datetime(2026, 10, 7, 12, tzinfo=ZoneInfo("America/Los_Angeles")).timestamp()
 ROOT = Path(__file__).parents[1]
@@ -291,7 +291,7 @@ def test_an_absurd_delay_of_a_minutes_quota_is_capped(delay: object) -> None:
 
 
 def test_what_doubles_and_up_to_what() -> None:
-    doubling = {rule.cause: rule.ceiling for rule in RULES if rule.ceiling}
+    doubling = {rule.cause: rule.rest.most for rule in RULES if rule.rest and rule.rest.most}
     probed = dict.fromkeys(("invalid-key", "leaked-key", "service-disabled", "referrer-blocked"), 3600)
     assert doubling == {"suspended": 86400, "spend": 600, "unknown-429": 600, "tool-quota": 600} | probed
 
@@ -322,9 +322,18 @@ def test_messages_hold_no_key_and_one_line() -> None:
     assert judge(500, body("a\n\x1b[2Jb\u2028c"), now=NOON).message == "a [2Jb c"
 
 
-def test_the_page_holds_the_table_and_every_cause_has_a_rule() -> None:
-    assert describe() in (ROOT / "docs/verdicts.md").read_text(), "regenerate the table in docs/verdicts.md"
-    assert set(CAUSES) == {cause for cause, _ in OTHERS} | QUOTA | {"spend", "leaked-key", "tool-quota"}
+def test_the_page_holds_both_tables() -> None:
+    page = (ROOT / "docs/verdicts.md").read_text()
+    assert describe() in page, "regenerate the table of rules in docs/verdicts.md"
+    assert causes.describe() in page, "regenerate the table of causes in docs/verdicts.md"
+
+
+def test_every_cause_stands_once_in_the_table_and_every_cause_of_an_answer_has_a_rule() -> None:
+    assert len(CAUSES) == len(causes.TABLE)
+    of_the_gateway = {cause.name for cause in causes.TABLE if cause.blames == "none"} | {"key-source"}
+    of_answers = {rule.cause for rule in RULES}
+    assert of_answers == {cause for cause, _ in OTHERS} | QUOTA | {"spend", "leaked-key", "tool-quota"}
+    assert set(CAUSES) == of_answers | of_the_gateway
     assert {rule.action for rule in RULES} == ACTIONS
     assert {rule.blames for rule in RULES} == BLAMES
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, get_args
 
+from pollux.verdict.causes import PROBED
+
 Kind = Literal["keys", "projects", "models", "tools"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 OF_PROJECTS: tuple[Kind, ...] = ("models", "tools")
@@ -20,8 +22,6 @@ thousand projects each request would ask all of them for a model that none may u
 CHECKED_MOST = 5000
 FREE_AGE = 3600.0
 """How old what is remembered of a project's tier may be before it is written again."""
-PROBED = frozenset({"invalid-key", "leaked-key", "suspended", "service-disabled", "referrer-blocked"})
-"""A key set aside for one of these serves again only after a free call found it well; its rest says when to ask."""
 
 
 class Aside(NamedTuple):

@@ -13,6 +13,7 @@ from pollux.quota import State
 from pollux.store import StoreUnavailableError
 from pollux.tools import GROUNDING, TOOLS, URLS
 from pollux.verdict import Verdict
+from pollux.verdict.quota_error import BESIDE
 from pollux.waiting import wake
 from pollux.windows import MINUTE_LIMITS
 
@@ -20,10 +21,6 @@ PAUSE_EVIDENCE = 5.0
 PAUSE = 10.0
 PAUSE_MOST = 60.0
 """Once Google is well again the pool must not stay away for longer than two minutes, whatever else rests by then."""
-TOOL_QUOTA = "tool-quota"
-BESIDE = frozenset({"cached-content", "file-storage", "batch", "sessions", *TOOLS, GROUNDING})
-"""Counters of Google's beside that of a model's requests and tokens. A bucket of theirs is "counter" or
-"counter/model"; what they refuse neither rests the model's quota nor teaches its limits."""
 
 
 class Outcomes:
@@ -76,15 +73,15 @@ class Outcomes:
         if verdict.vague and reservation.tools:
             # Google refuses search without naming its counter. If it meant the model or the project after all, the
             # next request without tools is refused too, and rests that.
-            verdict = replace(verdict, cause=TOOL_QUOTA, blames="quota")
-        if reservation.slot.probe and (verdict.blames != "quota" or verdict.cause == TOOL_QUOTA):
+            verdict = replace(verdict, cause="tool-quota", blames="quota")
+        if reservation.slot.probe and (verdict.blames != "quota" or verdict.cause == "tool-quota"):
             self._end_probe(reservation, verdict)
         reservation.quota.refused += verdict.blames == "quota"
         if verdict.tier is not None:
             self._seen_tier(reservation.quota.project, verdict.tier)
         if verdict.cooldown_s is None:
             return verdict
-        if verdict.cause == TOOL_QUOTA:
+        if verdict.cause == "tool-quota":
             for tool in _refused_tools(reservation, verdict):
                 await self._aside("tools", f"{reservation.quota.project}/{tool}", verdict)
         elif verdict.cause == "model-access":

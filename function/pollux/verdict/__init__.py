@@ -1,18 +1,10 @@
-"""PURE. What an upstream answer means: `judge`. The rules are in `rules`, how an error is read in `error_body`."""
+"""PURE. What an upstream answer means: `judge`. The rules are in `rules`, what follows from a cause in `causes`, how an
+error is read in `error_body`."""
 
 from pollux.redaction import redact
+from pollux.verdict.causes import CAUSES, resting_time, until_midnight
 from pollux.verdict.error_body import error_in_stream, retry_delay
-from pollux.verdict.rules import (
-    CAUSES,
-    RULES,
-    Rule,
-    Verdict,
-    describe,
-    judge,
-    judge_command,
-    resting_time,
-    until_midnight,
-)
+from pollux.verdict.rules import RULES, Rule, Verdict, describe, judge, judge_command, verdict_of
 
 __all__ = [
     "CAUSES",
@@ -27,4 +19,5 @@ __all__ = [
     "resting_time",
     "retry_delay",
     "until_midnight",
+    "verdict_of",
 ]
