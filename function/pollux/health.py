@@ -141,15 +141,8 @@ def learn_bucket(health: Health, model: str, bucket: str) -> Health:
 
 
 def _with(health: Health, kind: Kind, entries: dict[str, Aside]) -> Health:
-    match kind:
-        case "keys":
-            return replace(health, keys=entries)
-        case "projects":
-            return replace(health, projects=entries)
-        case "models":
-            return replace(health, models=entries)
-        case "tools":
-            return replace(health, tools=entries)
+    changed: dict[str, Any] = {kind: entries}
+    return replace(health, **changed)
 
 
 def tidy(health: Health, now: float) -> Health:

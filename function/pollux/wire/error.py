@@ -236,74 +236,47 @@ class GatewayError(Exception):
 
 
 def error_body(
-    api: str,
-    status_code: int,
-    status: str,
-    message: str,
-    *,
-    reason: str,
-    retry_after: float | None = None,
-    request_id: str | None = None,
+    api: str, code: str, message: str, *, retry_after: float | None = None, request_id: str | None = None
 ) -> bytes:
-    """Google's error object; for OpenAI's clients the fields that they look for are in it as well.
+    """Google's error object for one of ERRORS; OpenAI's clients find the fields that they look for in it as well.
 
     Google's own OpenAI paths answer a list of one, which the openai SDK cannot read: an error of ours is an object.
     """
-    error = _error(api, status_code, status, message, reason, retry_after, request_id)
-    return json.dumps({"error": error}, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-
-
-def _error(
-    api: str,
-    status_code: int,
-    status: str,
-    message: str,
-    reason: str | None,
-    retry_after: float | None,
-    request_id: str | None,
-) -> dict[str, Any]:
-    details: list[dict[str, Any]] = []
-    if reason:
-        info: dict[str, Any] = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason}
-        info["domain"] = "pollux"
-        if request_id:
-            info["metadata"] = {"request_id": request_id}
-        details.append(info)
+    kind = ERRORS[code]
+    info: dict[str, Any] = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": code, "domain": "pollux"}
+    if request_id:
+        info["metadata"] = {"request_id": request_id}
+    details = [info]
     if retry_after is not None and math.isfinite(retry_after):
         delay = f"{max(1, math.ceil(retry_after))}s"
         details.append({"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay})
-    error: dict[str, Any] = {"code": status_code, "message": message, "status": status}
-    if details:
-        error["details"] = details
+    error = {"code": kind.http, "message": message, "status": kind.status, "details": details}
     if api.startswith("openai"):
-        kind = _OPENAI_TYPES.get(status_code, "server_error" if status_code >= 500 else "invalid_request_error")
-        error |= {"code": reason or status, "type": kind, "param": None}
-    return error
+        error |= _for_openai(kind.http, code)
+    return json.dumps({"error": error}, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
-def stream_error(
-    form: str,
-    status_code: int,
-    status: str,
-    message: str,
-    *,
-    reason: str | None = None,
-    request_id: str | None = None,
-    begun: bool = True,
-) -> bytes:
+def stream_error(form: str, http: int, status: str, message: str, *, begun: bool = True) -> bytes:
     """What ends a stream that breaks after its start, so that the SDKs raise their own errors. `form`: StreamReader's.
 
     Native SSE: a raw object of one line, without `data:`. One line feed in front, not two: it ends a half-sent line
     without completing the event, so that google-genai reads the error before it stumbles over the event. An array gets
     one element more and its end; it stays JSON if it broke between two elements. OpenAI: an event.
     """
-    error = _error(form, status_code, status, message, reason, None, request_id)
+    error: dict[str, Any] = {"code": http, "message": message, "status": status}
+    if form.startswith("openai"):
+        error |= _for_openai(http, status)
     text = json.dumps({"error": error}).encode()
     if form == "array":
         return (b"\n,\n" if begun else b"[") + text + b"\n]"
     if form.startswith("openai"):
         return (b"\n\n" if begun else b"") + b"data: " + text + b"\n\n"
     return (b"\n" if begun else b"") + text + b"\n"
+
+
+def _for_openai(http: int, code: str) -> dict[str, Any]:
+    kind = _OPENAI_TYPES.get(http, "server_error" if http >= 500 else "invalid_request_error")
+    return {"code": code, "type": kind, "param": None}
 
 
 def describe() -> str:
