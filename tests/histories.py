@@ -16,8 +16,8 @@ from pollux.pool import Ask, Full, Reservation, StoppingError, Tried
 from pollux.store import StoreUnavailableError
 from pollux.store.clock import StoreClock
 from pollux.store.memory import MemoryStore
-from pollux.verdict import Verdict
 from pollux.verdict.causes import Action, Blames
+from pollux.verdict.rules import Verdict
 from pollux.windows import Want
 from tests.history_plans import TRANSIT, UTC_MIDNIGHT, Body, Plan, Request, body
 from tests.pools import FaultyStore, House, keys_of

@@ -11,8 +11,9 @@ from pollux.candidates import LOOK_AT
 from pollux.keys import Key
 from pollux.pool import Full, Reservation
 from pollux.tools import GROUNDING, MAPS, SEARCH, TOOLS, URLS
-from pollux.verdict import Verdict, judge, until_midnight
+from pollux.verdict.causes import until_midnight
 from pollux.verdict.quota_error import BESIDE
+from pollux.verdict.rules import Verdict, judge
 from pollux.windows import day_of
 from tests.pools import BEGAN, MODEL, FaultyStore, House, Keys, house, keys_of, memory, play
 

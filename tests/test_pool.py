@@ -12,7 +12,7 @@ from pollux.keys import Key
 from pollux.ledger import Change
 from pollux.pool import Full, Reservation, StoppingError, Tried
 from pollux.quota import State
-from pollux.verdict import Verdict
+from pollux.verdict.rules import Verdict
 from pollux.windows import day_of
 from tests.pools import BEGAN, MODEL, FaultyStore, House, Keys, house, keys_of, memory, play
 

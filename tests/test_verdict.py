@@ -1,6 +1,8 @@
 """The rules: bodies of every kind, hostile ones, time, output, and anything at all."""
 
 import json
+import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 from time import perf_counter
@@ -12,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pollux.redaction import redact
-from pollux.verdict import CAUSES, RULES, Verdict, causes, describe, judge, judge_command, until_midnight
+from pollux.verdict import causes
+from pollux.verdict.causes import CAUSES, until_midnight
+from pollux.verdict.rules import RULES, Verdict, describe, judge, judge_command
 
 NOON = datetime(2026, 10, 7, 12, tzinfo=ZoneInfo("America/Los_Angeles")).timestamp()
 ROOT = Path(__file__).parents[1]
@@ -336,6 +340,12 @@ def test_every_cause_stands_once_in_the_table_and_every_cause_of_an_answer_has_a
     assert set(CAUSES) == of_answers | of_the_gateway
     assert {rule.action for rule in RULES} == ACTIONS
     assert {rule.blames for rule in RULES} == BLAMES
+
+
+def test_who_looks_up_a_cause_does_not_load_the_rules() -> None:
+    """Their patterns take long to compile, and commands such as `pollux keys list` need none of them."""
+    code = "import sys, pollux.health; print('pollux.verdict.rules' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 # --- anything at all -------------------------------------------------------------------------------------------------

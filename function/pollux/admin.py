@@ -15,8 +15,8 @@ from pollux.reasons import DISABLED, PAUSED, Refusal, Why
 from pollux.roster import Project, Quota, Roster
 from pollux.store import StoreError, StoreUnavailableError
 from pollux.tools import TOOLS
-from pollux.verdict import causes, resting_time
-from pollux.verdict.causes import PROBED
+from pollux.verdict import causes
+from pollux.verdict.causes import PROBED, resting_time
 from pollux.windows import MINUTE_LIMITS, Limits, Want, day_of
 
 if TYPE_CHECKING:

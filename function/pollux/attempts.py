@@ -15,13 +15,13 @@ from pollux.log import guard
 from pollux.outbound import collect, covered, nothing_to_settle, pass_on, pass_stream, pass_whole
 from pollux.outcome import Outcomes
 from pollux.pool import Pool, Reservation, Tried
-from pollux.redaction import without
+from pollux.redaction import redact, without
 from pollux.resources import Resources
 from pollux.store import StoreError
 from pollux.stream import StreamReader
 from pollux.upstream import Answer, Upstream, UpstreamError
-from pollux.verdict import Verdict, judge, redact, verdict_of
 from pollux.verdict.causes import OF_RESOURCES
+from pollux.verdict.rules import Verdict, judge, verdict_of
 from pollux.wire.error import GatewayError
 
 log = logging.getLogger("pollux.relay")

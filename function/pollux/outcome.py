@@ -12,8 +12,8 @@ from pollux.pool import Pool, Reservation
 from pollux.quota import State
 from pollux.store import StoreUnavailableError
 from pollux.tools import GROUNDING, TOOLS, URLS
-from pollux.verdict import Verdict
 from pollux.verdict.quota_error import BESIDE
+from pollux.verdict.rules import Verdict
 from pollux.waiting import wake
 from pollux.windows import MINUTE_LIMITS
 

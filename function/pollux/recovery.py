@@ -18,8 +18,8 @@ from pollux.reasons import Refusal, Why
 from pollux.reservation import Tried
 from pollux.roster import Roster
 from pollux.store import StoreUnavailableError
-from pollux.verdict import Verdict
 from pollux.verdict.causes import HALF_OPEN, LASTING, PROBED
+from pollux.verdict.rules import Verdict
 from pollux.waiting import StoppingError
 
 log = logging.getLogger("pollux.pool")
