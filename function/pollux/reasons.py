@@ -12,8 +12,8 @@ from pollux.wire.error import GatewayError
 
 NAMED_MOST = 5
 ASKED_WITHIN = 60.0
-"""While no key is usable, requests make the gateway ask about them at least so often: no client should stay away for
-longer."""
+"""While no key is usable, requests make the gateway ask about the keys at least this often, so that no client has to
+stay away longer."""
 _HOPE = ("QUOTA_BUSY", "QUOTA_EXHAUSTED_TODAY", "TOO_LARGE_FOR_QUOTA", "MODEL_NOT_AVAILABLE")
 """Where projects refuse for different causes, the client gets the first of these errors: it may come true soonest."""
 
@@ -109,7 +109,7 @@ def _counted(found: Mapping[str, str]) -> str:
 
 
 def of_owner(error: GatewayError, owner: str | None, names: Collection[str]) -> GatewayError:
-    """The same, where only one project may serve the request: others would have had room."""
+    """The same error, with the only project that may serve the request and what it owns: others may have had room."""
     if owner is None:
         return error
     said = f"{error.message}; only project {owner} can serve the request"
@@ -120,7 +120,7 @@ def of_owner(error: GatewayError, owner: str | None, names: Collection[str]) -> 
 
 
 def busy(attempts: int, owner: str | None = None) -> GatewayError:
-    """No time is left for another attempt, though a project may have room."""
+    """There is no time for another attempt, though a project may have room."""
     were = "1 attempt was" if attempts == 1 else f"{attempts} attempts were"
     then = "another project may serve the next one" if owner is None else f"only project {owner} can serve it"
     message = f"{were} refused; {then}"
@@ -128,7 +128,7 @@ def busy(attempts: int, owner: str | None = None) -> GatewayError:
 
 
 class NoSlot(NamedTuple):
-    """Why a search for a slot found none, for the journal. `cause`: full, no-key or too-large."""
+    """Why no slot was found, for the journal. `cause`: full, no-key or too-large."""
 
     cause: str
     detail: str
@@ -137,7 +137,7 @@ class NoSlot(NamedTuple):
 def no_slot(
     model: str, refusals: Mapping[str, Refusal], now: float, deadline: float, want: Want, limits: Collection[Limits]
 ) -> NoSlot:
-    """`limits`: those of every project, given where nobody refused because all were asked before."""
+    """`limits`: those of every project, if there are no refusals because all projects were asked before."""
     if not refusals:
         if not limits:
             return NoSlot("no-key", "there is no enabled key in the pool")
@@ -151,7 +151,7 @@ def no_slot(
 
 
 def _too_late(refusal: Refusal, now: float, deadline: float) -> str:
-    """A key or project that is set aside has no next slot."""
+    """How much too late the next slot is. What is set aside has none."""
     if refusal.why.kind == "aside" or not deadline < refusal.until < math.inf:
         return ""
     patience = max(0.0, deadline - now)
@@ -177,7 +177,7 @@ def unusable(refusals: Mapping[str, Refusal]) -> str:
 
 
 def _too_large(model: str, want: Want, limits: Collection[Limits]) -> str:
-    """Its size and the largest limit, which no waiting makes larger."""
+    """The request's size and the largest limit."""
     for name, amount, unit in (
         ("tpm", want.tokens, "input tokens"),
         ("tpd", want.tokens, "input tokens"),

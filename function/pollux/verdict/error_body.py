@@ -1,4 +1,4 @@
-"""PURE. Reads an upstream error, whatever its shape, into one normal form. What it means is not decided here.
+"""PURE. Reads an upstream error of any shape into one normal form. `rules` decides what it means.
 
 Shapes that occur: an object, an array of one, an SSE event, a raw object after SSE events, an error whose message is
 the JSON text of another, HTML, a WebSocket close text, JSON that was cut, nothing at all. Reading never raises.

@@ -1,4 +1,4 @@
-"""PURE. Which counter a 429 speaks of: its period, limit and bucket, read by pattern and never by a list of ids."""
+"""PURE. Which counter a 429 names: its period, limit and bucket, read by pattern and never by a list of ids."""
 
 import re
 from collections.abc import Mapping

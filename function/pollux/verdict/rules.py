@@ -1,7 +1,6 @@
 """PURE. What an upstream answer means for quota, key, project and client: a table of rules, the first match wins.
 
-How an error body is read is in error_body.py, which counter a 429 speaks of in quota_error.py, what follows from a
-cause in causes.py, what is taken out of a message in redaction.py.
+error_body.py reads the body, quota_error.py finds which counter a 429 names, causes.py says what follows from a cause.
 """
 
 import json
@@ -64,8 +63,8 @@ def _rule(
     return Rule(cause, when, what, blames or of.blames, action or of.action, rest or of.rest, vague)
 
 
-# A message may quote the request, and a client may write anything there. So what blames a key or a project looks at the
-# beginning of the message, or at fields that Google alone fills.
+# A message may quote the request, and a client may write anything there. So rules that blame a key or a project look at
+# the beginning of the message, or at fields that only Google fills.
 
 
 def _code(*codes: int | None) -> _Test:
@@ -103,7 +102,7 @@ def _names_no_counter(case: _Case) -> bool:
 
 
 def _bare_quota_prose(case: _Case) -> bool:
-    """Of a body that was cut nobody knows what the rest named, so it does not count."""
+    """Not for a body that was cut: the missing part may have named a counter."""
     return _names_no_counter(case) and case.error.whole and _CHECK_YOUR_PLAN(case)
 
 

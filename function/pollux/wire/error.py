@@ -1,4 +1,4 @@
-"""PURE. Every error that Pollux itself makes, in the shapes of both APIs. docs/errors.md is made from this list."""
+"""PURE. Every error that Pollux itself makes, in the shapes of both APIs. docs/errors.md is generated from ERRORS."""
 
 import json
 import math
@@ -20,7 +20,7 @@ ERRORS: Mapping[str, Problem] = {
     "BAD_REQUEST": Problem(
         400,
         "INVALID_ARGUMENT",
-        "The path, an `x-pollux-…` header or the compression of the body makes no sense.",
+        "The path, an `x-pollux-…` header, or the body or its compression is not valid.",
         "Correct what the message names.",
     ),
     "UNKNOWN_KEY": Problem(
@@ -32,13 +32,13 @@ ERRORS: Mapping[str, Problem] = {
     "TOO_LARGE_FOR_QUOTA": Problem(
         400,
         "INVALID_ARGUMENT",
-        "The request has more input tokens than any project may send in one minute: waiting would never end.",
+        "The request has more input tokens than any project may send in one minute, so waiting does not help.",
         "Send less at once, or add a project with a larger limit.",
     ),
     "TWO_OWNERS": Problem(
         400,
         "INVALID_ARGUMENT",
-        "The request names resources of two projects, and neither sees what the other owns; the message names all.",
+        "The request names resources of two projects, and neither can use what the other owns; the message names them.",
         "Make them in one project (`x-pollux-key: ID` chooses it), or send a request for each.",
     ),
     "NO_TOKEN": Problem(
@@ -50,13 +50,13 @@ ERRORS: Mapping[str, Problem] = {
     "BAD_UPLOAD_ID": Problem(
         401,
         "UNAUTHENTICATED",
-        "The `upload_id` of an upload's address is forged, past its day, or of a key or client that is gone.",
+        "The `upload_id` in the upload URL is forged, older than a day, or of a key or client that no longer exists.",
         "Begin the upload anew.",
     ),
     "UPLOAD_OF_ANOTHER": Problem(
         403,
         "PERMISSION_DENIED",
-        "The upload's address was given to one client, and the token of another came with the request.",
+        "The upload URL was given to one client, and the request has the token of another.",
         "Begin an upload with this token.",
     ),
     "FILE_OF_ANOTHER": Problem(
@@ -206,7 +206,7 @@ ERRORS: Mapping[str, Problem] = {
     "TOKENS_UNREADABLE": Problem(
         503,
         "UNAVAILABLE",
-        "The client tokens cannot be read, so nobody knows whether this one is valid.",
+        "The client tokens cannot be read, so this one cannot be checked.",
         "Try again after `Retry-After`; the gateway's log says why.",
     ),
     "UPSTREAM_TIMEOUT": Problem(
