@@ -12,11 +12,11 @@ from pollux.keys import Key
 from pollux.outbound import collect, nothing_to_settle, pass_on, pass_stream
 from pollux.outcome import Outcomes
 from pollux.pool import Pool, Reservation, Tried
-from pollux.send import API_KEY, BEARER, UNREADABLE, CoveredAnswer, Failure, KeyedUpstream, broken
+from pollux.send import API_KEY, BEARER, CoveredAnswer, Failure, KeyedUpstream, broken
 from pollux.store import StoreError
 from pollux.stream import StreamReader
 from pollux.upstream import Upstream, UpstreamError
-from pollux.verdict import Verdict
+from pollux.verdict.rules import Verdict
 from pollux.wire.error import GatewayError
 
 log = logging.getLogger("pollux.relay")
@@ -69,9 +69,9 @@ class Attempts:
 
     async def key_changed(self, key: Key, verdict: Verdict, tried: Tried) -> bool:
         """After a refusal of the key: read its source once more, and only once. Unchanged, it is set aside."""
-        if verdict.cause == UNREADABLE and not verdict.cooldown_s:
+        if verdict.cause == "key-source" and not verdict.cooldown_s:
             return False
-        if key.id not in tried.reread and verdict.cause != UNREADABLE:
+        if key.id not in tried.reread and verdict.cause != "key-source":
             tried.reread.add(key.id)
             if await self._keyring.reread(key.id):
                 return True

@@ -16,7 +16,8 @@ from pollux.journal import Attempt
 from pollux.pooled.using import Copied, Using
 from pollux.questions import Questions, Told
 from pollux.relay import Relay
-from pollux.resources import NOT_SHOWN, Owned, Resources
+from pollux.resources import Owned, Resources
+from pollux.verdict.causes import OF_RESOURCES
 from pollux.wire.error import GatewayError
 
 AT_ONCE = 8
@@ -28,7 +29,7 @@ WITH_RESOURCES = ("v1alpha", "v1beta")
 """Google's v1 has only models: no name is found there."""
 WITHIN = 8.0
 """How long a project may take to say whether it has a name."""
-NOT_THERE = NOT_SHOWN | {"bad-request"}
+NOT_THERE = OF_RESOURCES | {"bad-request"}
 """Refusals that say that the project does not have it. Any other refusal says nothing."""
 
 

@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 from pollux import reasons, uncounted, wire
 from pollux.attempts import AGAIN_WITHIN, Attempts, LateError, backoff
 from pollux.exchange import Exchange
-from pollux.health import PROBED
 from pollux.journal import Attempt
 from pollux.keys import Key
-from pollux.outcome import TOOL_QUOTA
 from pollux.pool import Ask, Full, Reservation, Tried
 from pollux.send import Failure
+from pollux.verdict.causes import PROBED
 from pollux.windows import MINUTE_LIMITS
 
 PAID_BY_THE_PIECE = frozenset({"image", "video", "music"})
@@ -174,7 +173,7 @@ class Relay:
         cooling = owned.ledger.value.cooldown
         rests = cooling is not None and cooling.until > now
         rests = rests or self.pool.roster.is_aside(owned.project, found.model, found.key.id, now, found.tools)
-        alone = x.place.only is not None or failure.verdict.cause == TOOL_QUOTA
+        alone = x.place.only is not None or failure.verdict.cause == "tool-quota"
         return rests and (alone or not failure.verdict.learned.keys().isdisjoint(MINUTE_LIMITS))
 
     async def _reserve(self, x: Exchange, model: str, ask: Ask, tried: Tried) -> Reservation | Full:
@@ -187,7 +186,7 @@ class Relay:
         if found is None or isinstance(found, Full):
             found = await self.pool.reserve(model, ask, tried)
         x.record.wait(model, tried.waits_for, self.pool.now() - began)
-        tried.waits_for = ""
+        tried.waits_for = None
         return found
 
     async def _prepare(self, x: Exchange, found: Reservation, tried: Tried) -> None:

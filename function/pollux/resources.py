@@ -16,13 +16,13 @@ from pollux.outbound import TAIL, BrokenAnswerError, Settle, collect, pass_on, p
 from pollux.placement import Placement
 from pollux.send import CoveredAnswer, Failure
 from pollux.upstream import UpstreamError
+from pollux.verdict.causes import OF_RESOURCES
+from pollux.verdict.rules import verdict_of
 
 HELD_MOST = 1 << 16
 """A longer event is content and names nothing."""
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
 _NAMING = (b'"id"', b"environment_id", b"interaction_id")
-NOT_SHOWN = frozenset({"resource-permission", "not-found", "model-access"})
-"""What a project answers for a resource that it does not own."""
 SHOWN_MOST = 20
 
 
@@ -39,18 +39,17 @@ class Owned(Placement):
     def judged(self, failure: Failure) -> Failure:
         """A resource that its owner does not know or does not show is the client's matter, whatever the words are. No
         project rests for it."""
-        if not self.names or failure.verdict.cause not in NOT_SHOWN:
+        if not self.names or failure.verdict.cause not in OF_RESOURCES:
             return failure
         for name in self.names:
             self._affinity.drop(name)
         if failure.verdict.cause != "model-access":
             return failure
-        verdict = replace(failure.verdict, cause="resource-permission", blames="client", action="to-client")
-        return replace(failure, verdict=replace(verdict, cooldown_s=None))
+        return replace(failure, verdict=verdict_of("resource-permission", failure.verdict.message))
 
     async def moved(self, failure: Failure) -> bool:
         """What was deleted can be made again by another instance, in another project."""
-        if not self._record.owner or failure.verdict.cause not in NOT_SHOWN:
+        if not self._record.owner or failure.verdict.cause not in OF_RESOURCES:
             return False
         projects = {bound.project for bound in (await self._affinity.owners(self.names)).values()}
         project = projects.pop() if len(projects) == 1 else self.only
