@@ -1,4 +1,4 @@
-"""One attempt of a request: sent with one key, judged, passed on if it is good. `relay` decides which comes next."""
+"""One attempt of a request: send it with one key, pass a good answer on, report a failure."""
 
 import asyncio
 import logging
@@ -119,7 +119,7 @@ class Attempts:
         )
 
     def _begins(self, x: Exchange, reservation: Reservation | None) -> None:
-        """Just before it is sent: the key's value may have had to be fetched first."""
+        """Called just before sending. Fetching the key's value may have taken so long that the slot is over."""
         record = x.record
         if reservation is not None:
             if self.pool.is_late(reservation):
@@ -131,7 +131,7 @@ class Attempts:
     async def _served(
         self, x: Exchange, key: Key, model: str, answer: CoveredAnswer, reservation: Reservation | None = None
     ) -> Failure | None:
-        """Pass a good answer on; give a bad one back for judgement. Up to the first content nothing is lost by it."""
+        """Pass a good answer on. A failure before the first content is returned: the request can be sent again."""
         settle = nothing_to_settle if reservation is None else partial(self._settle, x, reservation)
         body, whole = b"", False
         try:
