@@ -13,17 +13,17 @@ from pollux.outbound import collect, nothing_to_settle, pass_on, pass_stream
 from pollux.outcome import Outcomes
 from pollux.pool import Pool, Reservation, Tried
 from pollux.resources import Resources
-from pollux.send import API_KEY, BEARER, UNREADABLE, CoveredAnswer, Failure, KeyedUpstream, broken
+from pollux.send import API_KEY, BEARER, CoveredAnswer, Failure, KeyedUpstream, broken
 from pollux.store import StoreError
 from pollux.stream import StreamReader
 from pollux.upstream import Upstream, UpstreamError
-from pollux.verdict import Verdict
+from pollux.verdict.causes import OF_RESOURCES
+from pollux.verdict.rules import Verdict, verdict_of
 from pollux.wire.error import GatewayError
 
 log = logging.getLogger("pollux.relay")
 
 SETTLE_WITHIN = 0.1
-NOT_SHOWN = frozenset({"resource-permission", "not-found", "model-access"})
 BACKOFF = 0.25
 AGAIN_WITHIN = 10.0
 """A request may be sent again until its deadline, or for so long after it was first sent: who does not wait for a slot
@@ -73,20 +73,19 @@ class Attempts:
     def of_resources(self, x: Exchange, failure: Failure) -> Failure:
         """A resource that its owner does not know, or does not show: the client's matter, whatever the words are, and
         no reason to rest anything."""
-        if not x.names or failure.verdict.cause not in NOT_SHOWN:
+        if not x.names or failure.verdict.cause not in OF_RESOURCES:
             return failure
         for name in x.names:
             self._resources.affinity.drop(name)
         if failure.verdict.cause != "model-access":
             return failure
-        verdict = replace(failure.verdict, cause="resource-permission", blames="client", action="to-client")
-        return replace(failure, verdict=replace(verdict, cooldown_s=None))
+        return replace(failure, verdict=verdict_of("resource-permission", failure.verdict.message))
 
     async def key_changed(self, key: Key, verdict: Verdict, tried: Tried) -> bool:
         """After a refusal of the key: read its source once more, and only once. Unchanged, it is set aside."""
-        if verdict.cause == UNREADABLE and not verdict.cooldown_s:
+        if verdict.cause == "key-source" and not verdict.cooldown_s:
             return False
-        if key.id not in tried.reread and verdict.cause != UNREADABLE:
+        if key.id not in tried.reread and verdict.cause != "key-source":
             tried.reread.add(key.id)
             if await self._keyring.reread(key.id):
                 return True

@@ -16,7 +16,7 @@ from pollux.outbound import collect
 from pollux.pool import Tried
 from pollux.send import API_KEY, BEARER, Failure, broken
 from pollux.upstream import UpstreamError
-from pollux.verdict import Verdict, judge
+from pollux.verdict.rules import Verdict, judge
 
 MOST_KEYS = 3
 MOST_TROUBLES = 2

@@ -9,12 +9,11 @@ from pollux.keys import Key, Keyring, KeySourceError
 from pollux.log import guard
 from pollux.redaction import MARK, SHORTEST, Screen, redact, without
 from pollux.upstream import Answer, Streamed, Upstream, UpstreamError
-from pollux.verdict import Verdict, judge
+from pollux.verdict.rules import Verdict, judge, verdict_of
 from pollux.wire.error import GatewayError
 
 API_KEY, BEARER, NO_CREDENTIAL = "x-goog-api-key", "authorization", ""
 """How a key travels: in a header of Google's, in that of the OpenAI paths, or not at all."""
-UNREADABLE, UNREADABLE_KEY_RESTS = "key-source", 60.0
 ERROR_MOST = 1 << 20
 """No error is larger, inflated."""
 
@@ -172,9 +171,9 @@ def broken(key: Key, error: UpstreamError, now: float) -> Failure:
 
 
 def _unreadable(key: Key, error: KeySourceError) -> Failure:
-    # Trouble that may pass is this instance's own: others may hold the value, so the key is not set aside.
-    rests = 0.0 if error.passing else UNREADABLE_KEY_RESTS
-    verdict = Verdict(UNREADABLE, "key", "next-key", rests, message=str(error))
+    verdict = verdict_of("key-source", str(error))
+    if error.passing:  # trouble of this instance: others may hold the value, so the key is not set aside
+        verdict = replace(verdict, cooldown_s=0.0)
     problem = GatewayError("NO_USABLE_KEY", str(error), retry_after=5.0)
     return Failure(verdict, key, 0, (), b"", problem, unsent=True)
 
