@@ -14,20 +14,18 @@ from pollux.wire.error import GatewayError
 
 API_KEY, BEARER, NO_CREDENTIAL = "x-goog-api-key", "authorization", ""
 """How a key travels: in a header of Google's, in that of the OpenAI paths, or not at all."""
-UNREADABLE = "key-source"
 ERROR_MOST = 1 << 20
 """No error is larger, inflated."""
 
 Headers = Sequence[tuple[bytes, bytes]]
 Readdress = Callable[[Headers, Key], Awaitable[list[tuple[bytes, bytes]]]]
-"""From an upload's answer, wire.OF_UPLOADS among its headers, and the key that asked: the headers that the client gets.
-"""
+"""Rewrites the headers of an upload's answer (with wire.OF_UPLOADS among them) for the client, given the key used."""
 Text = TypeVar("Text", str, bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A call that was refused or broke, and what Google said to it, as a client may see it."""
+    """A call that was refused, or got no answer: what Google said, covered, and what it means."""
 
     verdict: Verdict
     key: Key
@@ -46,20 +44,20 @@ class Failure:
 
 
 class CoveredAnswer:
-    """A good answer as a client may see it: its allowed headers, and its body without the key that asked for it.
+    """An answer as a client may see it: only allowed headers, and the key replaced in headers and body.
 
-    `read` all of it, or take it `chunk` by chunk.
+    Either `read` all of it, or take it `chunk` by chunk.
     """
 
     __slots__ = ("_answer", "_screen", "_secret", "_value", "body", "headers", "length", "status")
 
     def __init__(self, answer: Answer, secret: str, *, uploads: bool = False) -> None:
-        """`uploads`: headers that only uploads read are kept too."""
+        """`uploads`: keep the headers that only uploads need, too."""
         self.status = answer.status
         self.length = answer.length
         self.headers = wire.client_headers(answer.headers, wire.OF_UPLOADS if uploads else ())
         self.body = b""
-        """All of it, where `send` was told to read it."""
+        """Set by `send` if it was told to read the whole answer."""
         self._answer = answer
         self._secret = secret
         self._screen: Screen | None = None
@@ -77,7 +75,7 @@ class CoveredAnswer:
         return body.replace(self._value, MARK.encode()) if self._value and self._value in body else body
 
     async def chunk(self) -> bytes:
-        """The next bytes; b"" at the end. With a Content-Length as many come as it announced."""
+        """The next bytes; b"" at the end. If Content-Length was announced, exactly that many come."""
         if self._screen is None:
             self._screen = Screen(self._secret, same_length=self.length is not None)
         try:
@@ -89,13 +87,14 @@ class CoveredAnswer:
         return self._screen.rest()
 
     def redact(self, text: Text) -> Text:
-        """For what is surely an error: whatever looks like a key goes, and this key in every spelling."""
+        """For text that is surely an error: replaces this key however it is escaped, and whatever looks like a key."""
         return redact(text, [self._secret])
 
     def refusal(self, key: Key, body: bytes, now: float) -> Failure:
-        """What this answer means if it is an error, as a stream may begin with one."""
+        """Judge this answer as an error. A stream may begin with one, too."""
         headers, body = _inflated(self.headers, body)
-        # Before it is judged: a message is cut, and half a key would not be known as one. After: it is unescaped then.
+        # Before judging, since messages are cut and half a key would not be recognised; and after, since they are
+        # unescaped.
         body = without(body, [self._secret])
         verdict = judge(self.status, body, now=now)
         verdict = replace(verdict, message=self.redact(verdict.message))
@@ -106,14 +105,14 @@ class CoveredAnswer:
 
 
 class KeyedUpstream:
-    """The upstream, called with keys of the keyring."""
+    """Calls the upstream with keys of the keyring."""
 
     def __init__(self, upstream: Upstream, keyring: Keyring, now: Callable[[], float]) -> None:
         self._upstream = upstream
         self._keyring = keyring
         self._now = now
         self._guarded: set[int] = set()
-        """Hashes of the values that logs leave out by now."""
+        """Hashes of the values that logs are told to leave out already."""
 
     async def send(
         self,
@@ -128,9 +127,8 @@ class KeyedUpstream:
         readdress: Readdress | None = None,
         begins: Callable[[], None] | None = None,
     ) -> CoveredAnswer | Failure:
-        """`whole`: a good answer is read to its end, into its `body`. `readdress`: what becomes of the answer's headers
-        within an upload. `begins` is called when the value is at hand, just before anything is sent. What these raise,
-        or a streamed body, is raised here.
+        """`whole`: read a good answer to its end, into its `body`. `readdress`: rewrite an upload's headers. `begins`:
+        called when the value is at hand, just before sending. Errors of these, and of a streamed body, propagate.
         """
         try:
             value = (await self._keyring.value(key.id)).reveal()
@@ -163,7 +161,7 @@ class KeyedUpstream:
 
 
 def broken(key: Key, error: UpstreamError, now: float) -> Failure:
-    """No answer came, or not all of it. `error` has passed through here, and shows no key."""
+    """No answer came, or not all of it. `error` comes from here, so that its text is covered already."""
     reason, setting = "UPSTREAM_UNREACHABLE", ""
     if error.kind == "timeout":
         reason, setting = "UPSTREAM_TIMEOUT", " (POLLUX_TIMEOUT)"
@@ -173,8 +171,8 @@ def broken(key: Key, error: UpstreamError, now: float) -> Failure:
 
 
 def _unreadable(key: Key, error: KeySourceError) -> Failure:
-    verdict = verdict_of(UNREADABLE, str(error))
-    if error.passing:  # trouble of this instance: others may hold the value, and go on with the key
+    verdict = verdict_of("key-source", str(error))
+    if error.passing:  # trouble of this instance: others may hold the value, so the key is not set aside
         verdict = replace(verdict, cooldown_s=0.0)
     problem = GatewayError("NO_USABLE_KEY", str(error), retry_after=5.0)
     return Failure(verdict, key, 0, (), b"", problem, unsent=True)
@@ -185,7 +183,7 @@ def _covered(error: UpstreamError, secret: str) -> UpstreamError:
 
 
 def _inflated(headers: Headers, body: bytes) -> tuple[Headers, bytes]:
-    """An error as it reads. What cannot be inflated is left out: nobody could tell whether it holds the key."""
+    """A compressed error, inflated. If that fails the body is dropped: it might hold the key."""
     encoding = b",".join(value for name, value in headers if name == b"content-encoding").decode("latin-1")
     if not encoding:
         return headers, body

@@ -63,7 +63,7 @@ class Uploads:
         return Arrival(call, scope["headers"], record, reply, self._base(scope))
 
     def readdress(self, scope: Scope, call: Call, client: str) -> Readdress:
-        """What an answer's headers need within an upload: Google's address of the session becomes one of ours."""
+        """Rewrites the headers of an upload's answers: Google's address of the session becomes one of ours."""
         return partial(self._readdressed, self._base(scope) + call.path, client)
 
     def _base(self, scope: Scope) -> str:
@@ -92,10 +92,9 @@ class Uploads:
     async def go_on(
         self, scope: Scope, receive: Receive, call: Call, session: Session, reply: Reply, record: Record
     ) -> None:
-        """A piece of an upload, a question or its end, sent on once, to the address where the upload began.
+        """Send a request of an upload's session on, once, to the session's address at Google.
 
-        No key travels: the address is all that Google asks for, as of its own SDKs. So it does not matter here whether
-        the key that began is still in use.
+        No key is sent: Google asks for the address only. So the upload goes on even if its key is disabled by now.
         """
         base = self._base(scope)
         watch = Watch(receive, None)
@@ -149,7 +148,7 @@ class Uploads:
         return await self.receiving.go_on(arrival, session.target.removeprefix(POOLED), body)
 
     async def _passed(self, base: str, session: Session, answer: CoveredAnswer, reply: Reply) -> Failure | None:
-        """Google's good answer as it is, but for the address of what it names."""
+        """Pass a good answer on, with our addresses in the place of Google's."""
         try:
             body, whole = await collect(answer)
             body = await self._made(body, base, session) if whole else body
