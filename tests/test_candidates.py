@@ -12,6 +12,7 @@ from pollux import health, quota
 from pollux.health import Health
 from pollux.keys import Key
 from pollux.pool import Choice, Full, Reservation, Tried
+from pollux.ranking import IN_TURN
 from pollux.windows import Want
 from tests.pools import MODEL, House, Keys, house, keys_of, play
 
@@ -22,13 +23,13 @@ MANY = 40
 def looks(h: House) -> Counter[str]:
     """How often each project is looked at from now on."""
     counts: Counter[str] = Counter()
-    look = h.pool.desk.look
+    look = h.pool.booking.look
 
     def counted(owned, *rest):  # type: ignore[no-untyped-def]
         counts[owned.project] += 1
         return look(owned, *rest)
 
-    h.pool.desk.look = counted  # type: ignore[method-assign]
+    h.pool.booking.look = counted  # type: ignore[method-assign]
     return counts
 
 
@@ -79,13 +80,14 @@ def test_a_large_pool_is_spread_evenly(strategy: str, limits: dict[str, int]) ->
     play(scene())
 
 
-def test_round_robin_goes_round_a_large_pool_in_the_order_of_the_projects() -> None:
+@pytest.mark.parametrize("strategy", IN_TURN)
+def test_in_a_large_pool_the_project_that_was_used_longest_ago_comes_next(strategy: str) -> None:
     async def scene() -> None:
-        h = await house(keys_of(MANY, rpm=50), strategy="round_robin")
+        h = await house(keys_of(MANY, rpm=50), strategy=strategy)
         found = [(await h.send()).quota.project for _ in range(2 * MANY)]
         assert found == [f"p{n}" for n in range(MANY)] * 2
         assert (await h.send(prefer_key="k20")).key.id == "k20"
-        assert (await h.send()).key.id == "k21"
+        assert [(await h.send()).key.id for _ in range(MANY)] == [f"k{n}" for n in (*range(20), *range(21, MANY), 20)]
 
     play(scene())
 

@@ -30,7 +30,7 @@ async def _holding(h: House, at_least: int, tokens: int = 0) -> tuple[Grant, lis
     """Steady requests until a grant with so many left is held."""
     sent = await _steady(h, 10, 10, tokens)
     while True:
-        grant = h.roster.quota("p0", h.roster.bucket("a-model")).purse.grant
+        grant = h.roster.quota("p0", h.roster.bucket("a-model")).grant
         if grant is not None and grant.booked.requests - grant.used.requests >= at_least:
             return grant, sent
         sent += await _steady(h, 10, 0.1, tokens)
@@ -470,10 +470,10 @@ def test_after_a_pause_of_the_whole_pool_each_is_sent_once_it_ends_whatever_it_h
     async def scene() -> None:
         h = await house(keys_of(1, rpm=rpm))
         await _steady(h, 5 if rpm > 5 else 0.01, 10 if rpm > 5 else 100)
-        h.pool.pause_until = h.pool.now() + 1.3
+        h.pool.booking.pause_until = h.pool.now() + 1.3
         commits = h.store.commits
         await asyncio.gather(*(h.send() for _ in range(3)))
-        assert h.pool.now() >= h.pool.pause_until
+        assert h.pool.now() >= h.pool.booking.pause_until
         assert h.store.commits - commits <= 3
 
     play(scene())

@@ -12,6 +12,7 @@ from pollux.keys import Key
 from pollux.ledger import Change
 from pollux.pool import Full, Reservation, StoppingError, Tried
 from pollux.quota import State
+from pollux.ranking import IN_TURN
 from pollux.verdict import Verdict
 from pollux.windows import day_of
 from tests.pools import BEGAN, MODEL, FaultyStore, House, Keys, house, keys_of, memory, play
@@ -293,12 +294,13 @@ def test_looking_reserves_nothing() -> None:
     play(scene())
 
 
-def test_round_robin_goes_round_in_the_order_of_the_projects() -> None:
+@pytest.mark.parametrize("strategy", IN_TURN)
+def test_the_project_that_was_used_longest_ago_comes_next(strategy: str) -> None:
     async def scene() -> None:
-        h = await house(keys_of(3, rpm=50), strategy="round_robin")
+        h = await house(keys_of(3, rpm=50), strategy=strategy)
         assert [(await h.send()).key.id for _ in range(4)] == ["k0", "k1", "k2", "k0"]
         assert (await h.send(prefer_key="k2")).key.id == "k2"
-        assert [(await h.send()).key.id for _ in range(3)] == ["k0", "k1", "k2"]
+        assert [(await h.send()).key.id for _ in range(4)] == ["k1", "k0", "k2", "k1"]
         await h.send()
         h.roster.health.ride(lambda value, now: (_aside(value, now, "projects", "p1"), None))
         assert [(await h.send()).key.id for _ in range(3)] == ["k2", "k0", "k2"]
@@ -797,7 +799,7 @@ def test_a_settlement_frees_what_was_estimated_too_high() -> None:
 def test_a_pause_is_waited_for_within_the_deadline_and_a_refusal_beyond_it() -> None:
     async def scene() -> None:
         h = await house(keys_of(2, rpm=5))
-        h.pool.pause_until = h.pool.now() + 30
+        h.pool.booking.pause_until = h.pool.now() + 30
         found = await h.reserve(wait=20)
         assert isinstance(found, Full)
         assert {refusal.why for refusal in found.refusals.values()} == {"paused"}
@@ -816,7 +818,7 @@ def test_a_pause_that_begins_while_a_request_waits_holds_it_back() -> None:
         await h.send()
         waiter = asyncio.create_task(h.send(wait=120))
         await asyncio.sleep(50)
-        h.pool.pause_until = h.pool.now() + 30
+        h.pool.booking.pause_until = h.pool.now() + 30
         await waiter
         assert h.clock == pytest.approx(80, abs=0.6)
 

@@ -11,8 +11,8 @@ from bisect import bisect_left, insort
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from pollux import quota, ranking
-from pollux.desk import NOTHING_PRESUMED, Desk
+from pollux import ranking
+from pollux.desk import Booking
 from pollux.quota import Refusal
 from pollux.recent import Recent
 from pollux.roster import Project, Quota, Roster
@@ -62,7 +62,6 @@ class _Order:
         """The tokens of a want that found no slot in time, and what it was told. The same holds for a larger one until
         something changes."""
         self.learned: dict[int, Mapping[str, tuple[int, float]]] = {}
-        self.last_used = -1
         self._places = [_Place(0.0, False, 0.0, 0, position) for position in range(size)]
         self._sorted = list(self._places)
         self._drops: list[tuple[float, int]] = []
@@ -95,21 +94,14 @@ class _Order:
     def positions(self, most: int | None = None) -> list[int]:
         return [place.position for place in self._sorted[:most]]
 
-    def in_turn(self, most: int) -> list[int]:
-        """As `positions`, but of those that can serve now, the one after the last used comes first."""
-        turn = bisect_left(self._sorted, (0.0, False, 0.0, 0, self.last_used + 1))
-        end = bisect_left(self._sorted, (0.0, True))
-        able = self._sorted[turn:end][:most] + self._sorted[: min(turn, end)][:most]
-        return [place.position for place in (able + self._sorted[end : end + most])[:most]]
-
     def slot(self, position: int) -> float:
         return self._places[position].slot
 
 
 class Candidates:
-    def __init__(self, roster: Roster, desk: Desk, strategy: str) -> None:
+    def __init__(self, roster: Roster, booking: Booking, strategy: str) -> None:
         self._roster = roster
-        self._desk = desk
+        self._booking = booking
         self._strategy = strategy
         self.look_at = LOOK_AT
         self._of: dict[str, Project] = {}
@@ -131,10 +123,9 @@ class Candidates:
         order, most = self._order(model, now), most or self.look_at
         if len(self._projects) <= most:
             return list(self._projects)
-        resting = self._roster.tools_resting if tools else 0  # the order knows nothing of them
-        listed = order.in_turn if self._strategy == "round_robin" else order.positions
-        projects = [self._projects[position] for position in listed(most + resting)]
-        if resting:
+        aside = self._roster.health.value.tools if tools else {}  # the order knows nothing of tools
+        projects = [self._projects[position] for position in order.positions(most + len(aside))]
+        if aside:
             projects = [project for project in projects if not self._roster.tool_rests(project.name, tools, now)]
         return projects[:most]
 
@@ -168,22 +159,14 @@ class Candidates:
         """A request is being booked there, or is booked."""
         order, position = self._orders.get(model), self._positions.get(project)
         if order is not None and position is not None:
-            order.last_used = position
             order.changed.add(position)
-
-    def turn(self, model: str, project: Project) -> int:
-        """How many others have their turn before it."""
-        self._follow_keys()
-        order = self._orders.get(model)
-        last = -1 if order is None else order.last_used
-        return (self._positions[project.name] - last - 1) % len(self._projects)
 
     def smallest_token_limit(self, model: str) -> int | None:
         """Of all projects."""
         return self._known(model).smallest
 
     def presumed(self, model: str) -> Limits:
-        """What a project without a tier presumably has: the limits at which others like it were refused."""
+        """What projects without a tier presumably have: the limits at which others like them were refused."""
         return self._known(model).learned
 
     def _known(self, model: str) -> _Known:
@@ -235,25 +218,23 @@ class Candidates:
         if owned is None:
             order.place(position, 0.0, False, 0.0, 0)
             return
-        slot = self._slot(order, position, project, owned, model, now)
-        state, smallest = owned.ledger.value, self._roster.smallest_limits(model)
-        load = quota.load(state, now, self._roster.limits(project, model), smallest, owned.coming)
+        state = owned.ledger.value
+        limits = self._roster.limits_by(state, project, model)
+        slot = self._slot(order, position, owned, model, limits, now)
+        load = ranking.load(self._strategy, owned, limits, self._roster.smallest_limits(model), now)
         if oldest := min(state.slots, default=0):
             order.drops_at((oldest + WINDOW + 1) * SLOT, position)
-        used_at = 0 if self._strategy == "round_robin" else owned.used_at
-        order.place(position, slot, *ranking.order(self._strategy, load, owned.coming), used_at)
+        order.place(position, slot, *load, owned.used_at)
 
-    def _slot(self, order: _Order, position: int, project: Project, owned: Quota, model: str, now: float) -> float:
-        limits = self._roster.limits(project, model)
-        presumed = self.presumed(model) if project.tier is None else NOTHING_PRESUMED
-        found = self._desk.look(owned, LEAST, limits, now, math.inf, presumed)
+    def _slot(self, order: _Order, position: int, owned: Quota, model: str, limits: Limits, now: float) -> float:
+        presumed = self.presumed(model)
+        found = self._booking.look(owned, LEAST, limits, now, math.inf, presumed)
         if isinstance(found, Refusal):
             order.why[position] = found.why
             return found.until / SLOT
         if found.start <= now:
             return 0.0
-        held_back = self._desk.look(owned, LEAST, limits, now, now, presumed)
-        order.why[position] = held_back.why if isinstance(held_back, Refusal) else "busy"
+        order.why[position] = self._booking.why_later(owned, LEAST, limits, now, presumed)
         return float(found.number)
 
     def _quota_changed(self, project: str, bucket: str) -> None:

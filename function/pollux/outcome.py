@@ -13,7 +13,6 @@ from pollux.quota import State
 from pollux.store import StoreUnavailableError
 from pollux.tools import GROUNDING, TOOLS, URLS
 from pollux.verdict import Verdict
-from pollux.waiting import wake
 from pollux.windows import MINUTE_LIMITS
 
 PAUSE_EVIDENCE = 5.0
@@ -48,6 +47,8 @@ class Outcomes:
         key, project = reservation.key.id, reservation.quota.project
         self.took(key)
         aside = health_.value
+        if not (aside.keys or aside.projects or aside.models or aside.tools):
+            return
         well: list[tuple[health.Kind, str]] = [("keys", key), ("projects", project)]
         well.append(("models", f"{project}/{reservation.model}"))
         well += [("tools", f"{project}/{tool}") for tool in reservation.tools]
@@ -137,7 +138,7 @@ class Outcomes:
         project = roster.projects.get(owned.project)
         tier = project.tier if project else None
         await owned.ledger.note(partial(self._cooled, reservation=reservation, verdict=verdict, tier=tier))
-        wake(owned.sleepers)
+        owned.wake()
         if _is_too_large(reservation, verdict):
             reservation.settle(0)  # it fits no minute, so Google cannot have counted its tokens
         if not reservation.slot.probe:  # it asked whether there is room, knowing that there may be none
@@ -173,8 +174,8 @@ class Outcomes:
         recent = {project for project, when in self._denied.items() if now - when <= PAUSE_EVIDENCE}
         able, _ = pool.roster.candidates(reservation.model, (), (), now)
         usable = {project.name for project, _ in able}
-        if len(usable) > 1 and recent >= usable and now >= pool.pause_until:
-            pool.pause_until = now + min(PAUSE_MOST, PAUSE * 2.0**self._pauses)
+        if len(usable) > 1 and recent >= usable and now >= pool.booking.pause_until:
+            pool.booking.pause_until = now + min(PAUSE_MOST, PAUSE * 2.0**self._pauses)
             self._pauses += 1
 
 

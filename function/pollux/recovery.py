@@ -15,11 +15,10 @@ from pollux import health, quota
 from pollux.health import Aside, Health
 from pollux.keys import Key
 from pollux.quota import Refusal
-from pollux.reservation import Tried
+from pollux.reservation import StoppingError, Tried
 from pollux.roster import Roster
 from pollux.store import StoreUnavailableError
 from pollux.verdict import Verdict
-from pollux.waiting import StoppingError
 
 log = logging.getLogger("pollux.pool")
 

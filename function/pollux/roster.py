@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 
 from pollux import health, packing, quota
 from pollux.catalog import Catalog
-from pollux.grants import Purse
+from pollux.grants import Grant
 from pollux.health import Health
 from pollux.instance import new_name
 from pollux.keys import Key, Keyring
@@ -22,7 +22,6 @@ from pollux.quota import Refusal, State
 from pollux.safe import SafeShare
 from pollux.store import Store, StoreUnavailableError
 from pollux.storewatch import Watch
-from pollux.waiting import Sleepers
 from pollux.windows import NOTHING, Limits
 
 log = logging.getLogger("pollux.store")
@@ -56,22 +55,33 @@ class Quota:
     """Requests that are being booked: whoever chooses meanwhile goes elsewhere rather than after them."""
     served: int = 0
     refused: int = 0
-    purse: Purse = field(default_factory=Purse)
+    grant: Grant | None = None
+    """What requests are served from."""
+    grant_coming: "asyncio.Future[Grant | None] | None" = None
+    """The next grant, while its commit is under way."""
+    grants_taken: int = 0
     safe: SafeShare = field(default_factory=SafeShare)
-    sleepers: Sleepers = field(default_factory=dict)
-    """Those who wait for a slot of it."""
+    sleepers: "dict[asyncio.Future[None], None]" = field(default_factory=dict)
+    """Those who wait for a slot of it, in the order in which they began."""
 
     @property
     def is_idle(self) -> bool:
         """Nothing is lost if it is forgotten: the store knows all of it, and a request may go on with what it has."""
         ledger = self.ledger
-        return not ledger.riding and not ledger.busy and self.purse.grant is None and ledger.value.cooldown is None
+        return not ledger.riding and not ledger.busy and self.grant is None and ledger.value.cooldown is None
 
     def retire(self) -> None:
         """What is left of a grant goes back with the next commit."""
-        grant, self.purse.grant = self.purse.grant, None
+        grant, self.grant = self.grant, None
         if grant is not None and not grant.closed and (rest := grant.close()) != NOTHING:
             self.ledger.ride(lambda state, _: (quota.amend(state, grant.slot, rest), None))
+
+    def wake(self) -> None:
+        """Those who wait for a slot look again."""
+        sleepers = list(self.sleepers)
+        self.sleepers.clear()
+        for sleeper in sleepers:
+            sleeper.cancel()
 
 
 @dataclass(slots=True)
@@ -79,11 +89,8 @@ class Project:
     """The keys of one project. Tier and limits are those of its first key."""
 
     name: str
-    keys: list[Key]
-
-    @property
-    def tier(self) -> str | None:
-        return self.keys[0].tier
+    tier: str | None
+    keys: list[Key] = field(default_factory=list)
 
 
 class Roster:
@@ -98,7 +105,7 @@ class Roster:
         """Key id -> its project."""
         self.quotas: dict[tuple[str, str], Quota] = {}
         self.quota_changed: Callable[[str, str], None] = lambda project, bucket: None
-        """Is told the project and bucket of each quota whose state changes."""
+        """Is called with the project and bucket of a quota whose state changed. Set before any quota is used."""
         self.granted: dict[str, dict[str, Quota]] = {}
         """Bucket -> project -> its quota, where a grant was taken; it may be spent by now."""
         self.key_used: dict[str, int] = {}
@@ -119,7 +126,7 @@ class Roster:
             self._declared.clear()
             projects: dict[str, Project] = {}
             for key in keys:
-                projects.setdefault(key.project, Project(key.project, [])).keys.append(key)
+                projects.setdefault(key.project, Project(key.project, key.tier)).keys.append(key)
             self.projects = projects
             self.project_of = {key.id: key.project for key in keys}
             self._by_use = {name: None for name in self._by_use if name in projects} | dict.fromkeys(projects)
@@ -176,18 +183,27 @@ class Roster:
         tools: Collection[str] = (),
         trials: Collection[str] = (),
     ) -> Key | Refusal | None:
-        """The key with which a project may serve a model, or why it may not; None if it has no key that is left.
-        `trials`: projects that are asked although they rest."""
-        resting = None if project.name in trials else self.resting(project.name, model, now, tools)
-        if resting is not None:
-            return resting
-        key, refusal = self._key_of(project, tried_keys, now, prefer)
-        return refusal if key is None else key
-
-    @property
-    def tools_resting(self) -> int:
-        """At most so many projects have a tool that rests."""
-        return len(self.health.value.tools)
+        """The key with which a project may serve a model: the preferred one, or that used least recently. Or why it may
+        not serve it; None if no key is left. `trials`: projects that are asked although they rest."""
+        health_ = self.health.value
+        if (health_.projects or health_.models or health_.tools) and project.name not in trials:
+            resting = self.resting(project.name, model, now, tools)
+            if resting is not None:
+                return resting
+        best: Key | None = None
+        refusal: Refusal | None = None
+        for key in project.keys:
+            if not key.enabled or key.id in tried_keys:
+                continue
+            aside = health_.keys.get(key.id)
+            if aside is not None and health.key_rests(aside, now):
+                found = Refusal(max(aside.until, now + PROBED_WITHIN), f"aside:{aside.reason}")
+                refusal = found if refusal is None else min(refusal, found)
+            elif key.id == prefer:
+                return key
+            elif best is None or self.key_used.get(key.id, 0) < self.key_used.get(best.id, 0):
+                best = key
+        return refusal if best is None else best
 
     def tool_rests(self, project: str, tools: Collection[str], now: float) -> bool:
         resting = (self.health.value.tools.get(f"{project}/{tool}") for tool in tools)
@@ -207,7 +223,7 @@ class Roster:
         granted = self.granted.get(bucket)
         if not granted:
             return []
-        held = {name: owned for name, owned in granted.items() if owned.purse.grant is not None}
+        held = {name: owned for name, owned in granted.items() if owned.grant is not None}
         self.granted[bucket] = held
         return sorted(held, key=lambda name: held[name].used_at)
 
@@ -225,37 +241,20 @@ class Roster:
     def resting(self, project: str, model: str, now: float, tools: Collection[str] = ()) -> Refusal | None:
         """What keeps a project from serving this model with these tools the longest, keys and quotas apart."""
         aside = self.health.value
-        if not (aside.projects or aside.models or aside.tools):
-            return None
         entries = [("aside", aside.projects.get(project)), ("aside", aside.models.get(f"{project}/{model}"))]
-        if aside.tools:
-            entries += [(f"aside:{tool}", aside.tools.get(f"{project}/{tool}")) for tool in tools]
-        found = [Refusal(entry.until, f"{state}:{entry.reason}") for state, entry in entries if entry is not None]
-        return max((refusal for refusal in found if refusal.until > now), default=None)
+        for tool in tools:
+            entries.append((f"aside:{tool}", aside.tools.get(f"{project}/{tool}")))
+        longest: Refusal | None = None
+        for state, entry in entries:
+            if entry is not None and entry.until > now:
+                found = Refusal(entry.until, f"{state}:{entry.reason}")
+                longest = found if longest is None else max(longest, found)
+        return longest
 
     def is_aside(self, project: str, model: str, key_id: str, now: float, tools: Collection[str] = ()) -> bool:
         """Whether any of them rests by now, as far as this process knows."""
         key = self.health.value.keys.get(key_id)
         return health.key_rests(key, now) or self.resting(project, model, now, tools) is not None
-
-    def _key_of(
-        self, project: Project, tried: Collection[str], now: float, prefer: str | None
-    ) -> tuple[Key | None, Refusal | None]:
-        """The preferred or least recently used healthy key of a project, or why there is none."""
-        best: Key | None = None
-        refusal: Refusal | None = None
-        for key in project.keys:
-            if not key.enabled or key.id in tried:
-                continue
-            resting = self.health.value.keys.get(key.id)
-            if resting is not None and health.key_rests(resting, now):
-                found = Refusal(max(resting.until, now + PROBED_WITHIN), f"aside:{resting.reason}")
-                refusal = found if refusal is None else min(refusal, found)
-            elif key.id == prefer:
-                return key, None
-            elif best is None or self.key_used.get(key.id, 0) < self.key_used.get(best.id, 0):
-                best = key
-        return best, refusal
 
     def bucket(self, model: str) -> str:
         return self.health.value.buckets.get(model) or self.catalog.bucket(model)
@@ -266,7 +265,7 @@ class Roster:
             if len(self.quotas) >= self._most_quotas:
                 self._forget()
             name = f"{QUOTA}{quote(project, safe='')}:{quote(bucket, safe='')}"
-            ledger = Ledger(name, QUOTA_CODEC, self._writer, self.watch, lambda: self.quota_changed(project, bucket))
+            ledger = Ledger(name, QUOTA_CODEC, self._writer, self.watch, partial(self.quota_changed, project, bucket))
             owned = self.quotas[project, bucket] = Quota(project, bucket, ledger)
         return owned
 
@@ -364,7 +363,7 @@ class Roster:
         while True:
             owned.retire()
             await owned.ledger.flush()
-            if owned.purse.grant is None:  # else one that was on its way came meanwhile
+            if owned.grant is None:  # else one that was on its way came meanwhile
                 return
 
 

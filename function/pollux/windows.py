@@ -65,10 +65,6 @@ class Slots(dict[int, Want]):
         return slots
 
 
-def summed(slots: Mapping[int, Want]) -> Slots:
-    return slots if isinstance(slots, Slots) else Slots(slots)
-
-
 @lru_cache(maxsize=256)
 def _day_of_hour(hour: int, zone: str) -> tuple[str, float, float]:
     where = PACIFIC if zone == "pacific" else UTC
@@ -105,13 +101,17 @@ def fast(limits: Limits) -> bool:
     return limits.get("rpm", 0) > FAST
 
 
-def fit_sliding(
-    slots: Mapping[int, Want], number: int, want: Want, limits: Limits, span: int = WINDOW
-) -> tuple[int, str]:
+def fit_sliding(slots: Slots, number: int, want: Want, limits: Limits, span: int = WINDOW) -> tuple[int, str]:
     """The first slot from `number` on where the want fits in every window, and what moved it. No want above a limit."""
-    bounds = [(i, limits[name] - want[i], name) for i, name in enumerate(MINUTE_LIMITS) if want[i] and name in limits]
-    held = summed(slots).held
-    if all(held[i] <= room for i, room, _ in bounds):
+    held = slots.held
+    bounds = []
+    room_in_all = True
+    for i, name in enumerate(MINUTE_LIMITS):
+        if want[i] and name in limits:
+            room = limits[name] - want[i]
+            bounds.append((i, room, name))
+            room_in_all = room_in_all and held[i] <= room
+    if room_in_all:
         return number, ""
     near = sorted(slot for slot in slots if slot > number - span)
     columns = list(zip(*[slots[slot] for slot in near], strict=True))
@@ -145,7 +145,7 @@ def _past_full_windows(slots: list[int], amounts: tuple[int, ...], number: int, 
     return number
 
 
-def fit_minute(slots: Mapping[int, Want], number: int, want: Want, limits: Limits, _: int = WINDOW) -> tuple[int, str]:
+def fit_minute(slots: Slots, number: int, want: Want, limits: Limits, _: int = WINDOW) -> tuple[int, str]:
     """The same by the minutes of the wall clock."""
     reason = ""
     while True:
