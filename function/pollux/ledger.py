@@ -1,17 +1,18 @@
-"""One document and its commits: the last seen value, one commit in flight, and all that waits goes with the next one.
+"""A document that several instances write: its last seen value, and commits of which one is under way at a time. All
+changes that wait meanwhile go with the next one.
 
-What a value means is told by whoever makes the ledger (`pool` for quotas, `health` for keys): here it is only changed
-by functions that can be run again after a conflict.
+What a value means is known to its owner (`roster`, for quotas and for health). Here it is changed by functions that can
+be run again after a conflict.
 """
 
 import asyncio
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from pollux.authorship import Authorship, Writers
+from pollux.instance import has_ended
 from pollux.store import ConflictError, Document, StoreError, StoreUnavailableError, Version
 from pollux.storewatch import SLOW, Counters, Watch
 
@@ -25,10 +26,74 @@ _Entry = tuple[Change[T, Any], "asyncio.Future[Any]", Callable[[Any], Change[T, 
 
 MOST_CONFLICTS = 50
 MOST_RIDING = 2000
-"""While the store is gone no more changes than that are kept for it; `is_full` comes before."""
+"""While the store does not answer, no more changes than that are kept for it. `is_full` comes before."""
 FULL = 1000
 AGAIN_AFTER = 1.0
-"""While the store does not answer, a document is tried at most so often by those who do not wait for it."""
+"""While the store does not answer, commits that nobody waits for are tried at most so often, in seconds."""
+WRITER_FOR = 60.0
+UNKNOWN_KEPT = 64
+
+Marks = dict[str, list[float]]
+"""Instance -> [number, time] of its last commit."""
+
+
+@dataclass(slots=True)
+class Writers:
+    """Who wrote a document lately, and which of this instance's own commits it holds though their answers were lost.
+
+    Each commit carries its instance's next number in the document's `writers`: an instance that finds its own last
+    number there knows that the commit was applied.
+    """
+
+    me: str
+    sequence: int = 0
+    marks: Marks = field(default_factory=dict)
+    _unknown: dict[int, int] = field(default_factory=dict)
+    """Commits that may or may not have been applied: number -> how many changes that nobody waits for they had."""
+
+    def sign(self, now: float, riding: int) -> Marks:
+        """The marks for the next commit, with which so many changes that nobody waits for go along."""
+        self.sequence += 1
+        self._unknown[self.sequence] = riding
+        self._unknown.pop(self.sequence - UNKNOWN_KEPT, None)
+        return self.recent(self.marks, now) | {self.me: [self.sequence, now]}
+
+    def recent(self, marks: Mapping[str, list[float]], now: float) -> Marks:
+        """Those of the last minute that may still run, and this instance's own, however old: the answer to a commit may
+        have been lost as long ago."""
+        return {
+            name: mark
+            for name, mark in marks.items()
+            if name == self.me or (now - mark[1] < WRITER_FOR and not has_ended(name))
+        }
+
+    def names(self, now: float) -> frozenset[str]:
+        return frozenset((*self.recent(self.marks, now), self.me))
+
+    def is_alone(self, now: float) -> bool:
+        return len(self.marks) < 2 or self.names(now) == {self.me}
+
+    def read(self, marks: Marks, *, changed: bool) -> int:
+        """Take over what the document says. Gives how many of the changes that nobody waits for are in it: if it
+        changed, one of the commits whose answers were lost was applied, or none can be any more."""
+        self.marks = marks
+        applied = self._unknown.get(int(self._mark()), 0) if changed else 0
+        if changed:
+            self._unknown.clear()
+        self.sequence = max(self.sequence, int(self._mark()))  # of one that was forgotten and made anew
+        return applied
+
+    def committed(self, marks: Marks) -> None:
+        self.marks = marks
+        self._unknown.clear()
+
+    @property
+    def holds_last(self) -> bool:
+        """The document holds the last commit that was tried."""
+        return self._mark() == self.sequence
+
+    def _mark(self) -> float:
+        return self.marks.get(self.me, [0])[0]
 
 
 @dataclass(slots=True)
@@ -60,7 +125,7 @@ class Ledger(Generic[T]):
         self._codec = codec
         self._watch = watch
         self._version: Version | None = None
-        self._author = Authorship(writer)
+        self._writers = Writers(writer)
         self._waiting: list[_Entry[T]] = []
         self._due = False
         """What rides shall be committed now, not with whatever comes next."""
@@ -161,16 +226,16 @@ class Ledger(Generic[T]):
     @property
     def writers(self) -> frozenset[str]:
         """Who wrote this document within the last minute, as far as is known; oneself included."""
-        return self._author.names(self._store.now())
+        return self._writers.names(self._store.now())
 
     @property
     def alone(self) -> bool:
-        return self._author.is_alone(self._store.now())
+        return self._writers.is_alone(self._store.now())
 
     @property
     def tries(self) -> int:
         """Grows with every commit tried, so that an answer to an older question can be told."""
-        return self._author.sequence
+        return self._writers.sequence
 
     async def flush(self) -> None:
         """Commit what rides and wait for every commit under way."""
@@ -204,7 +269,7 @@ class Ledger(Generic[T]):
 
         `asked`: `tries` when the question was put. If a commit was made since, the answer is older than what is known.
         """
-        if asked is not None and (self._task is not None or asked != self._author.sequence):
+        if asked is not None and (self._task is not None or asked != self._writers.sequence):
             return
         now = self._store.now()
         if found is None:
@@ -214,7 +279,7 @@ class Ledger(Generic[T]):
             # Before anything is taken over: what cannot be read is never written over.
             value, writers = self._unpacked(document, now)
             changed = version != self._version
-            del self._riding[: self._author.read(writers, changed=changed)]
+            del self._riding[: self._writers.read(writers, changed=changed)]
             self.mine = self.mine and not changed
             self._version = version
             self.value = value
@@ -223,9 +288,9 @@ class Ledger(Generic[T]):
             self.changed()
         self.seen_at = now
 
-    def _unpacked(self, document: Document, now: float) -> tuple[T, Writers]:
+    def _unpacked(self, document: Document, now: float) -> tuple[T, Marks]:
         try:
-            return self._codec.unpack(document), self._author.recent(document.get("writers", {}), now)
+            return self._codec.unpack(document), self._writers.recent(document.get("writers", {}), now)
         except Exception as error:  # somebody else's document, or a newer version's: an error, never a guess
             said = str(error) if isinstance(error, ValueError) else f"it cannot be read ({type(error).__name__})"
             raise StoreError(f"document {self.name!r} of the store: {said}; mend or delete it") from error
@@ -235,7 +300,7 @@ class Ledger(Generic[T]):
         return (await self._watch.read([self.name])).get(self.name)
 
     async def _reread(self) -> None:
-        asked = self._author.sequence
+        asked = self._writers.sequence
         self.saw(await self._read(), asked)
 
     def _start(self) -> None:
@@ -287,7 +352,7 @@ class Ledger(Generic[T]):
                 return results
             value = self._codec.tidy(value, now)
             document = self._codec.pack(value)
-            document["writers"] = writers = self._author.sign(now, riding)
+            document["writers"] = writers = self._writers.sign(now, riding)
             if self._codec.keeps is not None:
                 document["expires"] = math.ceil(now + self._codec.keeps)
             self._tried_at = now
@@ -301,7 +366,7 @@ class Ledger(Generic[T]):
                     raise
             else:
                 del self._riding[:riding]
-                self._author.committed(writers)
+                self._writers.committed(writers)
                 for rider in self._riding:
                     value, _ = rider(value, now)
                 self.value, self._version, self.seen_at = value, version, now
@@ -320,4 +385,4 @@ class Ledger(Generic[T]):
         except TimeoutError:
             return False
         self.saw(found)
-        return found is not None and self._author.holds_last
+        return found is not None and self._writers.holds_last
