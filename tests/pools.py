@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from bench.virtual import run
 from pollux.catalog import Catalog, builtin_text
 from pollux.keys import Key, Secret
-from pollux.ledger import Codec, Ledger
+from pollux.ledger import Codec, Ledger, Update
 from pollux.outcome import Outcomes
 from pollux.pool import Ask, Full, Pool, Reservation, Tried
 from pollux.roster import Roster
@@ -293,9 +293,14 @@ def add(name: str, amount: int = 1) -> Callable[[dict[str, int], float], tuple[d
     return lambda value, _: (value | {name: value.get(name, 0) + amount}, name)
 
 
-def take(name: str) -> Callable[[Any], Callable[[dict[str, int], float], tuple[dict[str, int], str]]]:
+def added(name: str, amount: int = 1) -> Update[dict[str, int]]:
+    """The same for a change that nobody waits for."""
+    return lambda value, now: add(name, amount)(value, now)[0]
+
+
+def take(name: str) -> Callable[[Any], Update[dict[str, int]]]:
     """The undoing of `add`."""
-    return lambda _: add(name, -1)
+    return lambda _: added(name, -1)
 
 
 async def stored(store: FaultyStore) -> dict[str, int]:

@@ -137,11 +137,11 @@ async def _something_happens(h: House, rng: random.Random) -> None:
                 [("keys", f"k{project[1:]}"), ("projects", project), ("models", f"{project}/{MODEL}")]
             )
             h.roster.health.ride(
-                lambda value, now: (health.set_aside(value, now, kind, name, "spend", 30.0), None)  # type: ignore[arg-type]
+                lambda value, now: health.set_aside(value, now, kind, name, "spend", 30.0)  # type: ignore[arg-type]
             )
         case 4:
             entry = next(iter(h.roster.health.value.projects), "")
-            h.roster.health.ride(lambda value, _: (health.clear(value, "projects", entry), None))
+            h.roster.health.ride(lambda value, _: health.clear(value, "projects", entry))
         case 5:
             keys = list(h.keys.now)
             at = rng.randrange(len(keys))
@@ -224,7 +224,7 @@ def test_limits_that_were_learned_before_a_pool_changed_are_looked_through_once(
         h = await house(keys_of(200))
         await h.roster.ready()
         for n in range(200):
-            h.quota(f"p{n}").ride(lambda state, now: (quota.learn(state, now, {"rpm": 10}, None), None))
+            h.quota(f"p{n}").ride(lambda state, now: quota.learn(state, now, {"rpm": 10}, None))
         await h.send()
         h.keys.now = tuple(replace(key) for key in h.keys.now)
         await h.send()
@@ -243,8 +243,8 @@ def test_what_is_set_aside_once_more_is_not_looked_at_by_each_request(kind: heal
         await h.send()
         names = {"projects": "p{}", "keys": "k{}", "models": "p{}/" + MODEL}
 
-        def aside(value: Health, now: float, name: str) -> tuple[Health, None]:
-            return health.set_aside(value, now, kind, name, "spend", 100.0), None
+        def aside(value: Health, now: float, name: str) -> Health:
+            return health.set_aside(value, now, kind, name, "spend", 100.0)
 
         def set_aside() -> None:
             for n in range(200):

@@ -427,7 +427,7 @@ def test_a_refusal_by_google_is_remembered_while_the_store_is_gone() -> None:
         await h.send()
         _down(h)
         await h.send()
-        await h.quota().note(lambda state, now: (quota.cool(state, now, "rpm", 20.0), None))
+        await h.quota().note(lambda state, now: quota.cool(state, now, "rpm", 20.0))
         began = h.clock
         await h.send()
         assert h.clock - began >= 20
@@ -455,7 +455,7 @@ def test_a_probe_of_a_quota_without_limits_waits_for_the_store_and_not_in_circle
         await h.quota().apply(lambda state, now: (quota.cool(state, now, "unknown-429", 5.0), None))
         await asyncio.sleep(10)
         _down(h)
-        await h.quota().note(lambda state, now: (quota.learn(state, now, {}, None), None))
+        await h.quota().note(lambda state, now: quota.learn(state, now, {}, None))
         await asyncio.sleep(70)
         with pytest.raises(StoreUnavailableError):
             await h.reserve(wait=0)

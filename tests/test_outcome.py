@@ -201,7 +201,7 @@ def test_the_bucket_that_google_names_is_counted_by_from_then_on() -> None:
 def test_models_of_one_bucket_share_what_it_has() -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=2))
-        h.roster.health.ride(lambda value, _: (replace(value, buckets={"one": "b", "two": "b"}), None))
+        h.roster.health.ride(lambda value, _: replace(value, buckets={"one": "b", "two": "b"}))
         await h.send(model="one")
         await h.send(model="two")
         assert await _refusals(h, model="one") == {"p0": "rpm"}
@@ -397,7 +397,7 @@ def test_in_a_large_pool_only_a_few_are_looked_at_though_the_tool_rests_in_many(
         for _ in range(60):
             first = h.pool.candidates.first(MODEL, h.pool.now(), tools=search)
             assert len(first) == LOOK_AT
-            assert all(int(project.name[1:]) >= 30 for project in first)
+            assert all(int(name[1:]) >= 30 for name in first)
             seen.add((await h.send(wait=0, tools=search)).quota.project)
         assert seen == {f"p{number}" for number in range(30, 60)}
         plain = {(await h.send(wait=0)).quota.project for _ in range(30)}

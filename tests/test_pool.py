@@ -219,7 +219,7 @@ def test_only_one_project_is_asked_if_only_that_can_serve() -> None:
         found = await h.reserve(only="p1", wait=0)
         assert isinstance(found, Full)
         assert set(found.refusals) == {"p1"}
-        h.roster.health.ride(lambda value, now: (_aside(value, now, "projects", "p0"), None))
+        h.roster.health.ride(lambda value, now: _aside(value, now, "projects", "p0"))
         found = await h.reserve(only="p1", wait=0)
         assert isinstance(found, Full)
         assert set(found.refusals) == {"p1"}
@@ -302,7 +302,7 @@ def test_the_project_that_was_used_longest_ago_comes_next(strategy: str) -> None
         assert (await h.send(prefer_key="k2")).key.id == "k2"
         assert [(await h.send()).key.id for _ in range(4)] == ["k1", "k0", "k2", "k1"]
         await h.send()
-        h.roster.health.ride(lambda value, now: (_aside(value, now, "projects", "p1"), None))
+        h.roster.health.ride(lambda value, now: _aside(value, now, "projects", "p1"))
         assert [(await h.send()).key.id for _ in range(3)] == ["k2", "k0", "k2"]
 
     play(scene())
@@ -318,7 +318,7 @@ def test_what_is_set_aside_during_the_commit_is_given_back_and_another_taken(kin
         h.store.delay = lambda: 0.05
         coming = asyncio.create_task(h.send(prefer_key="k0"))
         await asyncio.sleep(0.05)
-        h.roster.health.ride(lambda value, now: (_aside(value, now, kind, name), None))
+        h.roster.health.ride(lambda value, now: _aside(value, now, kind, name))
         assert (await coming).key.id == "k1"
         await h.quota().flush()
         assert quota.used(h.quota().value, h.pool.now()).requests == before
@@ -332,7 +332,7 @@ def test_what_is_set_aside_while_a_request_waits_is_not_asked() -> None:
         await h.send()
         waiter = asyncio.create_task(h.reserve(wait=70))
         await asyncio.sleep(50)
-        h.roster.health.ride(lambda value, now: (_aside(value, now, "projects", "p0"), None))
+        h.roster.health.ride(lambda value, now: _aside(value, now, "projects", "p0"))
         found = await waiter
         assert isinstance(found, Full)
         assert found.refusals["p0"].why == "aside:spend"
@@ -342,9 +342,7 @@ def test_what_is_set_aside_while_a_request_waits_is_not_asked() -> None:
 
 async def _set_aside(h: House, kind: health.Kind, name: str, seconds: float) -> None:
     await h.roster.ready()
-    await h.roster.health.note(
-        lambda value, now: (health.set_aside(value, now, kind, name, "invalid-key", seconds), None)
-    )
+    await h.roster.health.note(lambda value, now: health.set_aside(value, now, kind, name, "invalid-key", seconds))
 
 
 @pytest.mark.parametrize("count", [3, 30])
@@ -404,7 +402,7 @@ def test_a_rest_that_is_ended_by_hand_and_a_key_that_is_added_end_the_wait() -> 
         return h.clock
 
     def lifts(h: House) -> None:
-        h.roster.health.ride(lambda value, _: (health.clear(value, "keys", "k0"), None))
+        h.roster.health.ride(lambda value, _: health.clear(value, "keys", "k0"))
 
     def adds(h: House) -> None:
         h.keys.now = keys_of(2, rpm=5).now

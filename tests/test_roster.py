@@ -306,7 +306,7 @@ def test_quotas_of_invented_models_are_forgotten_and_those_that_hold_something_a
     async def scene() -> None:
         h = await house(keys_of(1, rpm=100))
         await h.send(model="kept")
-        h.quota(model="kept").ride(lambda state, _: (state, None))
+        h.quota(model="kept").ride(lambda state, _: state)
         for number in range(100):
             await h.send(model=f"invented-{number}")
             assert len(h.roster.quotas) <= 20

@@ -89,17 +89,17 @@ async def _lift(app: "App", ids: Sequence[str], *, well: bool, all_: bool) -> tu
         words for key_id, project in wanted.items() for words in health.held(roster.health.value, now, key_id, project)
     ]
 
-    def change(value: health.Health, _: float) -> tuple[health.Health, None]:
+    def change(value: health.Health, _: float) -> health.Health:
         for key_id, project in wanted.items():
             value = health.lifted(value, key_id, project, well=well)
-        return value, None
+        return value
 
     await roster.health.note(change)
     if all_:
         app.pool.booking.pause_until = 0.0
         for owned in [owned for owned in roster.quotas.values() if owned.project in set(wanted.values())]:
             if quota.try_early(owned.ledger.value, now) is not owned.ledger.value:
-                await owned.ledger.note(lambda state, when: (quota.try_early(state, when), None))
+                await owned.ledger.note(quota.try_early)
                 held.append(f"quota {owned.project}/{owned.bucket}")
     free = {project: when for project, when in roster.health.value.free.items() if project in set(owners.values())}
     return 200, {
@@ -118,10 +118,10 @@ async def _set_aside(app: "App", ids: Sequence[str], cause: str) -> tuple[int, d
     await app.roster.ready()
     seconds, ceiling = resting_time(cause)
 
-    def change(value: health.Health, now: float) -> tuple[health.Health, None]:
+    def change(value: health.Health, now: float) -> health.Health:
         for key_id in ids:
             value = health.set_aside(value, now, "keys", key_id, cause, seconds, ceiling)
-        return value, None
+        return value
 
     await app.roster.health.note(change)
     return 200, {"aside": sorted(set(ids))}

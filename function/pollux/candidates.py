@@ -118,33 +118,33 @@ class Candidates:
         """More projects than a request looks at."""
         return len(self._roster.projects) > self.look_at
 
-    def first(self, model: str, now: float, most: int | None = None, *, tools: Collection[str] = ()) -> list[Project]:
+    def first(self, model: str, now: float, most: int | None = None, *, tools: Collection[str] = ()) -> list[str]:
         """The projects to look at first: a few where none of these tools rests, or all of a small pool."""
         order, most = self._order(model, now), most or self.look_at
         if len(self._projects) <= most:
-            return list(self._projects)
+            return list(self._of)
         aside = self._roster.health.value.tools if tools else {}  # the order knows nothing of tools
-        projects = [self._projects[position] for position in order.positions(most + len(aside))]
+        names = [self._projects[position].name for position in order.positions(most + len(aside))]
         if aside:
-            projects = [project for project in projects if not self._roster.tool_rests(project.name, tools, now)]
-        return projects[:most]
+            names = [name for name in names if not self._roster.tool_rests(name, tools, now)]
+        return names[:most]
 
-    def others(self, model: str, now: float, want: Want, latest: float) -> tuple[list[Project], dict[str, Refusal]]:
+    def others(self, model: str, now: float, want: Want, latest: float) -> tuple[list[str], dict[str, Refusal]]:
         """The rest: those worth looking at, and what is known of those that surely have no slot up to `latest`."""
         order = self._order(model, now)
-        worth: list[Project] = []
+        worth: list[str] = []
         refusals: dict[str, Refusal] = {}
         for position in order.positions():
-            project, starts = self._projects[position], order.slot(position) * SLOT
+            name, starts = self._projects[position].name, order.slot(position) * SLOT
             tokens, refusal = order.later.get(position, (0, None))
             if starts == math.inf and position not in order.why:
                 continue  # it has no key that is enabled
             if starts > latest:
-                refusals[project.name] = Refusal(starts, order.why.get(position, "busy"))
+                refusals[name] = Refusal(starts, order.why.get(position, "busy"))
             elif refusal is not None and want.tokens >= tokens and refusal.until > latest:
-                refusals[project.name] = refusal
+                refusals[name] = refusal
             else:
-                worth.append(project)
+                worth.append(name)
         return worth, refusals
 
     def refused(self, model: str, project: Project, want: Want, refusal: Refusal) -> None:

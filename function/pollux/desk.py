@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from pollux import grants, quota
 from pollux.grants import Grant, Pace
-from pollux.ledger import Change
+from pollux.ledger import Update
 from pollux.quota import Refusal, Slot, State
 from pollux.ranking import Choice
 from pollux.reservation import Ask, Reservation, Tried
@@ -86,7 +86,7 @@ class Booking:
         if not limits and not choice.slot.probe:  # nothing to enforce: counted in memory, committed now and then
             slot: Slot | Refusal = choice.slot
             if not owned.ledger.is_full:
-                owned.ledger.ride(partial(_booked, slot=choice.slot, want=ask.want, limits=limits))
+                owned.ledger.ride(partial(quota.book, slot=choice.slot, want=ask.want, limits=limits))
                 owned.ledger.commit_soon(UNLIMITED_COMMIT)
         elif fast(limits) and (grant := await self._from_grant(owned, ask.want, limits, choice.at)) is not None:
             slot = grant.slot
@@ -194,14 +194,14 @@ class Booking:
         slot = self._safely(owned, want, limits, now, deadline)
         if isinstance(slot, Slot):
             owned.safe.spend(now, slot, want)
-            owned.ledger.submit_later(partial(_booked, slot=slot, want=want, limits=limits))
+            owned.ledger.submit_later(partial(quota.book, slot=slot, want=want, limits=limits))
         return slot
 
     async def store_is_back(self) -> bool:
         """Try a commit that changes nothing, one for all who wait, and not for long."""
         health = self._roster.health
         if not health.riding:
-            health.ride(lambda value, _: (value, None))
+            health.ride(lambda value, _: value)
         with suppress(TimeoutError):
             async with asyncio.timeout(PROBE_WITHIN):
                 await health.flush()
@@ -213,15 +213,8 @@ class Booking:
             owned.ledger.commit_soon(0)
 
 
-# Changes of a quota's state. They run again after a conflict.
-
-
-def _booked(state: State, now: float, slot: Slot, want: Want, limits: Limits) -> tuple[State, None]:
-    return quota.book(state, now, slot, want, limits), None
-
-
-def _undo(found: Slot | Refusal, want: Want) -> Change[State, None] | None:
+def _undo(found: Slot | Refusal, want: Want) -> Update[State] | None:
     """The client left while its slot was being committed."""
     if isinstance(found, Refusal):
         return None
-    return lambda state, _: (quota.give_back(state, found, want), None)
+    return lambda state, _: quota.give_back(state, found, want)

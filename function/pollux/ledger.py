@@ -21,8 +21,10 @@ T = TypeVar("T")
 R = TypeVar("R")
 Change = Callable[[T, float], tuple[T, R]]
 """(value, time) -> (value, result). Runs again after a conflict: it must not remember anything of the first run."""
+Update = Callable[[T, float], T]
+"""The same without a result, for changes that nobody waits for."""
 
-_Entry = tuple[Change[T, Any], "asyncio.Future[Any]", Callable[[Any], Change[T, Any] | None] | None]
+_Entry = tuple[Change[T, Any], "asyncio.Future[Any]", Callable[[Any], Update[T] | None] | None]
 
 MOST_CONFLICTS = 50
 MOST_RIDING = 2000
@@ -129,15 +131,13 @@ class Ledger(Generic[T]):
         self._waiting: list[_Entry[T]] = []
         self._due = False
         """What rides shall be committed now, not with whatever comes next."""
-        self._riding: list[Change[T, Any]] = []
+        self._riding: list[Update[T]] = []
         self._tried_at = float("-inf")
         self._later: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._reading: asyncio.Task[None] | None = None
 
-    def apply(
-        self, change: Change[T, R], undo: Callable[[R], Change[T, Any] | None] | None = None
-    ) -> "asyncio.Future[R]":
+    def apply(self, change: Change[T, R], undo: Callable[[R], Update[T] | None] | None = None) -> "asyncio.Future[R]":
         """Change the value; the future is done when that is committed. Cancelling it does not cancel the commit: if
         that was made already, `undo` tells what takes it back.
         """
@@ -146,7 +146,7 @@ class Ledger(Generic[T]):
         self._start()
         return future
 
-    async def perform(self, change: Change[T, R], undo: Callable[[R], Change[T, Any] | None]) -> R:
+    async def perform(self, change: Change[T, R], undo: Callable[[R], Update[T] | None]) -> R:
         """`apply`, awaited. Whoever is cancelled here leaves nothing behind, however far the commit was."""
         future = self.apply(change, undo)
         try:
@@ -157,46 +157,46 @@ class Ledger(Generic[T]):
                 self._take_back(undo(future.result()))
             raise
 
-    def _take_back(self, change: Change[T, Any] | None) -> None:
-        if change is not None:
-            self.submit(change)
+    def _take_back(self, update: Update[T] | None) -> None:
+        if update is not None:
+            self.submit(update)
 
-    def submit(self, change: Change[T, Any]) -> None:
-        """Change the value at once, with a commit of its own that nobody waits for. If it fails, the change rides."""
-        self.ride(change)
+    def submit(self, update: Update[T]) -> None:
+        """Change the value and start a commit that nobody waits for. If that fails, the change goes with the next."""
+        self.ride(update)
         self._due = True
         self._start()
 
-    def ride(self, change: Change[T, Any]) -> None:
-        """Change the value with the next commit, whenever that is; it is seen here at once."""
+    def ride(self, update: Update[T]) -> None:
+        """Change the value with the next commit, whenever that is. It is seen here at once."""
         if len(self._riding) < MOST_RIDING:
-            self._riding.append(change)
+            self._riding.append(update)
         else:
             log.error("too much waits for the store: a change of %s is not kept", self.name)
-        self.value, _ = change(self.value, self._store.now())
+        self.value = update(self.value, self._store.now())
         self.changed()
 
     @property
     def is_full(self) -> bool:
-        """So much rides that nothing more should be booked here."""
+        """Too many uncommitted changes: nothing more should be booked here."""
         return len(self._riding) >= FULL
 
-    def submit_later(self, change: Change[T, Any]) -> None:
+    def submit_later(self, update: Update[T]) -> None:
         """As `submit`, for a store that does not answer: it is not asked again with every change."""
         if self._store.now() - self._tried_at >= AGAIN_AFTER:
-            self.submit(change)
+            self.submit(update)
         else:
-            self.ride(change)
+            self.ride(update)
 
-    async def note(self, change: Change[T, Any]) -> None:
-        """Change the value. If the store does not answer that is no reason to fail: then the change rides."""
+    async def note(self, update: Update[T]) -> None:
+        """Change the value and wait for the commit. If the store does not answer, the change goes with a later one."""
         if self._watch.down:
-            self.submit_later(change)
+            self.submit_later(update)
             return
         try:
-            await self.apply(change)
+            await self.apply(lambda value, now: (update(value, now), None))
         except StoreUnavailableError:
-            self.ride(change)
+            self.ride(update)
 
     def commit_soon(self, every: float) -> None:
         """Commit what rides, now or as soon as the last commit is `every` seconds ago."""
@@ -283,8 +283,8 @@ class Ledger(Generic[T]):
             self.mine = self.mine and not changed
             self._version = version
             self.value = value
-            for change in self._riding:
-                self.value, _ = change(self.value, now)
+            for update in self._riding:
+                self.value = update(self.value, now)
             self.changed()
         self.seen_at = now
 
@@ -367,8 +367,8 @@ class Ledger(Generic[T]):
             else:
                 del self._riding[:riding]
                 self._writers.committed(writers)
-                for rider in self._riding:
-                    value, _ = rider(value, now)
+                for update in self._riding:
+                    value = update(value, now)
                 self.value, self._version, self.seen_at = value, version, now
                 self.changed()
                 self.mine = True

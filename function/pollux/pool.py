@@ -102,7 +102,7 @@ class _Search:
                     unseen.append(owned)
         if unseen:
             soon = self._pool.candidates.first(self._model, self.now, READ_AT_ONCE) if read_ahead else []
-            await roster.read_unseen(unseen + [roster.quota(project.name, self.bucket) for project in soon])
+            await roster.read_unseen(unseen + [roster.quota(name, self.bucket) for name in soon])
             self.now = self._soonest()
             # keys may have been removed meanwhile
             able = [found for found in able if roster.project_of.get(found[1].id) == found[0].name]
@@ -128,7 +128,7 @@ class _Search:
         worth, refusals = pool.candidates.others(self._model, self.now, ask.want, latest)
         left = {name: refusal for name, refusal in refusals.items() if name not in self._tried.projects}
         self.refusals = left | self.refusals
-        await self.look_at([project.name for project in worth])
+        await self.look_at(worth)
 
 
 class _Sleepers:
@@ -254,12 +254,13 @@ class Pool:
             if isinstance(choice, Full):
                 return choice
             owned, name = choice.quota, choice.project.name
-            if choice.slot.start > self.now() and name not in reread and self._is_stale(owned):
+            now = self.now()
+            if choice.slot.start > now and name not in reread and self._is_stale(owned):
                 reread.add(name)
                 await self._refresh(owned, STALE)
                 continue
             others = ask.only is None and len(roster.projects) > 1 and len(said[name]) + 1 < REFUSED_MOST
-            latest = max(choice.slot.start, self.now() + ahead) + SLOT if others else math.inf
+            latest = max(choice.slot.start, now + ahead) + SLOT if others else math.inf
             # In a large pool, requests that come together would all look at the same few projects and be in each
             # other's way. In a small one they rather share a commit.
             coming = int(self.candidates.large)
@@ -291,9 +292,9 @@ class Pool:
         """By the last seen states; the commit decides. What is preferred comes first, if there is room at once.
         `guess`: choose also a slot that is assumed to be taken meanwhile, so that its document is read."""
         roster = self.roster
-        paused = self.booking.pause_until
-        now = self.booking.earliest(self.now())
-        if paused > max(self.now(), ask.deadline):
+        paused, now = self.booking.pause_until, self.now()
+        if paused > max(now, ask.deadline):
+            now = self.booking.earliest(now)
             able, refusals = roster.candidates(model, tried.projects, tried.keys, now, ask.prefer_key, ask.tools)
             refusals |= {project.name: Refusal(paused, "paused") for project, _ in able}
             return Full(model, {name: refusals[name] for name in refusals if ask.only in (None, name)})
@@ -303,7 +304,7 @@ class Pool:
         elif (favourite := await self._favourite(search)) is not None:
             return favourite
         else:
-            first = [project.name for project in self.candidates.first(model, now, tools=ask.tools)]
+            first = self.candidates.first(model, self.booking.earliest(now), tools=ask.tools)
             await search.look_at([*tried.trials, *ask.near, *first], read_ahead=True)
             if len(first) < len(roster.projects) and not search.likely():
                 await search.look_at_others()

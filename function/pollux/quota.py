@@ -194,9 +194,7 @@ def _fit_day(state: State, number: int, want: Want, limits: Limits, ignore_spent
 
 def book(state: State, now: float, slot: Slot, want: Want, limits: Limits) -> State:
     """Take a slot that `find` gave for the same state."""
-    slots = state.slots
-    taken = slots.get(slot.number)
-    slots = slots.having(slot.number, want if taken is None else Want(*map(int.__add__, taken, want)))
+    slots = state.slots.plus(slot.number, want)
     requests, tokens = state.days.get(slot.day, (0, 0))
     used = (requests + want.requests, tokens + want.tokens)
     state = state._replace(slots=slots, days=current(state.days | {slot.day: used}, now))
@@ -220,7 +218,7 @@ def settle(state: State, slot: Slot, booked: Want, tokens: int) -> State:
 
 def give_back(state: State, slot: Slot, booked: Want) -> State:
     """Return a reservation that was never sent, once. One that reached Google is not: failures count there too."""
-    return release(amend(state, slot, Want(*(-amount for amount in booked))), slot)
+    return release(amend(state, slot, booked.times(-1)), slot)
 
 
 def release(state: State, slot: Slot) -> State:
@@ -233,9 +231,8 @@ def release(state: State, slot: Slot) -> State:
 def amend(state: State, slot: Slot, change: Want) -> State:
     """Correct what is booked in a slot. When it is gone, only the day's total changes."""
     slots, days = state.slots, state.days
-    if taken := slots.get(slot.number):
-        left = Want(*[max(0, a + b) for a, b in zip(taken, change, strict=True)])
-        slots = slots.having(slot.number, left)
+    if slot.number in slots:
+        slots = slots.plus(slot.number, change)
     if used := days.get(slot.day):
         days = days | {slot.day: (max(0, used[0] + change.requests), max(0, used[1] + change.tokens))}
     return state._replace(slots=slots, days=days)

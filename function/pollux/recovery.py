@@ -61,11 +61,10 @@ class Recovery:
     def begin(self) -> None:
         """Ask about the keys whose rest is over. Nobody waits for it, and it costs nothing while none is due."""
         self._look()
-        now = self._roster.store.now()
-        while self._due and self._due[0][0] <= now and len(self._probes) < AT_ONCE:
+        while self._due and self._due[0][0] <= self._roster.store.now() and len(self._probes) < AT_ONCE:
             _, key_id = heapq.heappop(self._due)
             if self.free_call is None:
-                self._roster.health.ride(partial(_found_well, key_id=key_id))
+                self._roster.health.ride(partial(health.found_well, key_id=key_id))
             else:
                 self._start(key_id)
 
@@ -220,21 +219,15 @@ class Recovery:
             return  # nothing was said of the key
         if verdict.blames == "key":
             self._refused.add(key.id)
-            await self._aside("keys", key.id, verdict)
+            await self._roster.set_aside("keys", key.id, verdict)
             return
         if verdict.blames == "project":
-            await self._aside("projects", key.project, verdict)
-        await self._roster.health.note(partial(_found_well, key_id=key.id))
+            await self._roster.set_aside("projects", key.project, verdict)
+        await self._roster.health.note(partial(health.found_well, key_id=key.id))
         log.warning(
             "the key %s is taken by Google again, and serves from now on",
             key.id,
             extra={"event": "well-again", "kind": "key", "subject": key.id},
-        )
-
-    async def _aside(self, kind: health.Kind, name: str, verdict: Verdict) -> None:
-        seconds, ceiling = verdict.cooldown_s or 0.0, verdict.ceiling_s
-        await self._roster.health.note(
-            lambda value, now: (health.set_aside(value, now, kind, name, verdict.cause, seconds, ceiling), None)
         )
 
     # --- projects, models, quotas -----------------------------------------------------------------------------------
@@ -253,7 +246,7 @@ class Recovery:
         tried.trials.add(name)
         owned = self._roster.quotas.get((name, self._roster.bucket(model)))
         if owned is not None and owned.ledger.value.cooldown is not None:
-            await owned.ledger.note(lambda state, when: (quota.try_early(state, when), None))
+            await owned.ledger.note(quota.try_early)
         return True
 
     def _tries(
@@ -277,10 +270,6 @@ class Recovery:
                 since = [entry.since for entry in entries if entry is not None and entry.until > now]
                 if since:
                     yield name, self._tried.get((name, model), max(since))
-
-
-def _found_well(value: Health, now: float, key_id: str) -> tuple[Health, None]:
-    return health.found_well(value, now, key_id), None
 
 
 def _spacing(entry: Aside) -> float:

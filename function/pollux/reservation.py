@@ -107,10 +107,10 @@ class Reservation:
         if not self.sent:
             self.sent = True
             if self.grant is not None and not self.grant.closed:
-                self.grant.add(Want(*(-amount for amount in self.want)))
+                self.grant.add(self.want.times(-1))
             else:
                 slot, want = self.slot, self.want
-                self.quota.ledger.submit(lambda state, _: (quota.give_back(state, slot, want), None))
+                self.quota.ledger.submit(lambda state, _: quota.give_back(state, slot, want))
 
     def let_go(self) -> None:
         """Whatever became of it, it holds nothing any more that somebody else could use."""
@@ -123,7 +123,7 @@ class Reservation:
         if slot.probe:
             self.slot = slot._replace(probe="")  # another request may hold a lease of the same slot later
             if quota.release(ledger.value, slot) is not ledger.value:
-                ledger.submit(lambda state, _: (quota.release(state, slot), None))
+                ledger.submit(lambda state, _: quota.release(state, slot))
 
     def settle(self, tokens: int | None) -> "asyncio.Future[None] | None":
         """Put the true tokens in the place of the estimate. A commit to wait for, only where the difference matters."""
@@ -135,16 +135,16 @@ class Reservation:
             # Only what the grant does not hold is booked: otherwise no other instance would know of it.
             slot, booked, tokens = self.grant.slot, NOTHING, self.grant.settle(tokens - booked.tokens)
 
-        def change(state: State, _: float) -> tuple[State, None]:
-            return quota.settle(state, slot, booked, tokens), None
+        def update(state: State, _: float) -> State:
+            return quota.settle(state, slot, booked, tokens)
 
         more = abs(tokens - booked.tokens)
         limit = self.limits.get("tpm") or self.limits.get("tpd")
         if limit and more * 100 > limit:
-            ledger.submit(change)
+            ledger.submit(update)
             return asyncio.ensure_future(ledger.flush())
         if more:
-            ledger.ride(change)
+            ledger.ride(update)
         return None
 
 

@@ -22,6 +22,7 @@ from pollux.quota import Refusal, State
 from pollux.safe import SafeShare
 from pollux.store import Store, StoreUnavailableError
 from pollux.storewatch import Watch
+from pollux.verdict import Verdict
 from pollux.windows import NOTHING, Limits
 
 log = logging.getLogger("pollux.store")
@@ -74,7 +75,7 @@ class Quota:
         """What is left of a grant goes back with the next commit."""
         grant, self.grant = self.grant, None
         if grant is not None and not grant.closed and (rest := grant.close()) != NOTHING:
-            self.ledger.ride(lambda state, _: (quota.amend(state, grant.slot, rest), None))
+            self.ledger.ride(lambda state, _: quota.amend(state, grant.slot, rest))
 
     def wake(self) -> None:
         """Those who wait for a slot look again."""
@@ -138,6 +139,12 @@ class Roster:
             except StoreUnavailableError:
                 if not self._knows_health:
                     raise
+
+    async def set_aside(self, kind: health.Kind, name: str, verdict: Verdict) -> None:
+        seconds, ceiling = verdict.cooldown_s or 0.0, verdict.ceiling_s
+        await self.health.note(
+            lambda value, now: health.set_aside(value, now, kind, name, verdict.cause, seconds, ceiling)
+        )
 
     @property
     def _knows_health(self) -> bool:
@@ -367,5 +374,5 @@ class Roster:
                 return
 
 
-def _forgiven(value: Health, _: float, key_id: str) -> tuple[Health, None]:
-    return health.lifted(value, key_id, None, well=False), None
+def _forgiven(value: Health, _: float, key_id: str) -> Health:
+    return health.lifted(value, key_id, None, well=False)

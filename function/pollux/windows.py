@@ -36,6 +36,9 @@ class Want(NamedTuple):
     tokens: int = 0
     images: int = 0
 
+    def times(self, factor: int) -> "Want":
+        return Want(self.requests * factor, self.tokens * factor, self.images * factor)
+
 
 NOTHING = Want(0)
 
@@ -53,13 +56,14 @@ class Slots(dict[int, Want]):
         super().__init__(taken)
         self.held = total(self.values()) if held is None else held
 
-    def having(self, number: int, want: Want) -> "Slots":
-        """The same with this in a slot."""
-        before = self.get(number, NOTHING)
-        held = Want(*[a + b - c for a, b, c in zip(self.held, want, before, strict=True)])
+    def plus(self, number: int, want: Want) -> "Slots":
+        """The same with more in a slot, or with less, but never with less than nothing."""
+        a, b, c = self.get(number, NOTHING)
+        after = Want(max(0, a + want.requests), max(0, b + want.tokens), max(0, c + want.images))
+        held = Want(self.held[0] + after[0] - a, self.held[1] + after[1] - b, self.held[2] + after[2] - c)
         slots = Slots(self, held)
-        if any(want):
-            slots[number] = want
+        if any(after):
+            slots[number] = after
         else:
             slots.pop(number, None)
         return slots
