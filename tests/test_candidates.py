@@ -11,10 +11,9 @@ import pytest
 from pollux import health, quota
 from pollux.health import Health
 from pollux.keys import Key
-from pollux.pool import Choice, Full, Reservation, Tried
 from pollux.ranking import IN_TURN
 from pollux.windows import Want
-from tests.pools import MODEL, House, Keys, house, keys_of, play
+from tests.pools import MODEL, Choice, Full, House, Keys, Reservation, Tried, house, keys_of, play
 
 STRATEGIES = ("earliest", "round_robin", "least_recently_used", "most_available")
 MANY = 40

@@ -10,11 +10,9 @@ import pytest
 from pollux import quota
 from pollux.grants import Grant
 from pollux.ledger import FULL
-from pollux.pool import Full, Reservation
-from pollux.reservation import Tried
 from pollux.store import Document, StoreUnavailableError, Version
 from pollux.windows import LONGEST, SLOT, WINDOW
-from tests.pools import BEGAN, FaultyStore, House, house, keys_of, memory, play
+from tests.pools import BEGAN, FaultyStore, Full, House, Reservation, Tried, house, keys_of, memory, play
 
 
 async def _steady(h: House, per_second: float, seconds: float, tokens: int = 0) -> list[Reservation]:

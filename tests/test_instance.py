@@ -10,13 +10,11 @@ import pytest
 
 from pollux.instance import has_ended, new_name
 from pollux.ledger import WRITER_FOR, Writers
-from pollux.pool import Ask, Pool, Reservation, Tried
-from pollux.roster import Roster
 from pollux.settings import Settings
 from pollux.store.memory import MemoryStore
 from pollux.store.sqlite import SqliteStore
 from pollux.windows import Want
-from tests.pools import MODEL, catalog, keys_of
+from tests.pools import MODEL, Ask, Pool, Reservation, Roster, Tried, catalog, keys_of
 
 NAME = "from pollux.instance import new_name; print(new_name(one_machine=True))"
 

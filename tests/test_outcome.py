@@ -10,11 +10,10 @@ from pollux import quota
 from pollux.candidates import LOOK_AT
 from pollux.keys import Key
 from pollux.outcome import BESIDE
-from pollux.pool import Full, Reservation
 from pollux.tools import GROUNDING, MAPS, SEARCH, TOOLS, URLS
 from pollux.verdict import Verdict, judge, quota_error, until_midnight
 from pollux.windows import day_of
-from tests.pools import BEGAN, MODEL, FaultyStore, House, Keys, house, keys_of, memory, play
+from tests.pools import BEGAN, MODEL, FaultyStore, Full, House, Keys, Reservation, house, keys_of, memory, play
 
 
 def _429(quota_id: str = "", metric: str = "", value: str = "15", delay: str = "", model: str = "") -> Verdict:

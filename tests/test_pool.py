@@ -10,12 +10,25 @@ import pytest
 from pollux import health, quota
 from pollux.keys import Key
 from pollux.ledger import Change
-from pollux.pool import Full, Reservation, StoppingError, Tried
 from pollux.quota import State
 from pollux.ranking import IN_TURN
 from pollux.verdict import Verdict
 from pollux.windows import day_of
-from tests.pools import BEGAN, MODEL, FaultyStore, House, Keys, house, keys_of, memory, play
+from tests.pools import (
+    BEGAN,
+    MODEL,
+    FaultyStore,
+    Full,
+    House,
+    Keys,
+    Reservation,
+    StoppingError,
+    Tried,
+    house,
+    keys_of,
+    memory,
+    play,
+)
 
 
 def _cooled(seconds: float, reason: str = "rpm") -> Change[State, None]:
