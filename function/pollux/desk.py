@@ -11,11 +11,12 @@ from types import MappingProxyType
 from pollux import grants, quota
 from pollux.grants import Grant, Pace
 from pollux.ledger import Update
-from pollux.quota import Refusal, Slot, State
+from pollux.quota import Slot, State
 from pollux.ranking import Choice
+from pollux.reasons import BUSY, STORE_DOWN, Refusal, Why
 from pollux.reservation import Ask, Reservation, Tried
 from pollux.roster import Quota, Roster
-from pollux.safe import READ_WITHIN, STORE_DOWN
+from pollux.safe import READ_WITHIN
 from pollux.settings import Settings
 from pollux.store import StoreUnavailableError
 from pollux.windows import SLOT, Limits, Want, fast
@@ -62,7 +63,7 @@ class Booking:
         project = self._roster.projects.get(owned.project) if presumed else None
         if project is not None and project.tier is None and isinstance(found, Slot):
             found = quota.spaced(state, found, want, limits, presumed)
-            found = found if found.start <= max(now, deadline) else Refusal(found.start, "busy")
+            found = found if found.start <= max(now, deadline) else Refusal(found.start, BUSY)
         if self._watch.trouble and (limits or not isinstance(found, Slot) or found.probe):  # as `reserve` will see it
             safe = self._safely(owned, want, limits, now, deadline if self._watch.down else now)
             if isinstance(safe, Slot) or self._watch.down:
@@ -71,10 +72,10 @@ class Booking:
 
     def why_later(
         self, owned: Quota, want: Want, limits: Limits, now: float, presumed: Limits = NOTHING_PRESUMED
-    ) -> str:
+    ) -> Why:
         """What keeps a want from being sent now."""
         found = self.look(owned, want, limits, now, now, presumed)
-        return found.why if isinstance(found, Refusal) else "busy"
+        return found.why if isinstance(found, Refusal) else BUSY
 
     async def reserve(
         self, choice: Choice, model: str, ask: Ask, tried: Tried, ahead: float, latest: float
@@ -128,7 +129,7 @@ class Booking:
         start, deadline = self.earliest(now + ahead), ask.latest(limits)
         booked, slot = quota.reserve(state, start, ask.want, limits, deadline, self._settings.window)
         if isinstance(slot, Slot) and slot.start > latest:
-            return state, Refusal(slot.start, "busy")
+            return state, Refusal(slot.start, BUSY)
         return booked, slot
 
     # --- grants -------------------------------------------------------------------------------------------------------

@@ -17,13 +17,12 @@ from pollux import ranking
 from pollux.candidates import READ_AT_ONCE, Candidates
 from pollux.desk import Booking
 from pollux.keys import Key
-from pollux.quota import Refusal
 from pollux.ranking import Choice
+from pollux.reasons import BUSY, PAUSED, STORE_DOWN, Refusal
 from pollux.recent import Recent
 from pollux.recovery import Recovery
 from pollux.reservation import Ask, Full, Reservation, StoppingError, Tried
 from pollux.roster import Project, Quota, Roster
-from pollux.safe import STORE_DOWN
 from pollux.settings import Settings
 from pollux.store import StoreUnavailableError
 from pollux.windows import SLOT
@@ -201,7 +200,7 @@ class Pool:
                 if found.slot.start > now:
                     paused = self.booking.pause_until > now
                     tried.waits_for = (
-                        "paused" if paused else self.booking.why_later(found.quota, found.want, found.limits, now)
+                        PAUSED if paused else self.booking.why_later(found.quota, found.want, found.limits, now)
                     )
                     if ask.booked is not None:
                         ask.booked(found.quota.project)
@@ -216,10 +215,10 @@ class Pool:
                 raise StoreUnavailableError(self.roster.watch.why)
             if await self.recovery.revive(model, tried, found.refusals, ask.deadline, ask.tools):
                 continue
-            tried.waits_for = min(found.refusals.values()).why if found.refusals else ""
+            tried.waits_for = min(found.refusals.values()).why if found.refusals else None
             if not await self.rest(found.refusals, ask.deadline):
                 return found
-            probed = [name for name, refusal in found.refusals.items() if refusal.why.startswith("probing")]
+            probed = [name for name, refusal in found.refusals.items() if refusal.why.kind == "probing"]
             bucket = self.roster.bucket(model)
             await asyncio.gather(*(self.roster.quota(name, bucket).ledger.refresh(PROBE_AGE) for name in probed))
 
@@ -296,7 +295,7 @@ class Pool:
         if paused > max(now, ask.deadline):
             now = self.booking.earliest(now)
             able, refusals = roster.candidates(model, tried.projects, tried.keys, now, ask.prefer_key, ask.tools)
-            refusals |= {project.name: Refusal(paused, "paused") for project, _ in able}
+            refusals |= {project.name: Refusal(paused, PAUSED) for project, _ in able}
             return Full(model, {name: refusals[name] for name in refusals if ask.only in (None, name)})
         search = _Search(self, model, ask, tried, ahead, without)
         if ask.only is not None:
@@ -310,7 +309,7 @@ class Pool:
                 await search.look_at_others()
         likely = search.likely() or (list(search.choices.values()) if guess else [])
         if not likely:
-            guessed = {name: Refusal(choice.rank[0] * SLOT, "busy") for name, choice in search.choices.items()}
+            guessed = {name: Refusal(choice.rank[0] * SLOT, BUSY) for name, choice in search.choices.items()}
             return Full(model, search.refusals | guessed)
         if ask.near:
             at_once = [found for found in likely if found.slot.start <= search.now and found.project.name in ask.near]

@@ -18,11 +18,12 @@ from pollux.health import Health
 from pollux.instance import new_name
 from pollux.keys import Key, Keyring
 from pollux.ledger import Codec, Ledger
-from pollux.quota import Refusal, State
+from pollux.quota import State
+from pollux.reasons import Refusal, Why
 from pollux.safe import SafeShare
 from pollux.store import Store, StoreUnavailableError
 from pollux.storewatch import Watch
-from pollux.verdict import Verdict
+from pollux.verdict.rules import Verdict
 from pollux.windows import NOTHING, Limits
 
 log = logging.getLogger("pollux.store")
@@ -204,7 +205,7 @@ class Roster:
                 continue
             aside = health_.keys.get(key.id)
             if aside is not None and health.key_rests(aside, now):
-                found = Refusal(max(aside.until, now + PROBED_WITHIN), f"aside:{aside.reason}")
+                found = Refusal(max(aside.until, now + PROBED_WITHIN), Why(aside.reason, "aside"))
                 refusal = found if refusal is None else min(refusal, found)
             elif key.id == prefer:
                 return key
@@ -248,13 +249,13 @@ class Roster:
     def resting(self, project: str, model: str, now: float, tools: Collection[str] = ()) -> Refusal | None:
         """What keeps a project from serving this model with these tools the longest, keys and quotas apart."""
         aside = self.health.value
-        entries = [("aside", aside.projects.get(project)), ("aside", aside.models.get(f"{project}/{model}"))]
+        entries = [("", aside.projects.get(project)), ("", aside.models.get(f"{project}/{model}"))]
         for tool in tools:
-            entries.append((f"aside:{tool}", aside.tools.get(f"{project}/{tool}")))
+            entries.append((tool, aside.tools.get(f"{project}/{tool}")))
         longest: Refusal | None = None
-        for state, entry in entries:
+        for tool, entry in entries:
             if entry is not None and entry.until > now:
-                found = Refusal(entry.until, f"{state}:{entry.reason}")
+                found = Refusal(entry.until, Why(entry.reason, "aside", tool))
                 longest = found if longest is None else max(longest, found)
         return longest
 
