@@ -155,9 +155,11 @@ class Candidates:
             if want.tokens <= tokens:
                 order.later[position] = (want.tokens, refusal)
 
-    def used(self, model: str, project: str) -> None:
-        """A request is being booked there, or is booked."""
-        order, position = self._orders.get(model), self._positions.get(project)
+    def taking(self, model: str, owned: Quota, requests: int) -> None:
+        """So many requests more are being booked there: those that come meanwhile go elsewhere. In a small pool they
+        rather share a commit."""
+        owned.coming += requests
+        order, position = self._orders.get(model), self._positions.get(owned.project)
         if order is not None and position is not None:
             order.changed.add(position)
 

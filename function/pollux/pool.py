@@ -260,17 +260,15 @@ class Pool:
                 continue
             others = ask.only is None and len(roster.projects) > 1 and len(said[name]) + 1 < REFUSED_MOST
             latest = max(choice.slot.start, now + ahead) + SLOT if others else math.inf
-            # In a large pool, requests that come together would all look at the same few projects and be in each
-            # other's way. In a small one they rather share a commit.
-            coming = int(self.candidates.large)
-            owned.coming += coming
             owned.used_at = next(self._uses)
-            self.candidates.used(model, name)
+            large = self.candidates.large
+            if large:
+                self.candidates.taking(model, owned, 1)
             try:
                 booked = await self.booking.reserve(choice, model, ask, tried, ahead, latest)
             finally:
-                owned.coming -= coming
-                self.candidates.used(model, name)
+                if large:
+                    self.candidates.taking(model, owned, -1)
             if isinstance(booked, Reservation):
                 roster.used(choice.key, owned.used_at)
                 return booked
@@ -391,9 +389,9 @@ class Pool:
 
     async def _wait_for(self, reservation: Reservation) -> bool:
         """Sleep until the slot. False: it was given back: too late, or what it would use rests by now."""
-        owned = reservation.quota
-        start = max(reservation.slot.start + self._margin(), self.booking.pause_until)
-        if start > self.now():
+        owned, margin = reservation.quota, self._margin()
+        start, now = max(reservation.slot.start + margin, self.booking.pause_until), self.now()
+        if start > now:
             self.waiting += 1
             try:
                 while start > self.now() and not self._is_void(reservation, start):
@@ -404,8 +402,8 @@ class Pool:
                 raise
             finally:
                 self.waiting -= 1
-        now = self.now()
-        if self._is_void(reservation, now) or now < self.booking.pause_until or self.is_late(reservation):
+            now, margin = self.now(), self._margin()
+        if self._is_void(reservation, now) or now < self.booking.pause_until or now > reservation.slot.latest - margin:
             reservation.give_back()
             return False
         return True

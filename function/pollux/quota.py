@@ -126,7 +126,7 @@ def _place(
     `why` if nothing else did."""
     fit = fit_sliding if window == "sliding" else fit_minute
     number = first.number
-    span = LONGEST if fast(limits) or state.granted > number - LONGEST else WINDOW
+    span = LONGEST if limits and (fast(limits) or state.granted > number - LONGEST) else WINDOW
     while True:
         fitted, full = fit(state.slots, number, want, limits, span)
         placed, closed, day = _fit_day(state, fitted, want, limits, first.probe == "utc")
