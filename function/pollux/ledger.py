@@ -130,7 +130,7 @@ class Ledger(Generic[T]):
         self._writers = Writers(writer)
         self._waiting: list[_Entry[T]] = []
         self._due = False
-        """What rides shall be committed now, not with whatever comes next."""
+        """The uncommitted changes are to be committed now, not with the next commit that is needed anyway."""
         self._riding: list[Update[T]] = []
         self._tried_at = float("-inf")
         self._later: asyncio.TimerHandle | None = None
@@ -147,12 +147,12 @@ class Ledger(Generic[T]):
         return future
 
     async def perform(self, change: Change[T, R], undo: Callable[[R], Update[T] | None]) -> R:
-        """`apply`, awaited. Whoever is cancelled here leaves nothing behind, however far the commit was."""
+        """`apply`, awaited. If the caller is cancelled, its change is taken back, however far the commit was."""
         future = self.apply(change, undo)
         try:
             return await future
         except asyncio.CancelledError:
-            # Its answer may have come in the same turn of the loop; then nobody else takes it back.
+            # The result may have come in the same turn of the loop: then it is taken back here.
             if future.done() and not future.cancelled() and future.exception() is None:
                 self._take_back(undo(future.result()))
             raise
@@ -172,7 +172,7 @@ class Ledger(Generic[T]):
         if len(self._riding) < MOST_RIDING:
             self._riding.append(update)
         else:
-            log.error("too much waits for the store: a change of %s is not kept", self.name)
+            log.error("too many uncommitted changes wait for the store: a change of %s is lost", self.name)
         self.value = update(self.value, self._store.now())
         self.changed()
 
@@ -199,7 +199,7 @@ class Ledger(Generic[T]):
             self.ride(update)
 
     def commit_soon(self, every: float) -> None:
-        """Commit what rides, now or as soon as the last commit is `every` seconds ago."""
+        """Commit the uncommitted changes, now or as soon as the last commit is `every` seconds ago."""
         if not self._riding:
             return
         wait = self.committed_at + every - self._store.now()
@@ -220,12 +220,12 @@ class Ledger(Generic[T]):
 
     @property
     def riding(self) -> int:
-        """How many changes wait for the next commit."""
+        """How many changes wait for the next commit, which nobody waits for."""
         return len(self._riding)
 
     @property
     def writers(self) -> frozenset[str]:
-        """Who wrote this document within the last minute, as far as is known; oneself included."""
+        """The instances that wrote this document within the last minute, as far as is known; this one included."""
         return self._writers.names(self._store.now())
 
     @property
@@ -234,11 +234,11 @@ class Ledger(Generic[T]):
 
     @property
     def tries(self) -> int:
-        """Grows with every commit tried, so that an answer to an older question can be told."""
+        """Grows with every commit tried: shows whether an answer is older than a commit."""
         return self._writers.sequence
 
     async def flush(self) -> None:
-        """Commit what rides and wait for every commit under way."""
+        """Commit the uncommitted changes and wait for every commit under way."""
         while self._task is not None:
             await asyncio.shield(self._task)
         if self._riding:
@@ -247,7 +247,7 @@ class Ledger(Generic[T]):
             await asyncio.shield(self._task)
 
     async def refresh(self, older_than: float) -> None:
-        """Read the document again if what is known is older than that many seconds; once, however many ask."""
+        """Read the document again if the last read is older than that many seconds; once, however many ask."""
         if self._store.now() - self.seen_at <= older_than:
             return
         if self._task is not None:  # the commit under way tells as much as a read
@@ -265,9 +265,9 @@ class Ledger(Generic[T]):
             task.exception()
 
     def saw(self, found: tuple[Document, Version] | None, asked: int | None = None) -> None:
-        """Take over what the store holds. A document that vanished is written back from what is known here.
+        """Take over what the store holds. A document that vanished is written again from the value known here.
 
-        `asked`: `tries` when the question was put. If a commit was made since, the answer is older than what is known.
+        `asked`: `tries` when the read began. If a commit was tried since, the answer is older than the value here.
         """
         if asked is not None and (self._task is not None or asked != self._writers.sequence):
             return
@@ -276,7 +276,7 @@ class Ledger(Generic[T]):
             self._version = None
         else:
             document, version = found
-            # Before anything is taken over: what cannot be read is never written over.
+            # First of all: a document that cannot be read is never overwritten.
             value, writers = self._unpacked(document, now)
             changed = version != self._version
             del self._riding[: self._writers.read(writers, changed=changed)]
@@ -291,7 +291,7 @@ class Ledger(Generic[T]):
     def _unpacked(self, document: Document, now: float) -> tuple[T, Marks]:
         try:
             return self._codec.unpack(document), self._writers.recent(document.get("writers", {}), now)
-        except Exception as error:  # somebody else's document, or a newer version's: an error, never a guess
+        except Exception as error:  # another program's document, or a newer version's: an error, never a guess
             said = str(error) if isinstance(error, ValueError) else f"it cannot be read ({type(error).__name__})"
             raise StoreError(f"document {self.name!r} of the store: {said}; mend or delete it") from error
 
@@ -310,14 +310,14 @@ class Ledger(Generic[T]):
     async def _run(self) -> None:
         try:
             while True:
-                # One that can be undone and is not awaited any more need not be done.
+                # A change that can be undone and whose caller has left need not be made.
                 waiting = [entry for entry in self._waiting if entry[2] is None or not entry[1].cancelled()]
                 self._waiting, self._due = [], False
                 began = asyncio.get_running_loop().time()
                 try:
                     results = await self._commit([entry[0] for entry in waiting])
-                except Exception as error:  # whatever it is, those who wait must hear of it
-                    if asyncio.get_running_loop().time() - began > SLOW:  # who came meanwhile would wait as long again
+                except Exception as error:  # whatever it is, the callers that wait must get it
+                    if asyncio.get_running_loop().time() - began > SLOW:  # those that came meanwhile waited long too
                         waiting, self._waiting = waiting + self._waiting, []
                     self._fail(waiting, error)
                     return
@@ -326,7 +326,7 @@ class Ledger(Generic[T]):
                         future.set_result(result)
                     elif undo is not None:
                         self._take_back(undo(result))
-                if not self._waiting and not self._due:  # what else rides meanwhile waits for the next occasion
+                if not self._waiting and not self._due:  # other uncommitted changes wait for the next commit
                     return
         finally:
             self._task = None
@@ -335,7 +335,7 @@ class Ledger(Generic[T]):
 
     def _fail(self, waiting: "list[_Entry[T]]", error: Exception) -> None:
         if self._riding and not isinstance(error, StoreUnavailableError):  # of that `Watch` tells, once
-            log.warning("what rides with the next commit of %s has to wait: %s", self.name, error)
+            log.warning("uncommitted changes of %s wait for a later commit: %s", self.name, error)
         for _, future, _ in waiting:
             if not future.done():
                 future.set_exception(error)
@@ -377,8 +377,8 @@ class Ledger(Generic[T]):
         raise StoreUnavailableError(f"document {self.name!r} changed {MOST_CONFLICTS} times while one commit was tried")
 
     async def _was_applied(self, within: float | None = None) -> bool:
-        """After a lost answer, finding one's own sequence number in the document means that the commit was applied.
-        `within`: a store that was silent before is not waited for as long again."""
+        """After a lost answer: whether the document has the number of this instance's last commit. `within`: wait only
+        so long for a store that did not answer before."""
         try:
             async with asyncio.timeout(within):
                 found = await self._read()

@@ -1,7 +1,7 @@
-"""Brings back what is set aside: keys by a free call, projects, models and quotas by one request that tries them.
+"""Brings back what is set aside: keys by a free call; projects, models and quotas by one request that tries them.
 
-No work outlives requests, so it is they who start it: beside themselves while other keys serve, and when nothing else
-can serve they wait for what comes of it.
+No work outlives requests, so requests start it: in the background while other keys serve. When nothing else can serve,
+they wait for the result.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Who can serve: the projects with their keys, what is set aside, and the quotas with the limits in force.
+"""The projects with their keys, what is set aside, and the quotas with the limits in force.
 
 Which of them serves a request is chosen in `pool`.
 """
@@ -30,7 +30,7 @@ log = logging.getLogger("pollux.store")
 
 HEALTH_AGE = 30.0
 PROBED_WITHIN = 5.0
-"""A key whose rest has ended is being asked about: it is worth looking again after so long."""
+"""A key whose rest has ended is being probed: after so many seconds it is worth looking again."""
 CLOSE_WITHIN = 4.0
 MOST_QUOTAS = 2000
 MOST_QUOTAS_EACH = 10
@@ -39,7 +39,7 @@ ASSUMED = {"rpm": 5}
 """The smallest limit that Google gives a text model, for models of which the catalog knows none."""
 QUOTA = "quota:"
 KEPT_FOR = 8 * 86400.0
-"""A quota that nobody used for so long holds nothing any more, limits learned included."""
+"""A quota that was not used for so long holds nothing any more, learned limits included."""
 QUOTA_CODEC = Codec(State(), packing.pack, packing.unpack, quota.tidy, KEPT_FOR)
 HEALTH_CODEC = Codec(Health(), health.pack, health.unpack, health.tidy)
 
@@ -54,7 +54,7 @@ class Quota:
     used_at: int = 0
     """A running number, not a time: what was used last."""
     coming: int = 0
-    """Requests that are being booked: whoever chooses meanwhile goes elsewhere rather than after them."""
+    """Requests that are being booked: those that come meanwhile go elsewhere rather than after them."""
     served: int = 0
     refused: int = 0
     grant: Grant | None = None
@@ -68,7 +68,7 @@ class Quota:
 
     @property
     def is_idle(self) -> bool:
-        """Nothing is lost if it is forgotten: the store knows all of it, and a request may go on with what it has."""
+        """Nothing is lost if it is forgotten: the store has all of it, and a request may go on with what it holds."""
         ledger = self.ledger
         return not ledger.riding and not ledger.busy and self.grant is None and ledger.value.cooldown is None
 
@@ -356,7 +356,7 @@ class Roster:
         return len(others.union(*(owned.ledger.writers for owned in self.quotas.values())))
 
     async def close(self) -> None:
-        """Give back what is left of grants and commit what rides, all documents at once, and not for ever."""
+        """Give back what is left of grants and commit what is uncommitted, all documents at once, for a few seconds."""
         flushes = {asyncio.ensure_future(self._flushed(owned)) for owned in self.quotas.values()}
         flushes.add(asyncio.ensure_future(self.health.flush()))
         _, late = await asyncio.wait(flushes, timeout=CLOSE_WITHIN)

@@ -1,6 +1,6 @@
 """What an instance may spend by itself while the store does not answer: what is left if all others do the same.
 
-What it spends rides with the next commit that succeeds.
+What it spends is written with the next commit that succeeds.
 """
 
 import math
@@ -11,7 +11,7 @@ from pollux.reasons import STORE_DOWN, Refusal
 from pollux.windows import LONGEST, SLOT, Limits, Slots, Want, day_of
 
 READ_WITHIN = 60.0
-"""Of a quota that was not seen for longer nothing is known: nothing of it is spent."""
+"""A quota that was last read longer ago is not spent from."""
 
 
 class SafeShare:
