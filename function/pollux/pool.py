@@ -351,41 +351,30 @@ class Pool:
     ) -> Key | None:
         """A healthy key for a call that takes no quota: the preferred, else one of the home project, else the one used
         least recently. `only`: of that project."""
-        await self.roster.ready()
+        roster = self.roster
+        await roster.ready()
         self.recovery.begin()
-        refusals: dict[str, Refusal] = {}
-        while (key := self._picked(model or "", tried, only, prefer, home, refusals)) is None:
+        while True:
+            refusals: dict[str, Refusal] = {}
+            for project in self._for_a_key(only, prefer, home):
+                if project.name in tried.projects:
+                    continue
+                key = roster.usable_key(project, model or "", tried.keys, self.now(), prefer, trials=tried.trials)
+                if isinstance(key, Key):
+                    roster.used(key, next(self._uses))
+                    tried.trials.discard(key.project)
+                    return key
+                if key is not None:
+                    refusals[project.name] = key
             if not await self.recovery.revive(model or "", tried, refusals, self.now() + PICK_WITHIN):
                 return None
-            refusals.clear()
-        tried.trials.discard(key.project)
-        return key
 
-    def _picked(
-        self,
-        model: str,
-        tried: Tried,
-        only: str | None,
-        prefer: str | None,
-        home: str | None,
-        refusals: dict[str, Refusal],
-    ) -> Key | None:
-        """If there is none, why not is put into `refusals`."""
+    def _for_a_key(self, only: str | None, prefer: str | None, home: str | None) -> Iterable[Project]:
         roster = self.roster
         if only is not None:
-            projects: Iterable[Project] = [roster.projects[only]] if only in roster.projects else []
-        else:
-            first = [roster.projects.get(name or "") for name in (roster.project_of.get(prefer or ""), home)]
-            projects = itertools.chain([project for project in first if project is not None], roster.by_use())
-        for project in projects:
-            if project.name not in tried.projects:
-                found = roster.usable_key(project, model, tried.keys, self.now(), prefer, trials=tried.trials)
-                if isinstance(found, Key):
-                    roster.used(found, next(self._uses))
-                    return found
-                if found is not None:
-                    refusals[project.name] = found
-        return None
+            return [roster.projects[only]] if only in roster.projects else []
+        first = [roster.projects.get(name or "") for name in (roster.project_of.get(prefer or ""), home)]
+        return itertools.chain([project for project in first if project is not None], roster.by_use())
 
     async def _wait_for(self, reservation: Reservation) -> bool:
         """Sleep until the slot. False: it was given back: too late, or what it would use rests by now."""
