@@ -135,7 +135,7 @@ class Booking:
     # --- grants -------------------------------------------------------------------------------------------------------
 
     def asked(self, bucket: str, want: Want) -> None:
-        """A request asks, once, wherever it goes."""
+        """A request asks for a slot of this bucket, once, whichever project it gets."""
         if len(self._paces) >= MOST_PACES:
             self._paces.clear()
         self._paces[bucket] = self._paces.get(bucket, NO_PACE).after(self._now(), want)
@@ -164,7 +164,8 @@ class Booking:
         return grant
 
     def _ask(self, owned: Quota, limits: Limits) -> None:
-        """As much as is used in a grant's life, at the pace of late; other strategies spread that over all projects."""
+        """Ask for as much as is used in a grant's life at the present pace. Other strategies than `earliest` spread the
+        load over all projects, and so ask for a share."""
         share = 1.0 if self._settings.strategy == "earliest" else 1 / max(1, len(self._roster.projects))
         wanted = self._paces.get(owned.bucket, NO_PACE).for_a_grant(share)
         if wanted.requests < grants.LEAST:

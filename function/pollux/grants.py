@@ -23,7 +23,7 @@ REMEMBERED = 5.0
 
 @dataclass(slots=True, eq=False)
 class Grant:
-    """What this instance may spend. `booked` stands in the store; `used` of it is sent, or about to be."""
+    """What this instance may spend. `booked` is in the store; `used` of it is sent, or about to be."""
 
     slot: Slot
     booked: Want
@@ -53,7 +53,7 @@ class Grant:
         return over
 
     def is_over(self, now: float) -> bool:
-        """Nobody will spend of it any more."""
+        """Nothing more can be spent from it."""
         return self.closed or now > self.slot.until - LATE or self.used.requests >= self.booked.requests
 
     def close(self) -> Want:

@@ -1,8 +1,7 @@
 """The arithmetic of one quota, PURE: reserve, settle, cool, learn. The time is always an argument.
 
 A quota is what Google counts for one (project, bucket). `State` is a value: every function gives a new one and leaves
-the old as it was. Where a want fits among what is booked is told by `windows`; how a state becomes a document, by
-`packing`.
+the old as it was. `windows` finds where a want fits among what is booked; `packing` makes a document of a state.
 """
 
 import math

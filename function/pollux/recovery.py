@@ -92,8 +92,8 @@ class Recovery:
         return await self._trial(model, tried, refusals)
 
     def worth_a_wait(self, refusals: Mapping[str, Refusal]) -> dict[str, Refusal]:
-        """Those whose rest a request should wait for. A key that Google refused twice is rather wrong than unlucky: who
-        waits for it would wait in vain. Before that a free call is waited for, and no longer."""
+        """The refusals whose rest a request should wait for. A key that Google refused twice is probably wrong: no
+        request waits for it. A key that was refused once is waited for until its free call is answered."""
         if self.free_call is None:
             return dict(refusals)
         self._look()
@@ -113,7 +113,7 @@ class Recovery:
         return [key.id for key in project.keys if key.id in self._keys] if project is not None else []
 
     def end(self, within: float) -> None:
-        """The process stops: who still waits for a free call then is told so."""
+        """The process stops: requests that still wait for a free call then get StoppingError."""
         asyncio.get_running_loop().call_later(within, self._stopping.set)
 
     async def close(self) -> None:
@@ -147,7 +147,7 @@ class Recovery:
         self, model: str, tried: Tried, refusals: Mapping[str, Refusal], deadline: float, tools: Collection[str]
     ) -> bool:
         """Ask about the keys that could serve, also before their rests end, until one is well or none is left to ask.
-        Whoever comes meanwhile waits for the same calls."""
+        Requests that come meanwhile wait for the same calls."""
         waiting: dict[str, Key] | None = None
         wanted: frozenset[str] = frozenset()
         while True:

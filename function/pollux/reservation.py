@@ -104,7 +104,7 @@ class Reservation:
     sent: bool = False
 
     def give_back(self) -> None:
-        """It will not be sent: its slot is free for others. Nobody waits for the commit."""
+        """Free the slot of a request that is not sent, with a commit that nobody waits for."""
         if not self.sent:
             self.sent = True
             if self.grant is not None and not self.grant.closed:
@@ -114,12 +114,12 @@ class Reservation:
                 self.quota.ledger.submit(lambda state, _: quota.give_back(state, slot, want))
 
     def let_go(self) -> None:
-        """Whatever became of it, it holds nothing any more that somebody else could use."""
+        """However the request ended: free what it still holds, its slot and its probe."""
         self.give_back()
         self.release()
 
     def release(self) -> None:
-        """However it ended: a probe that no answer settled holds back nobody else. Once; for others it does nothing."""
+        """Let other requests probe, if no answer settled this probe. Does nothing for other requests, or a second time."""
         slot, ledger = self.slot, self.quota.ledger
         if slot.probe:
             self.slot = slot._replace(probe="")  # another request may hold a lease of the same slot later

@@ -336,7 +336,7 @@ class Roster:
             asked = [ledger.tries for ledger in unseen]
             try:
                 found = await self.watch.read([ledger.name for ledger in unseen])
-            except StoreUnavailableError:  # others may be known; who has only these is told so when it chooses
+            except StoreUnavailableError:  # others may be known; a request that has only these fails when it chooses
                 return
             for ledger, tries in zip(unseen, asked, strict=True):
                 if ledger.seen_at == -math.inf:  # another request may have read it meanwhile
