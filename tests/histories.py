@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from bench.virtual import run_pure
-from pollux.pool import Ask, Full, Reservation, StoppingError, Tried
 from pollux.store import StoreUnavailableError
 from pollux.store.clock import StoreClock
 from pollux.store.memory import MemoryStore
@@ -20,7 +19,7 @@ from pollux.verdict.causes import Action, Blames
 from pollux.verdict.rules import Verdict
 from pollux.windows import Want
 from tests.history_plans import TRANSIT, UTC_MIDNIGHT, Body, Plan, Request, body
-from tests.pools import FaultyStore, House, keys_of
+from tests.pools import Ask, FaultyStore, Full, House, Reservation, StoppingError, Tried, keys_of
 
 Note = Callable[[float, str], None]
 

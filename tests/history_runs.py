@@ -19,6 +19,7 @@ from pollux.windows import GRANT_SLOTS, WINDOW
 from tests.histories import play
 from tests.history_checks import fullest, wrong
 from tests.history_plans import draw
+from tests.pools import changed
 
 BLOCK = 500
 SPINS = 3.0
@@ -142,14 +143,11 @@ def mutated(name: str) -> Iterator[None]:
     with ExitStack() as stack:
         if name == "window" or name.startswith("window="):
             slots = int(name.partition("=")[2] or 118)
-            for where in ("windows", "quota"):
-                stack.enter_context(patch(f"pollux.{where}.WINDOW", slots))
-                stack.enter_context(patch(f"pollux.{where}.LONGEST", slots + GRANT_SLOTS))
+            stack.enter_context(changed(WINDOW=slots, LONGEST=slots + GRANT_SLOTS))
         elif name == "late":
             stack.enter_context(patch.object(Slot, "latest", property(lambda slot: math.inf)))
         elif name == "grants":
-            for where in ("windows", "quota"):
-                stack.enter_context(patch(f"pollux.{where}.LONGEST", WINDOW))
+            stack.enter_context(changed(LONGEST=WINDOW))
         elif name == "conflicts":
             stack.enter_context(patch.object(Ledger, "_was_applied", _taken_for_granted))
         yield

@@ -1,18 +1,24 @@
-"""What the tests of the pool share: stores with delays and faults, keys that change, several pools over one store."""
+"""What the tests of the pool share: stores with delays and faults, keys that change, several pools over one store.
+
+The classes of the pool are imported from here, and its constants are changed here, so that a module that moves is
+named in one place.
+"""
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 from bench.virtual import run
+from pollux import candidates, quota, roster, windows
 from pollux.catalog import Catalog, builtin_text
 from pollux.keys import Key, Secret
-from pollux.ledger import Codec, Ledger
+from pollux.ledger import Codec, Ledger, Update
 from pollux.outcome import Outcomes
-from pollux.pool import Ask, Full, Pool, Reservation, Tried
+from pollux.pool import Ask, Choice, Full, Pool, Reservation, StoppingError, Tried
 from pollux.roster import Roster
 from pollux.settings import Settings
 from pollux.store import ConflictError, Document, StoreUnavailableError, Version, Write
@@ -21,12 +27,26 @@ from pollux.store.memory import MemoryStore
 from pollux.storewatch import Watch
 from pollux.windows import Want
 
+__all__ = ["Ask", "Choice", "Full", "Outcomes", "Pool", "Reservation", "Roster", "StoppingError", "Tried"]
+
 T = TypeVar("T")
 
 BEGAN = 1_790_000_000.0
 """A morning in California: no midnight is near, here or in UTC."""
 MODEL = "a-model"
 """The catalog has no limits for it: what the keys say is all."""
+
+
+@contextmanager
+def changed(**constants: Any) -> Iterator[None]:
+    """Constants of the pool with other values, in every module that has them."""
+    with ExitStack() as stack:
+        for name, value in constants.items():
+            modules = [module for module in (candidates, quota, roster, windows) if hasattr(module, name)]
+            assert modules, name
+            for module in modules:
+                stack.enter_context(patch.object(module, name, value))
+        yield
 
 
 def play(scene: Coroutine[Any, Any, T]) -> T:
@@ -293,9 +313,14 @@ def add(name: str, amount: int = 1) -> Callable[[dict[str, int], float], tuple[d
     return lambda value, _: (value | {name: value.get(name, 0) + amount}, name)
 
 
-def take(name: str) -> Callable[[Any], Callable[[dict[str, int], float], tuple[dict[str, int], str]]]:
+def added(name: str, amount: int = 1) -> Update[dict[str, int]]:
+    """The same for a change that nobody waits for."""
+    return lambda value, now: add(name, amount)(value, now)[0]
+
+
+def take(name: str) -> Callable[[Any], Update[dict[str, int]]]:
     """The undoing of `add`."""
-    return lambda _: add(name, -1)
+    return lambda _: added(name, -1)
 
 
 async def stored(store: FaultyStore) -> dict[str, int]:

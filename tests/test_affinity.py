@@ -8,8 +8,7 @@ import pytest
 
 from bench import virtual
 from pollux.affinity import ABSENT_FOR, BOUND, DAY, NOWHERE_FOR, READ_MOST, Affinity, Bound
-from pollux.roster import Roster
-from tests.pools import BEGAN, FaultyStore, Keys, catalog, keys_of, memory, play
+from tests.pools import BEGAN, FaultyStore, Keys, Roster, catalog, keys_of, memory, play
 
 
 async def instance(store: FaultyStore | None = None, keys: Keys | None = None, most: int = 100) -> Affinity:

@@ -11,9 +11,9 @@ import pytest
 from pollux import health, quota
 from pollux.health import Health
 from pollux.keys import Key
-from pollux.pool import Choice, Full, Reservation, Tried
+from pollux.ranking import IN_TURN
 from pollux.windows import Want
-from tests.pools import MODEL, House, Keys, house, keys_of, play
+from tests.pools import MODEL, Choice, Full, House, Keys, Reservation, Tried, house, keys_of, play
 
 STRATEGIES = ("earliest", "round_robin", "least_recently_used", "most_available")
 MANY = 40
@@ -22,13 +22,13 @@ MANY = 40
 def looks(h: House) -> Counter[str]:
     """How often each project is looked at from now on."""
     counts: Counter[str] = Counter()
-    look = h.pool.desk.look
+    look = h.pool.booking.look
 
     def counted(owned, *rest):  # type: ignore[no-untyped-def]
         counts[owned.project] += 1
         return look(owned, *rest)
 
-    h.pool.desk.look = counted  # type: ignore[method-assign]
+    h.pool.booking.look = counted  # type: ignore[method-assign]
     return counts
 
 
@@ -79,13 +79,14 @@ def test_a_large_pool_is_spread_evenly(strategy: str, limits: dict[str, int]) ->
     play(scene())
 
 
-def test_round_robin_goes_round_a_large_pool_in_the_order_of_the_projects() -> None:
+@pytest.mark.parametrize("strategy", IN_TURN)
+def test_in_a_large_pool_the_project_that_was_used_longest_ago_comes_next(strategy: str) -> None:
     async def scene() -> None:
-        h = await house(keys_of(MANY, rpm=50), strategy="round_robin")
+        h = await house(keys_of(MANY, rpm=50), strategy=strategy)
         found = [(await h.send()).quota.project for _ in range(2 * MANY)]
         assert found == [f"p{n}" for n in range(MANY)] * 2
         assert (await h.send(prefer_key="k20")).key.id == "k20"
-        assert (await h.send()).key.id == "k21"
+        assert [(await h.send()).key.id for _ in range(MANY)] == [f"k{n}" for n in (*range(20), *range(21, MANY), 20)]
 
     play(scene())
 
@@ -135,11 +136,11 @@ async def _something_happens(h: House, rng: random.Random) -> None:
                 [("keys", f"k{project[1:]}"), ("projects", project), ("models", f"{project}/{MODEL}")]
             )
             h.roster.health.ride(
-                lambda value, now: (health.set_aside(value, now, kind, name, "spend", 30.0), None)  # type: ignore[arg-type]
+                lambda value, now: health.set_aside(value, now, kind, name, "spend", 30.0)  # type: ignore[arg-type]
             )
         case 4:
             entry = next(iter(h.roster.health.value.projects), "")
-            h.roster.health.ride(lambda value, _: (health.clear(value, "projects", entry), None))
+            h.roster.health.ride(lambda value, _: health.clear(value, "projects", entry))
         case 5:
             keys = list(h.keys.now)
             at = rng.randrange(len(keys))
@@ -222,7 +223,7 @@ def test_limits_that_were_learned_before_a_pool_changed_are_looked_through_once(
         h = await house(keys_of(200))
         await h.roster.ready()
         for n in range(200):
-            h.quota(f"p{n}").ride(lambda state, now: (quota.learn(state, now, {"rpm": 10}, None), None))
+            h.quota(f"p{n}").ride(lambda state, now: quota.learn(state, now, {"rpm": 10}, None))
         await h.send()
         h.keys.now = tuple(replace(key) for key in h.keys.now)
         await h.send()
@@ -241,8 +242,8 @@ def test_what_is_set_aside_once_more_is_not_looked_at_by_each_request(kind: heal
         await h.send()
         names = {"projects": "p{}", "keys": "k{}", "models": "p{}/" + MODEL}
 
-        def aside(value: Health, now: float, name: str) -> tuple[Health, None]:
-            return health.set_aside(value, now, kind, name, "spend", 100.0), None
+        def aside(value: Health, now: float, name: str) -> Health:
+            return health.set_aside(value, now, kind, name, "spend", 100.0)
 
         def set_aside() -> None:
             for n in range(200):

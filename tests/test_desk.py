@@ -10,11 +10,9 @@ import pytest
 from pollux import quota
 from pollux.grants import Grant
 from pollux.ledger import FULL
-from pollux.pool import Full, Reservation
-from pollux.reservation import Tried
 from pollux.store import Document, StoreUnavailableError, Version
 from pollux.windows import LONGEST, SLOT, WINDOW
-from tests.pools import BEGAN, FaultyStore, House, house, keys_of, memory, play
+from tests.pools import BEGAN, FaultyStore, Full, House, Reservation, Tried, house, keys_of, memory, play
 
 
 async def _steady(h: House, per_second: float, seconds: float, tokens: int = 0) -> list[Reservation]:
@@ -30,7 +28,7 @@ async def _holding(h: House, at_least: int, tokens: int = 0) -> tuple[Grant, lis
     """Steady requests until a grant with so many left is held."""
     sent = await _steady(h, 10, 10, tokens)
     while True:
-        grant = h.roster.quota("p0", h.roster.bucket("a-model")).purse.grant
+        grant = h.roster.quota("p0", h.roster.bucket("a-model")).grant
         if grant is not None and grant.booked.requests - grant.used.requests >= at_least:
             return grant, sent
         sent += await _steady(h, 10, 0.1, tokens)
@@ -427,7 +425,7 @@ def test_a_refusal_by_google_is_remembered_while_the_store_is_gone() -> None:
         await h.send()
         _down(h)
         await h.send()
-        await h.quota().note(lambda state, now: (quota.cool(state, now, "rpm", 20.0), None))
+        await h.quota().note(lambda state, now: quota.cool(state, now, "rpm", 20.0))
         began = h.clock
         await h.send()
         assert h.clock - began >= 20
@@ -455,7 +453,7 @@ def test_a_probe_of_a_quota_without_limits_waits_for_the_store_and_not_in_circle
         await h.quota().apply(lambda state, now: (quota.cool(state, now, "unknown-429", 5.0), None))
         await asyncio.sleep(10)
         _down(h)
-        await h.quota().note(lambda state, now: (quota.learn(state, now, {}, None), None))
+        await h.quota().note(lambda state, now: quota.learn(state, now, {}, None))
         await asyncio.sleep(70)
         with pytest.raises(StoreUnavailableError):
             await h.reserve(wait=0)
@@ -470,10 +468,10 @@ def test_after_a_pause_of_the_whole_pool_each_is_sent_once_it_ends_whatever_it_h
     async def scene() -> None:
         h = await house(keys_of(1, rpm=rpm))
         await _steady(h, 5 if rpm > 5 else 0.01, 10 if rpm > 5 else 100)
-        h.pool.pause_until = h.pool.now() + 1.3
+        h.pool.booking.pause_until = h.pool.now() + 1.3
         commits = h.store.commits
         await asyncio.gather(*(h.send() for _ in range(3)))
-        assert h.pool.now() >= h.pool.pause_until
+        assert h.pool.now() >= h.pool.booking.pause_until
         assert h.store.commits - commits <= 3
 
     play(scene())

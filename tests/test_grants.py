@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pollux import quota
-from pollux.grants import DAY_SHARE, LIFE, SHARE, Grant, Pace, Purse, take
+from pollux.grants import DAY_SHARE, LIFE, SHARE, Grant, Pace, take
 from pollux.quota import Cooldown, Slot, State
 from pollux.windows import LONGEST, SLOT, WINDOW, Limits, Slots, Want, day_of
 
@@ -145,13 +145,6 @@ def test_when_it_is_closed_the_store_holds_what_was_used(spends: list[tuple[int,
     tokens = sum(real for _, real in sent)
     assert state.slots.get(number, Want(0)) == Want(len(sent), tokens)
     assert state.days[day_of(NOON)[0]] == (before + len(sent), before + tokens)
-
-
-def test_whoever_was_refused_spends_nothing_that_it_holds() -> None:
-    purse = Purse(taken(State(), Want(10)))
-    assert purse.held(State(), Want(1), NOON) is purse.grant
-    assert purse.held(State(cooldown=Cooldown(NOON + 9, "rpm", 1)), Want(1), NOON) is None
-    assert Purse().held(State(), Want(1), NOON) is None
 
 
 def test_the_pace_follows_what_is_asked_for_and_forgets() -> None:

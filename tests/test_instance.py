@@ -8,15 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from pollux.authorship import WRITER_FOR, Authorship
 from pollux.instance import has_ended, new_name
-from pollux.pool import Ask, Pool, Reservation, Tried
-from pollux.roster import Roster
+from pollux.ledger import WRITER_FOR, Writers
 from pollux.settings import Settings
 from pollux.store.memory import MemoryStore
 from pollux.store.sqlite import SqliteStore
 from pollux.windows import Want
-from tests.pools import MODEL, catalog, keys_of
+from tests.pools import MODEL, Ask, Pool, Reservation, Roster, Tried, catalog, keys_of
 
 NAME = "from pollux.instance import new_name; print(new_name(one_machine=True))"
 
@@ -46,7 +44,7 @@ def test_where_writers_may_be_anywhere_a_name_tells_nothing() -> None:
 
 def test_who_ended_is_no_writer_any_more_and_who_runs_is_for_a_minute() -> None:
     me, dead = new_name(one_machine=True), of_another_process()
-    author = Authorship(me)
+    author = Writers(me)
     author.read({dead: [3, 100.0], "far": [1, 100.0]}, changed=True)
     assert author.names(101.0) == {me, "far"}
     assert set(author.sign(101.0, 0)) == {me, "far"}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pollux.ledger import Ledger
 from pollux.store import StoreUnavailableError
-from tests.pools import FaultyStore, add, counts, memory, play, stored, take, up_to
+from tests.pools import FaultyStore, add, added, counts, memory, play, stored, take, up_to
 
 
 async def _store(delay: float = 0.01) -> FaultyStore:
@@ -92,7 +92,7 @@ def test_a_lost_answer_is_applied_once(fault: str) -> None:
         ledger = counts(store)
         await ledger.apply(add("before"))
         store.faults = [fault]
-        ledger.ride(add("rider"))
+        ledger.ride(added("rider"))
         await asyncio.gather(ledger.apply(add("a")), ledger.apply(add("b")))
         await ledger.apply(add("after"))
         await ledger.flush()
@@ -111,7 +111,7 @@ def test_a_lost_answer_is_known_even_if_somebody_else_wrote_since(fault: str) ->
         mine = counts(store, "mine")
         store.faults = [fault]
         future = mine.apply(add("a"))
-        mine.ride(add("rider"))
+        mine.ride(added("rider"))
         await asyncio.sleep(0.75)
         await other.apply(add("a", 10))
         assert await future == "a"
@@ -126,7 +126,7 @@ def test_what_was_not_written_is_an_error_for_those_who_wait_and_stays_undone() 
         store = await _store()
         ledger = counts(store)
         store.faults = ["down"]
-        ledger.ride(add("rider"))
+        ledger.ride(added("rider"))
         with pytest.raises(StoreUnavailableError):
             await ledger.apply(add("a"))
         assert ledger.value == {"rider": 1}
@@ -142,10 +142,10 @@ def test_riders_of_a_lost_commit_count_once_even_if_reading_failed_too() -> None
         ledger = counts(store)
         await ledger.apply(add("before"))
         store.faults, store.read_faults = ["lost"], ["down"]
-        ledger.ride(add("rider"))
+        ledger.ride(added("rider"))
         with pytest.raises(StoreUnavailableError):
             await ledger.apply(add("a"))
-        ledger.ride(add("second"))
+        ledger.ride(added("second"))
         await ledger.apply(add("b"))
         assert await stored(store) == {"before": 1, "rider": 1, "second": 1, "a": 1, "b": 1} == ledger.value
 
@@ -158,7 +158,7 @@ def test_riders_of_a_commit_that_lands_late_count_once() -> None:
         ledger = counts(store)
         await ledger.apply(add("before"))
         store.faults = ["late"]
-        ledger.ride(add("rider"))
+        ledger.ride(added("rider"))
         with pytest.raises(StoreUnavailableError):
             await ledger.apply(add("a"))
         await asyncio.sleep(2)
@@ -174,7 +174,7 @@ def test_reading_tells_of_a_lost_commit_as_well() -> None:
         store = await _store()
         ledger = counts(store)
         store.faults, store.read_faults = ["lost"], ["down"]
-        ledger.ride(add("rider"))
+        ledger.ride(added("rider"))
         with pytest.raises(StoreUnavailableError):
             await ledger.apply(add("a"))
         await ledger.refresh(0)
@@ -192,7 +192,7 @@ def test_a_vanished_document_is_written_back() -> None:
         await ledger.apply(add("a"))
         (_, version) = (await store.inner.read(["counts"]))["counts"]
         await store.inner.delete("counts", version)
-        ledger.ride(add("rider"))
+        ledger.ride(added("rider"))
         await ledger.apply(add("b"))
         assert await stored(store) == {"a": 1, "rider": 1, "b": 1}
 
@@ -252,7 +252,7 @@ def test_what_rides_is_seen_at_once_and_goes_with_the_next_commit() -> None:
     async def scene() -> None:
         store = await _store()
         ledger = counts(store)
-        ledger.ride(add("rider"))
+        ledger.ride(added("rider"))
         assert ledger.value == {"rider": 1}
         await asyncio.sleep(10)
         assert store.commits == 0
@@ -269,7 +269,7 @@ def test_what_rides_during_a_commit_does_not_make_another_one() -> None:
         ledger = counts(store)
         future = ledger.apply(add("a"))
         await asyncio.sleep(0.001)
-        ledger.ride(add("rider"))
+        ledger.ride(added("rider"))
         await future
         assert ledger.value == {"rider": 1, "a": 1}
         await asyncio.sleep(10)
@@ -285,7 +285,7 @@ def test_commit_soon_commits_at_most_so_often() -> None:
         store = await _store(0.3)
         ledger = counts(store)
         for _ in range(1000):
-            ledger.ride(add("a"))
+            ledger.ride(added("a"))
             ledger.commit_soon(1.0)
             await asyncio.sleep(0.01)
         assert 9 <= store.commits <= 11
@@ -301,11 +301,11 @@ def test_commit_soon_commits_the_last_change_too() -> None:
         store = await _store(0)
         ledger = counts(store)
         for _ in range(3):
-            ledger.ride(add("a"))
+            ledger.ride(added("a"))
             ledger.commit_soon(1.0)
         await asyncio.sleep(0.9)
         assert (store.commits, await stored(store)) == (1, {"a": 3})
-        ledger.ride(add("a"))
+        ledger.ride(added("a"))
         ledger.commit_soon(1.0)
         assert store.commits == 1
         await asyncio.sleep(1.1)  # nobody asks again
@@ -320,9 +320,9 @@ def test_what_is_due_now_does_not_wait_for_what_is_due_later() -> None:
     async def scene() -> None:
         store = await _store(0)
         ledger = counts(store)
-        ledger.submit(add("a"))
+        ledger.submit(added("a"))
         await asyncio.sleep(0.1)
-        ledger.ride(add("a"))
+        ledger.ride(added("a"))
         ledger.commit_soon(30.0)
         ledger.commit_soon(0)
         await asyncio.sleep(0.1)
@@ -335,9 +335,9 @@ def test_flush_waits_for_the_commit_under_way_and_for_what_rides() -> None:
     async def scene() -> None:
         store = await _store(1)
         ledger = counts(store)
-        ledger.submit(add("a"))
+        ledger.submit(added("a"))
         await asyncio.sleep(0.5)
-        ledger.ride(add("rider"))
+        ledger.ride(added("rider"))
         await ledger.flush()
         assert await stored(store) == {"a": 1, "rider": 1}
         await ledger.flush()
@@ -351,8 +351,8 @@ def test_flush_ends_although_the_store_is_down(caplog: pytest.LogCaptureFixture)
         store = await _store()
         store.faults = ["down"] * 9
         ledger = counts(store)
-        ledger.submit(add("a"))
-        ledger.ride(add("rider"))
+        ledger.submit(added("a"))
+        ledger.ride(added("rider"))
         await ledger.flush()
         assert ledger.value == {"a": 1, "rider": 1}
         store.faults = []
@@ -417,7 +417,7 @@ def test_a_refresh_waits_for_the_commit_under_way_which_tells_as_much() -> None:
         await ledger.apply(add("a"))
         await other.apply(add("a"))
         await asyncio.sleep(6)
-        ledger.submit(add("mine"))
+        ledger.submit(added("mine"))
         await ledger.refresh(5)
         assert ledger.value == {"a": 2, "mine": 1}
 
@@ -471,7 +471,7 @@ def test_whatever_befalls_the_store_nothing_is_lost_or_made_twice(
         for number, (act, pause) in enumerate(acts):
             name = f"{act}{number}"
             if act == "r":
-                ledgers[0].ride(add(name))
+                ledgers[0].ride(added(name))
                 riders.append(name)
             else:
                 waiting[name] = ledgers[act == "b"].apply(add(name))

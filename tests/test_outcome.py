@@ -9,13 +9,12 @@ import pytest
 from pollux import quota
 from pollux.candidates import LOOK_AT
 from pollux.keys import Key
-from pollux.pool import Full, Reservation
 from pollux.tools import GROUNDING, MAPS, SEARCH, TOOLS, URLS
 from pollux.verdict.causes import until_midnight
 from pollux.verdict.quota_error import BESIDE
 from pollux.verdict.rules import Verdict, judge
 from pollux.windows import day_of
-from tests.pools import BEGAN, MODEL, FaultyStore, House, Keys, house, keys_of, memory, play
+from tests.pools import BEGAN, MODEL, FaultyStore, Full, House, Keys, Reservation, house, keys_of, memory, play
 
 
 def _429(quota_id: str = "", metric: str = "", value: str = "15", delay: str = "", model: str = "") -> Verdict:
@@ -202,7 +201,7 @@ def test_the_bucket_that_google_names_is_counted_by_from_then_on() -> None:
 def test_models_of_one_bucket_share_what_it_has() -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=2))
-        h.roster.health.ride(lambda value, _: (replace(value, buckets={"one": "b", "two": "b"}), None))
+        h.roster.health.ride(lambda value, _: replace(value, buckets={"one": "b", "two": "b"}))
         await h.send(model="one")
         await h.send(model="two")
         assert await _refusals(h, model="one") == {"p0": "rpm"}
@@ -220,7 +219,7 @@ def test_a_counter_beside_that_of_generation_rests_nothing_and_teaches_nothing(c
         await h.outcomes.failed(found, replace(_minute("3", "50s"), bucket=counter + model))
         assert h.quota().value == state
         assert h.roster.bucket(MODEL) == MODEL
-        assert h.pool.pause_until == 0
+        assert h.pool.booking.pause_until == 0
         await h.send(wait=0)
 
     play(scene())
@@ -280,7 +279,7 @@ def test_a_refusal_of_a_tool_rests_that_tool_of_that_project(
         assert h.roster.health.value.tools.keys() == {f"p0/{tool}" for tool in resting}
         assert h.quota().value == state, "the model's own quota neither rests nor learns"
         assert not h.roster.health.value.projects
-        assert h.pool.pause_until == 0
+        assert h.pool.booking.pause_until == 0
         assert (await h.send(wait=0, prefer_key="k0")).quota.project == "p0", "without tools it is served there"
         for tool in TOOLS:
             elsewhere = await h.send(wait=0, prefer_key="k0", tools=frozenset({tool}))
@@ -394,7 +393,7 @@ def test_in_a_large_pool_only_a_few_are_looked_at_though_the_tool_rests_in_many(
         for _ in range(60):
             first = h.pool.candidates.first(MODEL, h.pool.now(), tools=search)
             assert len(first) == LOOK_AT
-            assert all(int(project.name[1:]) >= 30 for project in first)
+            assert all(int(name[1:]) >= 30 for name in first)
             seen.add((await h.send(wait=0, tools=search)).quota.project)
         assert seen == {f"p{number}" for number in range(30, 60)}
         plain = {(await h.send(wait=0)).quota.project for _ in range(30)}
@@ -594,9 +593,9 @@ def test_when_all_refuse_though_they_had_room_the_pool_pauses(verdict: Verdict) 
     async def scene() -> None:
         h = await house(keys_of(3, rpm=15))
         await _refuse_all(h, ["p0", "p1"], verdict)
-        assert h.pool.pause_until == 0
+        assert h.pool.booking.pause_until == 0
         await _refuse_all(h, ["p2"], verdict, 0)
-        assert h.pool.pause_until == h.pool.now() + 10
+        assert h.pool.booking.pause_until == h.pool.now() + 10
         assert set((await _refusals(h)).values()) == {"paused"}
 
     play(scene())
@@ -617,7 +616,7 @@ def test_otherwise_it_does_not(projects: int, verdict: Verdict, apart: float) ->
     async def scene() -> None:
         h = await house(keys_of(projects, rpm=15))
         await _refuse_all(h, [f"p{number}" for number in range(projects)], verdict, apart)
-        assert h.pool.pause_until == 0
+        assert h.pool.booking.pause_until == 0
 
     play(scene())
 
@@ -630,9 +629,9 @@ def test_projects_without_a_usable_key_do_not_hide_that_all_others_refuse() -> N
         await h.reserve()
         await h.outcomes.set_aside("k2", _403("x", "CONSUMER_SUSPENDED"))
         await _refuse_all(h, ["p0"], BARE)
-        assert h.pool.pause_until == 0
+        assert h.pool.booking.pause_until == 0
         await _refuse_all(h, ["p1"], BARE)
-        assert h.pool.pause_until > h.pool.now()
+        assert h.pool.booking.pause_until > h.pool.now()
 
     play(scene())
 
@@ -644,7 +643,7 @@ def test_a_success_in_between_shows_that_it_is_not_the_address() -> None:
         await _refuse_all(h, ["p0"], BARE)
         await h.outcomes.served(good)
         await _refuse_all(h, ["p1"], BARE)
-        assert h.pool.pause_until == 0
+        assert h.pool.booking.pause_until == 0
 
     play(scene())
 
@@ -655,14 +654,14 @@ def test_pauses_grow_end_and_begin_anew_after_a_success() -> None:
         pauses = []
         for _ in range(8):
             await _refuse_all(h, ["p0", "p1"], _minute("1000", "1s"), 0)
-            pauses.append(h.pool.pause_until - h.pool.now())
+            pauses.append(h.pool.booking.pause_until - h.pool.now())
             late = await h.reserve(wait=pauses[-1])
             assert isinstance(late, Reservation)  # it ends
             late.give_back()
         assert pauses == pytest.approx([min(60, 10 * 2**number) for number in range(8)])
         await h.outcomes.served(await h.send())
         await _refuse_all(h, ["p0", "p1"], _minute("1000", "1s"), 0)
-        assert h.pool.pause_until - h.pool.now() == pytest.approx(10)
+        assert h.pool.booking.pause_until - h.pool.now() == pytest.approx(10)
 
     play(scene())
 
@@ -672,11 +671,11 @@ def test_what_was_under_way_when_the_pause_began_does_not_lengthen_it() -> None:
         h = await house(keys_of(2, rpm=1000))
         late = [await h.send(only=project) for project in ("p0", "p1")]
         await _refuse_all(h, ["p0", "p1"], _minute("1000", "1s"), 0)
-        until = h.pool.pause_until
+        until = h.pool.booking.pause_until
         await asyncio.sleep(1)
         for found in late:
             await h.outcomes.failed(found, _minute("1000", "1s"))
-        assert h.pool.pause_until == until
+        assert h.pool.booking.pause_until == until
 
     play(scene())
 
@@ -780,6 +779,6 @@ def test_refusals_for_tokens_are_no_reason_to_rest_the_whole_pool() -> None:
         for _ in range(3):
             found = await h.send(tokens=1)  # it was larger than it seemed
             await h.outcomes.failed(found, Verdict("tpm", "quota", "next-project", 5.0, learned={"tpm": 1000}))
-        assert h.pool.pause_until == 0
+        assert h.pool.booking.pause_until == 0
 
     play(scene())

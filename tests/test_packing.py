@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pollux.packing import SCHEMA, SchemaError, pack, unpack
 from pollux.quota import Cooldown, Slot, State, give_back, reserve, settle
-from pollux.windows import WINDOW, Want
+from pollux.windows import WINDOW, Slots, Want
 
 NOW = 1_800_043_200.25
 moments = st.floats(0, 4e9)
@@ -15,7 +15,9 @@ numbers = st.integers(0, 10**9)
 names = st.text("abcdefgh0123456789", min_size=1, max_size=8)
 states = st.builds(
     State,
-    slots=st.dictionaries(st.integers(3_600_000_000, 3_600_000_400), st.builds(Want, numbers, numbers, numbers)),
+    slots=st.dictionaries(st.integers(3_600_000_000, 3_600_000_400), st.builds(Want, numbers, numbers, numbers)).map(
+        Slots
+    ),
     days=st.dictionaries(st.sampled_from(["2026-11-01", "2026-11-01Z", "2026-11-02"]), st.tuples(numbers, numbers)),
     # Without anything learned, the tier for which it was learned means nothing and is not kept.
     learned=st.dictionaries(st.sampled_from(["rpm", "tpm", "rpd"]), st.tuples(numbers, moments), min_size=1),
@@ -44,7 +46,7 @@ def test_an_empty_state_is_small() -> None:
 
 
 def test_slots_are_packed_by_their_distances() -> None:
-    state = State({3_600_000_007: Want(3), 3_600_000_000: Want(1, 20), 3_600_000_001: Want(0, 0, 2)})
+    state = State(Slots({3_600_000_007: Want(3), 3_600_000_000: Want(1, 20), 3_600_000_001: Want(0, 0, 2)}))
     assert pack(state)["slots"] == "3600000000,1,20;1,0,0,2;6,3"
     assert list(unpack(pack(state)).slots) == [3_600_000_000, 3_600_000_001, 3_600_000_007]
 
@@ -66,7 +68,7 @@ def test_a_full_document_is_under_four_kilobytes() -> None:
     rng, first = random.Random(1), int(NOW * 2) - WINDOW
     document = pack(
         State(
-            slots={first + i: Want(rng.randint(10, 20), rng.randint(25_000, 40_000)) for i in range(2 * WINDOW)},
+            slots=Slots({first + i: Want(rng.randint(10, 20), rng.randint(25_000, 40_000)) for i in range(2 * WINDOW)}),
             days={"2026-11-01": (98_765, 1_234_567_890), "2026-11-02": (12_345, 987_654_321)},
             learned=dict.fromkeys(("rpm", "tpm", "rpd", "tpd"), (4000000, NOW + 0.123456)),
             tier="paid-tier-3",

@@ -10,11 +10,25 @@ import pytest
 from pollux import health, quota
 from pollux.keys import Key
 from pollux.ledger import Change
-from pollux.pool import Full, Reservation, StoppingError, Tried
 from pollux.quota import State
+from pollux.ranking import IN_TURN
 from pollux.verdict.rules import Verdict
 from pollux.windows import day_of
-from tests.pools import BEGAN, MODEL, FaultyStore, House, Keys, house, keys_of, memory, play
+from tests.pools import (
+    BEGAN,
+    MODEL,
+    FaultyStore,
+    Full,
+    House,
+    Keys,
+    Reservation,
+    StoppingError,
+    Tried,
+    house,
+    keys_of,
+    memory,
+    play,
+)
 
 
 def _cooled(seconds: float, reason: str = "rpm") -> Change[State, None]:
@@ -218,7 +232,7 @@ def test_only_one_project_is_asked_if_only_that_can_serve() -> None:
         found = await h.reserve(only="p1", wait=0)
         assert isinstance(found, Full)
         assert set(found.refusals) == {"p1"}
-        h.roster.health.ride(lambda value, now: (_aside(value, now, "projects", "p0"), None))
+        h.roster.health.ride(lambda value, now: _aside(value, now, "projects", "p0"))
         found = await h.reserve(only="p1", wait=0)
         assert isinstance(found, Full)
         assert set(found.refusals) == {"p1"}
@@ -293,14 +307,15 @@ def test_looking_reserves_nothing() -> None:
     play(scene())
 
 
-def test_round_robin_goes_round_in_the_order_of_the_projects() -> None:
+@pytest.mark.parametrize("strategy", IN_TURN)
+def test_the_project_that_was_used_longest_ago_comes_next(strategy: str) -> None:
     async def scene() -> None:
-        h = await house(keys_of(3, rpm=50), strategy="round_robin")
+        h = await house(keys_of(3, rpm=50), strategy=strategy)
         assert [(await h.send()).key.id for _ in range(4)] == ["k0", "k1", "k2", "k0"]
         assert (await h.send(prefer_key="k2")).key.id == "k2"
-        assert [(await h.send()).key.id for _ in range(3)] == ["k0", "k1", "k2"]
+        assert [(await h.send()).key.id for _ in range(4)] == ["k1", "k0", "k2", "k1"]
         await h.send()
-        h.roster.health.ride(lambda value, now: (_aside(value, now, "projects", "p1"), None))
+        h.roster.health.ride(lambda value, now: _aside(value, now, "projects", "p1"))
         assert [(await h.send()).key.id for _ in range(3)] == ["k2", "k0", "k2"]
 
     play(scene())
@@ -316,7 +331,7 @@ def test_what_is_set_aside_during_the_commit_is_given_back_and_another_taken(kin
         h.store.delay = lambda: 0.05
         coming = asyncio.create_task(h.send(prefer_key="k0"))
         await asyncio.sleep(0.05)
-        h.roster.health.ride(lambda value, now: (_aside(value, now, kind, name), None))
+        h.roster.health.ride(lambda value, now: _aside(value, now, kind, name))
         assert (await coming).key.id == "k1"
         await h.quota().flush()
         assert quota.used(h.quota().value, h.pool.now()).requests == before
@@ -330,7 +345,7 @@ def test_what_is_set_aside_while_a_request_waits_is_not_asked() -> None:
         await h.send()
         waiter = asyncio.create_task(h.reserve(wait=70))
         await asyncio.sleep(50)
-        h.roster.health.ride(lambda value, now: (_aside(value, now, "projects", "p0"), None))
+        h.roster.health.ride(lambda value, now: _aside(value, now, "projects", "p0"))
         found = await waiter
         assert isinstance(found, Full)
         assert str(found.refusals["p0"].why) == "aside:spend"
@@ -340,9 +355,7 @@ def test_what_is_set_aside_while_a_request_waits_is_not_asked() -> None:
 
 async def _set_aside(h: House, kind: health.Kind, name: str, seconds: float) -> None:
     await h.roster.ready()
-    await h.roster.health.note(
-        lambda value, now: (health.set_aside(value, now, kind, name, "invalid-key", seconds), None)
-    )
+    await h.roster.health.note(lambda value, now: health.set_aside(value, now, kind, name, "invalid-key", seconds))
 
 
 @pytest.mark.parametrize("count", [3, 30])
@@ -402,7 +415,7 @@ def test_a_rest_that_is_ended_by_hand_and_a_key_that_is_added_end_the_wait() -> 
         return h.clock
 
     def lifts(h: House) -> None:
-        h.roster.health.ride(lambda value, _: (health.clear(value, "keys", "k0"), None))
+        h.roster.health.ride(lambda value, _: health.clear(value, "keys", "k0"))
 
     def adds(h: House) -> None:
         h.keys.now = keys_of(2, rpm=5).now
@@ -797,7 +810,7 @@ def test_a_settlement_frees_what_was_estimated_too_high() -> None:
 def test_a_pause_is_waited_for_within_the_deadline_and_a_refusal_beyond_it() -> None:
     async def scene() -> None:
         h = await house(keys_of(2, rpm=5))
-        h.pool.pause_until = h.pool.now() + 30
+        h.pool.booking.pause_until = h.pool.now() + 30
         found = await h.reserve(wait=20)
         assert isinstance(found, Full)
         assert {str(refusal.why) for refusal in found.refusals.values()} == {"paused"}
@@ -816,7 +829,7 @@ def test_a_pause_that_begins_while_a_request_waits_holds_it_back() -> None:
         await h.send()
         waiter = asyncio.create_task(h.send(wait=120))
         await asyncio.sleep(50)
-        h.pool.pause_until = h.pool.now() + 30
+        h.pool.booking.pause_until = h.pool.now() + 30
         await waiter
         assert h.clock == pytest.approx(80, abs=0.6)
 

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from bench.virtual import HangError, run_pure
-from pollux.pool import Full
 from pollux.quota import Slot
 from pollux.store.clock import StoreClock
 from pollux.windows import Want
@@ -21,7 +20,7 @@ from tests.histories import Record, Send, play
 from tests.history_checks import most_in_a_minute, wrong
 from tests.history_plans import draw
 from tests.history_runs import MUTATIONS, Tally, block, many, mutated
-from tests.pools import FaultyStore, House, keys_of, memory, up_to
+from tests.pools import FaultyStore, Full, House, keys_of, memory, up_to
 
 HISTORIES = 20_000
 """With --long, in CI too; else a tenth."""

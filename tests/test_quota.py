@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pollux import quota, windows
 from pollux.quota import Slot, State, book, find, give_back, reserve, settle, tidy
 from pollux.reasons import Refusal, Why
-from pollux.windows import SLOT, WINDOW, Limits, Want, day_of
+from pollux.windows import SLOT, WINDOW, Limits, Slots, Want, day_of
 from tests.enforcers import ENFORCERS, sliding
 from tests.quota_history import MIDNIGHT, NOON, History, Operation, limits, operations, wants
 
@@ -86,7 +86,7 @@ def test_now_is_a_slot_also_when_the_deadline_is_now_or_past() -> None:
         found = find(State(), now, Want(), {"rpm": 1}, now - 1)
         assert found == Slot(math.floor(now * 2), "2027-01-15")
         assert found.start <= now < found.latest == found.start + 1.0
-    full = State({int(NOON * 2): Want(1)})
+    full = State(Slots({int(NOON * 2): Want(1)}))
     assert find(full, NOON, Want(), {"rpm": 1}, NOON) == Refusal(NOON + 61.5, Why("rpm"))
     assert find(full, NOON + 61.5, Want(), {"rpm": 1}, NOON) == Slot(int(NOON * 2) + 123, "2027-01-15")
     assert find(full, NOON + 61.4999, Want(), {"rpm": 1}, NOON) == Refusal(NOON + 61.5, Why("rpm"))
@@ -125,7 +125,7 @@ def test_a_batch_takes_one_request_per_text() -> None:
 
 
 def test_limits_that_shrink_below_what_is_booked_close_the_window() -> None:
-    state = State({int(NOON * 2) + i: Want(3, 1000) for i in (0, 5, 100)})
+    state = State(Slots({int(NOON * 2) + i: Want(3, 1000) for i in (0, 5, 100)}))
     found = find(state, NOON, Want(1, 1), {"rpm": 2, "tpm": 10}, NOON + 600)
     assert found == Slot(int(NOON * 2) + 100 + WINDOW, "2027-01-15")
 
@@ -155,7 +155,7 @@ def test_giving_back_leaves_nothing_and_never_less() -> None:
 
 def test_tidying_keeps_what_a_slower_clock_still_counts() -> None:
     first = int(NOON * 2)
-    state = State({first: Want(1)})
+    state = State(Slots({first: Want(1)}))
     faster = NOON + 64.0 + 2.0
     assert tidy(state, faster).slots  # two seconds slower, it is NOON + 64, and the slot is in the longest window
     assert not tidy(state, faster + 1.5).slots
@@ -164,7 +164,7 @@ def test_tidying_keeps_what_a_slower_clock_still_counts() -> None:
 
 def test_used_and_room_count_the_window_and_what_is_ahead() -> None:
     first = int(NOON * 2)
-    state = State({first - WINDOW: Want(9, 9), first - WINDOW + 1: Want(1, 10), first + 50: Want(2, 20, 1)})
+    state = State(Slots({first - WINDOW: Want(9, 9), first - WINDOW + 1: Want(1, 10), first + 50: Want(2, 20, 1)}))
     assert quota.used(state, NOON) == Want(3, 30, 1)
     assert quota.load(state, NOON, {"rpm": 6, "tpm": 40, "rpd": 3}, {}) == (False, 0.75)
     assert quota.load(state, NOON, {"rpm": 2, "tpm": 600}, {}) == (False, 1.5)  # booked ahead
@@ -173,15 +173,17 @@ def test_used_and_room_count_the_window_and_what_is_ahead() -> None:
 
 def test_where_no_limit_is_known_use_is_compared_with_the_smallest_and_with_what_was_served() -> None:
     first = int(NOON * 2)
-    state = State({first: Want(3, 300)})
+    state = State(Slots({first: Want(3, 300)}))
     assert quota.load(state, NOON, {}, {"rpm": 4, "tpm": 1000}) == (False, 0.75)
     assert quota.load(state, NOON, {}, {"rpm": 3}) == (True, 3)  # beyond: by requests
     assert quota.load(state, NOON, {}, {"rpm": 9, "tpm": 300}) == (True, 3)
     assert quota.load(state, NOON, {"rpm": 6}, {"rpm": 3}) == (False, 0.5)  # a known limit is what counts
-    served = quota.prove(State({first - 10: Want(5, 50), first + 1: Want(1, 1)}), quota.Slot(first, "2026-07-01"))
+    served = quota.prove(
+        State(Slots({first - 10: Want(5, 50), first + 1: Want(1, 1)})), quota.Slot(first, "2026-07-01")
+    )
     assert served.proved == (5, 50)
     assert quota.prove(served, quota.Slot(first, "2026-07-01")) is served
-    assert quota.load(served._replace(slots={first: Want(3, 30)}), NOON, {}, {"rpm": 3}) == (False, 0.6)
+    assert quota.load(served._replace(slots=Slots({first: Want(3, 30)})), NOON, {}, {"rpm": 3}) == (False, 0.6)
 
 
 def test_a_day_of_which_no_limit_is_known_is_compared_with_the_smallest_and_with_earlier_days() -> None:
@@ -196,7 +198,7 @@ def test_a_day_of_which_no_limit_is_known_is_compared_with_the_smallest_and_with
 
 def test_beyond_what_others_were_refused_at_requests_keep_a_distance() -> None:
     first = int(NOON * 2)
-    state, slot = State({first: Want(15, 100)}), quota.Slot(first, "2026-07-01")
+    state, slot = State(Slots({first: Want(15, 100)})), quota.Slot(first, "2026-07-01")
     assert quota.spaced(state, slot, Want(), {}, {}) is slot
     assert quota.spaced(state, slot, Want(), {}, {"rpm": 16}) is slot
     assert quota.spaced(state, slot, Want(), {}, {"rpm": 15}).number == first + 2
@@ -208,7 +210,7 @@ def test_beyond_what_others_were_refused_at_requests_keep_a_distance() -> None:
 
 def test_a_refusal_lowers_what_was_proved_to_what_is_used() -> None:
     first = int(NOON * 2)
-    state = State({first: Want(7, 70)}, proved=(9, 50))
+    state = State(Slots({first: Want(7, 70)}), proved=(9, 50))
     assert quota.cool(state, NOON, "rpm", 10).proved == (7, 50)
     assert quota.cool(state, NOON, "rpd", 10).proved == (9, 50)
 
@@ -218,7 +220,7 @@ def test_searching_ends_after_few_steps_whatever_is_booked(monkeypatch: pytest.M
     steps = 0
     real = windows.fit_sliding
 
-    def counted(slots: dict[int, Want], number: int, want: Want, limits: Limits, span: int) -> tuple[int, str]:
+    def counted(slots: Slots, number: int, want: Want, limits: Limits, span: int) -> tuple[int, str]:
         nonlocal steps
         steps += 1
         assert steps <= 100
@@ -228,7 +230,7 @@ def test_searching_ends_after_few_steps_whatever_is_booked(monkeypatch: pytest.M
     midnights = [MIDNIGHT]
     while len(midnights) < 31:
         midnights.append(day_of(midnights[-1])[2])
-    slots = {int(m * 2) + 2: Want(5) for m in midnights}
+    slots = Slots({int(m * 2) + 2: Want(5) for m in midnights})
     days = {day_of(m)[0]: (9 if i % 2 else 10, 0) for i, m in enumerate(midnights)}
     state = State(slots, days)
     assert find(state, MIDNIGHT - 1, Want(2), {"rpm": 5, "rpd": 10}, math.inf) == Slot(

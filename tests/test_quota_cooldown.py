@@ -22,7 +22,7 @@ from pollux.quota import (
 )
 from pollux.reasons import Refusal, Why
 from pollux.verdict.causes import HALF_OPEN
-from pollux.windows import Want
+from pollux.windows import Slots, Want
 
 NOW = 1_800_043_200.0
 DAY = "2027-01-15"
@@ -43,7 +43,7 @@ def test_nothing_is_booked_before_a_cooldown_ends() -> None:
 
 
 def test_a_window_that_is_full_beyond_the_deadline_does_not_hide_the_cooldown() -> None:
-    state = cool(State({int(NOW * 2) + 60: Want(5)}), NOW, "rpm", 30)
+    state = cool(State(Slots({int(NOW * 2) + 60: Want(5)})), NOW, "rpm", 30)
     assert find(state, NOW, ONE, {"rpm": 5}, NOW + 10) == Refusal(NOW + 91.5, Why("rpm", "cooling"))
 
 
@@ -179,13 +179,13 @@ def test_another_tier_forgets_what_was_learned() -> None:
 def test_a_contradicted_minute_is_not_trusted_for_a_day() -> None:
     limits = {"rpm": 1}
     number = int(NOW * 2) + 100
-    state = State({number: ONE})
+    state = State(Slots({number: ONE}))
     at = number / 2 + 1
     assert find(state, at, ONE, limits, at + 90, "minute") == Slot(int(NOW * 2) + 122, DAY)
     wary = distrust_minute(state, NOW)
     assert find(wary, at, ONE, limits, at + 90, "minute") == Slot(number + 123, DAY)
     later = NOW + 86400
-    assert find(wary._replace(slots={int(later * 2): ONE}), later, ONE, limits, later, "minute") == Refusal(
+    assert find(wary._replace(slots=Slots({int(later * 2): ONE})), later, ONE, limits, later, "minute") == Refusal(
         later + 61, Why("rpm")
     )
 

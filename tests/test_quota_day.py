@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pollux.quota import Slot, State, book, cool, find, give_back, reserve, succeed, tidy
 from pollux.reasons import Refusal, Why
-from pollux.windows import Limits, Want
+from pollux.windows import Limits, Slots, Want
 
 LOS_ANGELES = ZoneInfo("America/Los_Angeles")
 HOUR = 3600.0
@@ -228,7 +228,7 @@ def test_a_probe_that_finds_its_window_full_waits_for_it() -> None:
     limits = {"rpd": 3, "rpm": 1}
     state = spent(BEFORE, limits)
     number = int(AFTER * 2)
-    state = state._replace(slots={number - 2: Want()})
+    state = state._replace(slots=Slots({number - 2: Want()}))
     assert find(state, AFTER, Want(), limits, AFTER) == Refusal(AFTER + 60.5, Why("rpm"))
     assert find(state, AFTER, Want(), limits, AFTER + 90) == Slot(number + 121, TODAY, "utc")
 
@@ -254,5 +254,5 @@ def test_without_traffic_no_day_is_probed(first: float) -> None:
 def test_a_refusal_names_the_slot_there_is_when_the_next_day_begins_full() -> None:
     limits = {"rpm": 1, "rpd": 1}
     now, midnight = pacific("2026-11-20T23:59"), pacific("2026-11-21")
-    state = State({int(midnight * 2) + 10: Want()}, {TODAY: (1, 0)})
+    state = State(Slots({int(midnight * 2) + 10: Want()}), {TODAY: (1, 0)})
     assert find(state, now, Want(), limits, now) == Refusal(midnight + 5 + 61.5, Why("rpd"))

@@ -408,7 +408,7 @@ def test_what_rests_is_tried_however_many_projects_rest_for_however_many_models(
             for model in models:
                 for n in range(1, 601):
                     ledger = app.roster.quota(f"p{n}", app.roster.bucket(model)).ledger
-                    ledger.ride(lambda state, when: (cool(state, when, "unknown-429", 600.0), None))
+                    ledger.ride(lambda state, when: cool(state, when, "unknown-429", 600.0))
             left = set(models)
             while left and now() < BEGAN + TWO_MINUTES:
                 for model in sorted(left):

@@ -621,8 +621,8 @@ def test_what_is_asked_for_the_first_time_is_tied_to_no_project(limits: dict[str
 
 
 async def rest(app: App, kind: health.Kind, name: str, seconds: float) -> None:
-    def change(value: health.Health, moment: float) -> tuple[health.Health, None]:
-        return health.set_aside(value, moment, kind, name, "key-source", seconds), None
+    def change(value: health.Health, moment: float) -> health.Health:
+        return health.set_aside(value, moment, kind, name, "key-source", seconds)
 
     await app.roster.ready()
     await app.roster.health.note(change)

@@ -7,10 +7,24 @@ import pytest
 from pollux import health, quota
 from pollux.keys import Key
 from pollux.ledger import Change
-from pollux.pool import Full, Reservation, Tried
 from pollux.quota import State
 from pollux.store import StoreUnavailableError
-from tests.pools import BEGAN, MODEL, FaultyStore, House, Keys, catalog, house, keys_of, memory, play
+from tests.pools import (
+    BEGAN,
+    MODEL,
+    FaultyStore,
+    Full,
+    House,
+    Keys,
+    Reservation,
+    Tried,
+    catalog,
+    changed,
+    house,
+    keys_of,
+    memory,
+    play,
+)
 
 
 def _aside(kind: health.Kind, name: str, seconds: float = 3600, reason: str = "invalid-key") -> Change[Any, None]:
@@ -298,15 +312,11 @@ def test_a_store_that_cannot_be_read_is_an_error_and_later_none() -> None:
     play(scene())
 
 
-def test_quotas_of_invented_models_are_forgotten_and_those_that_hold_something_are_not(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("pollux.roster.MOST_QUOTAS", 20)
-
+def test_quotas_of_invented_models_are_forgotten_and_those_that_hold_something_are_not() -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=100))
         await h.send(model="kept")
-        h.quota(model="kept").ride(lambda state, _: (state, None))
+        h.quota(model="kept").ride(lambda state, _: state)
         for number in range(100):
             await h.send(model=f"invented-{number}")
             assert len(h.roster.quotas) <= 20
@@ -316,4 +326,5 @@ def test_quotas_of_invented_models_are_forgotten_and_those_that_hold_something_a
         assert sum(want.requests for want in again.quota.ledger.value.slots.values()) == 2
         assert again.quota.ledger.tries == 2
 
-    play(scene())
+    with changed(MOST_QUOTAS=20):
+        play(scene())

@@ -7,7 +7,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pollux import windows
-from pollux.windows import MINUTE_LIMITS, WINDOW, Want, all_spent, current, day_of, fit_minute, fit_sliding, total
+from pollux.windows import (
+    MINUTE_LIMITS,
+    WINDOW,
+    Slots,
+    Want,
+    all_spent,
+    current,
+    day_of,
+    fit_minute,
+    fit_sliding,
+    total,
+)
 
 NOW = 3_600_000_030  # a slot number, half a minute past a full one of the clock
 LOS_ANGELES = ZoneInfo("America/Los_Angeles")
@@ -48,7 +59,7 @@ def within(want: Want, limits: dict[str, int]) -> Want:
 @example({NOW: Want(0, 0, 0), NOW + 1: Want(2, 0, 0)}, Want(1), {"rpm": 2})
 def test_the_sliding_fit_is_the_earliest(slots: dict[int, Want], want: Want, limits: dict[str, int]) -> None:
     want = within(want, limits)
-    found, why = fit_sliding(slots, NOW, want, limits)
+    found, why = fit_sliding(Slots(slots), NOW, want, limits)
     earliest = next(n for n in itertools.count(NOW) if not full_somewhere(slots, n, want, limits))
     assert found == earliest
     assert why in limits if found > NOW else why == ""
@@ -67,14 +78,14 @@ def test_the_minute_fit_is_the_earliest(
         roomy = all(not w or h + w <= limits.get(n, h + w) for h, w, n in zip(held, want, MINUTE_LIMITS, strict=True))
         return roomy and (number - minute) / 2 >= 1.0 and (number - minute) / 2 + 1.0 <= 59.0
 
-    found, _ = fit_minute(slots, NOW + offset, want, limits)
+    found, _ = fit_minute(Slots(slots), NOW + offset, want, limits)
     assert found == next(n for n in itertools.count(NOW + offset) if free(n))
 
 
 def test_the_edges_of_a_minute_stay_empty() -> None:
-    minute = NOW // 120 * 120
-    assert [fit_minute({}, minute + i, Want(), {})[0] - minute for i in (0, 1, 2, 3)] == [2, 2, 2, 3]
-    assert [fit_minute({}, minute + i, Want(), {})[0] - minute for i in (116, 117, 119, 120)] == [116, 122, 122, 122]
+    minute, empty = NOW // 120 * 120, Slots({})
+    assert [fit_minute(empty, minute + i, Want(), {})[0] - minute for i in (0, 1, 2, 3)] == [2, 2, 2, 3]
+    assert [fit_minute(empty, minute + i, Want(), {})[0] - minute for i in (116, 117, 119, 120)] == [116, 122, 122, 122]
 
 
 def test_every_fit_ends_after_few_passes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +100,7 @@ def test_every_fit_ends_after_few_passes(monkeypatch: pytest.MonkeyPatch) -> Non
         return real(slots, amounts, number, room, span)
 
     monkeypatch.setattr(windows, "_past_full_windows", counted)
-    slots = {NOW + i * WINDOW: Want(5, 0) if i % 2 else Want(0, 100) for i in range(60)}
+    slots = Slots({NOW + i * WINDOW: Want(5, 0) if i % 2 else Want(0, 100) for i in range(60)})
     found, why = fit_sliding(slots, NOW, Want(1, 1), {"rpm": 5, "tpm": 100})
     assert (found, why) == (NOW + 60 * WINDOW, "rpm")
     assert passes <= 2 * 61
@@ -97,15 +108,15 @@ def test_every_fit_ends_after_few_passes(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_minute_fit_passes_full_minutes_one_by_one() -> None:
     start = NOW // 120 * 120
-    slots = {start + 120 * i + 5: Want(5) for i in range(50)}
+    slots = Slots({start + 120 * i + 5: Want(5) for i in range(50)})
     assert fit_minute(slots, NOW, Want(1), {"rpm": 5}) == (start + 120 * 50 + 2, "rpm")
 
 
 def test_a_want_of_nothing_fits_into_a_full_window() -> None:
-    full = {NOW: Want(5, 100)}
+    full = Slots({NOW: Want(5, 100)})
     limits = {"rpm": 5, "tpm": 100}
     assert fit_sliding(full, NOW, Want(0, 0), limits) == (NOW, "")
-    assert fit_sliding({NOW: Want(1, 100)}, NOW, Want(1, 0), limits) == (NOW, "")
+    assert fit_sliding(Slots({NOW: Want(1, 100)}), NOW, Want(1, 0), limits) == (NOW, "")
     assert fit_minute(full, NOW, Want(0, 0), limits) == (NOW, "")
 
 

@@ -119,17 +119,17 @@ class Admin:
         wanted = {key_id: owners.get(key_id) if all_ else None for key_id in ids}
         held = [words for key_id, project in wanted.items() for words in health.held(value, now, key_id, project)]
 
-        def change(value: health.Health, _: float) -> tuple[health.Health, None]:
+        def change(value: health.Health, _: float) -> health.Health:
             for key_id, project in wanted.items():
                 value = health.lifted(value, key_id, project, well=well)
-            return value, None
+            return value
 
         await roster.health.note(change)
         if all_:
-            app.pool.pause_until = 0.0
+            app.pool.booking.pause_until = 0.0
             for owned in [owned for owned in roster.quotas.values() if owned.project in set(wanted.values())]:
                 if quota.try_early(owned.ledger.value, now) is not owned.ledger.value:
-                    await owned.ledger.note(lambda state, when: (quota.try_early(state, when), None))
+                    await owned.ledger.note(quota.try_early)
                     held.append(f"quota {owned.project}/{owned.bucket}")
         free = {project: when for project, when in roster.health.value.free.items() if project in set(owners.values())}
         unknown = [key_id for key_id in ids if key_id not in owners]
@@ -146,10 +146,10 @@ class Admin:
         await roster.ready()
         seconds, ceiling = resting_time(cause)
 
-        def change(value: health.Health, now: float) -> tuple[health.Health, None]:
+        def change(value: health.Health, now: float) -> health.Health:
             for key_id in ids:
                 value = health.set_aside(value, now, "keys", key_id, cause, seconds, ceiling)
-            return value, None
+            return value
 
         await roster.health.note(change)
         return Answer({"aside": sorted(set(ids))})
@@ -194,7 +194,7 @@ async def status(app: "App") -> dict[str, Any]:
         "quotas": [entry for entry in quotas if entry],
         "pool": {
             "waiting": app.pool.waiting,
-            "paused_until": app.pool.pause_until if app.pool.pause_until > now else None,
+            "paused_until": app.pool.booking.pause_until if app.pool.booking.pause_until > now else None,
             "suspicion": _suspicion(app, now),
             "problems": problems,
             **app.journal.totals(),
@@ -206,7 +206,7 @@ async def status(app: "App") -> dict[str, Any]:
 
 
 def _suspicion(app: "App", now: float) -> str | None:
-    if app.pool.pause_until > now:
+    if app.pool.booking.pause_until > now:
         return "all projects were refused within seconds although they had room: Google may limit this address"
     if app.journal.causes["location"]:
         return "Google refused this gateway's own location"
@@ -285,7 +285,7 @@ def _quota(app: "App", owned: Quota, now: float) -> dict[str, Any] | None:
         "refused_upstream": owned.refused,
         "commits": owned.ledger.counters.commits,
         "conflicts": owned.ledger.counters.conflicts,
-        "grants": owned.purse.taken,
+        "grants": owned.grants_taken,
         "granted": _granted(owned, now),
     }
 
@@ -297,7 +297,7 @@ def _soonest(app: "App", project: Project, owned: Quota, limits: Limits, now: fl
         return None, reasons.words(DISABLED)
     if isinstance(key, Refusal):
         return key.until, reasons.words(key.why)
-    at = app.pool.earliest(now)
+    at = app.pool.booking.earliest(now)
     found = quota.find(owned.ledger.value, at, Want(), limits, math.inf)
     if isinstance(found, Refusal):
         return None, reasons.words(found.why)
@@ -306,7 +306,7 @@ def _soonest(app: "App", project: Project, owned: Quota, limits: Limits, now: fl
 
 def _granted(owned: Quota, now: float) -> int:
     """What this instance may still send without asking the store."""
-    grant = owned.purse.grant
+    grant = owned.grant
     return 0 if grant is None or grant.is_over(now) else grant.booked.requests - grant.used.requests
 
 
@@ -317,7 +317,7 @@ async def explain(app: "App", model: str, tokens: int) -> dict[str, Any]:
         await roster.load_all()
     chain = roster.catalog.chain(model, app.settings.mode)
     now = app.pool.now()
-    at = app.pool.earliest(now)
+    at = app.pool.booking.earliest(now)
     candidates = []
     for name in chain:
         able, refusals = roster.candidates(name, (), (), at)
@@ -327,8 +327,8 @@ async def explain(app: "App", model: str, tokens: int) -> dict[str, Any]:
             limits: Limits = roster.limits(project, name)
             if project.name in keys:
                 owned = roster.quota(project.name, roster.bucket(name))
-                found = app.pool.desk.look(owned, Want(1, tokens), limits, at, math.inf)
-                held = app.pool.desk.look(owned, Want(1, tokens), limits, at, at)
+                found = app.pool.booking.look(owned, Want(1, tokens), limits, at, math.inf)
+                held = app.pool.booking.look(owned, Want(1, tokens), limits, at, at)
                 if at > now and not isinstance(held, Refusal):
                     found = held = Refusal(at, PAUSED)
             else:
@@ -349,6 +349,6 @@ async def explain(app: "App", model: str, tokens: int) -> dict[str, Any]:
             )
     head = {"model": model, "tokens": tokens, "chain": list(chain), "now": round(now, 3)}
     head["floor"] = roster.catalog.floor(model)
-    head["paused_until"] = app.pool.pause_until if at > now else None
+    head["paused_until"] = app.pool.booking.pause_until if at > now else None
     head["in_catalog"] = chain[0] in roster.catalog.models
     return head | {"store": roster.watch.trouble or "ok", "candidates": candidates}

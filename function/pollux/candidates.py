@@ -11,8 +11,8 @@ from bisect import bisect_left, insort
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from pollux import quota, ranking
-from pollux.desk import NOTHING_PRESUMED, Desk
+from pollux import ranking
+from pollux.desk import Booking
 from pollux.reasons import BUSY, Refusal, Why
 from pollux.recent import Recent
 from pollux.roster import Project, Quota, Roster
@@ -62,7 +62,6 @@ class _Order:
         """The tokens of a want that found no slot in time, and what it was told. The same holds for a larger one until
         something changes."""
         self.learned: dict[int, Mapping[str, tuple[int, float]]] = {}
-        self.last_used = -1
         self._places = [_Place(0.0, False, 0.0, 0, position) for position in range(size)]
         self._sorted = list(self._places)
         self._drops: list[tuple[float, int]] = []
@@ -95,21 +94,14 @@ class _Order:
     def positions(self, most: int | None = None) -> list[int]:
         return [place.position for place in self._sorted[:most]]
 
-    def in_turn(self, most: int) -> list[int]:
-        """As `positions`, but of those that can serve now, the one after the last used comes first."""
-        turn = bisect_left(self._sorted, (0.0, False, 0.0, 0, self.last_used + 1))
-        end = bisect_left(self._sorted, (0.0, True))
-        able = self._sorted[turn:end][:most] + self._sorted[: min(turn, end)][:most]
-        return [place.position for place in (able + self._sorted[end : end + most])[:most]]
-
     def slot(self, position: int) -> float:
         return self._places[position].slot
 
 
 class Candidates:
-    def __init__(self, roster: Roster, desk: Desk, strategy: str) -> None:
+    def __init__(self, roster: Roster, booking: Booking, strategy: str) -> None:
         self._roster = roster
-        self._desk = desk
+        self._booking = booking
         self._strategy = strategy
         self.look_at = LOOK_AT
         self._of: dict[str, Project] = {}
@@ -126,34 +118,33 @@ class Candidates:
         """More projects than a request looks at."""
         return len(self._roster.projects) > self.look_at
 
-    def first(self, model: str, now: float, most: int | None = None, *, tools: Collection[str] = ()) -> list[Project]:
+    def first(self, model: str, now: float, most: int | None = None, *, tools: Collection[str] = ()) -> list[str]:
         """The projects to look at first: a few where none of these tools rests, or all of a small pool."""
         order, most = self._order(model, now), most or self.look_at
         if len(self._projects) <= most:
-            return list(self._projects)
-        resting = self._roster.tools_resting if tools else 0  # the order knows nothing of them
-        listed = order.in_turn if self._strategy == "round_robin" else order.positions
-        projects = [self._projects[position] for position in listed(most + resting)]
-        if resting:
-            projects = [project for project in projects if not self._roster.tool_rests(project.name, tools, now)]
-        return projects[:most]
+            return list(self._of)
+        aside = self._roster.health.value.tools if tools else {}  # the order knows nothing of tools
+        names = [self._projects[position].name for position in order.positions(most + len(aside))]
+        if aside:
+            names = [name for name in names if not self._roster.tool_rests(name, tools, now)]
+        return names[:most]
 
-    def others(self, model: str, now: float, want: Want, latest: float) -> tuple[list[Project], dict[str, Refusal]]:
+    def others(self, model: str, now: float, want: Want, latest: float) -> tuple[list[str], dict[str, Refusal]]:
         """The rest: those worth looking at, and what is known of those that surely have no slot up to `latest`."""
         order = self._order(model, now)
-        worth: list[Project] = []
+        worth: list[str] = []
         refusals: dict[str, Refusal] = {}
         for position in order.positions():
-            project, starts = self._projects[position], order.slot(position) * SLOT
+            name, starts = self._projects[position].name, order.slot(position) * SLOT
             tokens, refusal = order.later.get(position, (0, None))
             if starts == math.inf and position not in order.why:
                 continue  # it has no key that is enabled
             if starts > latest:
-                refusals[project.name] = Refusal(starts, order.why.get(position, BUSY))
+                refusals[name] = Refusal(starts, order.why.get(position, BUSY))
             elif refusal is not None and want.tokens >= tokens and refusal.until > latest:
-                refusals[project.name] = refusal
+                refusals[name] = refusal
             else:
-                worth.append(project)
+                worth.append(name)
         return worth, refusals
 
     def refused(self, model: str, project: Project, want: Want, refusal: Refusal) -> None:
@@ -164,26 +155,20 @@ class Candidates:
             if want.tokens <= tokens:
                 order.later[position] = (want.tokens, refusal)
 
-    def used(self, model: str, project: str) -> None:
-        """A request is being booked there, or is booked."""
-        order, position = self._orders.get(model), self._positions.get(project)
+    def taking(self, model: str, owned: Quota, requests: int) -> None:
+        """So many requests more are being booked there: those that come meanwhile go elsewhere. In a small pool they
+        rather share a commit."""
+        owned.coming += requests
+        order, position = self._orders.get(model), self._positions.get(owned.project)
         if order is not None and position is not None:
-            order.last_used = position
             order.changed.add(position)
-
-    def turn(self, model: str, project: Project) -> int:
-        """How many others have their turn before it."""
-        self._follow_keys()
-        order = self._orders.get(model)
-        last = -1 if order is None else order.last_used
-        return (self._positions[project.name] - last - 1) % len(self._projects)
 
     def smallest_token_limit(self, model: str) -> int | None:
         """Of all projects."""
         return self._known(model).smallest
 
     def presumed(self, model: str) -> Limits:
-        """What a project without a tier presumably has: the limits at which others like it were refused."""
+        """What projects without a tier presumably have: the limits at which others like them were refused."""
         return self._known(model).learned
 
     def _known(self, model: str) -> _Known:
@@ -235,25 +220,23 @@ class Candidates:
         if owned is None:
             order.place(position, 0.0, False, 0.0, 0)
             return
-        slot = self._slot(order, position, project, owned, model, now)
-        state, smallest = owned.ledger.value, self._roster.smallest_limits(model)
-        load = quota.load(state, now, self._roster.limits(project, model), smallest, owned.coming)
+        state = owned.ledger.value
+        limits = self._roster.limits_by(state, project, model)
+        slot = self._slot(order, position, owned, model, limits, now)
+        load = ranking.load(self._strategy, owned, limits, self._roster.smallest_limits(model), now)
         if oldest := min(state.slots, default=0):
             order.drops_at((oldest + WINDOW + 1) * SLOT, position)
-        used_at = 0 if self._strategy == "round_robin" else owned.used_at
-        order.place(position, slot, *ranking.order(self._strategy, load, owned.coming), used_at)
+        order.place(position, slot, *load, owned.used_at)
 
-    def _slot(self, order: _Order, position: int, project: Project, owned: Quota, model: str, now: float) -> float:
-        limits = self._roster.limits(project, model)
-        presumed = self.presumed(model) if project.tier is None else NOTHING_PRESUMED
-        found = self._desk.look(owned, LEAST, limits, now, math.inf, presumed)
+    def _slot(self, order: _Order, position: int, owned: Quota, model: str, limits: Limits, now: float) -> float:
+        presumed = self.presumed(model)
+        found = self._booking.look(owned, LEAST, limits, now, math.inf, presumed)
         if isinstance(found, Refusal):
             order.why[position] = found.why
             return found.until / SLOT
         if found.start <= now:
             return 0.0
-        held_back = self._desk.look(owned, LEAST, limits, now, now, presumed)
-        order.why[position] = held_back.why if isinstance(held_back, Refusal) else BUSY
+        order.why[position] = self._booking.why_later(owned, LEAST, limits, now, presumed)
         return float(found.number)
 
     def _quota_changed(self, project: str, bucket: str) -> None:

@@ -1,25 +1,25 @@
-"""Books a want in the quota that was chosen for it: from a grant, by a commit, or from this instance's safe share while
-the store does not answer. Which quota that is, is `pool`'s to say.
+"""Books the slot that was chosen for a request: from a grant, by a commit, or from this instance's safe share while the
+store does not answer. `pool` chooses.
 """
 
 import asyncio
-from collections.abc import Callable
+import math
 from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple
 
 from pollux import grants, quota
 from pollux.grants import Grant, Pace
-from pollux.ledger import Change
+from pollux.ledger import Update
 from pollux.quota import Slot, State
+from pollux.ranking import Choice
 from pollux.reasons import BUSY, STORE_DOWN, Refusal, Why
+from pollux.reservation import Ask, Reservation, Tried
 from pollux.roster import Quota, Roster
 from pollux.safe import READ_WITHIN
 from pollux.settings import Settings
 from pollux.store import StoreUnavailableError
-from pollux.storewatch import StoreUse
-from pollux.windows import Limits, Want, fast
+from pollux.windows import SLOT, Limits, Want, fast
 
 UNLIMITED_COMMIT = 1.0
 NO_PACE = Pace()
@@ -30,21 +30,20 @@ PROBE_WITHIN = 1.0
 """How long a request waits for word that the store is back, before it is refused."""
 
 
-class Booked(NamedTuple):
-    slot: Slot
-    grant: Grant | None = None
-
-
-Reserve = Callable[[State, float], tuple[State, Slot | Refusal]]
-
-
-class Desk:
+class Booking:
     def __init__(self, settings: Settings, roster: Roster) -> None:
+        self.pause_until = 0.0
+        """Until then nothing is booked: all of Google seems to refuse this address."""
         self._settings = settings
         self._roster = roster
+        self._now = roster.store.now
         self._watch = roster.watch
         self._paces: dict[str, Pace] = {}
         self._watch.recovered.append(self._recovered)
+
+    def earliest(self, now: float) -> float:
+        """Now, or the first slot after a pause."""
+        return now if now >= self.pause_until else math.ceil(self.pause_until / SLOT) * SLOT
 
     def look(
         self,
@@ -55,112 +54,134 @@ class Desk:
         deadline: float,
         presumed: Limits = NOTHING_PRESUMED,
     ) -> Slot | Refusal:
-        """Where the want would go, as far as is known here; a commit decides. `presumed`: what others of its kind have,
-        where its own limits are not known."""
-        grant = self._held(owned, want, limits, now)
-        if grant is not None:
+        """Where the want would go by what is known here; a commit decides. `presumed`: the limits of projects without a
+        tier, where its own are not known."""
+        if owned.grant is not None and (grant := self._usable_grant(owned, want, limits, now)) is not None:
             return grant.slot
         state = owned.ledger.value
         found = quota.find(state, now, want, limits, deadline, self._settings.window)
-        if presumed and isinstance(found, Slot):
+        project = self._roster.projects.get(owned.project) if presumed else None
+        if project is not None and project.tier is None and isinstance(found, Slot):
             found = quota.spaced(state, found, want, limits, presumed)
             found = found if found.start <= max(now, deadline) else Refusal(found.start, BUSY)
-        if self._watch.trouble and (limits or not isinstance(found, Slot) or found.probe):  # as `book` will see it
+        if self._watch.trouble and (limits or not isinstance(found, Slot) or found.probe):  # as `reserve` will see it
             safe = self._safely(owned, want, limits, now, deadline if self._watch.down else now)
             if isinstance(safe, Slot) or self._watch.down:
                 return safe
         return found
 
-    def why_later(self, owned: Quota, want: Want, limits: Limits) -> Why:
+    def why_later(
+        self, owned: Quota, want: Want, limits: Limits, now: float, presumed: Limits = NOTHING_PRESUMED
+    ) -> Why:
         """What keeps a want from being sent now."""
-        now = self._roster.store.now()
-        held = self.look(owned, want, limits, now, now)
-        return held.why if isinstance(held, Refusal) else BUSY
+        found = self.look(owned, want, limits, now, now, presumed)
+        return found.why if isinstance(found, Refusal) else BUSY
 
-    async def book(
-        self,
-        owned: Quota,
-        want: Want,
-        limits: Limits,
-        found: Slot,
-        at: float,
-        deadline: float,
-        reserve: Reserve,
-        use: StoreUse,
-    ) -> Booked | Refusal:
-        """`found` is what `look` said for the time `at`; `reserve` decides by the state that is really there."""
-        ledger = owned.ledger
-        if not limits and not found.probe:  # nothing to enforce: counted in memory, committed now and then
-            if not ledger.is_full:
-                ledger.ride(partial(_booked, slot=found, want=want, limits=limits))
-                ledger.commit_soon(UNLIMITED_COMMIT)
-            return Booked(found)
-        if fast(limits) and (booked := await self._from_grant(owned, want, limits, at)):
-            return booked
-        now = max(at, self._roster.store.now())
+    async def reserve(
+        self, choice: Choice, model: str, ask: Ask, tried: Tried, ahead: float, latest: float
+    ) -> Reservation | Refusal:
+        """Book the slot that was chosen, or the one that the stored state has room for instead. `ahead`: how long after
+        now it can be sent; `latest`: a slot that starts later is refused."""
+        project, owned, limits = choice.project, choice.quota, choice.limits
+        grant: Grant | None = None
+        if not limits and not choice.slot.probe:  # nothing to enforce: counted in memory, committed now and then
+            slot: Slot | Refusal = choice.slot
+            if not owned.ledger.is_full:
+                owned.ledger.ride(partial(quota.book, slot=choice.slot, want=ask.want, limits=limits))
+                owned.ledger.commit_soon(UNLIMITED_COMMIT)
+        elif fast(limits) and (grant := await self._from_grant(owned, ask.want, limits, choice.at)) is not None:
+            slot = grant.slot
+        else:
+            slot = await self._without_grant(choice, model, ask, tried, ahead, latest)
+        if isinstance(slot, Refusal):
+            return slot
+        trial = project.name in tried.trials
+        tried.trials.discard(project.name)
+        return Reservation(choice.key, model, owned, slot, ask.want, limits, grant, ask.tools, trial)
+
+    async def _without_grant(
+        self, choice: Choice, model: str, ask: Ask, tried: Tried, ahead: float, latest: float
+    ) -> Slot | Refusal:
+        owned, want, limits, ledger = choice.quota, ask.want, choice.limits, choice.quota.ledger
+        deadline = ask.latest(limits)
+        now = max(choice.at, self._now())
         if self._watch.trouble:  # a slow store is waited for, but only where nothing can be had without it
             slot = self._spend(owned, want, limits, now, deadline if self._watch.down else now)
-            if isinstance(slot, Slot):
-                return Booked(slot)
-            if self._watch.down:
+            if isinstance(slot, Slot) or self._watch.down:
                 return slot
+        reserve = partial(self._reserve, choice=choice, model=model, ask=ask, ahead=ahead, latest=latest)
         before = ledger.counters.commits, ledger.counters.conflicts
         try:
-            slot = await ledger.perform(reserve, partial(_undo, want=want))
+            return await ledger.perform(reserve, partial(_undo, want=want))
         except StoreUnavailableError:
-            slot = self._spend(owned, want, limits, max(at, self._roster.store.now()), deadline)
+            return self._spend(owned, want, limits, max(choice.at, self._now()), deadline)
         finally:
-            use.commits += ledger.counters.commits - before[0]
-            use.conflicts += ledger.counters.conflicts - before[1]
-        return Booked(slot) if isinstance(slot, Slot) else slot
+            tried.store.commits += ledger.counters.commits - before[0]
+            tried.store.conflicts += ledger.counters.conflicts - before[1]
+
+    def _reserve(
+        self, state: State, now: float, choice: Choice, model: str, ask: Ask, ahead: float, latest: float
+    ) -> tuple[State, Slot | Refusal]:
+        """The change that is committed; after a conflict it runs again. It goes by the limits of this very state:
+        another instance may have learned a smaller one. If others were faster and the slot would be a later one than
+        was chosen, another project may have room sooner."""
+        limits = self._roster.limits_by(state, choice.project, model)
+        start, deadline = self.earliest(now + ahead), ask.latest(limits)
+        booked, slot = quota.reserve(state, start, ask.want, limits, deadline, self._settings.window)
+        if isinstance(slot, Slot) and slot.start > latest:
+            return state, Refusal(slot.start, BUSY)
+        return booked, slot
+
+    # --- grants -------------------------------------------------------------------------------------------------------
 
     def asked(self, bucket: str, want: Want) -> None:
-        """A request asks, once, wherever it goes."""
+        """A request asks for a slot of this bucket, once, whichever project it gets."""
         if len(self._paces) >= MOST_PACES:
             self._paces.clear()
-        self._paces[bucket] = self._paces.get(bucket, NO_PACE).after(self._roster.store.now(), want)
+        self._paces[bucket] = self._paces.get(bucket, NO_PACE).after(self._now(), want)
 
-    def _held(self, owned: Quota, want: Want, limits: Limits, now: float) -> Grant | None:
-        """The grant that covers the want. One that nobody will spend any more goes back."""
-        grant = owned.purse.grant
+    def _usable_grant(self, owned: Quota, want: Want, limits: Limits, now: float) -> Grant | None:
+        """The grant that is held, if the want may be spent from it: after a refusal nothing may. A grant that cannot be
+        spent any more goes back."""
+        grant = owned.grant
         if grant is None:
             return None
         if grant.is_over(now) or not fast(limits):
             owned.retire()
             return None
-        return owned.purse.held(owned.ledger.value, want, now)
+        return grant if owned.ledger.value.cooldown is None and grant.fits(want, now) else None
 
-    async def _from_grant(self, owned: Quota, want: Want, limits: Limits, at: float) -> Booked | None:
-        """Out of the grant that is held, or that is on its way. If there is none, one is asked for with the commit that
-        this request needs anyway."""
-        purse = owned.purse
-        if purse.coming is not None:
-            await asyncio.wait({purse.coming})
-        now = max(at, self._roster.store.now())
-        grant = self._held(owned, want, limits, now)
+    async def _from_grant(self, owned: Quota, want: Want, limits: Limits, at: float) -> Grant | None:
+        """The grant that is held, or that is on its way, once the want is spent from it. If there is none, one is asked
+        for with the commit that this request needs anyway."""
+        if owned.grant_coming is not None:
+            await asyncio.wait({owned.grant_coming})
+        grant = self._usable_grant(owned, want, limits, max(at, self._now()))
         if grant is not None:
             grant.add(want)
-            return Booked(grant.slot, grant)
-        if purse.coming is None and purse.grant is None and at <= self._roster.store.now() and not self._watch.down:
+        elif owned.grant_coming is None and owned.grant is None and at <= self._now() and not self._watch.down:
             self._ask(owned, limits)
-        return None
+        return grant
 
     def _ask(self, owned: Quota, limits: Limits) -> None:
-        """As much as is used in a grant's life, at the pace of late; other strategies spread that over all projects."""
+        """Ask for as much as is used in a grant's life at the present pace. Other strategies than `earliest` spread the
+        load over all projects, and so ask for a share."""
         share = 1.0 if self._settings.strategy == "earliest" else 1 / max(1, len(self._roster.projects))
         wanted = self._paces.get(owned.bucket, NO_PACE).for_a_grant(share)
         if wanted.requests < grants.LEAST:
             return
         take = partial(grants.take, wanted=wanted, limits=limits, window=self._settings.window)
-        owned.purse.coming = coming = owned.ledger.apply(take)
+        owned.grant_coming = coming = owned.ledger.apply(take)
         coming.add_done_callback(partial(self._arrived, owned))
 
     def _arrived(self, owned: Quota, coming: "asyncio.Future[Grant | None]") -> None:
-        owned.purse.coming = None
+        owned.grant_coming = None
         if not coming.cancelled() and coming.exception() is None and (grant := coming.result()) is not None:
-            owned.purse.grant = grant
-            owned.purse.taken += 1
+            owned.grant = grant
+            owned.grants_taken += 1
             self._roster.granted.setdefault(owned.bucket, {})[owned.project] = owned
+
+    # --- while the store does not answer ------------------------------------------------------------------------------
 
     def _safely(self, owned: Quota, want: Want, limits: Limits, now: float, deadline: float) -> Slot | Refusal:
         ledger = owned.ledger
@@ -175,14 +196,14 @@ class Desk:
         slot = self._safely(owned, want, limits, now, deadline)
         if isinstance(slot, Slot):
             owned.safe.spend(now, slot, want)
-            owned.ledger.submit_later(partial(_booked, slot=slot, want=want, limits=limits))
+            owned.ledger.submit_later(partial(quota.book, slot=slot, want=want, limits=limits))
         return slot
 
     async def store_is_back(self) -> bool:
         """Try a commit that changes nothing, one for all who wait, and not for long."""
         health = self._roster.health
         if not health.riding:
-            health.ride(lambda value, _: (value, None))
+            health.ride(lambda value, _: value)
         with suppress(TimeoutError):
             async with asyncio.timeout(PROBE_WITHIN):
                 await health.flush()
@@ -194,17 +215,8 @@ class Desk:
             owned.ledger.commit_soon(0)
 
 
-# Changes of a quota's state, as `ledger` takes them.
-
-
-def _booked(state: State, now: float, slot: Slot, want: Want, limits: Limits) -> tuple[State, None]:
-    return quota.book(state, now, slot, want, limits), None
-
-
-def returned(slot: Slot, want: Want) -> Change[State, None]:
-    return lambda state, _: (quota.give_back(state, slot, want), None)
-
-
-def _undo(found: Slot | Refusal, want: Want) -> Change[State, None] | None:
+def _undo(found: Slot | Refusal, want: Want) -> Update[State] | None:
     """The client left while its slot was being committed."""
-    return None if isinstance(found, Refusal) else returned(found, want)
+    if isinstance(found, Refusal):
+        return None
+    return lambda state, _: quota.give_back(state, found, want)

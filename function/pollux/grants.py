@@ -5,14 +5,13 @@ lies inside. What is left over goes back with the next commit of the document. A
 the pool stricter for a minute, no more. `take` is PURE; a `Grant` is the holder's own account.
 """
 
-import asyncio
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from pollux import quota
 from pollux.quota import LATE, MIDNIGHT_GUARD, Slot, State
-from pollux.windows import GRANT_SLOTS, MINUTE_LIMITS, NOTHING, SLOT, Limits, Want, day_of, minute_ends, summed
+from pollux.windows import GRANT_SLOTS, MINUTE_LIMITS, NOTHING, SLOT, Limits, Want, day_of, minute_ends
 
 LIFE = GRANT_SLOTS * SLOT
 SHARE, DAY_SHARE = 8, 50
@@ -24,7 +23,7 @@ REMEMBERED = 5.0
 
 @dataclass(slots=True, eq=False)
 class Grant:
-    """What this instance may spend. `booked` stands in the store; `used` of it is sent, or about to be."""
+    """What this instance may spend. `booked` is in the store; `used` of it is sent, or about to be."""
 
     slot: Slot
     booked: Want
@@ -54,7 +53,7 @@ class Grant:
         return over
 
     def is_over(self, now: float) -> bool:
-        """Nobody will spend of it any more."""
+        """Nothing more can be spent from it."""
         return self.closed or now > self.slot.until - LATE or self.used.requests >= self.booked.requests
 
     def close(self) -> Want:
@@ -80,26 +79,11 @@ class Pace(NamedTuple):
         return Want(int(self.requests * LIFE * share), int(self.tokens * LIFE * share))
 
 
-@dataclass(slots=True)
-class Purse:
-    """The grants of one quota: the one that is spent from, and the one on its way."""
-
-    grant: Grant | None = None
-    coming: "asyncio.Future[Grant | None] | None" = None
-    taken: int = 0
-    """How many there were."""
-
-    def held(self, state: State, want: Want, now: float) -> Grant | None:
-        """The grant that covers a want. Whoever was refused meanwhile spends nothing."""
-        grant = self.grant
-        return grant if grant is not None and state.cooldown is None and grant.fits(want, now) else None
-
-
 def take(state: State, now: float, wanted: Want, limits: Limits, window: str) -> tuple[State, Grant | None]:
     """Book up to that much for this moment, if there is room for all of it."""
     day, _, ends = day_of(now, state.zone)
     requests, tokens = state.days.get(day, (0, 0))
-    left = {name: limits[name] - summed(state.slots).held[i] for i, name in enumerate(MINUTE_LIMITS) if name in limits}
+    left = {name: limits[name] - state.slots.held[i] for i, name in enumerate(MINUTE_LIMITS) if name in limits}
     of_day = {"rpd": limits.get("rpd", math.inf) - requests, "tpd": limits.get("tpd", math.inf) - tokens}
     metered = "tpm" in limits or "tpd" in limits
     booked = Want(

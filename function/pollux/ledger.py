@@ -1,17 +1,18 @@
-"""One document and its commits: the last seen value, one commit in flight, and all that waits goes with the next one.
+"""A document that several instances write: its last seen value, and commits of which one is under way at a time. All
+changes that wait meanwhile go with the next one.
 
-What a value means is told by whoever makes the ledger (`pool` for quotas, `health` for keys): here it is only changed
-by functions that can be run again after a conflict.
+What a value means is known to its owner (`roster`, for quotas and for health). Here it is changed by functions that can
+be run again after a conflict.
 """
 
 import asyncio
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from pollux.authorship import Authorship, Writers
+from pollux.instance import has_ended
 from pollux.store import ConflictError, Document, StoreError, StoreUnavailableError, Version
 from pollux.storewatch import SLOW, Counters, Watch
 
@@ -20,15 +21,81 @@ T = TypeVar("T")
 R = TypeVar("R")
 Change = Callable[[T, float], tuple[T, R]]
 """(value, time) -> (value, result). Runs again after a conflict: it must not remember anything of the first run."""
+Update = Callable[[T, float], T]
+"""The same without a result, for changes that nobody waits for."""
 
-_Entry = tuple[Change[T, Any], "asyncio.Future[Any]", Callable[[Any], Change[T, Any] | None] | None]
+_Entry = tuple[Change[T, Any], "asyncio.Future[Any]", Callable[[Any], Update[T] | None] | None]
 
 MOST_CONFLICTS = 50
 MOST_RIDING = 2000
-"""While the store is gone no more changes than that are kept for it; `is_full` comes before."""
+"""While the store does not answer, no more changes than that are kept for it. `is_full` comes before."""
 FULL = 1000
 AGAIN_AFTER = 1.0
-"""While the store does not answer, a document is tried at most so often by those who do not wait for it."""
+"""While the store does not answer, commits that nobody waits for are tried at most so often, in seconds."""
+WRITER_FOR = 60.0
+UNKNOWN_KEPT = 64
+
+Marks = dict[str, list[float]]
+"""Instance -> [number, time] of its last commit."""
+
+
+@dataclass(slots=True)
+class Writers:
+    """Who wrote a document lately, and which of this instance's own commits it holds though their answers were lost.
+
+    Each commit carries its instance's next number in the document's `writers`: an instance that finds its own last
+    number there knows that the commit was applied.
+    """
+
+    me: str
+    sequence: int = 0
+    marks: Marks = field(default_factory=dict)
+    _unknown: dict[int, int] = field(default_factory=dict)
+    """Commits that may or may not have been applied: number -> how many changes that nobody waits for they had."""
+
+    def sign(self, now: float, riding: int) -> Marks:
+        """The marks for the next commit, with which so many changes that nobody waits for go along."""
+        self.sequence += 1
+        self._unknown[self.sequence] = riding
+        self._unknown.pop(self.sequence - UNKNOWN_KEPT, None)
+        return self.recent(self.marks, now) | {self.me: [self.sequence, now]}
+
+    def recent(self, marks: Mapping[str, list[float]], now: float) -> Marks:
+        """Those of the last minute that may still run, and this instance's own, however old: the answer to a commit may
+        have been lost as long ago."""
+        return {
+            name: mark
+            for name, mark in marks.items()
+            if name == self.me or (now - mark[1] < WRITER_FOR and not has_ended(name))
+        }
+
+    def names(self, now: float) -> frozenset[str]:
+        return frozenset((*self.recent(self.marks, now), self.me))
+
+    def is_alone(self, now: float) -> bool:
+        return len(self.marks) < 2 or self.names(now) == {self.me}
+
+    def read(self, marks: Marks, *, changed: bool) -> int:
+        """Take over what the document says. Gives how many of the changes that nobody waits for are in it: if it
+        changed, one of the commits whose answers were lost was applied, or none can be any more."""
+        self.marks = marks
+        applied = self._unknown.get(int(self._mark()), 0) if changed else 0
+        if changed:
+            self._unknown.clear()
+        self.sequence = max(self.sequence, int(self._mark()))  # of one that was forgotten and made anew
+        return applied
+
+    def committed(self, marks: Marks) -> None:
+        self.marks = marks
+        self._unknown.clear()
+
+    @property
+    def holds_last(self) -> bool:
+        """The document holds the last commit that was tried."""
+        return self._mark() == self.sequence
+
+    def _mark(self) -> float:
+        return self.marks.get(self.me, [0])[0]
 
 
 @dataclass(slots=True)
@@ -60,19 +127,17 @@ class Ledger(Generic[T]):
         self._codec = codec
         self._watch = watch
         self._version: Version | None = None
-        self._author = Authorship(writer)
+        self._writers = Writers(writer)
         self._waiting: list[_Entry[T]] = []
         self._due = False
-        """What rides shall be committed now, not with whatever comes next."""
-        self._riding: list[Change[T, Any]] = []
+        """The uncommitted changes are to be committed now, not with the next commit that is needed anyway."""
+        self._riding: list[Update[T]] = []
         self._tried_at = float("-inf")
         self._later: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._reading: asyncio.Task[None] | None = None
 
-    def apply(
-        self, change: Change[T, R], undo: Callable[[R], Change[T, Any] | None] | None = None
-    ) -> "asyncio.Future[R]":
+    def apply(self, change: Change[T, R], undo: Callable[[R], Update[T] | None] | None = None) -> "asyncio.Future[R]":
         """Change the value; the future is done when that is committed. Cancelling it does not cancel the commit: if
         that was made already, `undo` tells what takes it back.
         """
@@ -81,60 +146,60 @@ class Ledger(Generic[T]):
         self._start()
         return future
 
-    async def perform(self, change: Change[T, R], undo: Callable[[R], Change[T, Any] | None]) -> R:
-        """`apply`, awaited. Whoever is cancelled here leaves nothing behind, however far the commit was."""
+    async def perform(self, change: Change[T, R], undo: Callable[[R], Update[T] | None]) -> R:
+        """`apply`, awaited. If the caller is cancelled, its change is taken back, however far the commit was."""
         future = self.apply(change, undo)
         try:
             return await future
         except asyncio.CancelledError:
-            # Its answer may have come in the same turn of the loop; then nobody else takes it back.
+            # The result may have come in the same turn of the loop: then it is taken back here.
             if future.done() and not future.cancelled() and future.exception() is None:
                 self._take_back(undo(future.result()))
             raise
 
-    def _take_back(self, change: Change[T, Any] | None) -> None:
-        if change is not None:
-            self.submit(change)
+    def _take_back(self, update: Update[T] | None) -> None:
+        if update is not None:
+            self.submit(update)
 
-    def submit(self, change: Change[T, Any]) -> None:
-        """Change the value at once, with a commit of its own that nobody waits for. If it fails, the change rides."""
-        self.ride(change)
+    def submit(self, update: Update[T]) -> None:
+        """Change the value and start a commit that nobody waits for. If that fails, the change goes with the next."""
+        self.ride(update)
         self._due = True
         self._start()
 
-    def ride(self, change: Change[T, Any]) -> None:
-        """Change the value with the next commit, whenever that is; it is seen here at once."""
+    def ride(self, update: Update[T]) -> None:
+        """Change the value with the next commit, whenever that is. It is seen here at once."""
         if len(self._riding) < MOST_RIDING:
-            self._riding.append(change)
+            self._riding.append(update)
         else:
-            log.error("too much waits for the store: a change of %s is not kept", self.name)
-        self.value, _ = change(self.value, self._store.now())
+            log.error("too many uncommitted changes wait for the store: a change of %s is lost", self.name)
+        self.value = update(self.value, self._store.now())
         self.changed()
 
     @property
     def is_full(self) -> bool:
-        """So much rides that nothing more should be booked here."""
+        """Too many uncommitted changes: nothing more should be booked here."""
         return len(self._riding) >= FULL
 
-    def submit_later(self, change: Change[T, Any]) -> None:
+    def submit_later(self, update: Update[T]) -> None:
         """As `submit`, for a store that does not answer: it is not asked again with every change."""
         if self._store.now() - self._tried_at >= AGAIN_AFTER:
-            self.submit(change)
+            self.submit(update)
         else:
-            self.ride(change)
+            self.ride(update)
 
-    async def note(self, change: Change[T, Any]) -> None:
-        """Change the value. If the store does not answer that is no reason to fail: then the change rides."""
+    async def note(self, update: Update[T]) -> None:
+        """Change the value and wait for the commit. If the store does not answer, the change goes with a later one."""
         if self._watch.down:
-            self.submit_later(change)
+            self.submit_later(update)
             return
         try:
-            await self.apply(change)
+            await self.apply(lambda value, now: (update(value, now), None))
         except StoreUnavailableError:
-            self.ride(change)
+            self.ride(update)
 
     def commit_soon(self, every: float) -> None:
-        """Commit what rides, now or as soon as the last commit is `every` seconds ago."""
+        """Commit the uncommitted changes, now or as soon as the last commit is `every` seconds ago."""
         if not self._riding:
             return
         wait = self.committed_at + every - self._store.now()
@@ -155,25 +220,25 @@ class Ledger(Generic[T]):
 
     @property
     def riding(self) -> int:
-        """How many changes wait for the next commit."""
+        """How many changes wait for the next commit, which nobody waits for."""
         return len(self._riding)
 
     @property
     def writers(self) -> frozenset[str]:
-        """Who wrote this document within the last minute, as far as is known; oneself included."""
-        return self._author.names(self._store.now())
+        """The instances that wrote this document within the last minute, as far as is known; this one included."""
+        return self._writers.names(self._store.now())
 
     @property
     def alone(self) -> bool:
-        return self._author.is_alone(self._store.now())
+        return self._writers.is_alone(self._store.now())
 
     @property
     def tries(self) -> int:
-        """Grows with every commit tried, so that an answer to an older question can be told."""
-        return self._author.sequence
+        """Grows with every commit tried: shows whether an answer is older than a commit."""
+        return self._writers.sequence
 
     async def flush(self) -> None:
-        """Commit what rides and wait for every commit under way."""
+        """Commit the uncommitted changes and wait for every commit under way."""
         while self._task is not None:
             await asyncio.shield(self._task)
         if self._riding:
@@ -182,7 +247,7 @@ class Ledger(Generic[T]):
             await asyncio.shield(self._task)
 
     async def refresh(self, older_than: float) -> None:
-        """Read the document again if what is known is older than that many seconds; once, however many ask."""
+        """Read the document again if the last read is older than that many seconds; once, however many ask."""
         if self._store.now() - self.seen_at <= older_than:
             return
         if self._task is not None:  # the commit under way tells as much as a read
@@ -200,33 +265,33 @@ class Ledger(Generic[T]):
             task.exception()
 
     def saw(self, found: tuple[Document, Version] | None, asked: int | None = None) -> None:
-        """Take over what the store holds. A document that vanished is written back from what is known here.
+        """Take over what the store holds. A document that vanished is written again from the value known here.
 
-        `asked`: `tries` when the question was put. If a commit was made since, the answer is older than what is known.
+        `asked`: `tries` when the read began. If a commit was tried since, the answer is older than the value here.
         """
-        if asked is not None and (self._task is not None or asked != self._author.sequence):
+        if asked is not None and (self._task is not None or asked != self._writers.sequence):
             return
         now = self._store.now()
         if found is None:
             self._version = None
         else:
             document, version = found
-            # Before anything is taken over: what cannot be read is never written over.
+            # First of all: a document that cannot be read is never overwritten.
             value, writers = self._unpacked(document, now)
             changed = version != self._version
-            del self._riding[: self._author.read(writers, changed=changed)]
+            del self._riding[: self._writers.read(writers, changed=changed)]
             self.mine = self.mine and not changed
             self._version = version
             self.value = value
-            for change in self._riding:
-                self.value, _ = change(self.value, now)
+            for update in self._riding:
+                self.value = update(self.value, now)
             self.changed()
         self.seen_at = now
 
-    def _unpacked(self, document: Document, now: float) -> tuple[T, Writers]:
+    def _unpacked(self, document: Document, now: float) -> tuple[T, Marks]:
         try:
-            return self._codec.unpack(document), self._author.recent(document.get("writers", {}), now)
-        except Exception as error:  # somebody else's document, or a newer version's: an error, never a guess
+            return self._codec.unpack(document), self._writers.recent(document.get("writers", {}), now)
+        except Exception as error:  # another program's document, or a newer version's: an error, never a guess
             said = str(error) if isinstance(error, ValueError) else f"it cannot be read ({type(error).__name__})"
             raise StoreError(f"document {self.name!r} of the store: {said}; mend or delete it") from error
 
@@ -235,7 +300,7 @@ class Ledger(Generic[T]):
         return (await self._watch.read([self.name])).get(self.name)
 
     async def _reread(self) -> None:
-        asked = self._author.sequence
+        asked = self._writers.sequence
         self.saw(await self._read(), asked)
 
     def _start(self) -> None:
@@ -245,14 +310,14 @@ class Ledger(Generic[T]):
     async def _run(self) -> None:
         try:
             while True:
-                # One that can be undone and is not awaited any more need not be done.
+                # A change that can be undone and whose caller has left need not be made.
                 waiting = [entry for entry in self._waiting if entry[2] is None or not entry[1].cancelled()]
                 self._waiting, self._due = [], False
                 began = asyncio.get_running_loop().time()
                 try:
                     results = await self._commit([entry[0] for entry in waiting])
-                except Exception as error:  # whatever it is, those who wait must hear of it
-                    if asyncio.get_running_loop().time() - began > SLOW:  # who came meanwhile would wait as long again
+                except Exception as error:  # whatever it is, the callers that wait must get it
+                    if asyncio.get_running_loop().time() - began > SLOW:  # those that came meanwhile waited long too
                         waiting, self._waiting = waiting + self._waiting, []
                     self._fail(waiting, error)
                     return
@@ -261,7 +326,7 @@ class Ledger(Generic[T]):
                         future.set_result(result)
                     elif undo is not None:
                         self._take_back(undo(result))
-                if not self._waiting and not self._due:  # what else rides meanwhile waits for the next occasion
+                if not self._waiting and not self._due:  # other uncommitted changes wait for the next commit
                     return
         finally:
             self._task = None
@@ -270,7 +335,7 @@ class Ledger(Generic[T]):
 
     def _fail(self, waiting: "list[_Entry[T]]", error: Exception) -> None:
         if self._riding and not isinstance(error, StoreUnavailableError):  # of that `Watch` tells, once
-            log.warning("what rides with the next commit of %s has to wait: %s", self.name, error)
+            log.warning("uncommitted changes of %s wait for a later commit: %s", self.name, error)
         for _, future, _ in waiting:
             if not future.done():
                 future.set_exception(error)
@@ -287,7 +352,7 @@ class Ledger(Generic[T]):
                 return results
             value = self._codec.tidy(value, now)
             document = self._codec.pack(value)
-            document["writers"] = writers = self._author.sign(now, riding)
+            document["writers"] = writers = self._writers.sign(now, riding)
             if self._codec.keeps is not None:
                 document["expires"] = math.ceil(now + self._codec.keeps)
             self._tried_at = now
@@ -301,9 +366,9 @@ class Ledger(Generic[T]):
                     raise
             else:
                 del self._riding[:riding]
-                self._author.committed(writers)
-                for rider in self._riding:
-                    value, _ = rider(value, now)
+                self._writers.committed(writers)
+                for update in self._riding:
+                    value = update(value, now)
                 self.value, self._version, self.seen_at = value, version, now
                 self.changed()
                 self.mine = True
@@ -312,12 +377,12 @@ class Ledger(Generic[T]):
         raise StoreUnavailableError(f"document {self.name!r} changed {MOST_CONFLICTS} times while one commit was tried")
 
     async def _was_applied(self, within: float | None = None) -> bool:
-        """After a lost answer, finding one's own sequence number in the document means that the commit was applied.
-        `within`: a store that was silent before is not waited for as long again."""
+        """After a lost answer: whether the document has the number of this instance's last commit. `within`: wait only
+        so long for a store that did not answer before."""
         try:
             async with asyncio.timeout(within):
                 found = await self._read()
         except TimeoutError:
             return False
         self.saw(found)
-        return found is not None and self._author.holds_last
+        return found is not None and self._writers.holds_last

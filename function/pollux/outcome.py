@@ -14,7 +14,6 @@ from pollux.store import StoreUnavailableError
 from pollux.tools import GROUNDING, TOOLS, URLS
 from pollux.verdict.quota_error import BESIDE
 from pollux.verdict.rules import Verdict
-from pollux.waiting import wake
 from pollux.windows import MINUTE_LIMITS
 
 PAUSE_EVIDENCE = 5.0
@@ -41,10 +40,12 @@ class Outcomes:
         self._announcer.day(reservation)
         self._prove(reservation)
         if slot.probe or reservation.quota.ledger.value.cooldown is not None:
-            await reservation.quota.ledger.note(lambda state, now: (quota.succeed(state, now, slot), None))
+            await reservation.quota.ledger.note(partial(quota.succeed, slot=slot))
         key, project = reservation.key.id, reservation.quota.project
         self.took(key)
         aside = health_.value
+        if not (aside.keys or aside.projects or aside.models or aside.tools):
+            return
         well: list[tuple[health.Kind, str]] = [("keys", key), ("projects", project)]
         well.append(("models", f"{project}/{reservation.model}"))
         well += [("tools", f"{project}/{tool}") for tool in reservation.tools]
@@ -55,7 +56,7 @@ class Outcomes:
         """Google accepted the key. That is written once for each key, with the next commit."""
         ledger = self._pool.roster.health
         if key_id not in ledger.value.checked and not ledger.is_full:
-            ledger.ride(lambda value, _: (health.taken(value, key_id), None))
+            ledger.ride(lambda value, _: health.taken(value, key_id))
 
     def _prove(self, reservation: Reservation) -> None:
         """Where no limit is known, remember how much was served, with the next commit."""
@@ -63,7 +64,7 @@ class Outcomes:
         if ("rpm" in reservation.limits and "tpm" in reservation.limits) or ledger.is_full:
             return
         if quota.prove(ledger.value, slot) is not ledger.value:
-            ledger.ride(lambda state, _: (quota.prove(state, slot), None))
+            ledger.ride(lambda state, _: quota.prove(state, slot))
 
     async def failed(self, reservation: Reservation, verdict: Verdict) -> Verdict:
         """Let what is to blame rest as long as the verdict says. A probe that the answer does not settle is released.
@@ -98,26 +99,21 @@ class Outcomes:
         """Written with the next commit, and only if it is new."""
         ledger, now = self._pool.roster.health, self._pool.now()
         if health.seen_tier(ledger.value, now, project, tier) is not ledger.value:
-            ledger.ride(lambda value, when: (health.seen_tier(value, when, project, tier), None))
+            ledger.ride(partial(health.seen_tier, project=project, tier=tier))
 
     def _end_probe(self, reservation: Reservation, verdict: Verdict) -> None:
         """A call that was refused for its content passed the quota. Only a served one tells when days end."""
         slot = reservation.slot
         if slot.probe == "half-open" and (verdict.blames == "client" or verdict.action == "to-client"):
-            reservation.quota.ledger.submit(lambda state, now: (quota.succeed(state, now, slot), None))
+            reservation.quota.ledger.submit(partial(quota.succeed, slot=slot))
         reservation.release()
 
     async def set_aside(self, key_id: str, verdict: Verdict) -> None:
         await self._aside("keys", key_id, verdict)
 
     async def _aside(self, kind: health.Kind, name: str, verdict: Verdict) -> None:
-        seconds, ceiling = verdict.cooldown_s or 0.0, verdict.ceiling_s
-        self._announcer.aside(kind, name, verdict.cause, self._pool.now(), seconds)
-
-        def change(value: health.Health, now: float) -> tuple[health.Health, None]:
-            return health.set_aside(value, now, kind, name, verdict.cause, seconds, ceiling), None
-
-        await self._pool.roster.health.note(change)
+        self._announcer.aside(kind, name, verdict.cause, self._pool.now(), verdict.cooldown_s or 0.0)
+        await self._pool.roster.set_aside(kind, name, verdict)
 
     async def _cool(self, reservation: Reservation, verdict: Verdict) -> None:
         roster, owned = self._pool.roster, reservation.quota
@@ -125,7 +121,7 @@ class Outcomes:
             if verdict.bucket.partition("/")[0] in BESIDE:
                 return
             await roster.health.note(
-                lambda value, _: (health.learn_bucket(value, reservation.model, verdict.bucket or ""), None)
+                lambda value, _: health.learn_bucket(value, reservation.model, verdict.bucket or "")
             )
             owned = roster.quota(owned.project, verdict.bucket)
             with suppress(StoreUnavailableError):
@@ -134,23 +130,21 @@ class Outcomes:
         project = roster.projects.get(owned.project)
         tier = project.tier if project else None
         await owned.ledger.note(partial(self._cooled, reservation=reservation, verdict=verdict, tier=tier))
-        wake(owned.sleepers)
+        owned.wake()
         if _is_too_large(reservation, verdict):
             reservation.settle(0)  # it is larger than the limit, so Google did not count its tokens
         if not reservation.slot.probe:  # a probe asks whether there is room at all
             self._suspect(reservation, verdict)
 
-    def _cooled(
-        self, state: State, now: float, reservation: Reservation, verdict: Verdict, tier: str | None
-    ) -> tuple[State, None]:
+    def _cooled(self, state: State, now: float, reservation: Reservation, verdict: Verdict, tier: str | None) -> State:
         learned = {name: value for name, value in verdict.learned.items() if value > 0}
         if learned:
             state = quota.learn(state, now, learned, tier)
         if verdict.cause in MINUTE_LIMITS and self._had_room(reservation, verdict):
             state = quota.distrust_minute(state, now)
         if _is_too_large(reservation, verdict):
-            return state, None
-        return quota.cool(state, now, verdict.cause, verdict.cooldown_s or 0.0, verdict.ceiling_s), None
+            return state
+        return quota.cool(state, now, verdict.cause, verdict.cooldown_s or 0.0, verdict.ceiling_s)
 
     @staticmethod
     def _had_room(reservation: Reservation, verdict: Verdict) -> bool:
@@ -170,8 +164,8 @@ class Outcomes:
         recent = {project for project, when in self._denied.items() if now - when <= PAUSE_EVIDENCE}
         able, _ = pool.roster.candidates(reservation.model, (), (), now)
         usable = {project.name for project, _ in able}
-        if len(usable) > 1 and recent >= usable and now >= pool.pause_until:
-            pool.pause_until = now + min(PAUSE_MOST, PAUSE * 2.0**self._pauses)
+        if len(usable) > 1 and recent >= usable and now >= pool.booking.pause_until:
+            pool.booking.pause_until = now + min(PAUSE_MOST, PAUSE * 2.0**self._pauses)
             self._pauses += 1
 
 
@@ -189,12 +183,10 @@ def _refused_tools(reservation: Reservation, verdict: Verdict) -> Collection[str
     return sorted(meant or reservation.tools)
 
 
-def _healthy(
-    value: health.Health, _: float, well: Sequence[tuple[health.Kind, str]], since: float
-) -> tuple[health.Health, None]:
+def _healthy(value: health.Health, _: float, well: Sequence[tuple[health.Kind, str]], since: float) -> health.Health:
     """A served request ends these rests, unless it was sent before the refusal: then it proves nothing."""
     for kind, name in well:
         entry = getattr(value, kind).get(name)
         if entry is not None and entry.since <= since:
             value = health.clear(value, kind, name)
-    return value, None
+    return value

@@ -70,7 +70,7 @@ def _pack_slots(slots: Mapping[int, Want]) -> str:
     return ";".join(entries)
 
 
-def _unpack_slots(text: str) -> dict[int, Want]:
+def _unpack_slots(text: str) -> Slots:
     slots: dict[int, Want] = {}
     slot = 0
     if not text:

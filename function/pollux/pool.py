@@ -1,7 +1,7 @@
 """Chooses a project and key for a request, reserves a slot there and waits for it.
 
-Who can serve is known by `roster`, the arithmetic is in `quota`, `desk` books, `ledger` commits, and what an answer of
-Google's means for the pool is in `outcome`.
+`Pool.reserve` searches (`_choose`), has the slot booked (`booking`) and sleeps until it (`_wait_for`). Which projects
+can serve is known by `roster`, in which order to look at them by `candidates`.
 """
 
 import asyncio
@@ -10,39 +10,36 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
-from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
-from pollux import quota, ranking
+from pollux import ranking
 from pollux.candidates import READ_AT_ONCE, Candidates
-from pollux.desk import NOTHING_PRESUMED, Desk
+from pollux.desk import Booking
 from pollux.keys import Key
-from pollux.quota import Slot, State
+from pollux.ranking import Choice
 from pollux.reasons import BUSY, PAUSED, STORE_DOWN, Refusal
 from pollux.recent import Recent
 from pollux.recovery import Recovery
-from pollux.reservation import Ask, Full, Reservation, Tried
+from pollux.reservation import Ask, Full, Reservation, StoppingError, Tried
 from pollux.roster import Project, Quota, Roster
 from pollux.settings import Settings
 from pollux.store import StoreUnavailableError
-from pollux.waiting import StoppingError, Waiting
-from pollux.windows import SLOT, Limits
+from pollux.windows import SLOT
 
-__all__ = ["Ask", "Full", "Pool", "Reservation", "StoppingError", "Tried"]
+__all__ = ["Ask", "Choice", "Full", "Pool", "Reservation", "StoppingError", "Tried"]
 
 OLD, OLD_ALONE = 5.0, 60.0
-"""Whoever wakes for its slot reads a state again that is older than this; the second is for documents that nobody else
-writes."""
+"""A request that wakes for its slot reads a state again that is older than this; the second is for documents that
+nobody else writes."""
 STALE = 2.5
-"""Before it books a slot that lies ahead, a document that others write: a read costs less than a commit in vain."""
-PATIENCE = 65.0
-"""A want above a quarter of the token limit may be booked this much later: among small ones it would starve."""
+"""Before a slot that lies ahead is booked, a document that others write is read again if it is older than this: a read
+costs less than a commit in vain."""
 PROBE_AGE = 0.5
-"""Whoever waits for another's probe looks about every second how it went."""
+"""A request that waits for another's probe looks about every second how it went."""
 SHORTEST_SLEEP = 0.05
 REST_CHECK = 1.0
-"""Whoever waits for the end of a rest looks every second whether it was ended by hand, or a key was added."""
+"""A request that waits for the end of a rest looks every second whether it was ended by hand, or a key was added."""
 REFUSED_MOST = 3
 LOOKS = 1
 """So many documents are read before a request is refused by a guess."""
@@ -53,15 +50,7 @@ MARGIN_MOST = 0.4
 """More would leave no time to send in."""
 STICKY_MOST = 10_000
 PICK_WITHIN = 15.0
-"""A call that takes no quota waits so long for word of a key that is asked about, if no other may serve it."""
-
-
-class Choice(NamedTuple):
-    project: Project
-    key: Key
-    slot: Slot
-    at: float
-    """The time for which it was chosen: now, or later."""
+"""How long a call that takes no quota waits for a key that is being probed, if no other may serve it."""
 
 
 class _Search:
@@ -72,7 +61,7 @@ class _Search:
     ) -> None:
         self.ask = ask
         self.bucket = pool.roster.bucket(model)
-        self.options: dict[str, ranking.Option] = {}
+        self.choices: dict[str, Choice] = {}
         self.refusals: dict[str, Refusal] = {}
         self._pool = pool
         self._model = model
@@ -85,38 +74,34 @@ class _Search:
         """When what is booked now can be sent."""
 
     def _soonest(self) -> float:
-        return self._pool.earliest(self._pool.now() + self._ahead)
+        return self._pool.booking.earliest(self._pool.now() + self._ahead)
 
-    def likely(self) -> list[ranking.Option]:
+    def likely(self) -> list[Choice]:
         latest = max(self.now, self.ask.deadline)
-        return [option for option in self.options.values() if option.rank[0] * SLOT <= latest]
-
-    def choice(self, option: ranking.Option) -> Choice:
-        return Choice(option.project, option.key, option.slot, self.now)
+        return [choice for choice in self.choices.values() if choice.rank[0] * SLOT <= latest]
 
     async def look_at(self, names: Iterable[str], *, read_ahead: bool = False) -> None:
         """Those that were not looked at yet."""
-        roster = self._pool.roster
+        ask, tried, roster = self.ask, self._tried, self._pool.roster
         able: list[tuple[Project, Key, Quota]] = []
+        unseen: list[Quota] = []
         for name in dict.fromkeys(names):
             project = roster.projects.get(name)
-            if project is None or name in self._tried.projects or name in self.options or name in self.refusals:
+            if project is None or name in tried.projects or name in self.choices or name in self.refusals:
                 continue
-            ask = self.ask
-            key = roster.usable_key(
-                project, self._model, self._tried.keys, self.now, ask.prefer_key, ask.tools, self._tried.trials
-            )
+            key = roster.usable_key(project, self._model, tried.keys, self.now, ask.prefer_key, ask.tools, tried.trials)
             if isinstance(key, Refusal):
                 self.refusals[name] = key
             elif name in self._without:
                 self.refusals[name] = self._without[name]
             elif key is not None:
-                able.append((project, key, roster.quota(name, self.bucket)))
-        if any(owned.ledger.seen_at == -math.inf for _, _, owned in able):
+                owned = roster.quota(name, self.bucket)
+                able.append((project, key, owned))
+                if owned.ledger.seen_at == -math.inf:
+                    unseen.append(owned)
+        if unseen:
             soon = self._pool.candidates.first(self._model, self.now, READ_AT_ONCE) if read_ahead else []
-            await roster.read_unseen(
-                [owned for _, _, owned in able] + [roster.quota(project.name, self.bucket) for project in soon]
-            )
+            await roster.read_unseen(unseen + [roster.quota(name, self.bucket) for name in soon])
             self.now = self._soonest()
             # keys may have been removed meanwhile
             able = [found for found in able if roster.project_of.get(found[1].id) == found[0].name]
@@ -125,27 +110,62 @@ class _Search:
 
     def _look(self, project: Project, key: Key, owned: Quota) -> None:
         pool, now, want = self._pool, self.now, self.ask.want
-        limits = pool.roster.limits(project, self._model)
-        presumed = self._presumed if project.tier is None else NOTHING_PRESUMED
-        found = pool.desk.look(owned, want, limits, now, _deadline(self.ask, limits), presumed)
+        limits = pool.roster.limits_by(owned.ledger.value, project, self._model)
+        found = pool.booking.look(owned, want, limits, now, self.ask.latest(limits), self._presumed)
         if isinstance(found, Refusal):
             self.refusals[project.name] = found
             pool.candidates.refused(self._model, project, want, found)
-            return
-        strategy = pool.settings.strategy
-        turn = pool.candidates.turn(self._model, project) if strategy == "round_robin" else owned.used_at
-        self.options[project.name] = ranking.ranked(
-            strategy, project, key, owned, found, limits, self._smallest, turn, now
-        )
+        else:
+            self.choices[project.name] = ranking.ranked(
+                pool.settings.strategy, project, key, owned, limits, found, self._smallest, now
+            )
 
     async def look_at_others(self) -> None:
         pool, ask = self._pool, self.ask
         limit = pool.candidates.smallest_token_limit(self._model)
-        latest = max(self.now, _deadline(ask, {"tpm": limit} if limit else {}))
+        latest = max(self.now, ask.latest({"tpm": limit} if limit else {}))
         worth, refusals = pool.candidates.others(self._model, self.now, ask.want, latest)
         left = {name: refusal for name, refusal in refusals.items() if name not in self._tried.projects}
         self.refusals = left | self.refusals
-        await self.look_at([project.name for project in worth])
+        await self.look_at(worth)
+
+
+class _Sleepers:
+    """Sleep until a moment of the store's clock, or until the process stops."""
+
+    def __init__(self, now: Callable[[], float], sleep: Callable[[float], Coroutine[Any, Any, None]]) -> None:
+        self._now = now
+        self._sleep = sleep
+        self._ends_at = math.inf
+        self._all: set[asyncio.Future[None]] = set()
+
+    async def until(self, moment: float, owned: Quota | None = None, *, at_most: float = math.inf) -> None:
+        """`owned`: the quota whose `wake` ends the sleep early. `at_most`: sleep no longer than so many seconds."""
+        wakes = min(moment, self._now() + at_most)
+        while (delay := wakes - self._now()) > 0:
+            if moment > self._ends_at:
+                raise StoppingError
+            sleeper = asyncio.ensure_future(self._sleep(delay))
+            self._all.add(sleeper)
+            if owned is not None:
+                owned.sleepers[sleeper] = None
+            woken = False
+            try:
+                await asyncio.wait({sleeper})
+                woken = owned is not None and sleeper not in owned.sleepers
+            finally:
+                sleeper.cancel()
+                self._all.discard(sleeper)
+                if owned is not None:
+                    owned.sleepers.pop(sleeper, None)
+            if woken:
+                return
+
+    def end(self, within: float) -> None:
+        """A request that would have to wait longer than that is told so at once."""
+        self._ends_at = self._now() + within
+        for sleeper in self._all:
+            sleeper.cancel()
 
 
 class Pool:
@@ -154,46 +174,42 @@ class Pool:
     ) -> None:
         self.settings = settings
         self.roster = roster
-        self.desk = Desk(settings, roster)
+        self.now = roster.store.now
+        self.booking = Booking(settings, roster)
         self.recovery = Recovery(roster)
-        self.candidates = Candidates(roster, self.desk, settings.strategy)
-        self.pause_until = 0.0
-        """Until then nobody is asked: all of Google seems to refuse this address."""
+        self.candidates = Candidates(roster, self.booking, settings.strategy)
         self.waiting = 0
-        self._waits = Waiting(self.now, sleep)
+        self._sleepers = _Sleepers(self.now, sleep)
         self._uses = itertools.count(1)
         self._sticky: Recent[int, str] = Recent(STICKY_MOST)
-
-    def now(self) -> float:
-        return self.roster.store.now()
 
     async def reserve(self, model: str, ask: Ask, tried: Tried) -> Reservation | Full:
         """The best slot for this model, waited for; or what every project said."""
         await self.roster.ready()
         self.recovery.begin()
-        self.desk.asked(self.roster.bucket(model), ask.want)
+        self.booking.asked(self.roster.bucket(model), ask.want)
         ahead, asked_store = 0.0, False
         while True:
             began = self.now()
             found = await self._book(model, ask, tried, ahead)
-            ahead = self.now() - began  # a store this slow: what is taken for now would come too late again
+            now = self.now()
+            ahead = now - began  # a store this slow: what is taken for now would come too late again
             tried.store.seconds += ahead
             self.roster.watch.waits.append(ahead)
             if isinstance(found, Reservation):
-                if found.slot.start > self.now():
+                if found.slot.start > now:
+                    paused = self.booking.pause_until > now
                     tried.waits_for = (
-                        PAUSED
-                        if self.pause_until > self.now()
-                        else self.desk.why_later(found.quota, found.want, found.limits)
+                        PAUSED if paused else self.booking.why_later(found.quota, found.want, found.limits, now)
                     )
-                if ask.booked is not None and found.slot.start > self.now():
-                    ask.booked(found.quota.project)
+                    if ask.booked is not None:
+                        ask.booked(found.quota.project)
                 if await self._wait_for(found):
                     return found
-                await asyncio.sleep(0)  # whatever the reason is: nobody turns in circles while others wait for a turn
+                await asyncio.sleep(0)  # avoid a busy loop
                 continue
             if any(refusal.why == STORE_DOWN for refusal in found.refusals.values()):
-                if not asked_store and await self.desk.store_is_back():
+                if not asked_store and await self.booking.store_is_back():
                     asked_store = True
                     continue
                 raise StoreUnavailableError(self.roster.watch.why)
@@ -218,7 +234,7 @@ class Pool:
         self.waiting += 1
         try:
             while self.now() < until and roster.health.value is health and roster.projects is projects:
-                await self._waits.until(until, at_most=REST_CHECK)
+                await self._sleepers.until(until, at_most=REST_CHECK)
                 await roster.ready()
                 self.recovery.begin()
         finally:
@@ -226,59 +242,39 @@ class Pool:
         return True
 
     async def _book(self, model: str, ask: Ask, tried: Tried, ahead: float) -> Reservation | Full:
-        looked: set[str] = set()
+        """Choose and book until one project takes the request or none is left."""
+        roster = self.roster
+        reread: set[str] = set()
         said: dict[str, list[Refusal]] = defaultdict(list)
+        without: dict[str, Refusal] = {}
+        """Projects that refused again and again are left out: otherwise this could be a busy loop."""
         while True:
-            # What refuses again and again is left out, so that nobody turns in circles whatever the reason is.
-            without = {name: refusals[-1] for name, refusals in said.items() if len(refusals) >= REFUSED_MOST}
-            choice = await self._choose(model, ask, tried, ahead, without, len(looked))
+            choice = await self._choose(model, ask, tried, ahead, without, guess=len(reread) < LOOKS)
             if isinstance(choice, Full):
                 return choice
-            project, key, found, at = choice
-            owned = self.roster.quota(project.name, self.roster.bucket(model))
-            if found.start > self.now() and project.name not in looked and self._is_stale(owned):
-                looked.add(project.name)
+            owned, name = choice.quota, choice.project.name
+            now = self.now()
+            if choice.slot.start > now and name not in reread and self._is_stale(owned):
+                reread.add(name)
                 await self._refresh(owned, STALE)
                 continue
-            limits = self.roster.limits(project, model)
-            others = ask.only is None and len(self.roster.projects) > 1 and len(said[project.name]) + 1 < REFUSED_MOST
-            latest = max(found.start, self.now() + ahead) + SLOT if others else math.inf
-            reserve = partial(self._reserve, project=project, model=model, ask=ask, ahead=ahead, latest=latest)
-            deadline = _deadline(ask, limits)
-            # In a large pool, requests that come together would all look at the same few projects and be in each
-            # other's way. In a small one they rather share a commit.
-            coming = int(self.candidates.large)
-            owned.coming += coming
+            others = ask.only is None and len(roster.projects) > 1 and len(said[name]) + 1 < REFUSED_MOST
+            latest = max(choice.slot.start, now + ahead) + SLOT if others else math.inf
             owned.used_at = next(self._uses)
-            self.candidates.used(model, project.name)
+            large = self.candidates.large
+            if large:
+                self.candidates.taking(model, owned, 1)
             try:
-                booked = await self.desk.book(owned, ask.want, limits, found, at, deadline, reserve, tried.store)
+                booked = await self.booking.reserve(choice, model, ask, tried, ahead, latest)
             finally:
-                owned.coming -= coming
-                self.candidates.used(model, project.name)
-            if isinstance(booked, Refusal):
-                said[project.name].append(booked)
-            else:
-                self.roster.used(key, owned.used_at)
-                trial = project.name in tried.trials
-                tried.trials.discard(project.name)
-                return Reservation(key, model, owned, booked.slot, ask.want, limits, booked.grant, ask.tools, trial)
-
-    def _reserve(
-        self, state: State, now: float, project: Project, model: str, ask: Ask, ahead: float, latest: float
-    ) -> tuple[State, Slot | Refusal]:
-        """With the limits of this very state: another instance may have learned a smaller one. If so many were faster
-        that the slot would be a later one than was thought, another project may have room sooner: it looks again."""
-        limits = self.roster.limits_by(state, project, model)
-        start = self.earliest(now + ahead)
-        booked, slot = quota.reserve(state, start, ask.want, limits, _deadline(ask, limits), self.settings.window)
-        if isinstance(slot, Slot) and slot.start > latest:
-            return state, Refusal(slot.start, BUSY)
-        return booked, slot
-
-    def earliest(self, now: float) -> float:
-        """Now, or the first slot after a pause."""
-        return now if now >= self.pause_until else math.ceil(self.pause_until / SLOT) * SLOT
+                if large:
+                    self.candidates.taking(model, owned, -1)
+            if isinstance(booked, Reservation):
+                roster.used(choice.key, owned.used_at)
+                return booked
+            said[name].append(booked)
+            if len(said[name]) >= REFUSED_MOST:
+                without[name] = booked
 
     async def _choose(
         self,
@@ -287,14 +283,17 @@ class Pool:
         tried: Tried,
         ahead: float = 0.0,
         without: Mapping[str, Refusal] = MappingProxyType({}),
-        looked: int = 0,
-    ) -> "Choice | Full":
-        """By the last seen states; the commit decides. Who is preferred comes first, if there is room at once."""
+        *,
+        guess: bool = True,
+    ) -> Choice | Full:
+        """By the last seen states; the commit decides. What is preferred comes first, if there is room at once.
+        `guess`: choose also a slot that is assumed to be taken meanwhile, so that its document is read."""
         roster = self.roster
-        now = self.earliest(self.now())
-        if self.pause_until > max(self.now(), ask.deadline):
+        paused, now = self.booking.pause_until, self.now()
+        if paused > max(now, ask.deadline):
+            now = self.booking.earliest(now)
             able, refusals = roster.candidates(model, tried.projects, tried.keys, now, ask.prefer_key, ask.tools)
-            refusals |= {project.name: Refusal(self.pause_until, PAUSED) for project, _ in able}
+            refusals |= {project.name: Refusal(paused, PAUSED) for project, _ in able}
             return Full(model, {name: refusals[name] for name in refusals if ask.only in (None, name)})
         search = _Search(self, model, ask, tried, ahead, without)
         if ask.only is not None:
@@ -302,18 +301,20 @@ class Pool:
         elif (favourite := await self._favourite(search)) is not None:
             return favourite
         else:
-            first = [project.name for project in self.candidates.first(model, now, tools=ask.tools)]
+            first = self.candidates.first(model, self.booking.earliest(now), tools=ask.tools)
             await search.look_at([*tried.trials, *ask.near, *first], read_ahead=True)
-            if not search.likely() and len(first) < len(roster.projects):
+            if len(first) < len(roster.projects) and not search.likely():
                 await search.look_at_others()
-        likely = search.likely() or (list(search.options.values()) if looked < LOOKS else [])
+        likely = search.likely() or (list(search.choices.values()) if guess else [])
         if not likely:
-            guessed = {name: Refusal(option.rank[0] * SLOT, BUSY) for name, option in search.options.items()}
+            guessed = {name: Refusal(choice.rank[0] * SLOT, BUSY) for name, choice in search.choices.items()}
             return Full(model, search.refusals | guessed)
-        at_once = [option for option in likely if option.slot.start <= search.now and option.project.name in ask.near]
-        return search.choice(ranking.best(at_once or likely, self.settings.strategy, search.now))
+        if ask.near:
+            at_once = [found for found in likely if found.slot.start <= search.now and found.project.name in ask.near]
+            likely = at_once or likely
+        return ranking.best(likely, self.settings.strategy, search.now)
 
-    async def _favourite(self, search: "_Search") -> Choice | None:
+    async def _favourite(self, search: _Search) -> Choice | None:
         """The preferred key's project, the conversation's, or one of which a grant is held, if it has room at once."""
         ask, roster = search.ask, self.roster
         conversation = self.served_by(ask.sticky)
@@ -322,16 +323,16 @@ class Pool:
         for name in (roster.project_of.get(ask.prefer_key or ""), conversation):
             if name is not None:
                 await search.look_at([name])
-                option = search.options.get(name)
-                wanted = name == conversation or (option is not None and option.key.id == ask.prefer_key)
-                if option is not None and wanted and option.slot.start <= search.now:
-                    return search.choice(option)
+                choice = search.choices.get(name)
+                wanted = name == conversation or (choice is not None and choice.key.id == ask.prefer_key)
+                if choice is not None and wanted and choice.slot.start <= search.now:
+                    return choice
         if self.settings.strategy == "earliest" and not ask.near:
             for name in roster.with_grants(search.bucket):
                 await search.look_at([name])
-                option = search.options.get(name)
-                if option is not None and option.slot.until and option.slot.start <= search.now:
-                    return search.choice(option)
+                choice = search.choices.get(name)
+                if choice is not None and choice.slot.until and choice.slot.start <= search.now:
+                    return choice
         return None
 
     async def look(self, model: str, ask: Ask) -> Full | None:
@@ -350,59 +351,48 @@ class Pool:
     ) -> Key | None:
         """A healthy key for a call that takes no quota: the preferred, else one of the home project, else the one used
         least recently. `only`: of that project."""
-        await self.roster.ready()
+        roster = self.roster
+        await roster.ready()
         self.recovery.begin()
-        refusals: dict[str, Refusal] = {}
-        while (key := self._picked(model or "", tried, only, prefer, home, refusals)) is None:
+        while True:
+            refusals: dict[str, Refusal] = {}
+            for project in self._for_a_key(only, prefer, home):
+                if project.name in tried.projects:
+                    continue
+                key = roster.usable_key(project, model or "", tried.keys, self.now(), prefer, trials=tried.trials)
+                if isinstance(key, Key):
+                    roster.used(key, next(self._uses))
+                    tried.trials.discard(key.project)
+                    return key
+                if key is not None:
+                    refusals[project.name] = key
             if not await self.recovery.revive(model or "", tried, refusals, self.now() + PICK_WITHIN):
                 return None
-            refusals.clear()
-        tried.trials.discard(key.project)
-        return key
 
-    def _picked(
-        self,
-        model: str,
-        tried: Tried,
-        only: str | None,
-        prefer: str | None,
-        home: str | None,
-        refusals: dict[str, Refusal],
-    ) -> Key | None:
-        """If there is none, why not is put into `refusals`."""
+    def _for_a_key(self, only: str | None, prefer: str | None, home: str | None) -> Iterable[Project]:
         roster = self.roster
         if only is not None:
-            projects: Iterable[Project] = [roster.projects[only]] if only in roster.projects else []
-        else:
-            first = [roster.projects.get(name or "") for name in (roster.project_of.get(prefer or ""), home)]
-            projects = itertools.chain([project for project in first if project is not None], roster.by_use())
-        for project in projects:
-            if project.name not in tried.projects:
-                found = roster.usable_key(project, model, tried.keys, self.now(), prefer, trials=tried.trials)
-                if isinstance(found, Key):
-                    roster.used(found, next(self._uses))
-                    return found
-                if found is not None:
-                    refusals[project.name] = found
-        return None
+            return [roster.projects[only]] if only in roster.projects else []
+        first = [roster.projects.get(name or "") for name in (roster.project_of.get(prefer or ""), home)]
+        return itertools.chain([project for project in first if project is not None], roster.by_use())
 
     async def _wait_for(self, reservation: Reservation) -> bool:
         """Sleep until the slot. False: it was given back: too late, or what it would use rests by now."""
-        owned = reservation.quota
-        start = max(reservation.slot.start + self._margin(), self.pause_until)
-        if start > self.now():
+        owned, margin = reservation.quota, self._margin()
+        start, now = max(reservation.slot.start + margin, self.booking.pause_until), self.now()
+        if start > now:
             self.waiting += 1
             try:
                 while start > self.now() and not self._is_void(reservation, start):
-                    await self._waits.until(start, owned.sleepers)
+                    await self._sleepers.until(start, owned)
                 await self._refresh(owned)
             except BaseException:
                 reservation.give_back()
                 raise
             finally:
                 self.waiting -= 1
-        now = self.now()
-        if self._is_void(reservation, now) or now < self.pause_until or self.is_late(reservation):
+            now, margin = self.now(), self._margin()
+        if self._is_void(reservation, now) or now < self.booking.pause_until or now > reservation.slot.latest - margin:
             reservation.give_back()
             return False
         return True
@@ -440,8 +430,9 @@ class Pool:
                 await owned.ledger.refresh(OLD_ALONE if owned.ledger.alone else old)
 
     def end(self, within: float) -> None:
-        """The process stops: who would have to wait longer than that is told so at once, and gives its slot back."""
-        self._waits.end(within)
+        """The process stops: a request that would have to wait longer than that is told so at once and gives its slot
+        back."""
+        self._sleepers.end(within)
         self.recovery.end(within)
 
     def served_by(self, conversation: int | None) -> str | None:
@@ -451,8 +442,3 @@ class Pool:
     def stick(self, conversation: int | None, project: str) -> None:
         if conversation is not None and self.settings.sticky:
             self._sticky[conversation] = project
-
-
-def _deadline(ask: Ask, limits: Limits) -> float:
-    big = ask.patient and ask.want.tokens * 4 > limits.get("tpm", math.inf)
-    return ask.deadline + PATIENCE if big else ask.deadline

@@ -1,8 +1,7 @@
 """The arithmetic of one quota, PURE: reserve, settle, cool, learn. The time is always an argument.
 
 A quota is what Google counts for one (project, bucket). `State` is a value: every function gives a new one and leaves
-the old as it was. Where a want fits among what is booked is told by `windows`; how a state becomes a document, by
-`packing`.
+the old as it was. `windows` finds where a want fits among what is booked; `packing` makes a document of a state.
 """
 
 import math
@@ -25,7 +24,6 @@ from pollux.windows import (
     fit_minute,
     fit_sliding,
     spent,
-    summed,
     total,
 )
 
@@ -72,7 +70,7 @@ class Cooldown(NamedTuple):
 class State(NamedTuple):
     """Nothing in it is ever changed in place. A NamedTuple: its `_replace` costs a quarter of a dataclass's."""
 
-    slots: dict[int, Want] = Slots({})
+    slots: Slots = Slots({})
     days: dict[str, tuple[int, int]] = {}  # noqa: RUF012
     learned: dict[str, tuple[int, float]] = {}  # noqa: RUF012
     tier: str | None = None
@@ -102,12 +100,12 @@ def find(
     state: State, now: float, want: Want, limits: Limits, deadline: float, window: str = "sliding"
 ) -> Slot | Refusal:
     """The earliest slot, now or later, in which the want fits every window that contains it."""
-    if refusal := _never(want, limits):
+    if limits and (refusal := _never(want, limits)):
         return refusal
     latest = max(now, deadline)
     window = "sliding" if state.sliding_until > now else window
     first = Slot(math.floor(now / SLOT), "")
-    if _utc_probe_due(state, now, limits):
+    if state.spent_at and _utc_probe_due(state, now, limits):
         found = _place(state, first._replace(probe="utc"), BUSY, want, limits, latest, window)
         if day_of(found.start if isinstance(found, Slot) else found.until) == day_of(now):
             return found  # on the next day it would teach nothing
@@ -127,7 +125,7 @@ def _place(
     `why` if nothing else did."""
     fit = fit_sliding if window == "sliding" else fit_minute
     number = first.number
-    span = LONGEST if fast(limits) or state.granted > number - LONGEST else WINDOW
+    span = LONGEST if limits and (fast(limits) or state.granted > number - LONGEST) else WINDOW
     while True:
         fitted, full = fit(state.slots, number, want, limits, span)
         placed, closed, day = _fit_day(state, fitted, want, limits, first.probe == "utc")
@@ -139,12 +137,12 @@ def _place(
 
 
 def _never(want: Want, limits: Limits) -> Refusal | None:
-    over = [
-        limits[name]
-        for name, which in _COUNTED
-        if name in limits and (want[which] > limits[name] or (not limits[name] and name != "ipm"))
-    ]
-    return Refusal(math.inf, Why("too-large" if all(over) else "unsupported")) if over else None
+    why = ""
+    for name, which in _COUNTED:
+        limit = limits.get(name)
+        if limit is not None and (want[which] > limit or (not limit and name != "ipm")):
+            why = "too-large" if limit and why != "unsupported" else "unsupported"
+    return Refusal(math.inf, Why(why)) if why else None
 
 
 def _gate(cooldown: Cooldown, probe_until: float, now: float) -> Refusal | tuple[int, str, Why]:
@@ -181,23 +179,21 @@ def _fit_day(state: State, number: int, want: Want, limits: Limits, ignore_spent
         return math.ceil((begins + MIDNIGHT_GUARD) / SLOT), "midnight", day
     if start + SLOT + LATE > ends - MIDNIGHT_GUARD:
         return math.ceil((ends + MIDNIGHT_GUARD) / SLOT), "midnight", day
-    if not ignore_spent and (why := spent(state.days.get(day, (0, 0)), want, limits)):
+    if limits and not ignore_spent and (why := spent(state.days.get(day, (0, 0)), want, limits)):
         return math.ceil((ends + MIDNIGHT_GUARD) / SLOT), why, day
     return number, "", day
 
 
 def book(state: State, now: float, slot: Slot, want: Want, limits: Limits) -> State:
     """Take a slot that `find` gave for the same state."""
-    slots = summed(state.slots)
-    taken = slots.get(slot.number)
-    slots = slots.having(slot.number, want if taken is None else Want(*map(int.__add__, taken, want)))
+    slots = state.slots.plus(slot.number, want)
     requests, tokens = state.days.get(slot.day, (0, 0))
     used = (requests + want.requests, tokens + want.tokens)
     state = state._replace(slots=slots, days=current(state.days | {slot.day: used}, now))
     if slot.probe:
         utc_probe_at = now if slot.probe == "utc" else state.utc_probe_at
         return state._replace(probe_until=slot.start + PROBE_LEASE, utc_probe_at=utc_probe_at)
-    return state._replace(spent_at=max(now, slot.start)) if all_spent(used, limits) else state
+    return state._replace(spent_at=max(now, slot.start)) if limits and all_spent(used, limits) else state
 
 
 def reserve(
@@ -214,7 +210,7 @@ def settle(state: State, slot: Slot, booked: Want, tokens: int) -> State:
 
 def give_back(state: State, slot: Slot, booked: Want) -> State:
     """Return a reservation that was never sent, once. One that reached Google is not: failures count there too."""
-    return release(amend(state, slot, Want(*(-amount for amount in booked))), slot)
+    return release(amend(state, slot, booked.times(-1)), slot)
 
 
 def release(state: State, slot: Slot) -> State:
@@ -227,9 +223,8 @@ def release(state: State, slot: Slot) -> State:
 def amend(state: State, slot: Slot, change: Want) -> State:
     """Correct what is booked in a slot. When it is gone, only the day's total changes."""
     slots, days = state.slots, state.days
-    if taken := slots.get(slot.number):
-        left = Want(*[max(0, a + b) for a, b in zip(taken, change, strict=True)])
-        slots = summed(slots).having(slot.number, left)
+    if slot.number in slots:
+        slots = slots.plus(slot.number, change)
     if used := days.get(slot.day):
         days = days | {slot.day: (max(0, used[0] + change.requests), max(0, used[1] + change.tokens))}
     return state._replace(slots=slots, days=days)
@@ -309,7 +304,7 @@ def used(state: State, now: float) -> Want:
 
 def prove(state: State, slot: Slot) -> State:
     """A request was served: the project may send at least what it sent in the window up to this request."""
-    held = summed(state.slots).held
+    held = state.slots.held
     if held.requests <= state.proved[0] and held.tokens <= state.proved[1]:
         return state
     first = slot.number - WINDOW
@@ -345,7 +340,7 @@ def load(state: State, now: float, limits: Limits, smallest: Limits, coming: int
     Where no limit is known, against the most that was served in a window, or the smallest limit that Google gives
     anyone for this model (`smallest`), whichever is more. A share above 1 is booked ahead.
     """
-    slots = summed(state.slots)
+    slots = state.slots
     fresh = next(iter(slots), math.inf) > math.floor(now / SLOT) - WINDOW
     taken = slots.held if fresh else used(state, now)
     if coming:
@@ -358,8 +353,9 @@ def load(state: State, now: float, limits: Limits, smallest: Limits, coming: int
             beyond = beyond or 0 < limit <= taken[i]
         if limit:
             share = max(share, taken[i] / limit)
-    if not beyond and "rpd" not in limits and smallest.get("rpd"):
+    most = 0 if beyond or "rpd" in limits else smallest.get("rpd", 0)
+    if most and max(state.days.values(), default=(0, 0))[0] >= most:
         day = day_of(now, state.zone)[0]
         served = max([amounts[0] for date, amounts in state.days.items() if date != day], default=0)
-        beyond = state.days.get(day, (0, 0))[0] >= max(smallest["rpd"], served)
+        beyond = state.days.get(day, (0, 0))[0] >= max(most, served)
     return Load(True, taken.requests) if beyond else Load(False, share)

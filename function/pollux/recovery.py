@@ -1,7 +1,7 @@
-"""Brings back what is set aside: keys by a free call, projects, models and quotas by one request that tries them.
+"""Brings back what is set aside: keys by a free call; projects, models and quotas by one request that tries them.
 
-No work outlives requests, so it is they who start it: beside themselves while other keys serve, and when nothing else
-can serve they wait for what comes of it.
+No work outlives requests, so requests start it: in the background while other keys serve. When nothing else can serve,
+they wait for the result.
 """
 
 import asyncio
@@ -15,12 +15,11 @@ from pollux import health, quota
 from pollux.health import Aside, Health
 from pollux.keys import Key
 from pollux.reasons import Refusal, Why
-from pollux.reservation import Tried
+from pollux.reservation import StoppingError, Tried
 from pollux.roster import Roster
 from pollux.store import StoreUnavailableError
 from pollux.verdict.causes import HALF_OPEN, LASTING, PROBED
 from pollux.verdict.rules import Verdict
-from pollux.waiting import StoppingError
 
 log = logging.getLogger("pollux.pool")
 
@@ -63,11 +62,10 @@ class Recovery:
     def begin(self) -> None:
         """Ask about the keys whose rest is over. Nobody waits for it, and it costs nothing while none is due."""
         self._look()
-        now = self._roster.store.now()
-        while self._due and self._due[0][0] <= now and len(self._probes) < AT_ONCE:
+        while self._due and self._due[0][0] <= self._roster.store.now() and len(self._probes) < AT_ONCE:
             _, key_id = heapq.heappop(self._due)
             if self.free_call is None:
-                self._roster.health.ride(partial(_found_well, key_id=key_id))
+                self._roster.health.ride(partial(health.found_well, key_id=key_id))
             else:
                 self._start(key_id)
 
@@ -94,8 +92,8 @@ class Recovery:
         return await self._trial(model, tried, refusals)
 
     def worth_a_wait(self, refusals: Mapping[str, Refusal]) -> dict[str, Refusal]:
-        """Those whose rest a request should wait for. A key that Google refused twice is rather wrong than unlucky: who
-        waits for it would wait in vain. Before that a free call is waited for, and no longer."""
+        """The refusals whose rest a request should wait for. A key that Google refused twice is probably wrong: no
+        request waits for it. A key that was refused once is waited for until its free call is answered."""
         if self.free_call is None:
             return dict(refusals)
         self._look()
@@ -115,7 +113,7 @@ class Recovery:
         return [key.id for key in project.keys if key.id in self._keys] if project is not None else []
 
     def end(self, within: float) -> None:
-        """The process stops: who still waits for a free call then is told so."""
+        """The process stops: requests that still wait for a free call then get StoppingError."""
         asyncio.get_running_loop().call_later(within, self._stopping.set)
 
     async def close(self) -> None:
@@ -149,7 +147,7 @@ class Recovery:
         self, model: str, tried: Tried, refusals: Mapping[str, Refusal], deadline: float, tools: Collection[str]
     ) -> bool:
         """Ask about the keys that could serve, also before their rests end, until one is well or none is left to ask.
-        Whoever comes meanwhile waits for the same calls."""
+        Requests that come meanwhile wait for the same calls."""
         waiting: dict[str, Key] | None = None
         wanted: frozenset[str] = frozenset()
         while True:
@@ -222,21 +220,15 @@ class Recovery:
             return  # nothing was said of the key
         if verdict.blames == "key":
             self._refused.add(key.id)
-            await self._aside("keys", key.id, verdict)
+            await self._roster.set_aside("keys", key.id, verdict)
             return
         if verdict.blames == "project":
-            await self._aside("projects", key.project, verdict)
-        await self._roster.health.note(partial(_found_well, key_id=key.id))
+            await self._roster.set_aside("projects", key.project, verdict)
+        await self._roster.health.note(partial(health.found_well, key_id=key.id))
         log.warning(
             "the key %s is taken by Google again, and serves from now on",
             key.id,
             extra={"event": "well-again", "kind": "key", "subject": key.id},
-        )
-
-    async def _aside(self, kind: health.Kind, name: str, verdict: Verdict) -> None:
-        seconds, ceiling = verdict.cooldown_s or 0.0, verdict.ceiling_s
-        await self._roster.health.note(
-            lambda value, now: (health.set_aside(value, now, kind, name, verdict.cause, seconds, ceiling), None)
         )
 
     # --- projects, models, quotas -----------------------------------------------------------------------------------
@@ -255,7 +247,7 @@ class Recovery:
         tried.trials.add(name)
         owned = self._roster.quotas.get((name, self._roster.bucket(model)))
         if owned is not None and owned.ledger.value.cooldown is not None:
-            await owned.ledger.note(lambda state, when: (quota.try_early(state, when), None))
+            await owned.ledger.note(quota.try_early)
         return True
 
     def _tries(
@@ -279,10 +271,6 @@ class Recovery:
                 since = [entry.since for entry in entries if entry is not None and entry.until > now]
                 if since:
                     yield name, self._tried.get((name, model), max(since))
-
-
-def _found_well(value: Health, now: float, key_id: str) -> tuple[Health, None]:
-    return health.found_well(value, now, key_id), None
 
 
 def _spacing(entry: Aside) -> float:

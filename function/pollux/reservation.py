@@ -4,17 +4,22 @@ import asyncio
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from pollux import quota
-from pollux.desk import returned
 from pollux.grants import Grant
 from pollux.keys import Key
 from pollux.quota import Slot, State
 from pollux.reasons import Refusal, Why
 from pollux.roster import Quota
 from pollux.storewatch import StoreUse
-from pollux.windows import Limits, Want
+from pollux.windows import NOTHING, Limits, Want
+
+PATIENCE = 65.0
+"""A want above a quarter of the token limit may be booked this much later: among small ones it would starve."""
+
+
+class StoppingError(Exception):
+    """The process stops before the slot that a request waits for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,11 @@ class Ask:
     """Those that Google counts by themselves: projects where one of them rests do not serve it."""
     booked: Callable[[str], None] | None = None
     """Is told the project of a slot that lies ahead."""
+
+    def latest(self, limits: Limits) -> float:
+        """Until when its slot may start in a quota with these limits."""
+        big = self.patient and self.want.tokens * 4 > limits.get("tpm", math.inf)
+        return self.deadline + PATIENCE if big else self.deadline
 
 
 @dataclass(slots=True)
@@ -94,45 +104,48 @@ class Reservation:
     sent: bool = False
 
     def give_back(self) -> None:
-        """It will not be sent: its slot is free for others. Nobody waits for the commit."""
+        """Free the slot of a request that is not sent, with a commit that nobody waits for."""
         if not self.sent:
             self.sent = True
             if self.grant is not None and not self.grant.closed:
-                self.grant.add(Want(*(-amount for amount in self.want)))
+                self.grant.add(self.want.times(-1))
             else:
-                self.quota.ledger.submit(returned(self.slot, self.want))
+                slot, want = self.slot, self.want
+                self.quota.ledger.submit(lambda state, _: quota.give_back(state, slot, want))
 
     def let_go(self) -> None:
-        """Whatever became of it, it holds nothing any more that somebody else could use."""
+        """However the request ended: free what it still holds, its slot and its probe."""
         self.give_back()
         self.release()
 
     def release(self) -> None:
-        """However it ended: a probe that no answer settled holds back nobody else. Once; for others it does nothing."""
+        """Let other requests probe, if no answer settled this probe. Does nothing for other requests, or a second time."""
         slot, ledger = self.slot, self.quota.ledger
         if slot.probe:
             self.slot = slot._replace(probe="")  # another request may hold a lease of the same slot later
             if quota.release(ledger.value, slot) is not ledger.value:
-                ledger.submit(lambda state, _: (quota.release(state, slot), None))
+                ledger.submit(lambda state, _: quota.release(state, slot))
 
     def settle(self, tokens: int | None) -> "asyncio.Future[None] | None":
         """Put the true tokens in the place of the estimate. A commit to wait for, only where the difference matters."""
-        booked = self.want
+        slot, booked, ledger = self.slot, self.want, self.quota.ledger
         if tokens is None or tokens == booked.tokens:
             return None
         self.want = booked._replace(tokens=tokens)
-        more, ledger = tokens - booked.tokens, self.quota.ledger
         if self.grant is not None and not self.grant.closed:
-            more = self.grant.settle(more)  # what it does not hold must be booked, or nobody else would know
-            change = partial(_amended, slot=self.grant.slot, more=more)
-        else:
-            change = partial(_settled, slot=self.slot, booked=booked, tokens=tokens)
+            # Only what the grant does not hold is booked: otherwise no other instance would know of it.
+            slot, booked, tokens = self.grant.slot, NOTHING, self.grant.settle(tokens - booked.tokens)
+
+        def update(state: State, _: float) -> State:
+            return quota.settle(state, slot, booked, tokens)
+
+        more = abs(tokens - booked.tokens)
         limit = self.limits.get("tpm") or self.limits.get("tpd")
-        if limit and abs(more) * 100 > limit:
-            ledger.submit(change)
+        if limit and more * 100 > limit:
+            ledger.submit(update)
             return asyncio.ensure_future(ledger.flush())
         if more:
-            ledger.ride(change)
+            ledger.ride(update)
         return None
 
 
@@ -146,11 +159,3 @@ class Full:
     @property
     def until(self) -> float:
         return min((refusal.until for refusal in self.refusals.values()), default=math.inf)
-
-
-def _amended(state: State, _: float, slot: Slot, more: int) -> tuple[State, None]:
-    return quota.amend(state, slot, Want(0, more)), None
-
-
-def _settled(state: State, _: float, slot: Slot, booked: Want, tokens: int) -> tuple[State, None]:
-    return quota.settle(state, slot, booked, tokens), None

@@ -1,4 +1,4 @@
-"""Who can serve: the projects with their keys, what is set aside, and the quotas with the limits in force.
+"""The projects with their keys, what is set aside, and the quotas with the limits in force.
 
 Which of them serves a request is chosen in `pool`.
 """
@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 
 from pollux import health, packing, quota
 from pollux.catalog import Catalog
-from pollux.grants import Purse
+from pollux.grants import Grant
 from pollux.health import Health
 from pollux.instance import new_name
 from pollux.keys import Key, Keyring
@@ -23,14 +23,14 @@ from pollux.reasons import Refusal, Why
 from pollux.safe import SafeShare
 from pollux.store import Store, StoreUnavailableError
 from pollux.storewatch import Watch
-from pollux.waiting import Sleepers
+from pollux.verdict.rules import Verdict
 from pollux.windows import NOTHING, Limits
 
 log = logging.getLogger("pollux.store")
 
 HEALTH_AGE = 30.0
 PROBED_WITHIN = 5.0
-"""A key whose rest has ended is being asked about: it is worth looking again after so long."""
+"""A key whose rest has ended is being probed: after so many seconds it is worth looking again."""
 CLOSE_WITHIN = 4.0
 MOST_QUOTAS = 2000
 MOST_QUOTAS_EACH = 10
@@ -39,7 +39,7 @@ ASSUMED = {"rpm": 5}
 """The smallest limit that Google gives a text model, for models of which the catalog knows none."""
 QUOTA = "quota:"
 KEPT_FOR = 8 * 86400.0
-"""A quota that nobody used for so long holds nothing any more, limits learned included."""
+"""A quota that was not used for so long holds nothing any more, learned limits included."""
 QUOTA_CODEC = Codec(State(), packing.pack, packing.unpack, quota.tidy, KEPT_FOR)
 HEALTH_CODEC = Codec(Health(), health.pack, health.unpack, health.tidy)
 
@@ -54,25 +54,36 @@ class Quota:
     used_at: int = 0
     """A running number, not a time: what was used last."""
     coming: int = 0
-    """Requests that are being booked: whoever chooses meanwhile goes elsewhere rather than after them."""
+    """Requests that are being booked: those that come meanwhile go elsewhere rather than after them."""
     served: int = 0
     refused: int = 0
-    purse: Purse = field(default_factory=Purse)
+    grant: Grant | None = None
+    """What requests are served from."""
+    grant_coming: "asyncio.Future[Grant | None] | None" = None
+    """The next grant, while its commit is under way."""
+    grants_taken: int = 0
     safe: SafeShare = field(default_factory=SafeShare)
-    sleepers: Sleepers = field(default_factory=dict)
-    """Those who wait for a slot of it."""
+    sleepers: "dict[asyncio.Future[None], None]" = field(default_factory=dict)
+    """Those who wait for a slot of it, in the order in which they began."""
 
     @property
     def is_idle(self) -> bool:
-        """Nothing is lost if it is forgotten: the store knows all of it, and a request may go on with what it has."""
+        """Nothing is lost if it is forgotten: the store has all of it, and a request may go on with what it holds."""
         ledger = self.ledger
-        return not ledger.riding and not ledger.busy and self.purse.grant is None and ledger.value.cooldown is None
+        return not ledger.riding and not ledger.busy and self.grant is None and ledger.value.cooldown is None
 
     def retire(self) -> None:
         """What is left of a grant goes back with the next commit."""
-        grant, self.purse.grant = self.purse.grant, None
+        grant, self.grant = self.grant, None
         if grant is not None and not grant.closed and (rest := grant.close()) != NOTHING:
-            self.ledger.ride(lambda state, _: (quota.amend(state, grant.slot, rest), None))
+            self.ledger.ride(lambda state, _: quota.amend(state, grant.slot, rest))
+
+    def wake(self) -> None:
+        """Those who wait for a slot look again."""
+        sleepers = list(self.sleepers)
+        self.sleepers.clear()
+        for sleeper in sleepers:
+            sleeper.cancel()
 
 
 @dataclass(slots=True)
@@ -80,11 +91,8 @@ class Project:
     """The keys of one project. Tier and limits are those of its first key."""
 
     name: str
-    keys: list[Key]
-
-    @property
-    def tier(self) -> str | None:
-        return self.keys[0].tier
+    tier: str | None
+    keys: list[Key] = field(default_factory=list)
 
 
 class Roster:
@@ -99,7 +107,7 @@ class Roster:
         """Key id -> its project."""
         self.quotas: dict[tuple[str, str], Quota] = {}
         self.quota_changed: Callable[[str, str], None] = lambda project, bucket: None
-        """Is told the project and bucket of each quota whose state changes."""
+        """Is called with the project and bucket of a quota whose state changed. Set before any quota is used."""
         self.granted: dict[str, dict[str, Quota]] = {}
         """Bucket -> project -> its quota, where a grant was taken; it may be spent by now."""
         self.key_used: dict[str, int] = {}
@@ -120,7 +128,7 @@ class Roster:
             self._declared.clear()
             projects: dict[str, Project] = {}
             for key in keys:
-                projects.setdefault(key.project, Project(key.project, [])).keys.append(key)
+                projects.setdefault(key.project, Project(key.project, key.tier)).keys.append(key)
             self.projects = projects
             self.project_of = {key.id: key.project for key in keys}
             self._by_use = {name: None for name in self._by_use if name in projects} | dict.fromkeys(projects)
@@ -132,6 +140,12 @@ class Roster:
             except StoreUnavailableError:
                 if not self._knows_health:
                     raise
+
+    async def set_aside(self, kind: health.Kind, name: str, verdict: Verdict) -> None:
+        seconds, ceiling = verdict.cooldown_s or 0.0, verdict.ceiling_s
+        await self.health.note(
+            lambda value, now: health.set_aside(value, now, kind, name, verdict.cause, seconds, ceiling)
+        )
 
     @property
     def _knows_health(self) -> bool:
@@ -177,18 +191,27 @@ class Roster:
         tools: Collection[str] = (),
         trials: Collection[str] = (),
     ) -> Key | Refusal | None:
-        """The key with which a project may serve a model, or why it may not; None if it has no key that is left.
-        `trials`: projects that are asked although they rest."""
-        resting = None if project.name in trials else self.resting(project.name, model, now, tools)
-        if resting is not None:
-            return resting
-        key, refusal = self._key_of(project, tried_keys, now, prefer)
-        return refusal if key is None else key
-
-    @property
-    def tools_resting(self) -> int:
-        """At most so many projects have a tool that rests."""
-        return len(self.health.value.tools)
+        """The key with which a project may serve a model: the preferred one, or that used least recently. Or why it may
+        not serve it; None if no key is left. `trials`: projects that are asked although they rest."""
+        health_ = self.health.value
+        if (health_.projects or health_.models or health_.tools) and project.name not in trials:
+            resting = self.resting(project.name, model, now, tools)
+            if resting is not None:
+                return resting
+        best: Key | None = None
+        refusal: Refusal | None = None
+        for key in project.keys:
+            if not key.enabled or key.id in tried_keys:
+                continue
+            aside = health_.keys.get(key.id)
+            if aside is not None and health.key_rests(aside, now):
+                found = Refusal(max(aside.until, now + PROBED_WITHIN), Why(aside.reason, "aside"))
+                refusal = found if refusal is None else min(refusal, found)
+            elif key.id == prefer:
+                return key
+            elif best is None or self.key_used.get(key.id, 0) < self.key_used.get(best.id, 0):
+                best = key
+        return refusal if best is None else best
 
     def tool_rests(self, project: str, tools: Collection[str], now: float) -> bool:
         resting = (self.health.value.tools.get(f"{project}/{tool}") for tool in tools)
@@ -208,7 +231,7 @@ class Roster:
         granted = self.granted.get(bucket)
         if not granted:
             return []
-        held = {name: owned for name, owned in granted.items() if owned.purse.grant is not None}
+        held = {name: owned for name, owned in granted.items() if owned.grant is not None}
         self.granted[bucket] = held
         return sorted(held, key=lambda name: held[name].used_at)
 
@@ -226,37 +249,20 @@ class Roster:
     def resting(self, project: str, model: str, now: float, tools: Collection[str] = ()) -> Refusal | None:
         """What keeps a project from serving this model with these tools the longest, keys and quotas apart."""
         aside = self.health.value
-        if not (aside.projects or aside.models or aside.tools):
-            return None
         entries = [("", aside.projects.get(project)), ("", aside.models.get(f"{project}/{model}"))]
-        if aside.tools:
-            entries += [(tool, aside.tools.get(f"{project}/{tool}")) for tool in tools]
-        found = [(entry, tool) for tool, entry in entries if entry is not None and entry.until > now]
-        return max((Refusal(entry.until, Why(entry.reason, "aside", tool)) for entry, tool in found), default=None)
+        for tool in tools:
+            entries.append((tool, aside.tools.get(f"{project}/{tool}")))
+        longest: Refusal | None = None
+        for tool, entry in entries:
+            if entry is not None and entry.until > now:
+                found = Refusal(entry.until, Why(entry.reason, "aside", tool))
+                longest = found if longest is None else max(longest, found)
+        return longest
 
     def is_aside(self, project: str, model: str, key_id: str, now: float, tools: Collection[str] = ()) -> bool:
         """Whether any of them rests by now, as far as this process knows."""
         key = self.health.value.keys.get(key_id)
         return health.key_rests(key, now) or self.resting(project, model, now, tools) is not None
-
-    def _key_of(
-        self, project: Project, tried: Collection[str], now: float, prefer: str | None
-    ) -> tuple[Key | None, Refusal | None]:
-        """The preferred or least recently used healthy key of a project, or why there is none."""
-        best: Key | None = None
-        refusal: Refusal | None = None
-        for key in project.keys:
-            if not key.enabled or key.id in tried:
-                continue
-            resting = self.health.value.keys.get(key.id)
-            if resting is not None and health.key_rests(resting, now):
-                found = Refusal(max(resting.until, now + PROBED_WITHIN), Why(resting.reason, "aside"))
-                refusal = found if refusal is None else min(refusal, found)
-            elif key.id == prefer:
-                return key, None
-            elif best is None or self.key_used.get(key.id, 0) < self.key_used.get(best.id, 0):
-                best = key
-        return best, refusal
 
     def bucket(self, model: str) -> str:
         return self.health.value.buckets.get(model) or self.catalog.bucket(model)
@@ -267,7 +273,7 @@ class Roster:
             if len(self.quotas) >= self._most_quotas:
                 self._forget()
             name = f"{QUOTA}{quote(project, safe='')}:{quote(bucket, safe='')}"
-            ledger = Ledger(name, QUOTA_CODEC, self._writer, self.watch, lambda: self.quota_changed(project, bucket))
+            ledger = Ledger(name, QUOTA_CODEC, self._writer, self.watch, partial(self.quota_changed, project, bucket))
             owned = self.quotas[project, bucket] = Quota(project, bucket, ledger)
         return owned
 
@@ -330,7 +336,7 @@ class Roster:
             asked = [ledger.tries for ledger in unseen]
             try:
                 found = await self.watch.read([ledger.name for ledger in unseen])
-            except StoreUnavailableError:  # others may be known; who has only these is told so when it chooses
+            except StoreUnavailableError:  # others may be known; a request that has only these fails when it chooses
                 return
             for ledger, tries in zip(unseen, asked, strict=True):
                 if ledger.seen_at == -math.inf:  # another request may have read it meanwhile
@@ -350,7 +356,7 @@ class Roster:
         return len(others.union(*(owned.ledger.writers for owned in self.quotas.values())))
 
     async def close(self) -> None:
-        """Give back what is left of grants and commit what rides, all documents at once, and not for ever."""
+        """Give back what is left of grants and commit what is uncommitted, all documents at once, for a few seconds."""
         flushes = {asyncio.ensure_future(self._flushed(owned)) for owned in self.quotas.values()}
         flushes.add(asyncio.ensure_future(self.health.flush()))
         _, late = await asyncio.wait(flushes, timeout=CLOSE_WITHIN)
@@ -365,9 +371,9 @@ class Roster:
         while True:
             owned.retire()
             await owned.ledger.flush()
-            if owned.purse.grant is None:  # else one that was on its way came meanwhile
+            if owned.grant is None:  # else one that was on its way came meanwhile
                 return
 
 
-def _forgiven(value: Health, _: float, key_id: str) -> tuple[Health, None]:
-    return health.lifted(value, key_id, None, well=False), None
+def _forgiven(value: Health, _: float, key_id: str) -> Health:
+    return health.lifted(value, key_id, None, well=False)

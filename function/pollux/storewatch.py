@@ -5,19 +5,20 @@ import logging
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pollux.store import ConflictError, Document, Store, StoreUnavailableError, Version
 
 log = logging.getLogger("pollux.store")
+T = TypeVar("T")
 
 SLOW = 1.0
 SLOW_IN_A_ROW = 3
 IDLE = 10.0
-"""That the first answer after so long a rest is slow says nothing: the process may have been frozen, the connection
-gone."""
+"""After so many seconds without a call, a slow first answer does not count: the process may have been frozen, or the
+connection closed."""
 KEPT = 1000
 
 
@@ -64,45 +65,38 @@ class Watch:
         return self.trouble == "down"
 
     async def read(self, names: Sequence[str]) -> Mapping[str, tuple[Document, Version]]:
-        clock = _clock()
         self.counters.reads += len(names)
-        began = clock()
-        try:
-            found = await self.store.read(names)
-        except StoreUnavailableError as error:
-            self._failed(clock() - began, error, commit=False)
-            raise
-        self._answered(clock() - began, commit=False)
-        return found
+        return await self._timed(self.store.read(names))
 
     async def scan(self, prefix: str) -> Mapping[str, tuple[Document, Version]]:
         """For an operator, and so not among what requests cost."""
-        clock = _clock()
-        began = clock()
-        try:
-            return await self.store.scan(prefix)
-        except StoreUnavailableError as error:
-            self._failed(clock() - began, error, commit=False)
-            raise
+        return await self._timed(self.store.scan(prefix), counted=False)
 
     async def commit(self, name: str, document: Document, version: Version | None, counters: Counters) -> Version:
         """`counters` of the document count with those of the process."""
+        for each in (counters, self.counters):
+            each.commits += 1
+        try:
+            return await self._timed(self.store.commit(name, document, version), commit=True)
+        except ConflictError:
+            for each in (counters, self.counters):
+                each.conflicts += 1
+            raise
+
+    async def _timed(self, call: Awaitable[T], *, commit: bool = False, counted: bool = True) -> T:
         clock = _clock()
-        for counted in (counters, self.counters):
-            counted.commits += 1
         began = clock()
         try:
-            written = await self.store.commit(name, document, version)
+            result = await call
         except ConflictError:
-            for counted in (counters, self.counters):
-                counted.conflicts += 1
-            self._answered(clock() - began, commit=True)
+            self._answered(clock() - began, commit=commit)
             raise
         except StoreUnavailableError as error:
-            self._failed(clock() - began, error, commit=True)
+            self._failed(clock() - began, error, commit=commit)
             raise
-        self._answered(clock() - began, commit=True)
-        return written
+        if counted:
+            self._answered(clock() - began, commit=commit)
+        return result
 
     def _answered(self, seconds: float, *, commit: bool) -> None:
         now = _clock()()

@@ -36,6 +36,9 @@ class Want(NamedTuple):
     tokens: int = 0
     images: int = 0
 
+    def times(self, factor: int) -> "Want":
+        return Want(self.requests * factor, self.tokens * factor, self.images * factor)
+
 
 NOTHING = Want(0)
 
@@ -53,20 +56,17 @@ class Slots(dict[int, Want]):
         super().__init__(taken)
         self.held = total(self.values()) if held is None else held
 
-    def having(self, number: int, want: Want) -> "Slots":
-        """The same with this in a slot."""
-        before = self.get(number, NOTHING)
-        held = Want(*[a + b - c for a, b, c in zip(self.held, want, before, strict=True)])
+    def plus(self, number: int, want: Want) -> "Slots":
+        """The same with more in a slot, or with less, but never with less than nothing."""
+        a, b, c = self.get(number, NOTHING)
+        after = Want(max(0, a + want.requests), max(0, b + want.tokens), max(0, c + want.images))
+        held = Want(self.held[0] + after[0] - a, self.held[1] + after[1] - b, self.held[2] + after[2] - c)
         slots = Slots(self, held)
-        if any(want):
-            slots[number] = want
+        if any(after):
+            slots[number] = after
         else:
             slots.pop(number, None)
         return slots
-
-
-def summed(slots: Mapping[int, Want]) -> Slots:
-    return slots if isinstance(slots, Slots) else Slots(slots)
 
 
 @lru_cache(maxsize=256)
@@ -105,13 +105,17 @@ def fast(limits: Limits) -> bool:
     return limits.get("rpm", 0) > FAST
 
 
-def fit_sliding(
-    slots: Mapping[int, Want], number: int, want: Want, limits: Limits, span: int = WINDOW
-) -> tuple[int, str]:
+def fit_sliding(slots: Slots, number: int, want: Want, limits: Limits, span: int = WINDOW) -> tuple[int, str]:
     """The first slot from `number` on where the want fits in every window, and what moved it. No want above a limit."""
-    bounds = [(i, limits[name] - want[i], name) for i, name in enumerate(MINUTE_LIMITS) if want[i] and name in limits]
-    held = summed(slots).held
-    if all(held[i] <= room for i, room, _ in bounds):
+    held = slots.held
+    bounds = []
+    room_in_all = True
+    for i, name in enumerate(MINUTE_LIMITS):
+        if want[i] and name in limits:
+            room = limits[name] - want[i]
+            bounds.append((i, room, name))
+            room_in_all = room_in_all and held[i] <= room
+    if room_in_all:
         return number, ""
     near = sorted(slot for slot in slots if slot > number - span)
     columns = list(zip(*[slots[slot] for slot in near], strict=True))
@@ -145,7 +149,7 @@ def _past_full_windows(slots: list[int], amounts: tuple[int, ...], number: int, 
     return number
 
 
-def fit_minute(slots: Mapping[int, Want], number: int, want: Want, limits: Limits, _: int = WINDOW) -> tuple[int, str]:
+def fit_minute(slots: Slots, number: int, want: Want, limits: Limits, _: int = WINDOW) -> tuple[int, str]:
     """The same by the minutes of the wall clock."""
     reason = ""
     while True:
