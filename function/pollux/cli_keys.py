@@ -2,13 +2,31 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import Any
+
+import click
 
 from pollux.keys import KeySourceError, probe
 from pollux.keys.commands import COMMANDS, Place, ReadHealth
 from pollux.keys.entries import LIMITS, id_fault, limits_fault, project_fault, tier_fault
 from pollux.keys.standing import shares_store
 from pollux.settings import Settings
+
+
+@click.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def keys(load: Callable[[], Settings], arguments: tuple[str, ...]) -> int:
+    """For now; the commands of click follow."""
+    parser = argparse.ArgumentParser(prog="pollux")
+    add_parser(parser.add_subparsers(required=True))
+    namespace = parser.parse_args(["keys", *arguments])
+    from pollux.serving import health_reader
+
+    settings = load()
+    return run(namespace, settings, read_health=health_reader(settings))
+
 
 _NO_VALUE = (
     "a key's value is not given on the command line, where the shell's history and every process can read it; "

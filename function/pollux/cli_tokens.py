@@ -2,13 +2,27 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import Any
+
+import click
 
 from pollux.cli_keys import add_secrets, chosen_project
 from pollux.keys import KeySourceError
 from pollux.keys.token_commands import local, name_fault
 from pollux.keys.token_commands import run as run_in_cloud
 from pollux.settings import Settings
+
+
+@click.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def tokens(load: Callable[[], Settings], arguments: tuple[str, ...]) -> int:
+    """For now; the commands of click follow."""
+    parser = argparse.ArgumentParser(prog="pollux")
+    add_parser(parser.add_subparsers(required=True))
+    namespace = parser.parse_args(["tokens", *arguments])
+    return run(namespace, load())
 
 
 def run(namespace: argparse.Namespace, settings: Settings) -> int:
