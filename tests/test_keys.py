@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pollux.cli_keys import plan
 from pollux.keys import Key, Keyring, KeySourceError, Secret
 from pollux.keys.entries import Entry, KeyFileError, id_fault, value_fault
 from pollux.keys.files import Variable, parse, parse_variables, recognise
-from pollux.keys.importing import plan
 from pollux.keys.keyfile import KeyFile
 from pollux.keys.local import LocalKeyring, free_id
 
