@@ -199,13 +199,12 @@ def _told_of_refused(settings: Settings, project: str, refused: Mapping[str, str
 def asked_gateway(settings: Settings, project: str, path: str, *, method: str = "GET") -> dict[str, Any] | None:
     """What the running gateway says: that of POLLUX_URL, or for this machine's keys that of this machine, if there is
     one. One that was named and does not answer is told of."""
-    from pollux.cli_watch import AskError, ask, kept_token
+    from pollux.cli_watch import AskError, admin_token, ask
 
     if not settings.url and project:
         return None  # a gateway of this machine need not be that of those keys
     try:
-        token = settings.admin_token or kept_token(settings)
-        return ask(settings.gateway_url, path, token, method=method)
+        return ask(settings.gateway_url, path, admin_token(settings), method=method)
     except AskError as error:
         if settings.url:
             print(f"pollux keys: the gateway was not told: {error}", file=sys.stderr)
