@@ -1,8 +1,13 @@
 """cli_watch: what `pollux status` and `pollux explain` print of a running gateway, and say where there is none."""
 
+import contextlib
 import json
+import os
 import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -474,3 +479,89 @@ def test_status_tells_of_resources_once_there_are_some() -> None:
     before, after = play(scene)
     assert "resources:" not in status_text(before)
     assert "resources: 1 remembered with their owners, 0 looked for, 1 commits" in status_text(after)
+
+
+# --- proxies and terminals -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+@pytest.mark.usefixtures("_no_proxy")
+def test_another_machine_is_asked_through_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None]] = []
+    with serving(200, b"{}", asked) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.replace("//", "//user:pass-word@"))
+        assert run(Settings(admin_token=ADMIN), "status", "--json", "--url", "http://gateway.invalid") == 0
+    assert asked == [("http://gateway.invalid/admin/status", f"Bearer {ADMIN}")]
+
+
+@pytest.mark.usefixtures("_no_proxy")
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_this_machine_is_never_asked_through_a_proxy(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    asked: list[tuple[str, str | None]] = []
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    with serving(200, b"{}", asked) as url:
+        url = url.replace("127.0.0.1", host)
+        assert run(Settings(admin_token=ADMIN), "status", "--json", "--url", url) == 0
+    assert asked == [("/admin/status", f"Bearer {ADMIN}")]
+
+
+@pytest.mark.usefixtures("_no_proxy")
+def test_no_proxy_goes_around_the_proxy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[tuple[str, str | None]] = []
+    with serving(200, b"{}", asked) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy)
+        monkeypatch.setenv("NO_PROXY", "gateway.invalid")
+        assert run(Settings(admin_token=ADMIN), "status", "--url", "http://gateway.invalid") == 2
+    assert asked == []
+    assert "no gateway answers at http://gateway.invalid (" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_no_proxy")
+@pytest.mark.parametrize("arguments", [["status", "--url"], ["deploy", "check"]])
+def test_a_proxy_that_refuses_is_named_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+    with serving(407, b"", asked) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.replace("//", "//user:pass-word@"))
+        settings = Settings(admin_token=ADMIN, token=("client-token-of-nobody",))
+        assert run(settings, *arguments, "https://gateway.invalid") in (1, 2)
+    shown = " ".join("".join(capsys.readouterr()).split())
+    assert f"through the proxy {proxy}" in shown
+    assert "501" in shown, "the server here knows no CONNECT"
+    assert not [secret for secret in ("pass-word", ADMIN, "client-token-of-nobody") if secret in shown]
+
+
+def test_watch_on_a_terminal_leaves_it_as_it_was(tmp_path: Path) -> None:
+    found = seen(lambda _: "/admin/status")
+    program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    program += "from pollux.cli import main; sys.exit(main())"
+    controller, terminal = os.openpty()
+    with serving(200, json.dumps(found).encode(), []) as url:
+        child = subprocess.Popen(
+            [sys.executable, "-c", program, "status", "--watch", "--url", url],
+            env=os.environ | {"TERM": "xterm", "POLLUX_ADMIN_TOKEN": ADMIN, "PYTHONPATH": "function"},
+            stdout=terminal,
+            stderr=terminal,
+        )
+        os.close(terminal)
+        shown = b""
+        while b"requests: 0" not in shown:
+            shown += os.read(controller, 1 << 16)
+        child.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # Linux says so when the last of the other end has closed it
+            while data := os.read(controller, 1 << 16):
+                shown += data
+        os.close(controller)
+        assert child.wait(20) == 130
+    assert b"\x1b[?1049h" in shown, "a screen of its own"
+    after = shown.rpartition(b"\x1b[?1049l")[2]
+    assert b"\x1b[?25h" in after or shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l"), "the cursor is back"
+    assert b"Traceback" not in shown
+    assert b"requests" not in after

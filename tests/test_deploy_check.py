@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pollux import cli_deploy
 from pollux.catalog import Catalog, builtin_text
 from pollux.cli import main
+from pollux.cli_watch import is_local
 from pollux.deploy_check import CHEAP, MOST, STEPS
 from tests.pretenders import ADMIN, EVENTS, IDENTITY, STATUS, TOKEN, Answer, Handler, Pretender, event, pretending
 
@@ -470,13 +471,13 @@ def test_tokens_do_not_travel_in_the_clear(url: str, capsys: pytest.CaptureFixtu
 
 
 def test_unless_it_is_asked_for(gateway: tuple[Pretender, str], check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli_deploy, "is_local", lambda _: False)
+    monkeypatch.setattr("pollux.cli_deploy.is_local", lambda _: False)
     assert check(gateway[1], "--plain-http").failed == []
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "localhost", "[::1]"])
 def test_what_is_this_machine(host: str) -> None:
-    assert cli_deploy.is_local(f"http://{host}:3145")
+    assert is_local(f"http://{host}:3145")
 
 
 @pytest.mark.parametrize(

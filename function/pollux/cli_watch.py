@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
 import click
 
-from pollux.settings import Settings, base_url
+from pollux.settings import Settings, base_url, proxy_for
+
+if TYPE_CHECKING:
+    import httpx2
 
 WATCH_EVERY = 2.0
 QUOTA_HEAD = ("PROJECT", "MODEL", "RPM", "TPM", "RPD", "NEXT SLOT", "COMMITS", "CONFLICTS", "GRANTS", "WHY")
@@ -107,6 +110,17 @@ def is_local(url: str) -> bool:
     return host == "localhost"
 
 
+def transport_proxy(url: str) -> "httpx2.Proxy | None":
+    """For an httpx2 transport: the proxy that the environment names for that address. None for this machine itself.
+
+    httpx2 alone would ask a proxy for 127.0.0.1, which is another machine there.
+    """
+    import httpx2
+
+    proxy = proxy_for(url)
+    return httpx2.Proxy(proxy.url, auth=(proxy.user, proxy.password) if proxy.user else None) if proxy else None
+
+
 def ask(url: str, path: str, token: str, *, method: str = "GET") -> dict[str, Any]:
     import httpx2
 
@@ -115,19 +129,19 @@ def ask(url: str, path: str, token: str, *, method: str = "GET") -> dict[str, An
     except ValueError:
         raise AskError("the gateway's address is no URL; expected one such as http://127.0.0.1:3145") from None
     try:
-        # A transport of our own takes no proxy: to a proxy, 127.0.0.1 is the proxy's own machine.
-        transport = httpx2.HTTPTransport() if is_local(base) else None
+        transport = httpx2.HTTPTransport(proxy=transport_proxy(base))
         with httpx2.Client(transport=transport, timeout=10, follow_redirects=True) as client:
             answer = client.request(method, base + path, headers={"authorization": f"Bearer {token}"})
         if answer.is_success:
             found: dict[str, Any] = answer.json()
             return found
     except (httpx2.HTTPError, OSError, ValueError) as error:
+        proxy = proxy_for(base)
+        through = f" through the proxy {proxy.url}" if proxy else ""
         raise AskError(
-            f"no gateway answers at {url} ({error}); start it with `pollux serve`, or say with --url where it is"
+            f"no gateway answers at {url}{through} ({error}); start it with `pollux serve`, or say with --url where it "
+            "is"
         ) from None
-    except (httpx2.InvalidURL, ImportError):
-        raise AskError("HTTP_PROXY, HTTPS_PROXY or ALL_PROXY is no URL of a proxy over HTTP") from None
     try:
         message = answer.json()["error"]["message"]
     except (ValueError, KeyError, TypeError):
@@ -151,10 +165,14 @@ def _live(found: Callable[[], Mapping[str, Any]]) -> None:
     from rich.live import Live
 
     view = _for_terminal(status_view(found()))
-    with Live(view, screen=True, auto_refresh=False) as live:
+    live = Live(view, screen=True, auto_refresh=False)
+    try:  # not `with`: a Ctrl-C while it starts would leave its screen up
+        live.start()
         while True:
             time.sleep(WATCH_EVERY)
             live.update(_for_terminal(status_view(found())), refresh=True)
+    finally:
+        live.stop()
 
 
 def _for_terminal(view: View) -> Any:

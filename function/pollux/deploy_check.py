@@ -12,9 +12,10 @@ from urllib.parse import quote, urlsplit
 
 import httpx2
 
-from pollux.cli_watch import is_local
+from pollux.cli_watch import transport_proxy
 from pollux.log_safety import clean
 from pollux.redaction import without
+from pollux.settings import proxy_for
 from pollux.verdict import error_body
 from pollux.wire import ERRORS
 
@@ -60,7 +61,7 @@ TROUBLES: Sequence[tuple[type[BaseException], str, str]] = (
         "your own: SSL_CERT_FILE=FILE",
     ),
     (ssl.SSLError, "no TLS is spoken there: {0.reason}", "is it http://, or another port?"),
-    (httpx2.ProxyError, "the proxy of the environment: {0}", "NO_PROXY=HOST goes around it"),
+    (httpx2.ProxyError, "the proxy refused: {0}", "ask who runs the proxy; NO_PROXY=HOST goes around it"),
     (ConnectionRefusedError, "nothing listens there", UNREACHED),
     (httpx2.ConnectTimeout, "no connection in time", UNREACHED),
     (httpx2.ConnectError, "no connection: {0}", UNREACHED),
@@ -186,8 +187,7 @@ class Check:
             headers["x-serverless-authorization"] = f"Bearer {identity}"
         return httpx2.AsyncClient(
             headers=headers,
-            # To a proxy, 127.0.0.1 is the proxy's own machine; a transport of ours takes none.
-            transport=httpx2.AsyncHTTPTransport() if is_local(self._url) else None,
+            transport=httpx2.AsyncHTTPTransport(proxy=transport_proxy(self._url)),
             timeout=httpx2.Timeout(None, connect=10),
         )
 
@@ -223,7 +223,9 @@ class Check:
         cause, detail, hint = next(
             (cause, detail, hint) for kind, detail, hint in TROUBLES for cause in causes if isinstance(cause, kind)
         )
-        return TroubleError(detail.format(cause, within=self._within), hint)
+        proxy = proxy_for(self._url)
+        through = f" (through the proxy {proxy.url})" if proxy else ""
+        return TroubleError(detail.format(cause, within=self._within) + through, hint)
 
     async def _health(self) -> Finding:
         answer = await self._ask("GET", "/health")
