@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import pytest
 
-from pollux.connection import HEADERS_MOST, HIGH_WATER, UpstreamError, head_of
+from pollux.connection import HEADERS_MOST, HIGH_WATER, Address, UpstreamError, head_of
 from pollux.upstream import HttpUpstream
 from tests.test_upstream import Server, against
 
@@ -123,4 +123,4 @@ def test_a_large_body_arrives_whole() -> None:
 )
 def test_nothing_can_be_smuggled_into_a_request(target: str, name: str, value: str) -> None:
     with pytest.raises(UpstreamError):
-        head_of("GET", target, "host", [(name, value)], None)
+        head_of("GET", Address.of("http://host"), target, [(name, value)], b"")

@@ -4,9 +4,10 @@ import difflib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 PREFIX = "POLLUX_"
 GUARDS = ("auth_tokens", "permissions", "transferOwnership", "webhooks", "files:register", "batch", "$rpc")
@@ -113,6 +114,65 @@ def in_cloud() -> bool:
     return "K_SERVICE" in os.environ
 
 
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """`url` has no credentials: it may be shown."""
+
+    url: str
+    user: str = field(default="", repr=False)
+    password: str = field(default="", repr=False)
+    setting: str = ""
+    """The variable that names it."""
+
+
+def proxy_for(base: str, environ: Mapping[str, str] = os.environ) -> Proxy | None:
+    """The proxy that HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names for that address, unless NO_PROXY leaves it out.
+
+    This machine itself is never asked through one. The names in lower case come first, as with curl.
+    """
+    parts = urlsplit(base)
+    names = (f"{parts.scheme}_proxy", f"{parts.scheme}_proxy".upper(), "all_proxy", "ALL_PROXY")
+    name, text = next(((name, environ[name].strip()) for name in names if environ.get(name, "").strip()), ("", ""))
+    if not text or _past_proxy(parts, environ.get("no_proxy") or environ.get("NO_PROXY") or ""):
+        return None
+    try:
+        proxy = urlsplit(text if "://" in text else f"http://{text}")
+        host, port = proxy.hostname, proxy.port or (443 if proxy.scheme == "https" else 80)
+    except ValueError:
+        host = None
+    if not host or proxy.scheme not in ("http", "https") or not host.isascii():
+        raise SettingsError(f"{name}: expected a proxy such as http://HOST:PORT; SOCKS is not supported")
+    shown = f"[{host}]" if ":" in host else host
+    return Proxy(f"{proxy.scheme}://{shown}:{port}", unquote(proxy.username or ""), unquote(proxy.password or ""), name)
+
+
+def _past_proxy(parts: SplitResult, exempt: str) -> bool:
+    """`exempt`: names with their subdomains, addresses and networks, each with a port or for all of them, or *."""
+    host = (parts.hostname or "").rstrip(".")
+    try:
+        address = ip_address(host)
+    except ValueError:
+        address = None
+    if host == "localhost" or (address is not None and address.is_loopback):
+        return True
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    for entry in exempt.lower().replace(",", " ").split():
+        name, _, end = entry.rpartition(":")
+        if name and end.isdigit() and (":" not in name or name.endswith("]")):
+            if int(end) != port:
+                continue
+            entry = name
+        entry = entry.strip("[]").removeprefix("*.").strip(".")
+        if entry and (entry in ("*", host) or host.endswith(f".{entry}")):
+            return True
+        try:
+            if address is not None and address in ip_network(entry, strict=False):
+                return True
+        except ValueError:
+            continue
+    return False
+
+
 def _container_memory() -> int:
     for place in CONTAINER_LIMITS:
         try:
@@ -213,6 +273,11 @@ class Settings:
         600.0, _number, "Seconds until the first byte of an answer, and between two of its chunks."
     )
     connect_timeout: float = _setting(10.0, _number, "Seconds until a connection upstream stands.")
+    http: str = _setting(
+        "auto",
+        _one_of("auto", "own", "httpx"),
+        "How the upstream is reached: own connections, httpx, or auto: httpx where a proxy is to be used.",
+    )
     sticky: bool = _setting(True, _switch, "Prefer the project that served a conversation last, if it has room.")
     allow_paths: tuple[str, ...] = _setting(
         (),

@@ -50,6 +50,10 @@ async def probe(
     """A finding for each id, some asked at the same time; `done` is called after each."""
     import httpx2  # here, so that commands without a network start fast
 
+    from pollux.settings import proxy_for
+
+    proxy = proxy_for(upstream)
+    through = httpx2.Proxy(proxy.url, auth=(proxy.user, proxy.password) if proxy.user else None) if proxy else None
     turn = asyncio.Semaphore(AT_ONCE)
     url = upstream.rstrip("/") + target(model)
 
@@ -65,7 +69,7 @@ async def probe(
             finally:
                 done()
 
-    async with httpx2.AsyncClient(timeout=timeout_s) as google:
+    async with httpx2.AsyncClient(transport=httpx2.AsyncHTTPTransport(proxy=through), timeout=timeout_s) as google:
         return dict(zip(secrets, await asyncio.gather(*map(one, secrets.values())), strict=True))
 
 

@@ -235,13 +235,12 @@ def _batches(keys: Iterable[str]) -> list[list[tuple[str, str]]]:
 def _asked_gateway(settings: Settings, project: str, path: str) -> dict[str, Any] | None:
     """The answer of the gateway of POLLUX_URL, or for keys of this machine of a gateway here, if there is one. If
     POLLUX_URL names one that does not answer, the user is told."""
-    from pollux.cli_watch import AskError, ask, kept_token
+    from pollux.cli_watch import AskError, admin_token, ask
 
     if not settings.url and project:
         return None  # a gateway of this machine need not be that of those keys
     try:
-        token = settings.admin_token or kept_token(settings)
-        return ask(settings.gateway_url, path, token, method="POST")
+        return ask(settings.gateway_url, path, admin_token(settings), method="POST")
     except AskError as error:
         if settings.url:
             print(f"pollux keys: the gateway was not told: {error}", file=sys.stderr)
