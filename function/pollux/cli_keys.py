@@ -31,11 +31,13 @@ from pollux.keys.terminal import (
     Commands,
     ask_value,
     confirmed,
+    json_option,
     note,
     progress,
+    secrets_option,
     show_json,
+    show_table,
     shows_progress,
-    table,
 )
 from pollux.settings import Settings
 
@@ -58,6 +60,7 @@ class _Careful(click.Command):
             raise
         except click.UsageError as error:
             if isinstance(error, click.BadOptionUsage) and error.option_name != "--value":
+                error.ctx = ctx
                 raise  # an option without its argument
             problem = f"too many arguments, or unknown ones (not repeated here); {NO_VALUE}"
         raise click.UsageError(problem, ctx)
@@ -105,12 +108,6 @@ class _Limit(click.ParamType[tuple[str, dict[str, int] | None]]):
         return model, numbers
 
 
-secrets_option = click.option(
-    "--secrets",
-    type=_Text("project", project_fault),
-    metavar="PROJECT",
-    help="The Google Cloud project whose Secret Manager holds them (default: POLLUX_SECRETS).",
-)
 key_id_argument = click.argument("key_id", metavar="ID")
 model_option = click.option("--model", default=MODEL, show_default=True, help="The model to ask about.")
 
@@ -408,7 +405,7 @@ def _told_of_each(added: Mapping[str, Entry], done: str) -> Iterator[Callable[[s
 
 
 @keys.command("list")
-@click.option("--json", "as_json", is_flag=True, help="As JSON, for scripts.")
+@json_option
 @_in_place
 def list_(place: KeyPlace, settings: Settings, as_json: bool) -> int:
     """Show id, project, tier, masked value, source and health."""
@@ -418,7 +415,7 @@ def list_(place: KeyPlace, settings: Settings, as_json: bool) -> int:
     if as_json:
         show_json({"keys": rows, "problems": _listed(contents.problems), "notices": _listed(contents.notices)})
         return 0
-    table(
+    show_table(
         ("ID", "PROJECT", "TIER", "VALUE", "SOURCE", "HEALTH"),
         [
             (
@@ -448,7 +445,7 @@ def _row(key: Key, entry: Entry) -> dict[str, Any]:
 @keys.command()
 @click.argument("ids", metavar="[ID]...", nargs=-1)
 @model_option
-@click.option("--json", "as_json", is_flag=True, help="As JSON, for scripts.")
+@json_option
 @_in_place
 def check(place: KeyPlace, settings: Settings, ids: tuple[str, ...], model: str, as_json: bool) -> int:
     """Ask Google about each key, with a free call.
@@ -481,7 +478,7 @@ def check(place: KeyPlace, settings: Settings, ids: tuple[str, ...], model: str,
             }
         )
     else:
-        table(
+        show_table(
             ("ID", "VALUE", "STATE", "REASON"),
             [(key_id, entries[key_id].secret.masked, f.state, f.reason) for key_id, f in findings.items()],
         )

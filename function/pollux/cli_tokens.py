@@ -11,12 +11,11 @@ from typing import Any
 import click
 
 from pollux.auth import _new_token, greeting
-from pollux.cli_keys import secrets_option
 from pollux.keys import KeySourceError, Secret
 from pollux.keys.places import SecretManager
 from pollux.keys.records import ADMIN_TOKEN, OURS, TOKEN, TOKEN_NAME, foreign, token_name
 from pollux.keys.secrets_api import SecretError, SecretInfo, Version, known_as
-from pollux.keys.terminal import Commands, confirmed, note, show_json, table
+from pollux.keys.terminal import Commands, confirmed, json_option, note, secrets_option, show_json, show_table
 from pollux.settings import Settings
 
 AT_ONCE = 8
@@ -91,7 +90,7 @@ async def _created(google: SecretManager, secret: str) -> bool:
 
 
 @tokens.command("list")
-@click.option("--json", "as_json", is_flag=True, help="As JSON, for scripts.")
+@json_option
 @secrets_option
 @click.pass_obj
 def list_(load: LoadSettings, as_json: bool, secrets: str | None) -> int:
@@ -109,7 +108,7 @@ def list_(load: LoadSettings, as_json: bool, secrets: str | None) -> int:
         if as_json:
             show_json({"tokens": rows})
             return 0
-        table(
+        show_table(
             ("NAME", "FOR", "VERSION", "CREATED"),
             [(r["name"], "/admin" if r["admin"] else "clients", str(r["version"]), _day(r["created"])) for r in rows],
         )
@@ -144,7 +143,7 @@ def _list_of_this_machine(settings: Settings, *, as_json: bool) -> int:
     names = [named[1] if (named := re.match(r"([A-Za-z][\w.-]{0,31})=(?=.*[^=])", t)) else "" for t in settings.token]
     if names:
         client += f" ({len(names)}: {', '.join(name or f'client-{n}' for n, name in enumerate(names, 1))})"
-    table(("FOR", "SOURCE"), [("clients", client), ("/admin", admin)])
+    show_table(("FOR", "SOURCE"), [("clients", client), ("/admin", admin)])
     return 0
 
 

@@ -5,12 +5,17 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pollux.keys import KeySourceError, Secret
-from pollux.keys.entries import Entry, clean, value_fault
+
+if TYPE_CHECKING:
+    import rich.table
+
+    from pollux.keys.entries import Entry
 
 
 class Commands(click.Group):
@@ -27,12 +32,31 @@ class Commands(click.Group):
         return list(self.commands)
 
 
+def _checked_project(ctx: click.Context, param: click.Parameter, project: str | None) -> str | None:
+    from pollux.keys.entries import project_fault
+
+    if project is not None and (fault := project_fault(project)):
+        raise click.BadParameter(fault)
+    return project
+
+
+secrets_option = click.option(
+    "--secrets",
+    metavar="PROJECT",
+    callback=_checked_project,
+    help="The Google Cloud project whose Secret Manager holds them (default: POLLUX_SECRETS).",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="As JSON, for scripts.")
+
+
 def note(text: object) -> None:
     print(text, file=sys.stderr)
 
 
-def ask_value(others: Iterable[Entry], prompt: str = "Value of the key (not shown): ") -> Secret:
+def ask_value(others: Iterable["Entry"], prompt: str = "Value of the key (not shown): ") -> Secret:
     """The value, from a hidden prompt or the first line of standard input; not one that is in use already."""
+    from pollux.keys.entries import clean, value_fault
+
     try:
         text = getpass.getpass(prompt) if sys.stdin.isatty() else sys.stdin.readline()
     except (EOFError, UnicodeDecodeError):
@@ -63,23 +87,40 @@ def show_json(document: Any) -> None:
     print(json.dumps(document, indent=2))
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Aligned columns. On a terminal long cells are wrapped in their column; elsewhere each row is one line."""
+@dataclass(frozen=True, slots=True)
+class Table:
+    head: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+    def lines(self) -> list[str]:
+        """Aligned columns; each row is one line."""
+        cells = [self.head, *([str(cell) for cell in row] for row in self.rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+    def for_terminal(self) -> "rich.table.Table":
+        """As wide as the terminal: long cells take several lines."""
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for name in self.head:
+            table.add_column(name, overflow="fold")
+        for row in self.rows:
+            table.add_row(*(Text(str(cell)) for cell in row))
+        return table
+
+
+def show_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     if not rows:
         return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    table = Table(head, rows)
+    if sys.stdout.isatty():
+        from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else 10_000)
-    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for name in head:
-        shown.add_column(name, overflow="fold")
-    for row in rows:
-        shown.add_row(*map(Text, row))
-    with console.capture() as capture:
-        console.print(shown)
-    print("\n".join(line.rstrip() for line in capture.get().splitlines()))
+        Console(highlight=False).print(table.for_terminal())
+    else:
+        print("\n".join(table.lines()))
 
 
 @contextmanager
