@@ -22,6 +22,7 @@ from pollux.cli_keys import keys
 from pollux.health import Aside
 from pollux.keys.document import FIELDS
 from pollux.keys.entries import LIMITS
+from pollux.keys.probe import MODEL
 from pollux.settings import Settings
 from tests.test_standing import aside, resting, write
 
@@ -135,6 +136,24 @@ def test_a_value_on_the_command_line_is_refused_and_not_repeated(
 
 
 @pytest.mark.parametrize(
+    "words", [[A], [f"--{A}"], [f"-{A}"], [f"--secrets={A}", "list"], ["list", A], ["list", f"--x={A}"]]
+)
+def test_what_is_not_understood_is_not_repeated(shell: Shell, words: list[str]) -> None:
+    code, out, err = shell(*words)
+    assert (code, out, err.count("\n"), "AIza" in err) == (2, "", 1, False)
+
+
+def test_ctrl_c_at_the_hidden_prompt_ends_the_command(shell: Shell) -> None:
+    def interrupt(prompt: str) -> str:
+        raise KeyboardInterrupt
+
+    shell.patch.setattr(getpass, "getpass", interrupt)
+    shell.patch.setattr(io, "StringIO", Terminal)
+    assert shell("add", "alice")[0] == 130
+    assert not shell.path.exists()
+
+
+@pytest.mark.parametrize(
     ("words", "stdin", "why"),
     [
         (["add", "alice:"], A, "an id is"),
@@ -238,6 +257,20 @@ def test_the_list_is_aligned_and_masked(shell: Shell) -> None:
     ]
     assert second.split() == ["key-1", "key-1", "-", "AIza…bb", "key.txt:1", "not", "known"]
     assert err.startswith("not used: key.txt:2: a key has no spaces; write one key a line")
+
+
+def test_on_a_terminal_long_cells_take_several_lines(shell: Shell) -> None:
+    project = "p" * 60
+    shell("add", "alice", "--project", project, stdin=A)
+    shown = Terminal()
+    shell.patch.setenv("COLUMNS", "70")
+    shell.patch.setenv("TERM", "xterm")
+    shell.patch.setattr(sys, "stdout", shown)
+    assert shell("list")[0] == 0
+    lines = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in shown.getvalue().splitlines()]
+    assert max(map(len, lines)) <= 70
+    assert "".join(lines).count("p") >= len(project)
+    assert MASKED in shown.getvalue()
 
 
 def test_the_list_as_json(shell: Shell) -> None:
@@ -453,6 +486,14 @@ def test_rotate_takes_a_new_value_only_after_it_answered(shell: Shell) -> None:
         assert (shell.keys[0]["api_key"], len(asked)) == (B, 4)
 
 
+def test_the_same_value_again_is_kept_also_if_google_refuses_it(shell: Shell) -> None:
+    shell("add", "alice", stdin=B)
+    with gemini() as (url, _):
+        shell.settings = Settings(data=str(shell.home / "data"), upstream=url)
+        code, out, _ = shell("rotate", "alice", stdin=B)
+    assert (code, out.startswith("kept alice, which is the same value; it is invalid: invalid-key")) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("words", "stdin", "why"),
     [
@@ -493,6 +534,42 @@ def test_check_asks_for_each_key_and_says_what_it_is_worth(shell: Shell) -> None
         assert json.loads(asked[-1][1])["contents"]
 
 
+def test_the_findings_as_json(shell: Shell) -> None:
+    (shell.home / "key.txt").write_text(f"good: {A}\nbad: {B}\n")
+    with gemini() as (url, _):
+        shell.settings = Settings(data=str(shell.home / "data"), upstream=url)
+        code, out, _ = shell("check", "--json")
+    good, bad = json.loads(out)["keys"]
+    assert code == 1
+    assert good == {"id": "good", "masked": MASKED, "state": "healthy", "reason": ""}
+    assert (bad["id"], bad["state"], bad["reason"][:11]) == ("bad", "invalid", "invalid-key")
+
+
+def test_on_a_terminal_a_bar_shows_how_many_keys_were_checked(shell: Shell) -> None:
+    (shell.home / "key.txt").write_text("\n".join(f"k{n}: {A[:-2]}{n:02}" for n in range(50)))
+    drawn = Terminal()
+    shell.patch.setenv("TERM", "xterm")
+    shell.patch.setattr(sys, "stderr", drawn)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shell.settings = Settings(data=str(shell.home / "data"), upstream=f"http://127.0.0.1:{free.getsockname()[1]}")
+        code, out, _ = shell("check")
+    assert (code, len(out.splitlines())) == (1, 51)
+    assert "checking keys" in drawn.getvalue()
+    assert "50/50" in drawn.getvalue()
+    assert "AIza" not in drawn.getvalue()
+
+
+def test_a_check_goes_through_the_proxy_of_the_environment(shell: Shell) -> None:
+    shell("add", "alice", stdin=A)
+    shell.settings = Settings(data=str(shell.home / "data"), upstream="http://gemini.example")
+    with gemini() as (url, asked):
+        shell.patch.setenv("HTTP_PROXY", url)
+        code, out, _ = shell("check")
+    assert (code, "healthy" in out) == (0, True)
+    assert [path for path, _ in asked] == [f"http://gemini.example/v1beta/models/{MODEL}:countTokens"]
+
+
 def test_a_disabled_key_is_checked_only_by_name(shell: Shell) -> None:
     shell("add", "alice", stdin=A)
     shell("disable", "alice")
@@ -508,7 +585,7 @@ def test_nobody_at_the_address_is_unreachable(shell: Shell) -> None:
         shell.settings = Settings(data=str(shell.home / "data"), upstream=f"http://127.0.0.1:{free.getsockname()[1]}")
         shell("add", "alice", stdin=A)
         code, out, _ = shell("check")
-    assert (code, "unreachable" in out) == (1, True)
+    assert (code, "unreachable  Connection refused" in out) == (1, True)
 
 
 # --- add asks Google at once

@@ -699,6 +699,10 @@ def test_taking_over_keeps_ids_in_use_and_never_two_of_one(home: Home) -> None:
     assert [(entry.line, key_id) for entry, key_id in found.skipped] == [(4, "eve"), (5, "mine")]
 
 
+def test_an_import_takes_no_id_that_is_taken_by_what_is_no_usable_key() -> None:
+    assert plan([Entry("a", Secret(A), "f")], {}, {}, ["a", "a-2"]).added.keys() == {"a-3"}
+
+
 @pytest.mark.parametrize(
     ("wanted", "taken", "found"),
     [("a", [], "a"), ("a", ["a"], "a-2"), ("key-1", ["key-1", "key-2"], "key-3"), ("a-b", ["a-b"], "a-b-2")],

@@ -92,8 +92,9 @@ def test_a_key_is_added_with_labels_and_annotations(shell: Shell) -> None:
 
 def test_keys_of_one_project_that_name_different_tiers_are_warned_of(shell: Shell) -> None:
     shell("add", "alice", "--project", "p", "--tier", "free", stdin=A)
-    shell("add", "bob", "--project", "p", "--tier", "free", stdin=B)
+    added = shell("add", "bob", "--project", "p", "--tier", "tier1", stdin=B)
     warning = "warning: bob (tier1) and alice (free) are of one project, p: what alice says counts"
+    assert warning in added[2]
     assert warning in shell("edit", "bob", "--tier", "tier1")[2]
     assert warning in shell("list")[2]
 
