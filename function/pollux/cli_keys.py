@@ -3,17 +3,16 @@
 import asyncio
 import functools
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
 from pollux.health import free_quota
 from pollux.keys import Key, KeySourceError, Secret
-from pollux.keys.entries import LIMITS, Entry, Problem, id_fault, limits_fault, project_fault, tier_fault, value_doubt
+from pollux.keys.entries import LIMITS, Entry, id_fault, limits_fault, project_fault, tier_fault, value_doubt
 from pollux.keys.files import parse, recognise
 from pollux.keys.local import free_id
 from pollux.keys.places import (
@@ -26,7 +25,7 @@ from pollux.keys.places import (
     variables_here,
 )
 from pollux.keys.probe import MODEL, REFUSED, Finding, probe
-from pollux.keys.standing import Lifted, forgive, leave_aside, lift, read_health, state_in_words, state_of
+from pollux.keys.standing import Lifted, forgive, in_words, leave_aside, lift, read_health, state_of
 from pollux.keys.terminal import (
     Commands,
     ask_value,
@@ -37,7 +36,7 @@ from pollux.keys.terminal import (
     secrets_option,
     show_json,
     show_table,
-    shows_progress,
+    tell,
 )
 from pollux.settings import Settings
 
@@ -75,37 +74,33 @@ class _KeyCommands(_Careful, Commands):
         return super().resolve_command(ctx, args)
 
 
-class _Text(click.ParamType[str]):
-    """A text that has no fault. `none` passes where it removes something."""
+def _without_fault(fault_of: Callable[[Any], str | None], *, none: bool = False) -> Callable[..., Any]:
+    """Of a parameter: refuses what has a fault. `none` passes where it removes something."""
 
-    def __init__(self, name: str, fault_of: Callable[[Any], str | None], *, none: bool = False) -> None:
-        self.name, self._fault_of, self._none = name, fault_of, none
+    def check(ctx: click.Context, param: click.Parameter, text: str | None) -> str | None:
+        if text is not None and not (none and text == "none") and (fault := fault_of(text)):
+            raise click.BadParameter(fault)
+        return text
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not (self._none and value == "none") and (fault := self._fault_of(value)):
-            self.fail(fault, param, ctx)
-        return value
+    return check
 
 
-class _Limit(click.ParamType[tuple[str, dict[str, int] | None]]):
-    """MODEL:rpm=5,tpm=250000, or rpm=5 for every model, or MODEL:none."""
-
-    name = "limit"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        model, colon, written = value.rpartition(":")
-        model = model if colon else "*"
+def _limits(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict[str, dict[str, int] | None]:
+    """Each is MODEL:rpm=5,tpm=250000, or rpm=5 for every model, or MODEL:none."""
+    limits: dict[str, dict[str, int] | None] = {}
+    for text in texts:
+        model, colon, written = text.rpartition(":")
+        parts = [part.partition("=") for part in written.split(",")]
         if written == "none" and colon:
-            return model, None
-        numbers: dict[str, int] = {}
-        for part in written.split(","):
-            name, _, number = part.partition("=")
-            if not number.strip().isdecimal():
-                self.fail("expected MODEL:rpm=5,tpm=250000", param, ctx)
-            numbers[name.strip()] = int(number)
-        if fault := limits_fault({model: numbers}):
-            self.fail(fault, param, ctx)
-        return model, numbers
+            limits[model] = None
+            continue
+        if not all(number.strip().isdecimal() for _, _, number in parts):
+            raise click.BadParameter("expected MODEL:rpm=5,tpm=250000")
+        named = {(model if colon else "*"): {name.strip(): int(number) for name, _, number in parts}}
+        if fault := limits_fault(named):
+            raise click.BadParameter(fault)
+        limits |= named
+    return limits
 
 
 key_id_argument = click.argument("key_id", metavar="ID")
@@ -117,31 +112,30 @@ def _details(command: Callable[..., int]) -> Callable[..., int]:
 
     @click.option(
         "--project",
-        type=_Text("project", project_fault, none=True),
         metavar="P",
+        callback=_without_fault(project_fault, none=True),
         help="The Google Cloud project that owns its quota; none removes it.",
     )
     @click.option(
         "--tier",
-        type=_Text("tier", tier_fault, none=True),
         metavar="T",
+        callback=_without_fault(tier_fault, none=True),
         help="free, tier1, tier2 or tier3; none removes it.",
     )
     @click.option(
         "--limit",
-        type=_Limit(),
+        "limits",
         multiple=True,
         metavar="MODEL:rpm=5,tpm=250000",
+        callback=_limits,
         help=f"Your own limit for a model, or * for all: {', '.join(LIMITS)}; 0 is not available; MODEL:none removes "
         "those of a model. Repeatable.",
     )
     @functools.wraps(command)
-    def run(project: str | None, tier: str | None, limit: tuple[Any, ...], **arguments: Any) -> int:
-        named = {"project": project, "tier": tier}
-        details: dict[str, Any] = {
-            name: None if written == "none" else written for name, written in named.items() if written is not None
-        }
-        return command(details=details | ({"limits": dict(limit)} if limit else {}), **arguments)
+    def run(project: str | None, tier: str | None, limits: Mapping[str, Any], **arguments: Any) -> int:
+        named = {"project": project, "tier": tier, "limits": limits or None}
+        details = {name: None if text == "none" else text for name, text in named.items() if text is not None}
+        return command(details=details, **arguments)
 
     return run
 
@@ -177,7 +171,7 @@ def keys() -> None:
 
 
 @keys.command()
-@click.argument("key_id", metavar="[ID]", required=False, type=_Text("id", id_fault))
+@click.argument("key_id", metavar="[ID]", required=False, callback=_without_fault(id_fault))
 @_details
 @click.option("--no-check", is_flag=True, help="Do not ask Google about it.")
 @model_option
@@ -209,7 +203,7 @@ def add(
     code = _tell_of_new(place, settings, key_id, found)
     if lifted.simulated:
         note(f"the gateway at {settings.gateway_url} runs as a demo: it goes on simulating until it is started again")
-    _warn_of_tiers(place, key_id)
+    _warn_of_tiers_beside(place, key_id)
     return code
 
 
@@ -229,13 +223,14 @@ def edit(place: KeyPlace, settings: Settings, key_id: str, details: Mapping[str,
         raise KeySourceError("nothing to change; name --project, --tier, --limit or --value")
     old, secret = None, None
     if value:
+        place.require(key_id)
         old = place.value(key_id)
         secret = ask_value(_to_compare(place.read(writing=True), but=key_id))
     place.edit(key_id, details, secret)
     if secret:
         _forgiven(place, settings, key_id)
     print(f"changed {key_id} in {place.location(key_id)}")
-    _warn_of_tiers(place, key_id)
+    _warn_of_tiers_beside(place, key_id)
     return _tell_of_copies(place, old, "the old")
 
 
@@ -251,21 +246,32 @@ def rotate(place: KeyPlace, settings: Settings, key_id: str, no_check: bool, mod
     stays and the exit code is 1. In Secret Manager the value becomes a new version, and the old versions are disabled
     after it answered.
     """
-    with place.rotation(key_id) as rotation:
-        old = place.value(key_id)
-        contents = place.read(writing=True)
-        secret = ask_value(_to_compare(contents, but=key_id), "New value of the key (not shown): ")
-        _warn_if_doubted(key_id, secret)
-        same = key_id in contents.entries and contents.entries[key_id].secret == secret
-        offered = secret if same else rotation.offer(secret)
-        found = None if no_check else _asked(settings, model, key_id, offered)
-        if found is not None and found.state in REFUSED:
-            kept = f"{key_id}, which is the same value; it" if same else f"the old value of {key_id}: {rotation.name}"
-            print(f"kept {kept} is {found.state}: {found.reason}")
-            return 1
-        done = ": it is the same value" if same else rotation.keep()
-    if rotation.warning:
-        note(f"pollux keys: {rotation.warning}")
+    place.require(key_id)
+    old = place.value(key_id)
+    contents = place.read(writing=True)
+    secret = ask_value(_to_compare(contents, but=key_id), "New value of the key (not shown): ")
+    _warn_if_doubted(key_id, secret)
+    same = key_id in contents.entries and contents.entries[key_id].secret == secret
+    found: Finding | None = None
+
+    def accepted(value: Secret, name: str) -> bool:
+        nonlocal found
+        found = None if no_check else _asked(settings, model, key_id, value)
+        if found is None or found.state not in REFUSED:
+            return True
+        kept = f"{key_id}, which is the same value; it" if same else f"the old value of {key_id}: {name}"
+        print(f"kept {kept} is {found.state}: {found.reason}")
+        return False
+
+    if same:
+        replaced = (": it is the same value", "") if accepted(secret, "") else None
+    else:
+        replaced = place.replace(key_id, secret, accepted)
+    if replaced is None:
+        return 1
+    done, warning = replaced
+    if warning:
+        note(f"pollux keys: {warning}")
     _forgiven(place, settings, key_id, found)
     print(f"{'kept' if same else 'rotated'} {key_id} ({secret.masked}) in {place.location(key_id)}{done}")
     return 0 if same else _tell_of_copies(place, old, "the old")
@@ -313,10 +319,9 @@ def remove(place: KeyPlace, settings: Settings, key_id: str, yes: bool) -> int:
 # --- import -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Plan:
-    added: dict[str, Entry] = field(default_factory=dict)
-    skipped: list[tuple[Entry, str]] = field(default_factory=list)
+class Plan(NamedTuple):
+    added: dict[str, Entry]
+    skipped: list[tuple[Entry, str]]
     """Entries that are there already, and the id they have there."""
 
 
@@ -327,7 +332,7 @@ def plan(
 
     A key that is in use from another source keeps the id it has there, and with it its counters and cooldowns.
     """
-    result = Plan()
+    result = Plan({}, [])
     there = dict(owned)
     ids_of = {secret: key_id for key_id, secret in known.items()}
     for entry in entries:
@@ -355,20 +360,23 @@ def import_(place: KeyPlace, settings: Settings, file: str, dry_run: bool) -> in
     found = parse(text_of(path), file, variables_here())
     contents = place.read(writing=True)
     known = {entry.id: entry.secret for entry in _to_compare(contents)}
-    planned = plan(found.entries, contents.owned, known, contents.ids)
-    with _told_of_each(planned.added, "would add" if dry_run else "added") as done:
-        if dry_run:
-            for key_id in planned.added:
-                done(key_id)
-        else:
-            place.adopt(planned.added, done)
-    for entry, key_id in planned.skipped:
+    added, skipped = plan(found.entries, contents.owned, known, contents.ids)
+    done: list[str] = []
+    try:
+        with progress(len(added), "adding keys") as step:
+            for key_id in added if dry_run else place.adopt(added):
+                done.append(key_id)
+                step()
+    finally:  # also of an import that broke off: what is done stays
+        for key_id in done:
+            entry = added[key_id]
+            renamed = "" if key_id == entry.id else f", where it is {entry.id}"
+            print(f"{'would add' if dry_run else 'added'} {key_id} ({entry.secret.masked}) of {entry.place}{renamed}")
+    for entry, key_id in skipped:
         print(f"skipped {entry.place}: there already, as {key_id}")
-    _tell_of_problems(found.problems, "not a key: ")
-    print(
-        f"{len(planned.added)} added{' (dry run)' if dry_run else ''}, {len(planned.skipped)} there already, "
-        f"{len(found.problems)} not a key; {place.title}"
-    )
+    tell("not a key: ", found.problems)
+    dry = " (dry run)" if dry_run else ""
+    print(f"{len(added)} added{dry}, {len(skipped)} there already, {len(found.problems)} not a key; {place.title}")
     if found.entries and not dry_run and place.reads(path):
         what = f"the keys in {path}" if recognise(text_of(path), file) == "env" else file
         note(
@@ -376,29 +384,6 @@ def import_(place: KeyPlace, settings: Settings, file: str, dry_run: bool) -> in
             f"DELETE {what}"
         )
     return 0
-
-
-@contextmanager
-def _told_of_each(added: Mapping[str, Entry], done: str) -> Iterator[Callable[[str], None]]:
-    """Prints a line for each key that is added. While a bar is shown, the lines wait for its end."""
-    waiting: list[str] = []
-
-    def tell(key_id: str) -> None:
-        entry = added[key_id]
-        renamed = "" if key_id == entry.id else f", where it is {entry.id}"
-        line = f"{done} {key_id} ({entry.secret.masked}) of {entry.place}{renamed}"
-        if shows_progress(len(added)):
-            waiting.append(line)
-        else:
-            print(line, flush=True)
-        step()
-
-    try:
-        with progress(len(added), "adding keys") as step:
-            yield tell
-    finally:
-        for line in waiting:
-            print(line)
 
 
 # --- list, check ------------------------------------------------------------------------------------------------------
@@ -411,35 +396,29 @@ def list_(place: KeyPlace, settings: Settings, as_json: bool) -> int:
     """Show id, project, tier, masked value, source and health."""
     health = read_health(settings, place.project)
     contents = place.read()
-    rows = [_row(key, contents.entries[key.id]) | {"health": state_of(key, health)} for key in contents.keys]
+    shown = [(key, contents.entries[key.id], state_of(key, health)) for key in contents.keys]
     if as_json:
-        show_json({"keys": rows, "problems": _listed(contents.problems), "notices": _listed(contents.notices)})
+        rows = [
+            {"id": key.id, "project": key.project, "tier": key.tier, "masked": entry.secret.masked}
+            | {"source": entry.place, "enabled": key.enabled, "health": state}
+            for key, entry, state in shown
+        ]
+        problems, notices = ([asdict(one) for one in found] for found in (contents.problems, contents.notices))
+        show_json({"keys": rows, "problems": problems, "notices": notices})
         return 0
     show_table(
         ("ID", "PROJECT", "TIER", "VALUE", "SOURCE", "HEALTH"),
         [
-            (
-                r["id"],
-                r["project"],
-                r["tier"] or "-",
-                r["masked"],
-                r["source"],
-                state_in_words(r["health"], r["enabled"]),
-            )
-            for r in rows
+            (key.id, key.project, key.tier or "-", entry.secret.masked, entry.place, in_words(state, key.enabled))
+            for key, entry, state in shown
         ],
     )
-    if not rows:
+    if not shown:
         note(f"no keys; add one with: pollux keys add{place.where}")
-    _tell_of_problems(contents.problems, "not used: ")
-    _tell_of_problems(contents.notices, "note: ")
-    _warn_of_tiers_among(contents.keys)
+    tell("not used: ", contents.problems)
+    tell("note: ", contents.notices)
+    _warn_of_tiers(contents.keys)
     return 0
-
-
-def _row(key: Key, entry: Entry) -> dict[str, Any]:
-    shown = {"id": key.id, "project": key.project, "tier": key.tier, "masked": entry.secret.masked}
-    return shown | {"source": entry.place, "enabled": key.enabled}
 
 
 @keys.command()
@@ -458,39 +437,28 @@ def check(place: KeyPlace, settings: Settings, ids: tuple[str, ...], model: str,
     for key_id in ids:
         if key_id not in known:
             raise no_such_key(key_id, known, place.where)
-    entries = contents.entries
-    if not entries:
+    if not contents.entries:
         raise KeySourceError(f"no keys to check; add one with: pollux keys add{place.where}")
-    asked = {key_id: entry.secret for key_id, entry in entries.items() if key_id not in contents.unread}
+    asked = {key_id: entry.secret for key_id, entry in contents.entries.items() if key_id not in contents.unread}
     with progress(len(asked), "checking keys") as step:
         found = asyncio.run(probe(asked, upstream=settings.upstream, model=model, done=step))
     found |= {key_id: Finding("unreadable", str(error)) for key_id, error in contents.unread.items()}
-    findings = {key_id: found[key_id] for key_id in entries}
-    healthy = {key_id: known[key_id].project for key_id, finding in findings.items() if finding.state == "healthy"}
-    refused = {key_id: finding.cause for key_id, finding in findings.items() if finding.state == "invalid"}
+    rows = [(key_id, entry.secret.masked, found[key_id]) for key_id, entry in contents.entries.items()]
     if as_json:
-        show_json(
-            {
-                "keys": [
-                    {"id": key_id, "masked": entries[key_id].secret.masked, "state": f.state, "reason": f.reason}
-                    for key_id, f in findings.items()
-                ]
-            }
-        )
+        named = [{"id": key_id, "masked": masked, "state": f.state, "reason": f.reason} for key_id, masked, f in rows]
+        show_json({"keys": named})
     else:
-        show_table(
-            ("ID", "VALUE", "STATE", "REASON"),
-            [(key_id, entries[key_id].secret.masked, f.state, f.reason) for key_id, f in findings.items()],
-        )
+        show_table(("ID", "VALUE", "STATE", "REASON"), [(i, masked, f.state, f.reason) for i, masked, f in rows])
+    healthy = {key_id: known[key_id].project for key_id, f in found.items() if f.state == "healthy"}
     lifted = asyncio.run(lift(settings, place.project, healthy, well=True))
+    refused = {key_id: f.cause for key_id, f in found.items() if f.state == "invalid"}
     asyncio.run(leave_aside(settings, place.project, refused))
     if lifted.ended and not as_json:
         print(f"lifted: {', '.join(lifted.ended)}")
-    health = read_health(settings, place.project)
-    named_free = {known[key_id].project for key_id, finding in findings.items() if finding.tier == "free"}
-    free = named_free | set(lifted.free) | set((health or {}).get("free", {}))
-    _tell_of_free_quota([known[key_id] for key_id in findings], free, place.where)
-    return int(len(healthy) < len(findings))
+    free = {known[key_id].project for key_id, f in found.items() if f.tier == "free"} | set(lifted.free)
+    free |= set((read_health(settings, place.project) or {}).get("free", {}))
+    _tell_of_free_quota([known[key_id] for key_id in contents.entries], free, place.where)
+    return int(len(healthy) < len(found))
 
 
 # --- what the commands say --------------------------------------------------------------------------------------------
@@ -583,14 +551,14 @@ def _tell_of_free_quota(checked: Iterable[Key], free: set[str], where: str) -> N
         )
 
 
-def _warn_of_tiers(place: KeyPlace, key_id: str) -> None:
-    """Of the project of a key that was changed."""
+def _warn_of_tiers_beside(place: KeyPlace, key_id: str) -> None:
+    """After a change of this key, of its project alone."""
     keys = place.read(lambda _: False).keys
     project = next((key.project for key in keys if key.id == key_id), None)
-    _warn_of_tiers_among(key for key in keys if key.project == project)
+    _warn_of_tiers(key for key in keys if key.project == project)
 
 
-def _warn_of_tiers_among(keys: Iterable[Key]) -> None:
+def _warn_of_tiers(keys: Iterable[Key]) -> None:
     """Which keys name a tier that does not count, because the first key of the project names another."""
     firsts: dict[str, Key] = {}
     for key in keys:
@@ -600,12 +568,3 @@ def _warn_of_tiers_among(keys: Iterable[Key]) -> None:
                 f"warning: {key.id} ({key.tier or 'no tier'}) and {first.id} ({first.tier or 'no tier'}) are of one "
                 f"project, {key.project}: what {first.id} says counts, because it is the first"
             )
-
-
-def _tell_of_problems(problems: Iterable[Problem], what: str) -> None:
-    for problem in problems:
-        note(f"{what}{problem}")
-
-
-def _listed(problems: Iterable[Problem]) -> list[dict[str, Any]]:
-    return [{"file": problem.file, "line": problem.line, "reason": problem.reason} for problem in problems]

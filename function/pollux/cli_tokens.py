@@ -4,7 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +58,13 @@ def add(load: LoadSettings, name: str | None, admin: bool, url: str, raw: bool, 
     """
     with _secret_manager(load(), secrets) as google:
         secret = _secret_of(name, admin)
-        made = google.run(_created(google, secret))
         token = _new_token()
         try:
-            number = google.run(google.api.add_version(secret, Secret(token)))
-        except BaseException:
-            if made:
-                with suppress(SecretError):
-                    google.run(google.api.delete(secret))
-            raise
+            number, made = google.run(google.create(secret, OURS, {}, Secret(token))), True
+        except SecretError as error:
+            if error.kind != "exists":
+                raise
+            number, made = google.run(google.api.add_version(secret, Secret(token))), False
         note(f"made version {number} of secret {secret} of {google.project}; it is shown only now:")
         lines = f"export POLLUX_ADMIN_TOKEN={token}" if admin else greeting(token, url)
         print(token if raw else lines, flush=True)
@@ -76,17 +74,6 @@ def add(load: LoadSettings, name: str | None, admin: bool, url: str, raw: bool, 
             revoke = f"pollux tokens revoke {'--admin' if admin else name} --version N --secrets {google.project}"
             note(f"valid beside it: version {_numbers(beside)}, until: {revoke}")
     return 0
-
-
-async def _created(google: SecretManager, secret: str) -> bool:
-    """False: it is there already, and gets another version."""
-    try:
-        await google.api.create(secret, OURS, {})
-    except SecretError as error:
-        if error.kind != "exists":
-            raise
-        return False
-    return True
 
 
 @tokens.command("list")

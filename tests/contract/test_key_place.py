@@ -77,21 +77,27 @@ def test_edit_changes_what_is_named_and_none_removes(place: KeyPlace) -> None:
     assert place.read().keys[0].enabled
 
 
-def test_a_new_value_counts_once_it_is_kept(place: KeyPlace) -> None:
+def test_a_new_value_counts_once_it_is_accepted(place: KeyPlace) -> None:
     place.add("alice", A, {})
-    with place.rotation("alice") as rotation:
-        assert rotation.offer(B) == B
-        rotation.keep()
-    assert (values(place), rotation.warning) == ({"alice": B}, "")
+    offered: list[Secret] = []
+
+    def accepted(value: Secret, name: str) -> bool:
+        offered.append(value)
+        return name.startswith("the new one")
+
+    done = place.replace("alice", B, accepted)
+    assert done is not None
+    assert (values(place), offered, done[1]) == ({"alice": B}, [B], "")
 
 
-def test_a_new_value_that_is_not_kept_changes_nothing(place: KeyPlace) -> None:
-    place.add("alice", A, {})
-    with place.rotation("alice") as rotation:
-        rotation.offer(B)
-    with contextlib.suppress(KeyboardInterrupt), place.rotation("alice") as rotation:
-        rotation.offer(C)
+def test_a_new_value_that_is_not_accepted_changes_nothing(place: KeyPlace) -> None:
+    def interrupt(value: Secret, name: str) -> bool:
         raise KeyboardInterrupt
+
+    place.add("alice", A, {})
+    assert place.replace("alice", B, lambda value, name: False) is None
+    with pytest.raises(KeyboardInterrupt):
+        place.replace("alice", C, interrupt)
     assert values(place) == {"alice": A}
 
 
@@ -104,11 +110,8 @@ def test_a_key_that_is_removed_is_gone(place: KeyPlace) -> None:
 
 def test_keys_of_another_source_are_adopted(place: KeyPlace) -> None:
     place.add("alice", A, {})
-    done: list[str] = []
-    place.adopt(
-        {"bob": Entry("x", B, "f", project="p", tier="free", enabled=False), "carol": Entry("y", C, "f")}, done.append
-    )
-    assert sorted(done) == ["bob", "carol"]
+    taken = {"bob": Entry("x", B, "f", project="p", tier="free", enabled=False), "carol": Entry("y", C, "f")}
+    assert sorted(place.adopt(taken)) == ["bob", "carol"]
     assert values(place) == {"alice": A, "bob": B, "carol": C}
     bob = next(key for key in place.read().keys if key.id == "bob")
     assert (bob.project, bob.tier, bob.enabled) == ("p", "free", False)
@@ -116,11 +119,12 @@ def test_keys_of_another_source_are_adopted(place: KeyPlace) -> None:
 
 @pytest.mark.parametrize("key_id", ["nobody", "AIza" + "z" * 35])
 def test_what_is_not_there_is_an_error_that_repeats_no_value(place: KeyPlace, key_id: str) -> None:
-    def rotate() -> None:
-        with place.rotation(key_id):
-            pass
-
-    for call in (lambda: place.edit(key_id, {"tier": "free"}), rotate, lambda: place.question(key_id)):
+    calls = (
+        lambda: place.edit(key_id, {"tier": "free"}),
+        lambda: place.require(key_id),
+        lambda: place.question(key_id),
+    )
+    for call in calls:
         with pytest.raises(KeySourceError) as found:
             call()
         assert (key_id in str(found.value)) == (key_id == "nobody")
@@ -128,8 +132,5 @@ def test_what_is_not_there_is_an_error_that_repeats_no_value(place: KeyPlace, ke
 
 def test_no_value_is_in_a_repr(place: KeyPlace) -> None:
     place.add("alice", A, {})
-    with place.rotation("alice") as rotation:
-        rotation.offer(B)
-        shown = f"{place!r} {vars(place)} {rotation!r} {vars(rotation)} {place.read(writing=True)!r}"
+    shown = f"{place!r} {vars(place)} {place.read(writing=True)!r}"
     assert A.reveal() not in shown
-    assert B.reveal() not in shown

@@ -1,9 +1,10 @@
-"""Where the command line reads and writes keys: a keys.json of this machine, or the Secret Manager of a project."""
+"""Where commands read and write keys: a keys.json of this machine, or the Secret Manager of a project."""
 
 import asyncio
+import difflib
 import os
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -15,13 +16,12 @@ from pollux.keys.keyfile import KeyFile
 from pollux.keys.local import LocalKeyring, home_folder
 from pollux.keys.records import ID, changed, foreign, secret_name
 from pollux.keys.secret_manager import SecretManagerKeyring
-from pollux.keys.secrets_api import SecretError, SecretInfo, SecretsApi, Version, known_as
+from pollux.keys.secrets_api import SecretError, SecretInfo, SecretsApi, known_as
 from pollux.settings import Settings
-
-T = TypeVar("T")
 
 AT_ONCE = 4
 
+T = TypeVar("T")
 Progress = Callable[[int, str], AbstractContextManager[Callable[[], None]]]
 """`with progress(50, "reading keys") as step`: call `step` for each that is done."""
 
@@ -42,29 +42,12 @@ class Contents:
     """Values that are in the place itself, with their ids. Other sources of this machine may hold more keys."""
 
 
-class Rotation(Protocol):
-    """A new value of a key. Without `keep` it is given up when the block ends."""
-
-    warning: str
-    """What `keep` could not do."""
-
-    @property
-    def name(self) -> str:
-        """What to call the new value."""
-
-    def offer(self, secret: Secret) -> Secret:
-        """Store the value without giving up the old one. Returns the value as it is stored."""
-
-    def keep(self) -> str:
-        """Put the new value in the place of the old one. Returns details of what was done."""
-
-
 class KeyPlace(Protocol):
-    """Calls block. That way Ctrl-C ends a prompt between two calls at once. Failures are KeySourceErrors."""
+    """Failures are KeySourceErrors. Calls block: so Ctrl-C ends a prompt between two of them at once."""
 
-    project: str
+    project: str = ""
     """The Google Cloud project whose Secret Manager this is; "" is this machine."""
-    where: str
+    where: str = ""
     """What a suggested command needs at its end, such as " --secrets PROJECT"."""
     name: str
     title: str
@@ -76,31 +59,40 @@ class KeyPlace(Protocol):
     def location(self, key_id: str) -> str:
         """Where a key is written, for people."""
 
+    def require(self, key_id: str) -> None:
+        """Raise unless the key can be changed here."""
+
     def add(self, key_id: str, secret: Secret, details: Mapping[str, Any]) -> None: ...
+
+    def adopt(self, entries: Mapping[str, Entry]) -> Iterator[str]:
+        """Add entries of another source under these ids. Yields each id that is done."""
 
     def edit(self, key_id: str, details: Mapping[str, Any], secret: Secret | None = None) -> None:
         """Change what is named; None removes. `details`: project, tier, limits, enabled."""
 
-    def rotation(self, key_id: str) -> AbstractContextManager[Rotation]: ...
+    def replace(self, key_id: str, secret: Secret, accepted: Callable[[Secret, str], bool]) -> tuple[str, str] | None:
+        """Give the key a new value if it is `accepted`, which gets the value as it is stored, and its name. Returns
+        details of what was done and a warning; None: nothing has changed."""
 
     def question(self, key_id: str) -> str:
-        """What to ask before the key is removed."""
+        """What to ask before the key is removed. Raises if it cannot be."""
 
     def remove(self, key_id: str) -> None: ...
 
-    def adopt(self, entries: Mapping[str, Entry], done: Callable[[str], None]) -> None:
-        """Add entries of another source under these ids; `done` is called with each id."""
-
     def value(self, key_id: str) -> Secret | None:
         """The value that a change would give up, if other sources may hold it too."""
+        return None
 
     def copies(self, secret: Secret) -> tuple[list[Entry], str | None]:
         """Other entries with this value, and the id under which one of them serves."""
+        return [], None
 
     def reads(self, path: Path) -> bool:
         """Whether the keys of this file are in use where it is."""
+        return False
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        return None
 
 
 def text_of(path: Path) -> str:
@@ -117,99 +109,44 @@ def variables_here() -> dict[str, Variable]:
     return below | {name: Variable(name, value) for name, value in os.environ.items() if value}
 
 
-class FilePlace:
-    """The sources of this machine are read; written is POLLUX_KEYS_FILE or keys.json in the data folder."""
+def no_such_key(key_id: str, known: Collection[str], where: str = "") -> KeySourceError:
+    """Repeats the id only if it cannot be the value of a key, typed in the wrong place."""
+    if id_fault(key_id):
+        return KeySourceError(f"there is no such key; see: pollux keys list{where}")
+    folded = {other.casefold(): other for other in known}
+    near = difflib.get_close_matches(key_id.casefold(), folded, n=1)
+    meant = f" (did you mean {folded[near[0]]}?)" if near else ""
+    return KeySourceError(f"there is no key {key_id!r}{meant}; see: pollux keys list{where}")
 
-    project = where = ""
+
+class FilePlace(KeyPlace):
+    """The sources of this machine are read; written is POLLUX_KEYS_FILE or keys.json in the data folder."""
 
     def __init__(self, settings: Settings) -> None:
         self._data = Path(settings.data)
         self._named = Path(settings.keys_file).expanduser() if settings.keys_file else None
-        self._file = KeyFile(self._named or self._data / "keys.json")
-        self.name = str(self._file.path)
+        self._path = self._named or self._data / "keys.json"
+        self.name = str(self._path)
         self.title = f"file {self.name}"
 
     def read(self, wanted: Callable[[Key], bool] | None = None, *, writing: bool = False) -> Contents:
-        if not writing:
-            keyring = self._keyring()
-            entries = {key_id: replace(entry, id=key_id) for key_id, entry in keyring.entries().items()}
-            keys = tuple(entry.key(key_id) for key_id, entry in entries.items())
-            chosen = {key.id: entries[key.id] for key in keys if wanted is None or wanted(key)}
-            return Contents(keys, chosen, {}, keyring.problems, keyring.notices)
-        ids = self._writable().ids()
-        here = Contents((), {}) if self._named and not self._named.exists() else self.read(wanted)
-        return replace(
-            here,
-            ids={*here.entries, *ids},
-            owned={entry.secret: entry.id for entry in self._own_entries()},
-        )
+        if writing:
+            ids = self._file.ids()
+            new = self._named is not None and not self._named.exists()
+            found = Contents((), {}) if new else self.read(wanted)
+            owned = {entry.secret: entry.id for entry in self._own_entries()}
+            return replace(found, ids={*found.entries, *ids}, owned=owned)
+        keyring = self._keyring()
+        entries = {key_id: replace(entry, id=key_id) for key_id, entry in keyring.entries().items()}
+        keys = tuple(entry.key(key_id) for key_id, entry in entries.items())
+        chosen = {key.id: entries[key.id] for key in keys if wanted is None or wanted(key)}
+        return Contents(keys, chosen, {}, keyring.problems, keyring.notices)
 
     def location(self, key_id: str) -> str:
         return self.name
 
-    def add(self, key_id: str, secret: Secret, details: Mapping[str, Any]) -> None:
-        self._file.add(key_id, secret, **details)
-
-    def edit(self, key_id: str, details: Mapping[str, Any], secret: Secret | None = None) -> None:
-        self._require(key_id)
-        written = dict(details)
-        if written.get("enabled"):
-            written["enabled"] = None  # what is not written is enabled
-        self._file.edit(key_id, secret=secret, **written)
-
-    @contextmanager
-    def rotation(self, key_id: str) -> Iterator[Rotation]:
-        self._require(key_id)
-        yield _FileRotation(self, key_id)
-
-    def question(self, key_id: str) -> str:
-        self._require(key_id)
-        return f"Remove {key_id} from {self.name}?"
-
-    def remove(self, key_id: str) -> None:
-        self._file.remove(key_id)
-
-    def adopt(self, entries: Mapping[str, Entry], done: Callable[[str], None]) -> None:
-        if entries:
-            self._file.adopt(entries)
-        for key_id in entries:
-            done(key_id)
-
-    def value(self, key_id: str) -> Secret | None:
-        self._require(key_id)
-        return next((entry.secret for entry in self._own_entries() if entry.id == key_id), None)
-
-    def copies(self, secret: Secret) -> tuple[list[Entry], str | None]:
-        keyring = self._keyring()
-        serving = [key_id for key_id, e in keyring.entries().items() if e.secret == secret and e.enabled]
-        return list(keyring.entries_with(secret)), serving[0] if serving else None
-
-    def reads(self, path: Path) -> bool:
-        return path.resolve() != self._file.path.resolve() and self._keyring().reads(path)
-
-    def close(self) -> None:
-        pass
-
-    def _keyring(self) -> LocalKeyring:
-        return LocalKeyring(self._named, data=self._data, folder=Path.cwd(), environ=os.environ, home=home_folder())
-
-    def _own_entries(self) -> tuple[Entry, ...]:
-        path = self._file.path
-        return parse(text_of(path), str(path), variables_here()).entries if path.exists() else ()
-
-    def _writable(self) -> KeyFile:
-        """A list of lines or variables is left to its owner."""
-        path = self._named
-        if path and recognise(text_of(path) if path.exists() else "", str(path)) != "json":
-            raise KeySourceError(
-                f"POLLUX_KEYS_FILE={path} is not a keys.json, the only kind that is written here: edit it yourself, or "
-                f"unset POLLUX_KEYS_FILE and run: pollux keys import {path}"
-            )
-        return self._file
-
-    def _require(self, key_id: str) -> None:
-        """Raises unless the key is in the file that is written."""
-        if key_id in self._writable().ids():
+    def require(self, key_id: str) -> None:
+        if key_id in self._file.ids():
             return
         contents = self.read(writing=True)
         if entry := contents.entries.get(key_id):
@@ -218,24 +155,65 @@ class FilePlace:
             )
         raise no_such_key(key_id, contents.ids)
 
+    def add(self, key_id: str, secret: Secret, details: Mapping[str, Any]) -> None:
+        self._file.add(key_id, secret, **details)
 
-class _FileRotation:
-    name, warning = "the new one", ""
+    def adopt(self, entries: Mapping[str, Entry]) -> Iterator[str]:
+        if entries:
+            self._file.adopt(entries)
+        yield from entries
 
-    def __init__(self, place: FilePlace, key_id: str) -> None:
-        self._place, self._key_id = place, key_id
+    def edit(self, key_id: str, details: Mapping[str, Any], secret: Secret | None = None) -> None:
+        self.require(key_id)
+        written = dict(details)
+        if written.get("enabled"):
+            written["enabled"] = None  # what is not written is enabled
+        self._file.edit(key_id, secret=secret, **written)
 
-    def offer(self, secret: Secret) -> Secret:
-        self._secret = secret
-        return secret
+    def replace(self, key_id: str, secret: Secret, accepted: Callable[[Secret, str], bool]) -> tuple[str, str] | None:
+        if not accepted(secret, "the new one"):
+            return None
+        self.edit(key_id, {}, secret)
+        return "", ""
 
-    def keep(self) -> str:
-        self._place.edit(self._key_id, {}, self._secret)
-        return ""
+    def question(self, key_id: str) -> str:
+        self.require(key_id)
+        return f"Remove {key_id} from {self.name}?"
+
+    def remove(self, key_id: str) -> None:
+        self._file.remove(key_id)
+
+    def value(self, key_id: str) -> Secret | None:
+        return next((entry.secret for entry in self._own_entries() if entry.id == key_id), None)
+
+    def copies(self, secret: Secret) -> tuple[list[Entry], str | None]:
+        keyring = self._keyring()
+        serving = (key_id for key_id, e in keyring.entries().items() if e.secret == secret and e.enabled)
+        return list(keyring.entries_with(secret)), next(serving, None)
+
+    def reads(self, path: Path) -> bool:
+        return path.resolve() != self._path.resolve() and self._keyring().reads(path)
+
+    @property
+    def _file(self) -> KeyFile:
+        """A list of lines or variables is left to its owner."""
+        text = text_of(self._named) if self._named and self._named.exists() else ""
+        if self._named and recognise(text, self.name) != "json":
+            raise KeySourceError(
+                f"POLLUX_KEYS_FILE={self.name} is not a keys.json, the only kind that is written here: edit it "
+                f"yourself, or unset POLLUX_KEYS_FILE and run: pollux keys import {self.name}"
+            )
+        return KeyFile(self._path)
+
+    def _keyring(self) -> LocalKeyring:
+        return LocalKeyring(self._named, data=self._data, folder=Path.cwd(), environ=os.environ, home=home_folder())
+
+    def _own_entries(self) -> tuple[Entry, ...]:
+        return parse(text_of(self._path), self.name, variables_here()).entries if self._path.exists() else ()
 
 
 class SecretManager:
-    """The Secret Manager of one project, for code that is not async: `manager.run(manager.api.versions(name))`."""
+    """The Secret Manager of one project, for code that is not async: `google.run(google.api.versions(name))`."""
 
     def __init__(self, project: str) -> None:
         self.project = project
@@ -245,12 +223,22 @@ class SecretManager:
     def run(self, call: Coroutine[Any, Any, T]) -> T:
         return self._runner.run(call)
 
+    async def create(self, name: str, labels: Mapping[str, str], notes: Mapping[str, str], value: Secret) -> int:
+        """A secret and its first version, or neither."""
+        await self.api.create(name, labels, notes)
+        try:
+            return await self.api.add_version(name, value)
+        except BaseException:
+            with suppress(SecretError):
+                await self.api.delete(name)
+            raise
+
     def close(self) -> None:
         self.run(self.api.close())
         self._runner.close()
 
 
-class SecretManagerPlace(SecretManager):
+class SecretManagerPlace(SecretManager, KeyPlace):
     """Every key is a secret, every value of it a version."""
 
     def __init__(self, project: str, progress: Progress) -> None:
@@ -273,57 +261,77 @@ class SecretManagerPlace(SecretManager):
                 except SecretError as error:
                     unread[key.id] = error
                     value = Secret("")
-                finally:
-                    step()
+                step()
                 details = (key.project, key.tier, key.limits, key.enabled)
                 return Entry(key.id, value, self.location(key.id), 0, *details)
 
-            async def all_of_them() -> list[Entry]:
-                return await asyncio.gather(*map(one, chosen))
-
-            entries = {entry.id: entry for entry in self.run(all_of_them())}
-        return Contents(
-            keys,
-            entries,
-            unread,
-            keyring.problems,
-            ids=keyring.ids,
-            owned={entry.secret: key_id for key_id, entry in entries.items() if key_id not in unread},
-        )
+            found = self.run(_all(map(one, chosen)))
+        owned = {entry.secret: entry.id for entry in found if entry.id not in unread}
+        entries = {entry.id: entry for entry in found}
+        return Contents(keys, entries, unread, keyring.problems, ids=keyring.ids, owned=owned)
 
     def location(self, key_id: str) -> str:
         return f"secret {secret_name(key_id)} of {self.project}"
+
+    def require(self, key_id: str) -> None:
+        self._versions(key_id)
 
     def add(self, key_id: str, secret: Secret, details: Mapping[str, Any]) -> None:
         self.run(self._add(key_id, secret, details))
 
     async def _add(self, key_id: str, secret: Secret, details: Mapping[str, Any]) -> None:
-        """The secret and its first version, or neither."""
         name = secret_name(key_id)
         labels, annotations = changed(None, details)
         if key_id not in name:
             annotations[ID] = key_id
-        await self.api.create(name, labels, annotations)
-        try:
-            await self.api.add_version(name, secret)
-        except BaseException:
-            with suppress(SecretError):
-                await self.api.delete(name)
-            raise
+        await self.create(name, labels, annotations, secret)
+
+    def adopt(self, entries: Mapping[str, Entry]) -> Iterator[str]:
+        """Some at a time. What is done before one fails stays, and the same again does the rest."""
+        added, waiting = 0, list(entries.items())
+
+        async def one(key_id: str, entry: Entry) -> KeySourceError | None:
+            details = {"project": entry.project, "tier": entry.tier, "limits": entry.limits, "enabled": entry.enabled}
+            try:
+                await self._add(key_id, entry.secret, details)
+            except KeySourceError as error:
+                return error
+            return None
+
+        while waiting:
+            turn, waiting = waiting[:AT_ONCE], waiting[AT_ONCE:]
+            failed = self.run(_all(one(*item) for item in turn))
+            done = [key_id for (key_id, _), error in zip(turn, failed, strict=True) if error is None]
+            added += len(done)
+            yield from done
+            for error in filter(None, failed):
+                raise KeySourceError(f"{error} ({added} of {len(entries)} were added; import again for the rest)")
 
     def edit(self, key_id: str, details: Mapping[str, Any], secret: Secret | None = None) -> None:
         info = self._info(key_id)
         self.run(self.api.describe(info, *changed(info, details)))
 
-    @contextmanager
-    def rotation(self, key_id: str) -> Iterator[Rotation]:
-        """A value that is not kept stays as a disabled version."""
-        rotation = _Version(self, key_id, self._named(key_id, self.api.versions(self._secret(key_id))))
+    def replace(self, key_id: str, secret: Secret, accepted: Callable[[Secret, str], bool]) -> tuple[str, str] | None:
+        """A new version, which is announced to gateways. The old ones are disabled after it was accepted; one that was
+        not is disabled itself."""
+        name, old, warning = secret_name(key_id), self._versions(key_id), ""
+        number = self.run(self.api.add_version(name, secret))
+        keep = False
         try:
-            yield rotation
+            keep = accepted(self.run(self.api.access(name, number)), f"the new one, version {number},")
         finally:
-            if rotation.number and not rotation.kept:
-                self.run(self.api.disable(self._secret(key_id), rotation.number))
+            if not keep:
+                self.run(self.api.disable(name, number))
+        if not keep:
+            return None
+        try:
+            self.edit(key_id, {"version": number})
+        except KeySourceError as error:
+            warning = f"gateways were not told, and take it when the old is refused: {error}"
+        for version in old:
+            self.run(self.api.disable(name, version))
+        disabled = f"; disabled {', '.join(map(str, sorted(old)))}" if old else ""
+        return f": version {number}{disabled}", warning
 
     def question(self, key_id: str) -> str:
         return f"Remove {self.location(key_id)}, with all its versions?{foreign(self._info(key_id))}"
@@ -331,92 +339,19 @@ class SecretManagerPlace(SecretManager):
     def remove(self, key_id: str) -> None:
         self.run(self.api.delete(self._secret(key_id)))
 
-    def adopt(self, entries: Mapping[str, Entry], done: Callable[[str], None]) -> None:
-        """The first that fails ends it. What is done stays, and the same again does the rest."""
-        added = 0
-        turn, failed = asyncio.Semaphore(AT_ONCE), False
-
-        async def one(key_id: str, entry: Entry) -> None:
-            nonlocal added, failed
-            async with turn:
-                if failed:
-                    return
-                details = {"project": entry.project, "tier": entry.tier, "limits": entry.limits}
-                try:
-                    await self._add(key_id, entry.secret, details | {"enabled": entry.enabled})
-                except BaseException:
-                    failed = True
-                    raise
-            added += 1
-            done(key_id)
-
-        async def all_of_them() -> list[BaseException | None]:
-            return await asyncio.gather(*(one(*item) for item in entries.items()), return_exceptions=True)
-
-        for error in self.run(all_of_them()):
-            if isinstance(error, KeySourceError):
-                raise KeySourceError(f"{error} ({added} of {len(entries)} were added; import again for the rest)")
-            if error is not None:
-                raise error
-
-    def value(self, key_id: str) -> None:
-        return None
-
-    def copies(self, secret: Secret) -> tuple[list[Entry], None]:
-        return [], None
-
-    def reads(self, path: Path) -> bool:
-        return False
-
     def _secret(self, key_id: str) -> str:
         if id_fault(key_id):  # it may be a value: neither asked for nor repeated
             raise KeySourceError(f"no such key in project {self.project}; see: pollux keys list{self.where}")
         return secret_name(key_id)
 
     def _info(self, key_id: str) -> SecretInfo:
-        return self._named(key_id, self.api.secret(self._secret(key_id)))
-
-    def _named(self, key_id: str, call: Coroutine[Any, Any, T]) -> T:
         with known_as(f"key {key_id!r}", self.project):
-            return self.run(call)
+            return self.run(self.api.secret(self._secret(key_id)))
+
+    def _versions(self, key_id: str) -> list[int]:
+        with known_as(f"key {key_id!r}", self.project):
+            return [version.number for version in self.run(self.api.versions(self._secret(key_id)))]
 
 
-class _Version:
-    warning = ""
-
-    def __init__(self, place: SecretManagerPlace, key_id: str, old: list[Version]) -> None:
-        self._place, self._key_id, self._old = place, key_id, old
-        self._name = secret_name(key_id)
-        self.number, self.kept = 0, False
-
-    @property
-    def name(self) -> str:
-        return f"the new one, version {self.number},"
-
-    def offer(self, secret: Secret) -> Secret:
-        self.number = self._place.run(self._place.api.add_version(self._name, secret))
-        return self._place.run(self._place.api.access(self._name, self.number))
-
-    def keep(self) -> str:
-        """Announce the version to gateways, then disable the old ones."""
-        self.kept = True
-        try:
-            self._place.edit(self._key_id, {"version": self.number})
-        except KeySourceError as error:
-            self.warning = f"gateways were not told, and take it when the old is refused: {error}"
-        for version in self._old:
-            self._place.run(self._place.api.disable(self._name, version.number))
-        disabled = f"; disabled {', '.join(str(version.number) for version in sorted(self._old))}" if self._old else ""
-        return f": version {self.number}{disabled}"
-
-
-def no_such_key(key_id: str, known: Collection[str], where: str = "") -> KeySourceError:
-    """Repeats the id only if it cannot be the value of a key, typed in the wrong place."""
-    import difflib
-
-    if id_fault(key_id):
-        return KeySourceError(f"there is no such key; see: pollux keys list{where}")
-    folded = {other.casefold(): other for other in known}
-    near = difflib.get_close_matches(key_id.casefold(), folded, n=1)
-    meant = f" (did you mean {folded[near[0]]}?)" if near else ""
-    return KeySourceError(f"there is no key {key_id!r}{meant}; see: pollux keys list{where}")
+async def _all(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    return await asyncio.gather(*calls)

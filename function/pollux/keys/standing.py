@@ -62,11 +62,7 @@ def read_health(settings: Settings, project: str) -> Mapping[str, Any] | None:
         found = await store.read([DOCUMENT])
         return found[DOCUMENT][0] if DOCUMENT in found else {}
 
-    try:
-        return asyncio.run(_in_store(settings, read))
-    except (StoreError, ValueError, OSError) as error:
-        print(f"pollux keys: health is not known: {error}", file=sys.stderr)
-        return None
+    return asyncio.run(_in_store(settings, read, "health is not known"))
 
 
 def state_of(key: Key, document: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -81,7 +77,7 @@ def state_of(key: Key, document: Mapping[str, Any] | None) -> dict[str, Any]:
     return {"state": "healthy" if key.id in document.get("checked", ()) else "unchecked"}
 
 
-def state_in_words(state: Mapping[str, Any], enabled: bool) -> str:
+def in_words(state: Mapping[str, Any], enabled: bool) -> str:
     words = str(state["state"])
     if words == "aside":
         until = time.strftime("%Y-%m-%d %H:%M", time.localtime(state["until"]))
@@ -95,21 +91,15 @@ def state_in_words(state: Mapping[str, Any], enabled: bool) -> str:
 async def lift(settings: Settings, project: str, keys: Keys, *, well: bool, open_: Open = open_store) -> Lifted:
     """End what is held against these keys: in the store, for gateways that start later or look again, and in one that
     runs. `well`: Google took them just now; else they count as unchecked.
-
-    A store or gateway that fails is told of and ends nothing: what the command did to the key is done.
     """
     if not keys:
         return Lifted()
     told = _told_gateway(settings, project, keys, well=well)
     if not shares_store(settings, project) or (_unused(settings) and not well):
         return told
-    try:
-        stored = await _in_store(settings, lambda store: _lifted(store, keys, well=well), open_)
-    except (StoreError, ValueError, OSError) as error:
-        ids = ", ".join(keys)
-        print(f"pollux keys: if {ids} was set aside, it may stay so until it is tried again: {error}", file=sys.stderr)
-        stored = []
-    return told._replace(ended=list(dict.fromkeys(told.ended + stored)))
+    failed = f"if {', '.join(keys)} was set aside, it may stay so until it is tried again"
+    stored = await _in_store(settings, lambda store: _lifted(store, keys, well=well), failed, open_)
+    return told._replace(ended=list(dict.fromkeys(told.ended + (stored or []))))
 
 
 async def forgive(
@@ -124,24 +114,32 @@ async def leave_aside(settings: Settings, project: str, refused: Mapping[str, st
     is written in their store, or a gateway was told."""
     if not refused:
         return True
-    kept = _told_of_refused(settings, project, refused)
+    told = _told_of_refused(settings, project, refused)
     if not shares_store(settings, project):
-        return kept
+        return told
+
+    async def write(store: Store) -> bool:
+        await _tried(DOCUMENT, lambda: _refused(store, refused))
+        return True
+
+    failed = f"that {', '.join(refused)} is refused could not be written"
+    return await _in_store(settings, write, failed, open_) or told
+
+
+async def _in_store(
+    settings: Settings, use: Callable[[Store], Awaitable[T]], failed: str, open_: Open = open_store
+) -> T | None:
+    """If the store fails, the user is told, and it is None: what the command did is done."""
     try:
-        await _in_store(settings, lambda store: _tried(DOCUMENT, lambda: _refused(store, refused)), open_)
+        store = open_(settings.store_url)
+        try:
+            await store.open()
+            return await use(store)
+        finally:
+            await store.close()
     except (StoreError, ValueError, OSError) as error:
-        print(f"pollux keys: that {', '.join(refused)} is refused could not be written: {error}", file=sys.stderr)
-        return kept
-    return True
-
-
-async def _in_store(settings: Settings, use: Callable[[Store], Awaitable[T]], open_: Open = open_store) -> T:
-    store = open_(settings.store_url)
-    try:
-        await store.open()
-        return await use(store)
-    finally:
-        await store.close()
+        print(f"pollux keys: {failed}: {error}", file=sys.stderr)
+        return None
 
 
 async def _refused(store: Store, refused: Mapping[str, str]) -> None:

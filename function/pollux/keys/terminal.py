@@ -53,6 +53,11 @@ def note(text: object) -> None:
     print(text, file=sys.stderr)
 
 
+def tell(what: str, found: Iterable[object]) -> None:
+    for one in found:
+        note(f"{what}{one}")
+
+
 def ask_value(others: Iterable["Entry"], prompt: str = "Value of the key (not shown): ") -> Secret:
     """The value, from a hidden prompt or the first line of standard input; not one that is in use already."""
     from pollux.keys.entries import clean, value_fault
@@ -126,7 +131,7 @@ def show_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 @contextmanager
 def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
     """A bar on stderr while `total` things are done, if that is a terminal; the function counts one more as done."""
-    if not shows_progress(total):
+    if total < 2 or not sys.stderr.isatty():
         yield lambda: None
         return
     from rich.console import Console
@@ -137,7 +142,3 @@ def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
     with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bar:
         task = bar.add_task(what, total=total)
         yield lambda: bar.advance(task)
-
-
-def shows_progress(total: int) -> bool:
-    return total > 1 and sys.stderr.isatty()
