@@ -588,7 +588,7 @@ def test_a_key_file_keeps_what_it_does_not_know_and_is_private(tmp_path: Path) -
     path.chmod(0o644)
 
     file.edit("alice", project=None, secret=Secret(B), limits={"*": None, "m": {"rpd": 0}})
-    file.disable("alice")
+    file.edit("alice", enabled=False)
     file.add("bob", Secret(C))
     found = json.loads(path.read_text())
     alice = {
@@ -604,7 +604,7 @@ def test_a_key_file_keeps_what_it_does_not_know_and_is_private(tmp_path: Path) -
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
-    file.enable("alice")
+    file.edit("alice", enabled=None)
     file.edit("alice", limits={"m": None})
     file.remove("bob")
     del alice["enabled"], alice["limits"]

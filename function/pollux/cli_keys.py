@@ -189,9 +189,8 @@ def add(
     key_id = key_id or free_id("key-1", contents.ids)
     if key_id in contents.ids:
         if getattr(contents.unread.get(key_id), "kind", "") == "disabled":
-            raise KeySourceError(
-                f"{place.location(key_id)} has no value yet; put it there with: pollux keys rotate {key_id}"
-            )
+            has_none = f"{place.location(key_id)} has no value yet"
+            raise KeySourceError(f"{has_none}; put it there with: pollux keys rotate {key_id}")
         taken = contents.entries[key_id].place if key_id in contents.entries else place.location(key_id)
         raise KeySourceError(f"the id {key_id!r} is taken, by {taken}")
     secret = ask_value(_to_compare(contents))
@@ -218,7 +217,7 @@ def edit(place: KeyPlace, settings: Settings, key_id: str, details: Mapping[str,
     What is not named stays as it is. `none` removes a project, a tier, or the limits of a model.
     """
     if value and place.project:
-        raise KeySourceError(f"a value in Secret Manager is changed with: pollux keys rotate {key_id}")
+        raise KeySourceError("a value in Secret Manager is changed with: pollux keys rotate ID")
     if not details and not value:
         raise KeySourceError("nothing to change; name --project, --tier, --limit or --value")
     old, secret = None, None
