@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pollux.cli_keys import plan
 from pollux.keys import Key, Keyring, KeySourceError, Secret
 from pollux.keys.entries import Entry, KeyFileError, id_fault, value_fault
 from pollux.keys.files import Variable, parse, parse_variables, recognise
-from pollux.keys.importing import plan
 from pollux.keys.keyfile import KeyFile
 from pollux.keys.local import LocalKeyring, free_id
 
@@ -697,6 +697,10 @@ def test_taking_over_keeps_ids_in_use_and_never_two_of_one(home: Home) -> None:
         ("eve", C),
     ]
     assert [(entry.line, key_id) for entry, key_id in found.skipped] == [(4, "eve"), (5, "mine")]
+
+
+def test_an_import_takes_no_id_that_is_taken_by_what_is_no_usable_key() -> None:
+    assert plan([Entry("a", Secret(A), "f")], {}, {}, ["a", "a-2"]).added.keys() == {"a-3"}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -48,8 +49,10 @@ def main(argv: Sequence[str] | None = None, load: LoadSettings = load_settings) 
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "pollux"
-        more = f"; see: {command} --help" if isinstance(error, click.UsageError) else ""
-        print(f"{command}: {error.format_message().rstrip('.')}{more}", file=sys.stderr)
+        said = error.format_message()
+        if isinstance(error, click.UsageError):
+            said = f"{said.rstrip('.')}; see: {command} --help"
+        print(f"{command}: {said}", file=sys.stderr)
         return 2
     except SettingsError as error:
         print(f"pollux: {error}", file=sys.stderr)
@@ -70,6 +73,17 @@ class LazyGroup(click.Group):
         module, _, attribute = ELSEWHERE[cmd_name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            if (
+                error.ctx is None and ctx.invoked_subcommand
+            ):  # click names no command for an option without its argument
+                command = self.get_command(ctx, ctx.invoked_subcommand)
+                error.ctx = click.Context(command or self, ctx, ctx.invoked_subcommand)
+            raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         here = {name: command.get_short_help_str(formatter.width) for name, command in self.commands.items()}
@@ -138,9 +152,11 @@ def simulate(arguments: tuple[str, ...]) -> int:
     try:
         from pollux import simulator
     except ImportError as error:
-        raise click.ClickException(
-            f"the simulator is not installed ({error}); it comes with a checkout of Pollux, and is not deployed"
-        ) from None
+        print(
+            f"pollux simulate: the simulator is not installed ({error}); it comes with a checkout of Pollux",
+            file=sys.stderr,
+        )
+        return 2
     import argparse
 
     parser = argparse.ArgumentParser(prog="pollux simulate", description="Run a simulated Gemini API.")
@@ -149,8 +165,15 @@ def simulate(arguments: tuple[str, ...]) -> int:
 
 
 @root.command(help="List every setting with its default.")
-def settings() -> int:
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for scripts.")
+def settings(as_json: bool) -> int:
     rows = describe()
+    if as_json:
+        import json
+
+        shown = [{"name": name, "default": default, "text": text} for name, default, text in rows]
+        print(json.dumps({"settings": shown}, indent=2))
+        return 0
     width = max(len(name) for name, _, _ in rows)
     for name, default, text in rows:
         print(f"{name.ljust(width)}  {text}" + (f" [{default}]" if default else ""))

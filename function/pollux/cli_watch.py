@@ -7,8 +7,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import click
 
+from pollux.keys.terminal import Table, json_option
 from pollux.settings import Settings, base_url, proxy_for
 
 if TYPE_CHECKING:
@@ -34,17 +34,10 @@ class AskError(click.ClickException):
         self.ctx = click.get_current_context(silent=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    head: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-
-
 View = list[str | Table]
 """What a command shows: lines and tables, from top to bottom."""
 
 url_option = click.option("--url", help="The gateway's address (default: POLLUX_URL, else http://127.0.0.1:3145).")
-json_option = click.option("--json", "as_json", is_flag=True, help="As JSON, for scripts.")
 
 
 @click.command(help="Show keys, quotas and totals of a running gateway.")
@@ -178,7 +171,6 @@ def _live(found: Callable[[], Mapping[str, Any]]) -> None:
 def _for_terminal(view: View) -> Any:
     """As wide as the terminal, with long cells on several lines."""
     from rich.console import Group
-    from rich.table import Table as RichTable
     from rich.text import Text
 
     parts: list[Any] = []
@@ -186,26 +178,15 @@ def _for_terminal(view: View) -> Any:
         if isinstance(part, str):
             parts.append(Text(part, style="bold red" if re.match("[A-Z]{2}", part) else ""))
             continue
-        table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        for name in part.head:
-            table.add_column(name, overflow="fold")
-        for row in part.rows:
-            table.add_row(*(Text(str(cell)) for cell in row))
-        parts += ["", table]
+        parts += ["", part.for_terminal()]
     return Group(*parts)
 
 
 def as_text(view: View) -> str:
     lines: list[str] = []
     for part in view:
-        lines += [part] if isinstance(part, str) else ["", *_columns(part)]
+        lines += [part] if isinstance(part, str) else ["", *part.lines()]
     return "\n".join(lines)
-
-
-def _columns(table: Table) -> Iterable[str]:
-    cells = [table.head, *([str(cell) for cell in row] for row in table.rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
 
 
 def status_view(found: Mapping[str, Any]) -> View:

@@ -5,10 +5,10 @@ import contextlib
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pollux import log as logs
 from pollux.auth import LocalTokens, TokenError, greeting
@@ -16,7 +16,7 @@ from pollux.catalog import CatalogError
 from pollux.keys import Key, Keyring, KeySourceError, Secret
 from pollux.ready import ready
 from pollux.settings import Settings, SettingsError, in_cloud
-from pollux.store import StoreError, open_store
+from pollux.store import StoreError
 
 if TYPE_CHECKING:
     from pollux.app import App
@@ -202,25 +202,3 @@ class _Gateway:
 
     async def serve(self, listener: socket.socket) -> None:
         await self._server.serve(sockets=[listener])
-
-
-def health_reader(settings: Settings) -> Callable[[], Mapping[str, Any]]:
-    """Reads the store's health document, for `pollux keys list`."""
-
-    def read() -> Mapping[str, Any]:
-        return asyncio.run(_read_health(settings))
-
-    return read
-
-
-async def _read_health(settings: Settings) -> Mapping[str, Any]:
-    try:
-        store = open_store(settings.store_url)
-        await store.open()
-    except StoreError as error:
-        raise LookupError(str(error)) from None
-    try:
-        found = await store.read(["health"])
-        return found["health"][0] if "health" in found else {}
-    finally:
-        await store.close()
