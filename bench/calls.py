@@ -140,24 +140,30 @@ async def _quiet() -> None:
         await asyncio.sleep(0)
 
 
+def _by_module(calls: Counter[tuple[str, str]]) -> Counter[str]:
+    modules: Counter[str] = Counter()
+    for (module, _), times in calls.items():
+        modules[module] += times
+    return modules
+
+
+def totals(calls: Counter[tuple[str, str]]) -> list[tuple[str, str, str]]:
+    return [
+        ("modules", str(len(_by_module(calls))), f"at most {MODULES_MOST}"),
+        ("calls", str(calls.total()), f"at most {CALLS_MOST}"),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--functions", action="store_true", help="show each function, not only modules")
     chosen = parser.parse_args()
     calls = asyncio.run(count())
-    modules: Counter[str] = Counter()
-    for (module, _), times in calls.items():
-        modules[module] += times
-    for module, times in modules.most_common():
+    for module, times in _by_module(calls).most_common():
         show([(module, str(times), "")])
         if chosen.functions:
             show([(f"    {name}", str(n), "") for (inside, name), n in calls.most_common() if inside == module])
-    show(
-        [
-            ("modules", str(len(modules)), f"at most {MODULES_MOST}"),
-            ("calls", str(calls.total()), f"at most {CALLS_MOST}"),
-        ]
-    )
+    show(totals(calls))
 
 
 if __name__ == "__main__":
