@@ -20,9 +20,10 @@ import pytest
 
 from pollux.admin import status
 from pollux.cli import main
-from pollux.cli_watch import Table, as_text, explain_view, request_view, status_view
+from pollux.cli_watch import as_text, explain_view, request_view, status_view
 from pollux.journal import Attempt, Record
 from pollux.keys import Key
+from pollux.keys.terminal import Table
 from pollux.settings import Settings
 from tests.gateway import (
     ADMIN,

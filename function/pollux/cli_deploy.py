@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import click
 
 from pollux.auth import client_of
-from pollux.cli_watch import AskError, is_local
+from pollux.cli_watch import Address, AskError, is_local
+from pollux.keys.terminal import json_option, show_json
 from pollux.log_safety import clean
-from pollux.settings import Settings, base_url
+from pollux.settings import Settings
 
 if TYPE_CHECKING:
     from pollux.deploy_check import Check, Finding, Token
@@ -26,16 +27,6 @@ PROMPTS = {
     "client": "Client token (not shown): ",
     "admin": "Admin token (not shown; Enter leaves out the status): ",
 }
-
-
-def _url(_context: click.Context, _parameter: click.Parameter, text: str) -> str:
-    try:
-        text.encode("ascii")
-        return base_url(text)
-    except ValueError:
-        raise click.BadParameter(
-            "expected an address such as https://pollux-….run.app or http://127.0.0.1:3145, without a token or query"
-        ) from None
 
 
 def _seconds(_context: click.Context, _parameter: click.Parameter, value: float) -> float:
@@ -63,7 +54,7 @@ def deploy() -> None:
     "tokens.json in the data folder; else they are asked for, hidden. A private service wants an ID token too: "
     "IDENTITY_TOKEN in the environment.",
 )
-@click.argument("url", metavar="URL", callback=_url)
+@click.argument("url", type=Address())
 @click.option("--model", default="draft", show_default=True, help="Model or alias to ask.")
 @click.option("--token-file", default="", metavar="FILE", help="A client token, or a tokens.json; - is standard input.")
 @click.option("--admin-token-file", default="", metavar="FILE", help="The admin token.")
@@ -71,14 +62,13 @@ def deploy() -> None:
     "--timeout", type=float, default=30, show_default=True, callback=_seconds, help="Seconds for each request."
 )
 @click.option("--plain-http", is_flag=True, help="Allow http:// to another machine: tokens can be read on the way.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON, for scripts.")
+@json_option
 @click.option(
     "--token",
     "--admin-token",
     is_flag=False,
     flag_value="",
     hidden=True,
-    is_eager=True,
     expose_value=False,
     callback=_refuse_token,
 )
@@ -109,7 +99,7 @@ def check(
     failed = verdicts.count("FAIL")
     if as_json:
         checks = [finding.as_json() for finding in findings]
-        print(json.dumps({"url": url, "model": model, "ok": not failed, "checks": checks}, indent=2))
+        show_json({"url": url, "model": model, "ok": not failed, "checks": checks})
     else:
         counts = ((failed, "failed"), (verdicts.count("warn"), "to look at"), (verdicts.count("skipped"), "skipped"))
         told = [f"{count} {word}" for count, word in counts if count]

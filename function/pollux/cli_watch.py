@@ -15,7 +15,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import click
 
-from pollux.keys.terminal import Table, json_option
+from pollux.keys.terminal import Table, json_option, show_json
 from pollux.settings import Settings, base_url, proxy_for
 
 if TYPE_CHECKING:
@@ -37,7 +37,26 @@ class AskError(click.ClickException):
 View = list[str | Table]
 """What a command shows: lines and tables, from top to bottom."""
 
-url_option = click.option("--url", help="The gateway's address (default: POLLUX_URL, else http://127.0.0.1:3145).")
+
+class Address(click.ParamType[str]):
+    """A gateway's address. What is refused is not repeated: it may hold a password."""
+
+    name = "url"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            value.encode("ascii")
+            return base_url(value)
+        except ValueError:
+            self.fail("expected one such as http://127.0.0.1:3145 or https://pollux-….run.app, without token or query")
+
+
+url_option = click.option(
+    "--url",
+    type=Address(),
+    metavar="URL",
+    help="The gateway's address (default: POLLUX_URL, else http://127.0.0.1:3145).",
+)
 
 
 @click.command(help="Show keys, quotas and totals of a running gateway.")
@@ -58,6 +77,7 @@ def status(load: Callable[[], Settings], watch: bool, as_json: bool, url: str | 
         _show(found(), status_view, as_json=as_json)
         if not watch:
             return
+        sys.stdout.flush()
         time.sleep(WATCH_EVERY)
         if not as_json:
             print()
@@ -118,18 +138,14 @@ def ask(url: str, path: str, token: str, *, method: str = "GET") -> dict[str, An
     import httpx2
 
     try:
-        base = base_url(url)
-    except ValueError:
-        raise AskError("the gateway's address is no URL; expected one such as http://127.0.0.1:3145") from None
-    try:
-        transport = httpx2.HTTPTransport(proxy=transport_proxy(base))
+        transport = httpx2.HTTPTransport(proxy=transport_proxy(url))
         with httpx2.Client(transport=transport, timeout=10, follow_redirects=True) as client:
-            answer = client.request(method, base + path, headers={"authorization": f"Bearer {token}"})
+            answer = client.request(method, url + path, headers={"authorization": f"Bearer {token}"})
         if answer.is_success:
             found: dict[str, Any] = answer.json()
             return found
     except (httpx2.HTTPError, OSError, ValueError) as error:
-        proxy = proxy_for(base)
+        proxy = proxy_for(url)
         through = f" through the proxy {proxy.url}" if proxy else ""
         raise AskError(
             f"no gateway answers at {url}{through} ({error}); start it with `pollux serve`, or say with --url where it "
@@ -144,13 +160,13 @@ def ask(url: str, path: str, token: str, *, method: str = "GET") -> dict[str, An
 
 def _show(found: Mapping[str, Any], view: Callable[[Mapping[str, Any]], View], *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(found, indent=2), flush=True)
+        show_json(found)
     elif sys.stdout.isatty():
         from rich.console import Console
 
         Console(highlight=False).print(_for_terminal(view(found)))
     else:
-        print(as_text(view(found)), flush=True)
+        print(as_text(view(found)))
 
 
 def _live(found: Callable[[], Mapping[str, Any]]) -> None:
