@@ -27,6 +27,7 @@ from pollux.inbound import Message
 from pollux.keys import Key, Secret
 from pollux.settings import Settings
 from pollux.upstream import Streamed
+from pollux.wiring import make_app
 
 PACKAGE = Path(pollux.__file__).parent
 PROJECTS = 3
@@ -118,7 +119,7 @@ async def count() -> Counter[tuple[str, str]]:
 
     settings = Settings(store="memory://")
     tokens = Tokens((TOKEN,), "admin-token-of-the-bench", query_token=False)
-    app = App(settings, tokens, keyring=Keys(), upstream=Upstream())
+    app = make_app(settings, tokens, keyring=Keys(), upstream=Upstream())
     await app.start()
     for _ in range(WARM):
         if (status := await ask(app)) != 200:

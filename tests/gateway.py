@@ -20,6 +20,7 @@ from pollux.simulator.exchange import BrokenConnectionError
 from pollux.store import Store
 from pollux.store.memory import MemoryStore
 from pollux.upstream import Answer, Streamed, Upstream, UpstreamError
+from pollux.wiring import make_app
 
 T = TypeVar("T")
 BEGAN = 1_790_000_000.0  # a morning in California: no midnight is near
@@ -313,7 +314,7 @@ def simulated(keys: Keys, limits: Mapping[str, Any], **more: Any) -> Simulated:
 async def gateway(
     upstream: Upstream, keys: Keyring | None = None, *, store: Store | None = None, **settings: Any
 ) -> AsyncIterator[App]:
-    app = App(
+    app = make_app(
         Settings(**settings),
         Tokens([f"tester={TOKEN}"], ADMIN, query_token=True),
         store=store or MemoryStore(now),

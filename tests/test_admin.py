@@ -70,6 +70,7 @@ def test_it_is_never_passed_on_nor_kept_by_caches() -> None:
             assert (got.status, got.headers["cache-control"]) == (404, "no-store")
             assert "/admin/status" in got.message
             assert (await call(app, "POST", "/admin/status", BEARER)).status == 405
+            assert (await call(app, "GET", "/admin/status/", BEARER)).status == 200
             head = await call(app, "HEAD", "/admin/status", BEARER)
             assert (head.status, head.body) == (200, b"")
         assert not upstream.sent

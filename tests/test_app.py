@@ -6,16 +6,17 @@ from typing import Any
 
 import pytest
 
-from pollux.app import App, load_catalog, open_tokens
-from pollux.auth import LocalTokens, TokenError, Tokens
+from pollux.app import App
+from pollux.auth import Tokens
 from pollux.inbound import Message
 from pollux.keys import KeySourceError
 from pollux.packing import unpack
-from pollux.settings import Settings, SettingsError
+from pollux.settings import Settings
 from pollux.store import StoreError
 from pollux.store.memory import MemoryStore
 from pollux.store.sqlite import SqliteStore
-from tests.gateway import FLASH, FakeUpstream, answer, call, gateway, now, play, projects, whole
+from pollux.wiring import make_app
+from tests.gateway import FakeUpstream, answer, call, gateway, now, play, projects, whole
 
 PAGE = "https://page.example"
 
@@ -117,7 +118,7 @@ async def converse(app: App, *messages: str) -> list[Message]:
 
 
 def made(**settings: Any) -> App:
-    return App(Settings(**settings), Tokens(["a-test-token"], None, query_token=False), keyring=projects(1))
+    return make_app(Settings(**settings), Tokens(["a-test-token"], None, query_token=False), keyring=projects(1))
 
 
 def test_lifespan_opens_and_closes_the_store(tmp_path: Path) -> None:
@@ -156,7 +157,7 @@ def test_a_start_that_fails_leaves_nothing_open() -> None:
             await super().close()
 
     async def scene() -> None:
-        app = App(Settings(), Far(), store=Watched(), keyring=projects(1), upstream=FakeUpstream([]))
+        app = make_app(Settings(), Far(), store=Watched(), keyring=projects(1), upstream=FakeUpstream([]))
         with pytest.raises(KeySourceError, match="denied"):
             await app.start()
 
@@ -207,129 +208,3 @@ def test_the_live_api_is_refused_before_it_is_accepted() -> None:
     said = play(scene)
     assert [message["type"] for message in said] == ["websocket.close"]
     assert "Live API" in said[0]["reason"]
-
-
-# --- where tokens come from ------------------------------------------------------------------------------------------
-
-MINE, FAR, FAR_ADMIN = "test-token-of-the-settings", "test-token-of-far-away", "test-admin-of-far-away"
-
-
-class FarTokens:
-    """Secret Manager's tokens, as a test has them."""
-
-    found: Tokens | Exception = Tokens((), None, query_token=False)
-    closed = 0
-
-    def __init__(self, project: str, *, query_token: bool) -> None:
-        assert project == "a-project"
-
-    async def tokens(self) -> Tokens:
-        if isinstance(self.found, Exception):
-            raise self.found
-        return self.found
-
-    async def close(self) -> None:
-        FarTokens.closed += 1
-
-
-@pytest.fixture
-def far(monkeypatch: pytest.MonkeyPatch) -> type[FarTokens]:
-    monkeypatch.delenv("K_SERVICE", raising=False)
-    monkeypatch.setattr("pollux.keys.secret_manager.SecretManagerTokens", FarTokens)
-    FarTokens.closed = 0
-    FarTokens.found = Tokens([f"far={FAR}"], FAR_ADMIN, query_token=False)
-    return FarTokens
-
-
-def known(data: Path, **settings: Any) -> tuple[Tokens, LocalTokens | None]:
-    async def scene() -> tuple[Tokens, LocalTokens | None]:
-        source, local = await open_tokens(Settings(data=str(data), **settings))
-        return await source.tokens(), local
-
-    return asyncio.run(scene())
-
-
-def clients(tokens: Tokens, *asked: str) -> list[str | None]:
-    return [tokens.check([(b"x-goog-api-key", token.encode())]) for token in asked]
-
-
-def admins(tokens: Tokens, *asked: str) -> list[bool]:
-    return [tokens.admin([(b"authorization", f"Bearer {token}".encode())]) for token in asked]
-
-
-def test_tokens_of_the_settings_need_no_others(far: type[FarTokens], tmp_path: Path) -> None:
-    tokens, local = known(tmp_path, token=(MINE,), admin_token="test-admin-of-mine")
-    assert clients(tokens, MINE, FAR) == ["client-1", None]
-    assert local is None
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("cloud", [False, True])
-def test_with_secret_manager_both_count_and_this_machine_makes_none(
-    far: type[FarTokens], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cloud: bool
-) -> None:
-    if cloud:
-        monkeypatch.setenv("K_SERVICE", "pollux")
-    tokens, local = known(tmp_path, token=(MINE,), admin_token="test-admin-of-mine", secrets="a-project")
-    assert clients(tokens, MINE, FAR) == ["client-1", "far"]
-    assert admins(tokens, "test-admin-of-mine", FAR_ADMIN) == [True, True]
-    tokens, local = known(tmp_path, secrets="a-project")
-    assert (clients(tokens, MINE, FAR), admins(tokens, FAR_ADMIN)) == ([None, "far"], [True])
-    assert local is None
-    assert not list(tmp_path.iterdir())
-
-
-def test_this_machines_own_tokens_fill_what_is_missing(far: type[FarTokens], tmp_path: Path) -> None:
-    far.found = Tokens([f"far={FAR}"], None, query_token=False)
-    tokens, local = known(tmp_path, secrets="a-project")
-    assert local is not None
-    assert (local.client, local.made) == ("", False), "its client token is not in use"
-    assert admins(tokens, local.admin) == [True]
-    assert clients(tokens, FAR) == ["far"]
-    far.found = Tokens((), None, query_token=False)
-    tokens, local = known(tmp_path, secrets="a-project")
-    assert local is not None
-    assert clients(tokens, local.client) == ["client-1"]
-
-
-def test_in_the_cloud_no_token_is_an_error_that_says_where_to_put_one(
-    far: type[FarTokens], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("K_SERVICE", "pollux")
-    far.found = Tokens((), None, query_token=False)
-    with pytest.raises(TokenError, match=r"pollux-token-NAME of a-project.*POLLUX_TOKEN"):
-        known(tmp_path, secrets="a-project")
-    with pytest.raises(TokenError, match="POLLUX_TOKEN"):
-        known(tmp_path)
-    assert far.closed == 1, "nothing is left open for the next try"
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("cloud", [False, True])
-def test_while_secret_manager_is_away_only_the_settings_tokens_start_a_gateway(
-    far: type[FarTokens], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cloud: bool
-) -> None:
-    if cloud:
-        monkeypatch.setenv("K_SERVICE", "pollux")
-    far.found = KeySourceError("denied")
-    with pytest.raises(KeySourceError, match="denied"):
-        known(tmp_path, secrets="a-project")
-    tokens, _ = known(tmp_path, secrets="a-project", token=(MINE,))
-    assert clients(tokens, MINE) == ["client-1"]
-    assert not tokens.complete
-    assert not list(tmp_path.iterdir())
-
-
-# --- a catalog of one's own ------------------------------------------------------------------------------------------
-
-
-def test_a_catalog_of_ones_own_replaces_entries(tmp_path: Path) -> None:
-    own = tmp_path / "own.toml"
-    own.write_text(f'[aliases]\nmine = "{FLASH}"\n')
-    assert load_catalog(Settings(catalog=str(own))).resolve("mine") == FLASH
-    assert load_catalog(Settings()).resolve("mine") == "mine"
-
-
-def test_a_catalog_that_is_missing_names_the_setting_and_the_file(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"POLLUX_CATALOG=.*none\.toml"):
-        load_catalog(Settings(catalog=str(tmp_path / "none.toml")))

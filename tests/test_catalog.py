@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pollux.app import load_catalog
 from pollux.catalog import MODES, Catalog, CatalogError, NeverBelowError, builtin_text, markdown, tier_name
 from pollux.settings import Settings, SettingsError
+from pollux.wiring import load_catalog
 
 BUILTIN = builtin_text()
 CATALOG = Catalog.parse(BUILTIN)

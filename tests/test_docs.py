@@ -57,8 +57,9 @@ def test_nothing_imports_the_app_or_the_command_line_but_what_starts_them() -> N
             r"^(?:    )*from pollux(?:\.app import|\.cli import| import (?:app|cli)\b)", path.read_text(), re.M
         )
     }
-    assert importers <= {"serving.py", "entry.py", "admin.py"}  # admin: for type checking only
-    assert "if TYPE_CHECKING:\n    from pollux.app import App" in (PACKAGE / "admin.py").read_text()
+    assert importers <= {"wiring.py", "serving.py", "entry.py", "admin.py", "routes.py"}
+    for name in ("admin.py", "routes.py", "serving.py"):
+        assert "if TYPE_CHECKING:\n    from pollux.app import App" in (PACKAGE / name).read_text()
 
 
 def test_the_diagrams_speak_of_modules_that_exist() -> None:
@@ -140,7 +141,7 @@ def test_the_compiled_file_names_no_index_and_no_host() -> None:
 
 
 def test_the_code_imports_nothing_that_is_not_deployed() -> None:
-    ours = {"pollux", "click", "httptools", "httpx2", "rich", "uvicorn", "uvloop", "functions_framework"}
+    ours = {"pollux", "click", "httptools", "httpx2", "rich", "starlette", "uvicorn", "uvloop", "functions_framework"}
     brought = {"google", "grpc", "httpcore2"}  # by the two clients of the cloud extra, and by httpx2
     imported = {
         name

@@ -23,6 +23,7 @@ from pollux.settings import Settings, SettingsError
 from pollux.store import StoreError
 from pollux.store.memory import MemoryStore
 from pollux.upstream import Upstream, UpstreamError
+from pollux.wiring import make_app
 from tests.gateway import (
     ADMIN,
     CHAT,
@@ -70,7 +71,7 @@ class Made:
             raise self.fails.pop(0)
         store = Kept(self.kept)
         tokens = Tokens([f"tester={TOKEN}"], ADMIN, query_token=True)
-        app = App(self.settings, tokens, store=store, keyring=self.keys, upstream=self.upstream)
+        app = make_app(self.settings, tokens, store=store, keyring=self.keys, upstream=self.upstream)
         await app.start()
         self.apps.append(app)
         return app
@@ -440,7 +441,7 @@ def test_a_start_that_fails_leaves_nothing_open(place: Path, monkeypatch: pytest
             closed.append(self.name)
 
     monkeypatch.setenv("POLLUX_SECRETS", "a-project")
-    monkeypatch.setattr(module, "open_keyring", lambda settings: Far("keys"))
+    monkeypatch.setattr("pollux.wiring.open_keyring", lambda settings: Far("keys"))
     monkeypatch.setattr("pollux.keys.secret_manager.SecretManagerTokens", lambda *_, **__: Far("tokens"))
     monkeypatch.setenv("POLLUX_ADMIN_TOKEN", ADMIN)
     if trouble == "store":

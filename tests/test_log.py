@@ -232,18 +232,11 @@ def test_long_values_are_cut(kind: str) -> None:
     ],
 )
 def test_colours_are_for_terminals(stream: io.StringIO, environ: dict[str, str], coloured: bool) -> None:
-    log.configure("auto", "info", stream, environ=environ)
+    log.configure("text", "info", stream, environ=environ)
     logging.getLogger("pollux.x").error("no")
     log.request_line(FIELDS)
     assert ("\x1b[31m" in stream.getvalue()) is coloured
     assert not stream.getvalue().splitlines()[1].startswith("\x1b"), "what is well needs none"
-
-
-def test_json_in_the_cloud() -> None:
-    stream = io.StringIO()
-    log.configure("auto", "info", stream, environ={"K_SERVICE": "pollux"})
-    log.request_line(FIELDS)
-    assert entries(stream)
 
 
 def test_levels() -> None:

@@ -1,5 +1,6 @@
 """settings: one list, read from the environment, each mistake named; and the page that comes from it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,15 @@ def test_a_token_in_the_query_is_off_in_the_cloud(monkeypatch: pytest.MonkeyPatc
     assert not Settings().query_token
 
 
+def test_logs_are_json_in_the_cloud_and_text_elsewhere_unless_the_setting_says_which(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("K_SERVICE", raising=False)
+    assert (Settings().log_form, Settings(log="json").log_form) == ("text", "json")
+    monkeypatch.setenv("K_SERVICE", "pollux")
+    assert (Settings().log_form, Settings(log="text").log_form) == ("json", "text")
+
+
 def test_how_many_instances_there_are_at_most() -> None:
     assert Settings().most_instances == 1
     shared = {"POLLUX_STORE": "firestore://a-project"}
@@ -216,3 +226,27 @@ def test_in_the_cloud_pooled_files_need_a_place_that_is_shared(monkeypatch: pyte
     assert read(POLLUX_FILES="pooled", POLLUX_BLOBS="gs://bucket").blobs == "gs://bucket"
     with pytest.raises(SettingsError, match="POLLUX_FILES=pooled needs POLLUX_BLOBS=gs://BUCKET"):
         read(POLLUX_FILES="pooled")
+
+
+# --- the environment -------------------------------------------------------------------------------------------------
+
+
+def test_nothing_else_reads_the_environment() -> None:
+    package = Path(module.__file__).parent
+    readers = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if re.search(r"\bos\.(environ|getenv)|from os import.*\b(environ|getenv)|K_SERVICE", path.read_text())
+    }
+    assert readers == {"settings.py"}
+
+
+def test_what_else_the_environment_says_is_no_setting_and_no_repr_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMINI_API_KEY", "AQ.test-value-of-nobody")
+    monkeypatch.setenv("K_SERVICE", "pollux")
+    settings = Settings()
+    assert (settings.in_cloud, settings.environ["GEMINI_API_KEY"]) == (True, "AQ.test-value-of-nobody")
+    assert "AQ." not in repr(settings)
+    for name in ("POLLUX_IN_CLOUD", "POLLUX_ENVIRON"):
+        with pytest.raises(SettingsError, match="not a setting"):
+            read(**{name: "1"})

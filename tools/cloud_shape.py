@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pollux.app import open_keyring
 from pollux.cli import load_settings
 from pollux.keys import KeySourceError, Secret
 from pollux.keys.keyfile import KeyFile
-from pollux.serving import DEMO_KEYS, listen, serve
+from pollux.serving import listen, serve
 from pollux.settings import Settings, SettingsError
 from pollux.simulator import DEFAULTS, Simulator, demo_keys, running
+from pollux.wiring import DEMO_KEYS, open_keyring
 from tools.emulator import VARIABLE, EmulatorError, available
 from tools.instances import InstanceError, run
 

@@ -9,9 +9,9 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 
-from pollux.app import open_tokens
 from pollux.auth import TokenError, greeting
 from pollux.settings import PREFIX, Settings
+from pollux.wiring import open_tokens
 
 STOP_WITHIN = 35.0
 """A gateway finishes what runs, within 30 s."""

@@ -2,14 +2,18 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, unquote
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from pollux import __version__, health, quota, reasons
-from pollux.auth import TokenError, Tokens
-from pollux.inbound import Scope, Send
+from pollux.auth import TokenError
+from pollux.inbound import Receive, Scope, Send
 from pollux.keys import KeySourceError
 from pollux.quota import Refusal
 from pollux.roster import Project, Quota, Roster
@@ -25,106 +29,129 @@ LIFT = "/admin/keys/lift"
 ASIDE = "/admin/keys/aside"
 
 
-async def serve(app: "App", scope: Scope, send: Send) -> None:
-    status, answer = await _answer(app, scope)
-    body = b"" if scope["method"] == "HEAD" else json.dumps(answer, ensure_ascii=False).encode() + b"\n"
-    headers = [(b"content-type", b"application/json; charset=utf-8"), (b"cache-control", b"no-store")]
-    headers.append((b"content-length", b"%d" % len(body)))
-    if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+class Answer(JSONResponse):
+    """One line of JSON."""
+
+    media_type = "application/json; charset=utf-8"
+
+    def __init__(self, content: Mapping[str, Any], status: int = 200, **headers: str) -> None:
+        super().__init__(content, status, {"cache-control": "no-store"} | headers)
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, ensure_ascii=False).encode() + b"\n"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "HEAD":
+            self.body = b""
+        await super().__call__(scope, receive, send)
 
 
-async def _answer(app: "App", scope: Scope) -> tuple[int, dict[str, Any]]:
-    try:
-        tokens: Tokens | None = await app.tokens.tokens()
-    except (TokenError, KeySourceError):
-        tokens = None
-    if tokens is None or not tokens.admin(scope["headers"]):
-        if tokens is None or not tokens.complete:
-            return 503, _error(503, "UNAVAILABLE", "the admin tokens cannot be read at the moment; the log says why")
-        return 401, _error(401, "UNAUTHENTICATED", "the admin token is needed, as Authorization: Bearer")
-    path: str = scope["path"].rstrip("/")
-    if path == LIFT and scope["method"] == "POST":
-        asked = parse_qs(scope.get("query_string", b"").decode("latin-1"))
-        return await _lift(app, asked.get("id", []), well="well" in asked, all_="all" in asked)
-    if path == ASIDE and scope["method"] == "POST":
-        asked = parse_qs(scope.get("query_string", b"").decode("latin-1"))
-        return await _set_aside(app, asked.get("id", []), asked.get("cause", [""])[0])
-    if scope["method"] not in ("GET", "HEAD"):
-        return 405, _error(405, "INVALID_ARGUMENT", f"only GET is known here, and POST {LIFT} and {ASIDE}")
-    if path == "/admin/status":
-        return 200, await status(app)
-    if path == "/admin/explain":
-        asked = parse_qs(scope.get("query_string", b"").decode("latin-1"))
-        model, size = asked.get("model", [""])[0], asked.get("tokens", ["0"])[0]
+def _error(code: int, status_: str, message: str, **headers: str) -> Answer:
+    return Answer({"error": {"code": code, "message": message, "status": status_}}, code, **headers)
+
+
+class Admin:
+    """An ASGI app. It checks the token before it tells which paths there are."""
+
+    def __init__(self, app: "App") -> None:
+        self._app = app
+        routes = [
+            Route("/admin/status", self._status),
+            Route("/admin/explain", self._explain),
+            Route("/admin/requests/{id:path}", self._request),
+            Route(LIFT, self._lift, methods=["POST"]),
+            Route(ASIDE, self._set_aside, methods=["POST"]),
+        ]
+        self._starlette = Starlette(routes=routes, exception_handlers={404: self._unknown, 405: self._unknown})
+        self._starlette.router.redirect_slashes = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (refusal := await self._refusal(scope)) is not None:
+            await refusal(scope, receive, send)
+            return
+        await self._starlette({**scope, "path": scope["path"].rstrip("/")}, receive, send)
+
+    async def _refusal(self, scope: Scope) -> Answer | None:
+        try:
+            tokens = await self._app.tokens.tokens()
+            if tokens.admin(scope["headers"]):
+                return None
+            complete = tokens.complete
+        except (TokenError, KeySourceError):
+            complete = False
+        if not complete:
+            return _error(503, "UNAVAILABLE", "the admin tokens cannot be read at the moment; the log says why")
+        said = "the admin token is needed, as Authorization: Bearer"
+        return _error(401, "UNAUTHENTICATED", said, **{"www-authenticate": "Bearer"})
+
+    async def _unknown(self, request: Request, _: Exception) -> Answer:
+        if request.method not in ("GET", "HEAD"):
+            return _error(405, "INVALID_ARGUMENT", f"only GET is known here, and POST {LIFT} and {ASIDE}")
+        known = "/admin/status, /admin/explain?model=, /admin/requests/ID"
+        return _error(404, "NOT_FOUND", f"known are {known}, POST {LIFT}?id= and POST {ASIDE}?id=&cause=")
+
+    async def _status(self, request: Request) -> Answer:
+        return Answer(await status(self._app))
+
+    async def _explain(self, request: Request) -> Answer:
+        model, size = request.query_params.get("model"), request.query_params.get("tokens", "0")
         if not model or not (size.isascii() and size.isdigit() and len(size) <= 12):
-            return 400, _error(400, "INVALID_ARGUMENT", "expected ?model=NAME and, if wished, &tokens=N")
-        return 200, await explain(app, model, int(size))
-    if path.startswith("/admin/requests/"):
-        record = app.journal.find(unquote(path.removeprefix("/admin/requests/")))
-        if record is not None:
-            return 200, record.as_json()
-        return 404, _error(404, "NOT_FOUND", "this request is not among the last 1000 of this instance")
-    known = f"known are /admin/status, /admin/explain?model=, /admin/requests/ID POST {LIFT}?id= and {ASIDE}?id=&cause="
-    return 404, _error(404, "NOT_FOUND", known)
+            return _error(400, "INVALID_ARGUMENT", "expected ?model=NAME and, if wished, &tokens=N")
+        return Answer(await explain(self._app, model, int(size)))
 
+    async def _request(self, request: Request) -> Answer:
+        record = self._app.journal.find(request.path_params["id"])
+        if record is None:
+            return _error(404, "NOT_FOUND", "this request is not among the last 1000 of this instance")
+        return Answer(record.as_json())
 
-def _error(code: int, status_: str, message: str) -> dict[str, Any]:
-    return {"error": {"code": code, "message": message, "status": status_}}
+    async def _lift(self, request: Request) -> Answer:
+        """End what is held against these keys. `well`: Google took them just now. `all`: end also what is held against
+        their projects and models, and let the next request try a quota that rests."""
+        asked = request.query_params
+        if not (ids := list(filter(None, asked.getlist("id")))):
+            return _error(400, "INVALID_ARGUMENT", "expected ?id=KEY, once for each key")
+        app, roster, well, all_ = self._app, self._app.roster, bool(asked.get("well")), bool(asked.get("all"))
+        await roster.ready()
+        now, value = app.pool.now(), roster.health.value
+        owners = {key.id: key.project for project in roster.projects.values() for key in project.keys}
+        wanted = {key_id: owners.get(key_id) if all_ else None for key_id in ids}
+        held = [words for key_id, project in wanted.items() for words in health.held(value, now, key_id, project)]
 
+        def change(value: health.Health, _: float) -> tuple[health.Health, None]:
+            for key_id, project in wanted.items():
+                value = health.lifted(value, key_id, project, well=well)
+            return value, None
 
-async def _lift(app: "App", ids: Sequence[str], *, well: bool, all_: bool) -> tuple[int, dict[str, Any]]:
-    """What is held against these keys ends. `well`: Google took them just now. `all_`: what is held against their
-    projects and models ends too, and a quota that rests is tried by the next request."""
-    if not ids:
-        return 400, _error(400, "INVALID_ARGUMENT", "expected ?id=KEY, once for each key")
-    roster = app.roster
-    await roster.ready()
-    now = app.pool.now()
-    owners = {key.id: key.project for project in roster.projects.values() for key in project.keys}
-    wanted = {key_id: owners.get(key_id) if all_ else None for key_id in ids}
-    held = [
-        words for key_id, project in wanted.items() for words in health.held(roster.health.value, now, key_id, project)
-    ]
+        await roster.health.note(change)
+        if all_:
+            app.pool.pause_until = 0.0
+            for owned in [owned for owned in roster.quotas.values() if owned.project in set(wanted.values())]:
+                if quota.try_early(owned.ledger.value, now) is not owned.ledger.value:
+                    await owned.ledger.note(lambda state, when: (quota.try_early(state, when), None))
+                    held.append(f"quota {owned.project}/{owned.bucket}")
+        free = {project: when for project, when in roster.health.value.free.items() if project in set(owners.values())}
+        unknown = [key_id for key_id in ids if key_id not in owners]
+        simulated = getattr(app.keyring, "simulated", False)
+        return Answer({"lifted": list(dict.fromkeys(held)), "unknown": unknown, "simulated": simulated, "free": free})
 
-    def change(value: health.Health, _: float) -> tuple[health.Health, None]:
-        for key_id, project in wanted.items():
-            value = health.lifted(value, key_id, project, well=well)
-        return value, None
+    async def _set_aside(self, request: Request) -> Answer:
+        """Google refused these keys just now, for this cause, when another program asked."""
+        ids, cause = list(filter(None, request.query_params.getlist("id"))), request.query_params.get("cause", "")
+        if not ids or cause not in health.PROBED:
+            causes = ", ".join(sorted(health.PROBED))
+            return _error(400, "INVALID_ARGUMENT", f"expected ?id=KEY, once for each key, and cause: {causes}")
+        roster = self._app.roster
+        await roster.ready()
+        seconds, ceiling = resting_time(cause)
 
-    await roster.health.note(change)
-    if all_:
-        app.pool.pause_until = 0.0
-        for owned in [owned for owned in roster.quotas.values() if owned.project in set(wanted.values())]:
-            if quota.try_early(owned.ledger.value, now) is not owned.ledger.value:
-                await owned.ledger.note(lambda state, when: (quota.try_early(state, when), None))
-                held.append(f"quota {owned.project}/{owned.bucket}")
-    free = {project: when for project, when in roster.health.value.free.items() if project in set(owners.values())}
-    return 200, {
-        "lifted": list(dict.fromkeys(held)),
-        "unknown": [key_id for key_id in ids if key_id not in owners],
-        "simulated": getattr(app.keyring, "simulated", False),
-        "free": free,
-    }
+        def change(value: health.Health, now: float) -> tuple[health.Health, None]:
+            for key_id in ids:
+                value = health.set_aside(value, now, "keys", key_id, cause, seconds, ceiling)
+            return value, None
 
-
-async def _set_aside(app: "App", ids: Sequence[str], cause: str) -> tuple[int, dict[str, Any]]:
-    """Google refused these keys just now, for this cause, when somebody else asked."""
-    if not ids or cause not in health.PROBED:
-        causes = ", ".join(sorted(health.PROBED))
-        return 400, _error(400, "INVALID_ARGUMENT", f"expected ?id=KEY, once for each key, and cause: {causes}")
-    await app.roster.ready()
-    seconds, ceiling = resting_time(cause)
-
-    def change(value: health.Health, now: float) -> tuple[health.Health, None]:
-        for key_id in ids:
-            value = health.set_aside(value, now, "keys", key_id, cause, seconds, ceiling)
-        return value, None
-
-    await app.roster.health.note(change)
-    return 200, {"aside": sorted(set(ids))}
+        await roster.health.note(change)
+        return Answer({"aside": sorted(set(ids))})
 
 
 async def status(app: "App") -> dict[str, Any]:
@@ -305,32 +332,22 @@ async def explain(app: "App", model: str, tokens: int) -> dict[str, Any]:
                     found = held = Refusal(at, "paused")
             else:
                 found = held = refusals.get(project.name, Refusal(math.inf, "disabled"))
-            outlook = _outlook(name, project, keys.get(project.name), found, held, limits, now)
-            candidates.append(outlook | {"tools_aside": _tools_aside(roster, project, now)})
+            earliest = found.until if isinstance(found, Refusal) else max(now, found.start)
+            never = earliest == math.inf
+            candidates.append(
+                {
+                    "model": name,
+                    "project": project.name,
+                    "key": keys.get(project.name),
+                    "earliest": None if never else round(earliest, 3),
+                    "wait_s": None if never else round(max(0.0, earliest - now), 1),
+                    "why": reasons.words(held.why) if isinstance(held, Refusal) else "free now",
+                    "limits": dict(limits),
+                    "tools_aside": _tools_aside(roster, project, now),
+                }
+            )
     head = {"model": model, "tokens": tokens, "chain": list(chain), "now": round(now, 3)}
     head["floor"] = roster.catalog.floor(model)
     head["paused_until"] = app.pool.pause_until if at > now else None
     head["in_catalog"] = chain[0] in roster.catalog.models
     return head | {"store": roster.watch.trouble or "ok", "candidates": candidates}
-
-
-def _outlook(
-    model: str,
-    project: Project,
-    key: str | None,
-    found: "quota.Slot | Refusal",
-    held: "quota.Slot | Refusal",
-    limits: Mapping[str, int],
-    now: float,
-) -> dict[str, Any]:
-    earliest = found.until if isinstance(found, Refusal) else max(now, found.start)
-    why = reasons.words(held.why) if isinstance(held, Refusal) else "free now"
-    return {
-        "model": model,
-        "project": project.name,
-        "key": key,
-        "earliest": None if earliest == math.inf else round(earliest, 3),
-        "wait_s": None if earliest == math.inf else round(max(0.0, earliest - now), 1),
-        "why": why,
-        "limits": dict(limits),
-    }

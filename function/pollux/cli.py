@@ -1,7 +1,6 @@
 """The command line: which commands there are. Each loads what it needs when it is called."""
 
 import importlib
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import click
 
 from pollux import __version__
-from pollux.settings import Settings, SettingsError, describe
+from pollux.settings import ENVIRON, Settings, SettingsError, describe
 
 ELSEWHERE = {
     "keys": ("pollux.cli_keys:keys", "Add, list, change and check Gemini API keys."),
@@ -30,7 +29,7 @@ def load_settings() -> Settings:
     """From the environment, and for what is not set there from .env in the working directory."""
     from pollux.keys.files import parse_env
 
-    environ = dict(os.environ)
+    environ = dict(ENVIRON)
     file = Path(".env")
     if file.is_file():
         for name, variable in parse_env(file.read_text(errors="replace"), str(file)).items():

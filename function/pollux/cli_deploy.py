@@ -3,7 +3,6 @@
 import asyncio
 import getpass
 import json
-import os
 import sys
 import textwrap
 from collections.abc import Callable, Mapping
@@ -120,7 +119,7 @@ def _tokens(settings: Settings, token_file: str, admin_token_file: str, *, local
         ("POLLUX_ADMIN_TOKEN", {"admin": settings.admin_token}),
         (str(kept), _parsed(kept.read_text(errors="replace")) if local and kept.is_file() else {}),
     ]
-    tokens = {"identity": Token(os.environ.get("IDENTITY_TOKEN", "").strip(), "IDENTITY_TOKEN")}
+    tokens = {"identity": Token(settings.environ.get("IDENTITY_TOKEN", "").strip(), "IDENTITY_TOKEN")}
     asks = sys.stdin.isatty() and "-" not in (token_file, admin_token_file)
     for kind, prompt in PROMPTS.items():
         known = (Token(values[kind], place) for place, values in places if values.get(kind))

@@ -356,7 +356,7 @@ def import_(place: KeyPlace, settings: Settings, file: str, dry_run: bool) -> in
     and what is not a key.
     """
     path = Path(file)
-    found = parse(text_of(path), file, variables_here())
+    found = parse(text_of(path), file, variables_here(settings.environ))
     contents = place.read(writing=True)
     known = {entry.id: entry.secret for entry in _to_compare(contents)}
     added, skipped = plan(found.entries, contents.owned, known, contents.ids)

@@ -1,13 +1,12 @@
 """The gateway under the Functions Framework, which has no lifespan: the first request starts it, SIGTERM ends it.
 
-`pollux serve` needs none of this. Nothing here is bound to a loop before a request comes: gunicorn forks after the
-import.
+`pollux serve` does not use this. gunicorn forks after the import, so nothing here is bound to a loop before a request
+comes.
 """
 
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import threading
 import time
@@ -16,21 +15,22 @@ from functools import lru_cache
 from typing import Any
 
 from pollux import log as logs
-from pollux.app import App, close, health, is_health, open_keyring, open_tokens
+from pollux.app import App
 from pollux.auth import TokenError
 from pollux.catalog import CatalogError
 from pollux.inbound import Message, Receive, Scope, Send
 from pollux.keys import KeySourceError
 from pollux.outbound import BrokenAnswerError, refuse
-from pollux.ready import ready
 from pollux.reception import IN_CLOUD
-from pollux.settings import Settings, SettingsError, in_cloud
+from pollux.routes import health, is_health
+from pollux.settings import Settings, SettingsError
 from pollux.store import StoreError
+from pollux.wiring import open_gateway
 
 log = logging.getLogger("pollux")
 
 AGAIN_AFTER = 1.0
-"""After a start that failed, requests within so many seconds are refused without another try."""
+"""Seconds after a failed start in which requests are refused without another try."""
 LAST_WORDS = 0.4
 GONE_AFTER = 7.9
 
@@ -38,56 +38,33 @@ Build = Callable[[contextlib.ExitStack], Awaitable[App]]
 
 
 class NotStartedError(Exception):
-    """There is no gateway: why, is in the log."""
+    """The gateway could not start; the log says why."""
 
 
 async def build(stack: contextlib.ExitStack) -> App:
-    """A gateway that has started, by the environment. What it needs beside itself ends with the stack."""
+    """A gateway that has started, as the environment says. What it needs beside itself ends with the stack."""
     try:
-        settings = Settings.from_env(os.environ)
+        settings = Settings.from_env()
     except SettingsError:
-        _configure_logs("auto", "info")
+        defaults = Settings()
+        _configure_logs(defaults.log_form, defaults.log_level)
         raise
-    _configure_logs(settings.log, settings.log_level)
-    opened: list[object] = []
-    try:
-        app, said = await _open(settings, stack, opened)
-    except BaseException:
-        with contextlib.suppress(Exception):
-            await close(*opened)
-        raise
-    await app.start()
-    log.info("%s", said)
-    return app
-
-
-async def _open(settings: Settings, stack: contextlib.ExitStack, opened: list[object]) -> tuple[App, str]:
-    """The gateway, and what it is made of in one line."""
-    keyring = open_keyring(settings)
-    opened.append(keyring)
-    asking = asyncio.create_task(open_tokens(settings))  # both are far: at once
-    try:
-        keys = await keyring.keys()
-    finally:
-        tokens, local = await asking
-        opened.append(tokens)
-    if local is not None and local.made:
+    _configure_logs(settings.log_form, settings.log_level)
+    opened = await open_gateway(settings, stack)
+    if opened.local is not None and opened.local.made:
         log.warning("tokens were made for this machine: they are in tokens.json in %s", settings.data)
-    configured = settings.keys_file or settings.secrets or settings.upstream != Settings().upstream
-    if not (keys or configured or in_cloud()):
-        from pollux.serving import demo
-
+    if opened.simulated:
         log.warning("SIMULATED GEMINI: no key is configured, so answers are made up by a simulator")
-        settings, keyring = demo(settings, stack)
-        keys = await keyring.keys()
-    elif not keys:
+    elif not opened.keys:
         log.warning("no key is configured: every request will be refused until one is")
-    return App(settings, tokens, keyring=keyring), ready(settings, keys, local)
+    await opened.app.start()
+    log.info("%s", opened.ready)
+    return opened.app
 
 
 @lru_cache(maxsize=1)
 def _configure_logs(kind: str, level: str) -> None:
-    """Once, not with every try to start: what an outlet still has to write is lost with it."""
+    """Once, not with every try to start: a new outlet would lose what the old one has not written yet."""
     logs.configure(kind, level)
     logging.getLogger("uvicorn.access").disabled = True  # whole addresses, ?key= too; requests have a line of ours
     logging.getLogger("uvicorn.error").addFilter(_no_surprise)
@@ -115,8 +92,8 @@ class Entry:
         if not self._listens:
             self._listens = True
             self._take_signals()
-        if is_health(scope):  # that the process lives: also while the start fails, which no restart would mend
-            await health(send)
+        if is_health(scope):  # also while the start fails: a restart of the process would not help
+            await health(scope, receive, send)
             return
         self._under_way += 1
         self._idle.clear()
@@ -142,7 +119,7 @@ class Entry:
         await app(scope, receive, send)
 
     def _closing(self, send: Send) -> Send:
-        """Once the process stops, no connection is kept for another request."""
+        """Close connections after their answer once the process stops."""
 
         async def last(message: Message) -> None:
             if self._stopping and message["type"] == "http.response.start":
@@ -154,7 +131,7 @@ class Entry:
     # --- the start ---
 
     async def _started(self) -> App:
-        """However many first requests come together, there is one start; a client that leaves does not end it."""
+        """First requests that come together share one start. A client that leaves does not cancel it."""
         if self._starting is None:
             if self._clock() - self._failed_at < AGAIN_AFTER:
                 raise NotStartedError("the gateway could not start; its log says why")
@@ -179,7 +156,7 @@ class Entry:
     # --- the end ---
 
     def _take_signals(self) -> None:
-        """The server's own handlers would close at once, and then wait for open streams for ever."""
+        """The server's own handlers would close at once, then wait for open streams without end."""
         if threading.current_thread() is not threading.main_thread():
             return
         loop = asyncio.get_running_loop()
@@ -196,7 +173,7 @@ class Entry:
         self._ending = asyncio.create_task(self.end(lambda: servers(number, None)))
 
     async def end(self, leave: Callable[[], None]) -> None:
-        """Finish what runs, cut what does not end, give back what was taken ahead; then the server may go."""
+        """Finish running requests, cut those that do not end, give back what was reserved ahead, then let go."""
         self._stopping = True
         began = self._clock()
         try:

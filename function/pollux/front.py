@@ -1,6 +1,6 @@
-"""The server's HTTP/1.1 with an end to request heads: one that grows or lingers costs nobody memory or a connection.
+"""uvicorn's HTTP/1.1 with limits on request heads: how large one may grow, and how long it may take.
 
-What a head says is not judged here; a complete one that is too large is `reception`'s to refuse, in the API's shape.
+A complete head that is too large is refused by `reception`, in the shape of the API that was called.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from pollux.inbound import HEAD_MOST
 
 HEAD_WITHIN = 60.0
 BODY_HELD = 1 << 18
-"""What has come of a body and nobody has asked for yet; a piece, as the loop reads it, is no larger."""
+"""Bytes of a body that are held before the app asks for them. The loop reads no larger piece at once."""
 REASON = "HEAD_TOO_LARGE"
 
 
@@ -37,7 +37,7 @@ class Protocol(HttpToolsProtocol):
         super().data_received(data)
         if not self._head_open:
             return
-        # Behind another request nobody knows where in its first piece a head begins: that piece is not counted.
+        # Behind another request it is unknown where in its first piece a head begins: that piece is not counted.
         self._head += len(data) if counts else 0
         if self._head > HEAD_MOST:
             self._refuse()
@@ -54,7 +54,7 @@ class Protocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """As in uvicorn, but what need not be joined is not copied twice, and no piece stops the reading by itself."""
+        """As in uvicorn, but without a second copy of a single piece, and one piece alone does not stop the reading."""
         cycle = self.cycle
         if cycle.response_complete:
             return

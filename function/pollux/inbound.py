@@ -2,7 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
+from itertools import chain
 from typing import Any
+
+from pollux.wire.error import GatewayError
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -14,16 +17,6 @@ WATCH_AFTER = 0.25
 STALLED_AFTER = 60.0
 """A body of which nothing comes for so many seconds will not be complete any more."""
 HEAD_MOST = 1 << 16
-
-
-class RequestError(Exception):
-    """A request ends with an error of our own. `reason` is one of wire.ERRORS."""
-
-    def __init__(self, reason: str, message: str, *, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.message = message
-        self.retry_after = retry_after
 
 
 class ClientGoneError(Exception):
@@ -39,7 +32,7 @@ class BodyMemory:
 
     def hold(self, size: int) -> None:
         if self.held + size > self.most:
-            raise RequestError(
+            raise GatewayError(
                 "OVERLOADED_GATEWAY",
                 f"request bodies under way fill the memory set aside for them ({self.most} bytes, POLLUX_BODY_MEMORY)",
                 retry_after=2.0,
@@ -65,8 +58,9 @@ def body_length(headers: RawHeaders) -> int | None:
 
 def head_size(scope: Scope) -> int:
     """The bytes of a request's line and headers, nearly."""
+    headers = scope["headers"]
     size = len(scope.get("raw_path") or scope["path"]) + len(scope.get("query_string", b""))
-    return size + sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+    return size + sum(map(len, chain.from_iterable(headers))) + 4 * len(headers)
 
 
 class _Stall:
@@ -133,7 +127,8 @@ async def read_body(headers: RawHeaders, receive: Receive, limit: int, memory: B
         raise
     finally:
         stall.end()
-    memory.release(held - size)
+    if size < held:
+        memory.release(held - size)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
@@ -176,12 +171,12 @@ def uncancel() -> None:
         task.uncancel()
 
 
-def _stalled(size: int) -> RequestError:
-    return RequestError("BODY_STALLED", f"{size} bytes of the body came, then none for a minute")
+def _stalled(size: int) -> GatewayError:
+    return GatewayError("BODY_STALLED", f"{size} bytes of the body came, then none for a minute")
 
 
-def _too_large(limit: int) -> RequestError:
-    return RequestError("BODY_TOO_LARGE", f"the request body is larger than {limit} bytes (POLLUX_MAX_BODY)")
+def _too_large(limit: int) -> GatewayError:
+    return GatewayError("BODY_TOO_LARGE", f"the request body is larger than {limit} bytes (POLLUX_MAX_BODY)")
 
 
 class Watch:

@@ -5,7 +5,6 @@ What may stand in a line is in `log_safety`, how it gets out in `log_outlet`.
 
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any, TextIO
 
 from pollux.log_outlet import Outlet
 from pollux.log_safety import LONGEST, clean, clean_lines, guard, redact
+from pollux.settings import ENVIRON
 
 __all__ = ["configure", "guard", "request_line"]
 
@@ -30,20 +30,18 @@ _tracebacks = logging.Formatter()
 
 
 def configure(
-    kind: str = "auto",
+    form: str = "text",
     level: str = "info",
     stream: TextIO | None = None,
     *,
-    environ: Mapping[str, str] = os.environ,
+    environ: Mapping[str, str] = ENVIRON,
 ) -> None:
-    """Send everything, also what libraries say, through one handler. `kind`: json, text, or auto: json in the cloud."""
+    """Send everything, also what libraries say, through one handler. `form`: json or text."""
     global _outlet
     stream = stream if stream is not None else sys.stderr
-    if kind == "auto":
-        kind = "json" if "K_SERVICE" in environ else "text"
     _outlet = outlet = Outlet(stream)
     colours = stream.isatty() and not environ.get("NO_COLOR")
-    outlet.setFormatter(JsonFormatter() if kind == "json" else TextFormatter(colours=colours))
+    outlet.setFormatter(JsonFormatter() if form == "json" else TextFormatter(colours=colours))
     outlet.addFilter(_worth_saying)
     root = logging.getLogger()
     for logger in (root, *root.manager.loggerDict.values()):

@@ -10,8 +10,13 @@ from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
 PREFIX = "POLLUX_"
+ENVIRON: Mapping[str, str] = os.environ
+"""Nothing else reads the variables of the process: this, or `Settings.environ`, is handed on."""
 GUARDS = ("auth_tokens", "permissions", "transferOwnership", "webhooks", "files:register", "batch", "$rpc")
 """The same as in wire_target, which is not imported for it: every command reads the settings first."""
+MODES = ("both", "pro_only", "flash_only", "flash_lite_only")
+STORES = "sqlite:///PATH, memory:// or firestore://PROJECT[/DATABASE]"
+BLOBS = "file:///PATH or gs://BUCKET[/PREFIX]"
 CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -27,10 +32,6 @@ def _number(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise ValueError("expected a number, 0 or more")
     return value
-
-
-def _optional_number(text: str) -> float | None:
-    return _number(text) if text else None
 
 
 def _count(text: str) -> int:
@@ -69,6 +70,19 @@ def _guards(text: str) -> tuple[str, ...]:
     return words
 
 
+def _optional(parse: Callable[[str], Any], empty: Any = "") -> Callable[[str], Any]:
+    return lambda text: parse(text) if text else empty
+
+
+def _url_of(expected: str, *starts: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text and not text.startswith(starts):
+            raise ValueError(f"expected {expected}")
+        return text
+
+    return parse
+
+
 def _one_of(*choices: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in choices:
@@ -89,29 +103,21 @@ def base_url(text: str) -> str:
     return text.rstrip("/")
 
 
-def _store(text: str) -> str:
-    if not text.startswith(("sqlite:///", "memory://", "firestore://")):
-        raise ValueError("expected sqlite:///PATH, memory:// or firestore://PROJECT[/DATABASE]")
-    return text
-
-
-def _blobs(text: str) -> str:
-    if not text.startswith(("file:///", "gs://")):
-        raise ValueError("expected file:///PATH or gs://BUCKET[/PREFIX]")
-    return text
-
-
 def data_folder() -> Path:
     """A user's own data: POLLUX_DATA, or the folder pollux in XDG_DATA_HOME or ~/.local/share."""
-    if own := os.environ.get("POLLUX_DATA"):
+    if own := ENVIRON.get("POLLUX_DATA"):
         return Path(own)
-    base = os.environ.get("XDG_DATA_HOME")
+    base = ENVIRON.get("XDG_DATA_HOME")
     return (Path(base) if base else Path.home() / ".local" / "share") / "pollux"
 
 
-def in_cloud() -> bool:
-    """Whether this is an instance on Cloud Run, which sets that name."""
-    return "K_SERVICE" in os.environ
+def _in_cloud() -> bool:
+    return "K_SERVICE" in ENVIRON
+
+
+def quiet_grpc() -> None:
+    """gRPC reads this when it is imported. Else it writes lines of its own on stderr."""
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,9 +197,14 @@ def _setting(default: Any, parse: Callable[[str], Any], help_: str, *, shown: st
     return field(default=default, metadata=metadata, repr=not secret)
 
 
+def _surroundings(read: Callable[[], Any]) -> Any:
+    """What the environment says that is no setting of ours. It may hold keys, so no repr shows it."""
+    return field(default_factory=read, repr=False, compare=False)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Each field is the setting POLLUX_<NAME>."""
+    """Each field is the setting POLLUX_<NAME>, but for the last few, which are what else the environment says."""
 
     data: str = _setting(
         lambda: str(data_folder()),
@@ -215,8 +226,8 @@ class Settings:
     secrets: str = _setting("", str, "Google Cloud project whose Secret Manager holds the keys and the tokens.")
     store: str = _setting(
         "",
-        lambda t: _store(t) if t else "",
-        "Where counters live: sqlite:///PATH, memory:// or firestore://PROJECT[/DATABASE].",
+        _url_of(STORES, "sqlite:///", "memory://", "firestore://"),
+        f"Where counters live: {STORES}.",
         shown="sqlite in the data folder",
     )
     token: tuple[str, ...] = _setting(
@@ -225,14 +236,14 @@ class Settings:
     admin_token: str = _setting("", str.strip, "The token of /admin.", secret=True, shown="made on the first local run")
     url: str = _setting(
         "",
-        lambda t: base_url(t) if t else "",
+        _optional(base_url),
         "The running gateway that commands talk to.",
         shown="http://127.0.0.1:3145",
     )
     upstream: str = _setting("https://generativelanguage.googleapis.com", base_url, "The Gemini API's base URL.")
     public_url: str = _setting(
         "",
-        lambda t: base_url(t) if t else "",
+        _optional(base_url),
         "This gateway's base URL as clients know it, for addresses in answers; with the path that it is mounted under.",
         shown="what the request says",
     )
@@ -244,7 +255,7 @@ class Settings:
     )
     mode: str = _setting(
         "both",
-        _one_of("both", "pro_only", "flash_only", "flash_lite_only"),
+        _one_of(*MODES),
         "Which kinds of text model may answer: both, pro_only, flash_only or flash_lite_only.",
     )
     window: str = _setting(
@@ -257,7 +268,7 @@ class Settings:
     )
     fallback_after: float | None = _setting(
         None,
-        _optional_number,
+        _optional(_number, None),
         "Seconds of waiting after which the next model of the chain is preferred.",
         shown="max_wait",
     )
@@ -285,7 +296,7 @@ class Settings:
         f"Guarded paths to let through: {', '.join(GUARDS)}.",
     )
     query_token: bool = _setting(
-        lambda: not in_cloud(),
+        lambda: not _in_cloud(),
         _switch,
         "Accept a client token as ?key=.",
         shown="on locally, off in the cloud",
@@ -314,8 +325,8 @@ class Settings:
     )
     blobs: str = _setting(
         "",
-        lambda t: _blobs(t) if t else "",
-        "Where the contents of pooled files lie for 48 hours: file:///PATH or gs://BUCKET[/PREFIX].",
+        _url_of(BLOBS, "file:///", "gs://"),
+        f"Where the contents of pooled files lie for 48 hours: {BLOBS}.",
         shown="a folder in the data folder; none in the cloud",
     )
     log: str = _setting(
@@ -327,11 +338,19 @@ class Settings:
     log_level: str = _setting(
         "info", _one_of("debug", "info", "warning", "error"), "Least level logged: debug, info, warning or error."
     )
+    in_cloud: bool = _surroundings(_in_cloud)
+    """Cloud Run runs this process: it sets K_SERVICE."""
+    environ: Mapping[str, str] = _surroundings(lambda: ENVIRON)
+    """All variables: keys may be among them."""
 
     @property
     def most_instances(self) -> int:
         """Only Firestore is shared by instances that nobody here can count."""
         return self.max_instances or (10 if self.store.startswith("firestore://") else 1)
+
+    @property
+    def log_form(self) -> str:
+        return self.log if self.log != "auto" else "json" if self.in_cloud else "text"
 
     @property
     def store_url(self) -> str:
@@ -346,9 +365,9 @@ class Settings:
         return self.blobs or f"file://{Path(self.data).expanduser().absolute() / 'blobs'}"
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str], **overrides: Any) -> "Settings":
+    def from_env(cls, environ: Mapping[str, str] = ENVIRON, **overrides: Any) -> "Settings":
         """Read every POLLUX_* variable; an unknown one is an error, so that no misspelt limit is ignored."""
-        known = {PREFIX + f.name.upper(): f for f in fields(cls)}
+        known = {PREFIX + f.name.upper(): f for f in fields(cls) if f.metadata}
         values: dict[str, Any] = {}
         for name, text in environ.items():
             if not name.startswith(PREFIX):
@@ -365,7 +384,9 @@ class Settings:
                 shown = "" if spec.metadata["secret"] else f"={text}"
                 raise SettingsError(f"{name}{shown}: {error}") from None
         settings = cls(**(values | overrides))
-        if settings.files == "pooled" and not settings.blobs and in_cloud():  # an instance's own folder is memory
+        if (
+            settings.files == "pooled" and not settings.blobs and settings.in_cloud
+        ):  # an instance's own folder is memory
             raise SettingsError(
                 "POLLUX_FILES=pooled needs POLLUX_BLOBS=gs://BUCKET[/PREFIX], which all instances share"
             )
@@ -377,6 +398,8 @@ def describe() -> list[tuple[str, str, str]]:
     empty = Settings()
     rows = []
     for f in fields(Settings):
+        if not f.metadata:
+            continue
         default = f.metadata["shown"] or getattr(empty, f.name)
         text = {True: "on", False: "off"}.get(default, default) if isinstance(default, bool) else default
         rows.append(

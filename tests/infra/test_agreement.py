@@ -28,7 +28,7 @@ NOT_SETTABLE = {
     "blobs": "as files: the bucket that comes with it",
     "log": "json in the cloud by itself; metrics and alerts read it",
 }
-NAMES = {field.name for field in fields(Settings)}
+NAMES = {field.name for field in fields(Settings) if field.metadata}
 VARIABLES = (MODULE / "variables.tf").read_text()
 
 SETTINGS: dict[str, Any] = {

@@ -18,6 +18,7 @@ from pollux.simulator.exchange import Call
 from pollux.store import Store
 from pollux.store.memory import MemoryStore
 from pollux.upstream import Upstream
+from pollux.wiring import make_app
 from tests.gateway import ADMIN, GENERATE, HOST, TOKEN, Got, Keys, Simulated, call, now, simulated
 
 OTHER = "test-token-of-another-client"
@@ -101,7 +102,7 @@ async def gateway(
     upstream: Upstream, keys: Keyring, blobs: MemoryBlobs, *, store: Store | None = None, **settings: Any
 ) -> AsyncIterator[App]:
     """With two clients: tester and other."""
-    app = App(
+    app = make_app(
         Settings(files="pooled", **settings),
         Tokens([f"tester={TOKEN}", f"other={OTHER}"], ADMIN, query_token=True),
         store=store or MemoryStore(now),

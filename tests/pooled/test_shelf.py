@@ -6,13 +6,13 @@ from functools import partial
 
 import pytest
 
-from pollux.app import App
 from pollux.auth import Tokens
 from pollux.pooled.documents import Lease, PooledFile
 from pollux.pooled.shelf import Shelf
 from pollux.settings import Settings, SettingsError
 from pollux.store.memory import MemoryStore
 from pollux.storewatch import Watch
+from pollux.wiring import make_app
 from tests.gateway import BEGAN, FakeUpstream, now, play, projects
 from tests.pools import FaultyStore
 
@@ -84,7 +84,7 @@ def test_what_ended_or_was_deleted_is_not_there() -> None:
 @pytest.mark.parametrize("url", ["gs://NO", "s3://bucket", "file://"])
 def test_a_place_for_blobs_that_is_none_is_told_at_the_start(url: str) -> None:
     with pytest.raises(SettingsError, match="POLLUX_BLOBS: blobs "):
-        App(
+        make_app(
             Settings(files="pooled", blobs=url),
             Tokens(["tester=test-token-of-a-client"], "", query_token=True),
             store=MemoryStore(now),

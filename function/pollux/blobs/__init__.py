@@ -4,12 +4,13 @@ Every backend passes the same suite (tests/blobs). A blob is there whole or not 
 """
 
 import hashlib
-import os
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
+
+from pollux.settings import ENVIRON
 
 KEPT_S = 48 * 3600.0
 """As long as Google keeps a file."""
@@ -99,7 +100,7 @@ def checked(name: str) -> str:
     return name
 
 
-def open_blobs(url: str, environ: Mapping[str, str] = os.environ) -> Blobs:
+def open_blobs(url: str, environ: Mapping[str, str] = ENVIRON) -> Blobs:
     """The blob store that a URL names; `await blobs.open()` then checks it. BlobError if the URL names none.
 
     A path is taken literally, without percent-encoding; `file:///~/blobs` lies in the home directory.

@@ -7,7 +7,6 @@ import asyncio
 import base64
 import hashlib
 import json
-import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -31,6 +30,7 @@ from pollux.blobs.gcs_calls import (
 )
 from pollux.blobs.gcs_token import GoogleToken, NoToken
 from pollux.blobs.gcs_upload import Upload
+from pollux.settings import ENVIRON
 from pollux.upstream import Answer, UpstreamError
 
 PIECE = 8 << 20
@@ -47,7 +47,7 @@ class GcsBlobs:
         bucket: str,
         prefix: str = "",
         *,
-        environ: Mapping[str, str] = os.environ,
+        environ: Mapping[str, str] = ENVIRON,
         token: Token | None = None,
         times: Times = REAL,
     ) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import difflib
-import os
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
@@ -103,10 +102,10 @@ def text_of(path: Path) -> str:
     raise KeyFileError(Problem(str(path), 0, reason))
 
 
-def variables_here() -> dict[str, Variable]:
+def variables_here(environ: Mapping[str, str]) -> dict[str, Variable]:
     env_file = Path.cwd() / ".env"
     below = parse_env(text_of(env_file), ".env") if env_file.is_file() else {}
-    return below | {name: Variable(name, value) for name, value in os.environ.items() if value}
+    return below | {name: Variable(name, value) for name, value in environ.items() if value}
 
 
 def no_such_key(key_id: str, known: Collection[str], where: str = "") -> KeySourceError:
@@ -124,6 +123,7 @@ class FilePlace(KeyPlace):
 
     def __init__(self, settings: Settings) -> None:
         self._data = Path(settings.data)
+        self._environ = settings.environ
         self._named = Path(settings.keys_file).expanduser() if settings.keys_file else None
         self._path = self._named or self._data / "keys.json"
         self.name = str(self._path)
@@ -206,10 +206,12 @@ class FilePlace(KeyPlace):
         return KeyFile(self._path)
 
     def _keyring(self) -> LocalKeyring:
-        return LocalKeyring(self._named, data=self._data, folder=Path.cwd(), environ=os.environ, home=home_folder())
+        return LocalKeyring(self._named, data=self._data, folder=Path.cwd(), environ=self._environ, home=home_folder())
 
     def _own_entries(self) -> tuple[Entry, ...]:
-        return parse(text_of(self._path), self.name, variables_here()).entries if self._path.exists() else ()
+        return (
+            parse(text_of(self._path), self.name, variables_here(self._environ)).entries if self._path.exists() else ()
+        )
 
 
 class SecretManager:

@@ -1,12 +1,12 @@
 """Secret Manager's calls, as few as Pollux needs. What fails is a SecretError that names the secret and what to do."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pollux.keys import KeySourceError, Secret
+from pollux.settings import ENVIRON
 
 if TYPE_CHECKING:
     from google.cloud.secretmanager_v1 import SecretManagerServiceAsyncClient
@@ -50,7 +50,7 @@ class SecretsApi:
     """The secrets of one project, for one event loop. With SECRET_MANAGER_EMULATOR_HOST it speaks to that, in plain."""
 
     def __init__(
-        self, project: str, *, environ: Mapping[str, str] = os.environ, read_s: float = READ_S, write_s: float = WRITE_S
+        self, project: str, *, environ: Mapping[str, str] = ENVIRON, read_s: float = READ_S, write_s: float = WRITE_S
     ) -> None:
         self.project = project
         self._emulator = environ.get(EMULATOR, "")

@@ -24,7 +24,11 @@ IDS_AT_ONCE = 100
 
 Keys = Mapping[str, str | None]
 """Key -> its project, if what is held against that ends too."""
-Open = Callable[[str], Store]
+Open = Callable[[Settings], Store]
+
+
+def _open(settings: Settings) -> Store:
+    return open_store(settings.store_url, environ=settings.environ)
 
 
 class Lifted(NamedTuple):
@@ -88,7 +92,7 @@ def in_words(state: Mapping[str, Any], enabled: bool) -> str:
 # --- the store --------------------------------------------------------------------------------------------------------
 
 
-async def lift(settings: Settings, project: str, keys: Keys, *, well: bool, open_: Open = open_store) -> Lifted:
+async def lift(settings: Settings, project: str, keys: Keys, *, well: bool, open_: Open = _open) -> Lifted:
     """End what is held against these keys: in the store, for gateways that start later or look again, and in one that
     runs. `well`: Google took them just now; else they count as unchecked.
     """
@@ -102,14 +106,12 @@ async def lift(settings: Settings, project: str, keys: Keys, *, well: bool, open
     return told._replace(ended=list(dict.fromkeys(told.ended + (stored or []))))
 
 
-async def forgive(
-    settings: Settings, project: str, key_id: str, open_: Open = open_store, *, well: bool = False
-) -> Lifted:
+async def forgive(settings: Settings, project: str, key_id: str, open_: Open = _open, *, well: bool = False) -> Lifted:
     """A key has a new value, or is used again: why it was set aside before says nothing about it now."""
     return await lift(settings, project, {key_id: None}, well=well, open_=open_)
 
 
-async def leave_aside(settings: Settings, project: str, refused: Mapping[str, str], open_: Open = open_store) -> bool:
+async def leave_aside(settings: Settings, project: str, refused: Mapping[str, str], open_: Open = _open) -> bool:
     """Google refused these keys just now (key -> cause): gateways leave them aside and ask about them again. True: it
     is written in their store, or a gateway was told."""
     if not refused:
@@ -127,11 +129,11 @@ async def leave_aside(settings: Settings, project: str, refused: Mapping[str, st
 
 
 async def _in_store(
-    settings: Settings, use: Callable[[Store], Awaitable[T]], failed: str, open_: Open = open_store
+    settings: Settings, use: Callable[[Store], Awaitable[T]], failed: str, open_: Open = _open
 ) -> T | None:
     """If the store fails, the user is told, and it is None: what the command did is done."""
     try:
-        store = open_(settings.store_url)
+        store = open_(settings)
         try:
             await store.open()
             return await use(store)

@@ -5,7 +5,7 @@ from typing import Any
 
 from pollux.affinity import Affinity
 from pollux.attempts import Attempts
-from pollux.blobs import BlobError, Blobs, open_blobs
+from pollux.blobs import Blobs
 from pollux.pool import Pool
 from pollux.pooled.contents import Contents
 from pollux.pooled.copies import Copies
@@ -15,7 +15,6 @@ from pollux.pooled.sender import Sender
 from pollux.pooled.shelf import Shelf
 from pollux.pooled.using import Using
 from pollux.questions import Questions
-from pollux.settings import SettingsError, in_cloud
 from pollux.upstream import Upstream
 
 
@@ -27,19 +26,14 @@ class Pooling:
         upstream: Upstream,
         attempts: Attempts,
         questions: Questions,
-        blobs: Blobs | None = None,
+        blobs: Blobs,
     ) -> None:
-        url = pool.settings.blobs_url
         instance = secrets.token_hex(6)
-        try:
-            blobs = blobs or open_blobs(url)
-        except BlobError as error:
-            raise SettingsError(f"POLLUX_BLOBS: {error}") from None
         # A bucket has a lifecycle of its own; a folder has nobody else.
-        self._contents = Contents(blobs, pool.now, sweeps=url.startswith("file:"))
+        self._contents = Contents(blobs, pool.now, sweeps=pool.settings.blobs_url.startswith("file:"))
         shelf = Shelf(pool.roster.watch)
         sender = Sender(attempts, questions, upstream)
-        self._copies = Copies(shelf, self._contents, sender, instance, lingers=not in_cloud())
+        self._copies = Copies(shelf, self._contents, sender, instance, lingers=not pool.settings.in_cloud)
         self._keeping = Keeping(pool, affinity, shelf, self._contents, sender, instance)
         self.receiving = Receiving(pool, shelf, self._contents, self._keeping, sender)
         self.using = Using(pool, affinity, shelf, self._contents, self._copies, sender)

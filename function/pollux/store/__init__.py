@@ -3,12 +3,13 @@
 Every backend passes the same suite (tests/contract). What a document means is not known here.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from pollux.settings import ENVIRON, quiet_grpc
 
 Document = dict[str, Any]
 """What JSON can hold: str, 64-bit int, finite float, bool, None, lists of them, dicts of them by str. It comes back
@@ -82,7 +83,7 @@ class Store(Protocol):
         """Delete if the version still stands; else ConflictError."""
 
 
-def open_store(url: str, clock: Callable[[], float] = time.time) -> Store:
+def open_store(url: str, clock: Callable[[], float] = time.time, environ: Mapping[str, str] = ENVIRON) -> Store:
     """The store that a URL names; `await store.open()` then connects it. StoreError if the URL names none.
 
     As in SQLAlchemy, what follows the three slashes of `sqlite:///` is the path: `sqlite:////var/lib/pollux.db` (four)
@@ -104,15 +105,15 @@ def open_store(url: str, clock: Callable[[], float] = time.time) -> Store:
         except RuntimeError as error:  # what expanduser says of an unknown ~user
             raise StoreError(f"store {url}: {error}; write the path in full") from None
     if scheme == "firestore":
-        return _firestore(url, rest, clock)
+        return _firestore(url, rest, clock, environ)
     raise StoreError(
         f"store {url!r} is not known: use sqlite:///PATH (four slashes if absolute), firestore://PROJECT[/DATABASE] or "
         "memory://"
     )
 
 
-def _firestore(url: str, rest: str, clock: Callable[[], float]) -> Store:
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # else gRPC writes lines of its own on stderr; read at its import
+def _firestore(url: str, rest: str, clock: Callable[[], float], environ: Mapping[str, str]) -> Store:
+    quiet_grpc()
     try:
         from pollux.store.firestore import FirestoreStore
     except ModuleNotFoundError as error:
@@ -120,4 +121,6 @@ def _firestore(url: str, rest: str, clock: Callable[[], float]) -> Store:
             raise
         raise StoreError(f"store {url} needs Google's libraries: pip install 'pollux[cloud]'") from error
     project, slash, database = rest.partition("/")
-    return FirestoreStore(project, database if slash else "(default)", clock)
+    return FirestoreStore(
+        project, database if slash else "(default)", clock, emulator=environ.get("FIRESTORE_EMULATOR_HOST", "")
+    )

@@ -48,7 +48,7 @@ _SERVICE = "/google.firestore.v1.Firestore/"
 class FirestoreStore:
     """One conditional write a commit, in one round trip, without locks. A version is Firestore's own update time.
 
-    Open it after a fork, never before. With FIRESTORE_EMULATOR_HOST set, or `emulator`, that is where it lives.
+    Open it after a fork, never before. `emulator`: the host and port of one that takes the place of Firestore.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class FirestoreStore:
         self.project, self.database = project, database
         self.time = StoreClock()
         self._clock, self._timeout = clock, timeout
-        self._emulator = emulator or os.environ.get("FIRESTORE_EMULATOR_HOST") or None
+        self._emulator = emulator or None
         self._root = f"projects/{project}/databases/{database}"
         self._folder = f"{self._root}/documents/{documents.COLLECTION}/"
         self._metadata = self._headers("database", self._root)

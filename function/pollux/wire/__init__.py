@@ -5,6 +5,7 @@ from pollux.wire.addresses import elsewhere, mentioned, to_client, to_upstream
 from pollux.wire.answered import answer_names
 from pollux.wire.body import (
     inflate,
+    makes_interaction,
     openai_stream,
     read_once,
     replace_model,
@@ -27,7 +28,7 @@ from pollux.wire.bound import (
     references,
     resource,
 )
-from pollux.wire.error import ERRORS, Problem, WireError, error_body, stream_error
+from pollux.wire.error import ERRORS, GatewayError, Problem, error_body, stream_error
 from pollux.wire.guard import CREDENTIALS, GUARDS, gated, strip_query
 from pollux.wire.headers import TO_CLIENT, TO_UPSTREAM, RawHeaders, client_deadline, client_headers, upstream_headers
 from pollux.wire.multipart import Part, boundary_of, parts
@@ -48,11 +49,11 @@ __all__ = [
     "TO_UPSTREAM",
     "UPLOAD_ADDRESSES",
     "Call",
+    "GatewayError",
     "Part",
     "Problem",
     "RawHeaders",
     "Upload",
-    "WireError",
     "answer_names",
     "below",
     "boundary_of",
@@ -66,6 +67,7 @@ __all__ = [
     "gated",
     "inflate",
     "is_resource_call",
+    "makes_interaction",
     "makes_what_goes_together",
     "may_be_named",
     "may_name",
