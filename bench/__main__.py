@@ -1,4 +1,4 @@
-"""`make bench`: every benchmark in turn, each with what is asked of it. About thirty minutes; the last one needs
+"""`make bench`: every benchmark in turn, each with what is asked of it. About thirty-five minutes; the last one needs
 the Firestore emulator.
 """
 
@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import contention, many_keys, overhead, overload, pooled, scheduling, untiered, uploads
+from bench import calls, contention, many_keys, overhead, overload, pooled, scheduling, untiered, uploads
 
 MINUTES = 3.0
 
@@ -17,6 +17,8 @@ def main() -> None:
     overhead.show(asyncio.run(overhead.measure(4.0, 5, {}, 100_000)))
     print("The same with many keys (bench/many_keys.py):")
     overhead.show(asyncio.run(many_keys.measure((8, 100, 1000), tuple(many_keys.VARIANTS))))
+    print("What one request passes (bench/calls.py):")
+    overhead.show(calls.totals(asyncio.run(calls.count())))
     print("Scheduling, the real pool in virtual time (bench/scheduling.py):")
     rows = scheduling.measure(10.0)
     overhead.show(scheduling.verdicts(rows, scheduling.big_wants(10.0)))

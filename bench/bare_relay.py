@@ -1,6 +1,10 @@
-"""The yardstick: an ASGI app that passes requests on with httpx's transport API over aiohttp, and does nothing else."""
+"""The yardstick: an ASGI app that passes requests on with httpx's transport API over aiohttp, and does nothing else.
+
+SSL_CERT_FILE names the certificate of an upstream that speaks TLS, as for the gateway.
+"""
 
 import os
+import ssl
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -16,7 +20,8 @@ async def app(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
     if scope["type"] != "http":
         return
     if _transport is None:
-        _transport = AiohttpTransport(limits=httpx.Limits(max_connections=None, max_keepalive_connections=None))
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        _transport = AiohttpTransport(verify=ssl.create_default_context(), limits=limits)
     body = b""
     while True:
         message = await receive()

@@ -5,6 +5,7 @@ import contextlib
 import json
 import re
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -66,10 +67,10 @@ class _Upstream(asyncio.Protocol):
 
 
 @contextlib.asynccontextmanager
-async def upstream() -> AsyncIterator[str]:
-    server = await asyncio.get_running_loop().create_server(_Upstream, "127.0.0.1", 0, backlog=1024)
+async def upstream(tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
+    server = await asyncio.get_running_loop().create_server(_Upstream, "127.0.0.1", 0, backlog=1024, ssl=tls)
     try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield f"http{'s' if tls else ''}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
 
@@ -145,7 +146,13 @@ class _Client(asyncio.Protocol):
 
 
 async def load(
-    url: str, payload: Payload, *, connections: int, seconds: float = 3600.0, each: int | None = None
+    url: str,
+    payload: Payload,
+    *,
+    connections: int,
+    seconds: float = 3600.0,
+    each: int | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> Result:
     """Send for so many seconds, or so many requests on each connection, whichever ends first."""
     host, _, port = url.split("://", 1)[1].split("/")[0].partition(":")
@@ -156,10 +163,11 @@ async def load(
         done = asyncio.Event()
         waits.append(done.wait())
         await asyncio.get_running_loop().create_connection(
-            lambda done=done: _Client(payload, result, each, began + seconds, done),  # type: ignore[misc]
+            lambda done=done: _Client(payload, result, each, began + seconds, done),
             host,
             int(port),
             family=socket.AF_INET,
+            ssl=tls if url.startswith("https:") else None,
         )
     await asyncio.gather(*waits)
     result.seconds = time.perf_counter() - began

@@ -1,4 +1,5 @@
-"""What the gateway costs: against a bare relay over the same upstream, in turn, as ratios of medians.
+"""What the gateway costs: against a bare relay over the same upstream, in turn, as ratios of medians; the upstream
+speaks HTTP and then TLS, and the gateway reaches it by its own connections and through httpx2.
 
 python -m bench.overhead [--seconds 4] [--rounds 5] [--peer NAME=URL …]
 python -m bench.overhead --keys 8,100,1000     (many_keys.py says what else)
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench.load import Result, load, request, upstream
+from bench.tls import certificate, of_client, of_server
 
 TOKEN = "bench-client-token"  # noqa: S105 - of a gateway that lives for this run only
 PATH = "/v1beta/models/gemini-2.5-flash:generateContent"
@@ -97,8 +99,12 @@ def gateway(
     window: str = "sliding",
     core: int | None = 0,
     python: Sequence[str] = (),
+    settings: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    """`limits`: None makes a key.txt, which has values only. `python`: flags of the interpreter."""
+    """`limits`: None makes a key.txt, which has values only. `python`: flags of the interpreter.
+
+    `settings`: more of its environment.
+    """
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     file = keys_file(folder, port, keys, limits, value)
@@ -109,6 +115,7 @@ def gateway(
         "POLLUX_DATA": str(folder),
         "POLLUX_TOKEN": TOKEN,
         "POLLUX_WINDOW": window,
+        **(settings or {}),
     }
     with process([*python, "-m", "pollux.cli", "serve", "--port", str(port)], environment, url, core) as child:
         yield url, child
@@ -127,18 +134,26 @@ def keys_file(folder: Path, port: int, keys: int, limits: Mapping[str, int] | No
 
 
 @contextlib.contextmanager
-def bare_relay(upstream_url: str) -> Iterator[str]:
+def bare_relay(upstream_url: str, settings: Mapping[str, str]) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     flags = ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--lifespan", "off", "--port", str(port)]
-    with process(["-m", "uvicorn", "bench.bare_relay:app", *flags], {"BENCH_UPSTREAM": upstream_url}, url):
-        yield url
+    with process(
+        ["-m", "uvicorn", "bench.bare_relay:app", *flags], {"BENCH_UPSTREAM": upstream_url, **settings}, url
+    ) as child:
+        yield url, child
 
 
 def resident(child: "subprocess.Popen[bytes]") -> float:
     """MB"""
     status = Path(f"/proc/{child.pid}/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
+
+
+def processor(pid: int) -> float:
+    """Seconds of a processor that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def time_to_first_answer(upstream_url: str, folder: Path) -> float:
@@ -153,28 +168,48 @@ async def measure(
     seconds: float, rounds: int, peers: Mapping[str, str], memory_requests: int
 ) -> list[tuple[str, str, str]]:
     pin(1)
-    headers = [("x-goog-api-key", TOKEN)]
-    rows: list[tuple[str, str, str]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        async with upstream() as target:
-            with bare_relay(target) as bare, gateway(target, folder) as (ours, _):
-                urls = {"direct": target, "bare relay": bare, "pollux": ours, **peers}
-                busy: dict[str, list[Result]] = {n: [] for n in urls}
-                alone: dict[str, list[Result]] = {n: [] for n in urls}
-                streams: dict[str, list[Result]] = {n: [] for n in urls}
-                for _round in range(rounds + 1):
-                    for which, url in urls.items():
-                        payload = request(url, PATH, headers)
-                        busy[which].append(await load(url, payload, connections=32, seconds=seconds))
-                        alone[which].append(await load(url, payload, connections=1, seconds=seconds / 4))
-                        stream = request(url, STREAM_PATH, headers)
-                        streams[which].append(await load(url, stream, connections=1, each=20))
-                rows = _table(urls, busy, alone, streams)
+        file = certificate(folder)
+        async with upstream() as target, upstream(of_server(file)) as encrypted:
+            rows = await _compared(target, folder, file, seconds, rounds, peers)
+            rows += await _compared(encrypted, folder, file, seconds, rounds, {})
             starts = [await asyncio.to_thread(time_to_first_answer, target, folder) for _ in range(5)]
             rows.append(("start to first answer, s", f"{statistics.median(starts):.2f}", "at most 0.8"))
             rows += await _memory(target, folder, memory_requests)
     return rows
+
+
+async def _compared(
+    target: str, folder: Path, file: Path, seconds: float, rounds: int, peers: Mapping[str, str]
+) -> list[tuple[str, str, str]]:
+    """One upstream: without anything between, through the bare relay, and through gateways, in turn."""
+    headers = [("x-goog-api-key", TOKEN)]
+    tls = of_client(file)
+    trusts = {"SSL_CERT_FILE": str(file)}
+    with (
+        bare_relay(target, trusts) as (bare, bare_child),
+        gateway(target, folder, settings=trusts) as (ours, our_child),
+        gateway(target, folder, settings=trusts | {"POLLUX_HTTP": "httpx"}) as (httpx, httpx_child),
+    ):
+        urls = {"direct": target, "bare relay": bare, "pollux": ours, "pollux through httpx2": httpx, **peers}
+        children = {"bare relay": bare_child, "pollux": our_child, "pollux through httpx2": httpx_child}
+        used: dict[str, list[float]] = {n: [] for n in children}
+        busy: dict[str, list[Result]] = {n: [] for n in urls}
+        alone: dict[str, list[Result]] = {n: [] for n in urls}
+        streams: dict[str, list[Result]] = {n: [] for n in urls}
+        for _round in range(rounds + 1):
+            for which, url in urls.items():
+                payload = request(url, PATH, headers)
+                before = processor(children[which].pid) if which in children else 0.0
+                busy[which].append(await load(url, payload, connections=32, seconds=seconds, tls=tls))
+                if which in children:
+                    spent = processor(children[which].pid) - before
+                    used[which].append(spent / len(busy[which][-1].whole))
+                alone[which].append(await load(url, payload, connections=1, seconds=seconds / 4, tls=tls))
+                stream = request(url, STREAM_PATH, headers)
+                streams[which].append(await load(url, stream, connections=1, each=20, tls=tls))
+    return _table(urls, busy, alone, streams, used, tls=target.startswith("https:"))
 
 
 def _table(
@@ -182,6 +217,9 @@ def _table(
     busy: Mapping[str, list[Result]],
     alone: Mapping[str, list[Result]],
     streams: Mapping[str, list[Result]],
+    used: Mapping[str, list[float]],
+    *,
+    tls: bool,
 ) -> list[tuple[str, str, str]]:
     """The first round warms up and does not count."""
     rate = {n: statistics.median(r.per_second for r in busy[n][1:]) for n in urls}
@@ -190,15 +228,17 @@ def _table(
     rows = [(f"{n}: requests/s at 32 connections", f"{rate[n]:,.0f}", "") for n in urls]
     rows += [(f"{n}: median ms at 1 connection", f"{median[n]:.3f}", "") for n in urls]
     rows += [(f"{n}: first byte of a stream, ms", f"{first[n]:.3f}", "") for n in urls]
+    rows += [(f"{n}: µs of a processor a request", f"{statistics.median(used[n][1:]) * 1e6:,.0f}", "") for n in used]
     failed = sum(r.failed for results in (busy, alone, streams) for n in results for r in results[n])
-    ratios = [a.per_second / b.per_second for a, b in zip(busy["pollux"][1:], busy["bare relay"][1:], strict=True)]
+    for name, asked in (("pollux", "at least 0.7" if tls else "at least 0.6"), ("pollux through httpx2", "")):
+        ratios = [a.per_second / b.per_second for a, b in zip(busy[name][1:], busy["bare relay"][1:], strict=True)]
+        rows.append((f"{name} / bare relay, requests/s", f"{statistics.median(ratios):.2f}", asked))
     rows += [
-        ("pollux / bare relay, requests/s", f"{statistics.median(ratios):.2f}", "at least 0.6"),
         ("pollux - bare relay, median ms", f"{median['pollux'] - median['bare relay']:.3f}", "at most 0.4"),
         ("pollux - direct, first byte, ms", f"{first['pollux'] - first['direct']:.3f}", "at most 2"),
         ("answers that were not 200", str(failed), "0"),
     ]
-    return rows
+    return [(f"over TLS, {what}" if tls else what, value, asked) for what, value, asked in rows]
 
 
 async def _memory(target: str, folder: Path, requests: int) -> list[tuple[str, str, str]]:
@@ -217,7 +257,7 @@ async def _memory(target: str, folder: Path, requests: int) -> list[tuple[str, s
 
 def show(rows: Sequence[tuple[str, str, str]]) -> None:
     for what, value, asked in rows:
-        print(f"  {what:<45} {value:>10}  {asked}")
+        print(f"  {what:<55} {value:>10}  {asked}")
 
 
 def main() -> None:

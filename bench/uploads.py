@@ -1,4 +1,5 @@
-"""Uploads and downloads through the gateway: their speed against the same without it, and what memory they take.
+"""Uploads and downloads through the gateway: their speed against the same without it, and what memory they take; the
+upstream speaks HTTP and then TLS.
 
 python -m bench.uploads [--size 500] [--rounds 5]
 """
@@ -8,7 +9,7 @@ import contextlib
 import http.client
 import json
 import math
-import os
+import ssl
 import sys
 import tempfile
 import time
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from bench.overhead import TOKEN, free_port, gateway, process, show
+from bench.overhead import TOKEN, free_port, gateway, process, processor, show
+from bench.tls import certificate, of_client
 
 MIB = 2**20
 CHUNK = 8 * MIB
@@ -29,7 +31,7 @@ FILES = "/upload/v1beta/files"
 _PIECE = bytes(range(256)) * 4096
 
 
-def simulator(port: int, size: int) -> None:
+def simulator(port: int, size: int, pem: str | None) -> None:
     """The upstream: a simulated Gemini with one project and one file that can be downloaded, whose name it prints."""
     import asyncio
 
@@ -39,28 +41,34 @@ def simulator(port: int, size: int) -> None:
 
     made = Simulator([("key-1", "key-1", KEY)], {}, keep=0)
     made.service.files.generate("key-1", "video/mp4", _PIECE * (size // MIB), "bench")
-    config = uvicorn.Config(made, port=port, log_config=None, access_log=False, lifespan="off")
+    config = uvicorn.Config(made, port=port, ssl_certfile=pem, log_config=None, access_log=False, lifespan="off")
     asyncio.run(uvicorn.Server(config).serve())
 
 
 class Server(NamedTuple):
     url: str
     pid: int
+    tls: ssl.SSLContext | None = None
 
 
 @contextlib.contextmanager
-def running_simulator(size: int) -> Iterator[Server]:
-    url = f"http://127.0.0.1:{(port := free_port())}"
+def running_simulator(size: int, pem: Path | None = None) -> Iterator[Server]:
+    url = f"http{'s' if pem else ''}://127.0.0.1:{(port := free_port())}"
     command = ["-m", "bench.uploads", "--simulator", str(port), "--size", str(size // MIB)]
-    with process(command, {}, url, core=None) as child:
-        yield Server(url, child.pid)
+    with process([*command, *(["--pem", str(pem)] if pem else [])], {}, url, core=None) as child:
+        yield Server(url, child.pid, of_client(pem) if pem else None)
 
 
 class Client:
     """One connection. Sends what an SDK sends, at no cost but that of the socket."""
 
-    def __init__(self, url: str, token: str) -> None:
-        self._connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=120)
+    def __init__(self, server: Server, token: str) -> None:
+        where = urlsplit(server.url).netloc
+        self._connection = (
+            http.client.HTTPSConnection(where, timeout=120, context=server.tls)
+            if server.tls
+            else http.client.HTTPConnection(where, timeout=120)
+        )
         self._connection.blocksize = MIB
         self._token = token
 
@@ -105,7 +113,7 @@ class Client:
 
 
 def seconds(server: Server, token: str, work: Callable[[Client], None], many: int = 1) -> float:
-    clients = [Client(server.url, token) for _ in range(many)]
+    clients = [Client(server, token) for _ in range(many)]
     with ThreadPoolExecutor(many) as threads:
         began = time.perf_counter()
         for done in [threads.submit(work, client) for client in clients]:
@@ -122,15 +130,9 @@ def high_water(pid: int) -> float:
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
 
 
-def processor(pid: int) -> float:
-    """Seconds of it that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def compare(direct: Server, ours: Server, size: int, rounds: int) -> list[tuple[str, str, str]]:
     """In turn; of each the best round counts, the one that whatever else runs here disturbed least."""
-    asking = Client(direct.url, KEY)
+    asking = Client(direct, KEY)
     made = asking.made()
     asking.close()
     works: dict[str, tuple[Callable[[Client], None], int]] = {
@@ -157,10 +159,21 @@ def compare(direct: Server, ours: Server, size: int, rounds: int) -> list[tuple[
 
 
 def measure(size: int, rounds: int) -> list[tuple[str, str, str]]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pem = certificate(folder)
+        rows = _measured(size, rounds, folder, None)
+        return rows + [
+            (f"over TLS, {what}", value, asked) for what, value, asked in _measured(size, rounds, folder, pem)
+        ]
+
+
+def _measured(size: int, rounds: int, folder: Path, pem: Path | None) -> list[tuple[str, str, str]]:
+    """`pem`: the simulator speaks TLS, with the client where no gateway is between, else with the gateway."""
+    trusts = {"SSL_CERT_FILE": str(pem)} if pem else {}
     with (
-        tempfile.TemporaryDirectory() as folder,
-        running_simulator(size) as direct,
-        gateway(direct.url, Path(folder), keys=1, core=None) as (url, child),
+        running_simulator(size, pem) as direct,
+        gateway(direct.url, folder, keys=1, core=None, settings=trusts) as (url, child),
     ):
         ours = Server(url, child.pid)
         seconds(ours, TOKEN, lambda client: client.upload(MIB, MIB))
@@ -179,9 +192,10 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=500, help="of a file, MiB")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--simulator", type=int, metavar="PORT", help=argparse.SUPPRESS)
+    parser.add_argument("--pem", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.simulator:
-        simulator(chosen.simulator, chosen.size * MIB)
+        simulator(chosen.simulator, chosen.size * MIB, chosen.pem)
         sys.exit()
     show(measure(chosen.size * MIB, chosen.rounds))
 

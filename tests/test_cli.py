@@ -13,7 +13,7 @@ from pollux.cli import load_settings, main
 from pollux.settings import SettingsError, describe
 from pollux.simulator.errors import error
 
-COMMANDS = ("serve", "keys", "status", "explain", "judge", "simulate", "settings")
+COMMANDS = ("serve", "keys", "tokens", "deploy", "status", "explain", "judge", "simulate", "settings")
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def run(*arguments: str) -> int:
     try:
         return main(arguments)
-    except SystemExit as end:  # argparse's own end
+    except SystemExit as end:  # the simulator's argparse ends so
         return end.code if isinstance(end.code, int) else 1
 
 
@@ -34,13 +34,13 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     said = capsys.readouterr().out
     for command in COMMANDS:
-        assert f"\n    {command} " in said
+        assert f"\n  {command} " in said
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(command, "--help") == 0
-    assert f"usage: pollux {command}" in capsys.readouterr().out
+    assert f"sage: pollux {command}" in capsys.readouterr().out
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,6 +81,52 @@ def test_settings_lists_every_one_with_its_default(capsys: pytest.CaptureFixture
         assert line.startswith(name)
         assert text in line
         assert line.endswith(f"[{default}]" if default else text)
+
+
+def test_settings_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("settings", "--json") == 0
+    shown = json.loads(capsys.readouterr().out)["settings"]
+    assert [(row["name"], row["default"], row["text"]) for row in shown] == list(describe())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nope"], "pollux: No such command 'nope'; see: pollux --help"),
+        (["serve", "--port"], "pollux serve: Option '--port' requires an argument; see: pollux serve --help"),
+        (
+            ["serve", "--prot", "1"],
+            "pollux serve: No such option '--prot'. (Did you mean one of: '--host', '--port'?); see:",
+        ),
+        (["keys", "edit"], "pollux keys edit: Missing argument 'ID'; see: pollux keys edit --help"),
+        (["keys", "edit", "x", "--tier"], "pollux keys edit: Option '--tier' requires an argument; see:"),
+        (["tokens", "revoke", "x", "--version", "1", "--all"], "pollux tokens revoke: say --version N or --all, not"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line_that_names_the_command(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n"), err.startswith(said)) == ("", 1, True), err
+
+
+@pytest.mark.parametrize("arguments", [[], ["keys"], ["tokens"]])
+def test_without_a_command_the_help_is_shown_and_it_is_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert (out, "Commands:\n" in err) == ("", True)
+
+
+def test_the_simulator_need_not_be_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pollux.simulator", None)
+    monkeypatch.delattr("pollux.simulator", raising=False)
+    assert run("simulate", "--port", "0") == 2
+    assert capsys.readouterr().err.startswith("pollux simulate: the simulator is not installed (")
 
 
 # --- settings from .env ----------------------------------------------------------------------------------------------
@@ -124,12 +170,22 @@ def test_judge_of_a_file_that_is_not_there_is_one_line(capsys: pytest.CaptureFix
 # --- processes -------------------------------------------------------------------------------------------------------
 
 
-def test_no_command_loads_what_it_does_not_need() -> None:
+LIGHT = [["--version"], ["--help"], ["settings"], ["judge", "body.json"], ["keys", "list"], ["tokens", "list"]]
+
+
+@pytest.mark.parametrize("arguments", LIGHT, ids=" ".join)
+def test_no_command_loads_what_it_does_not_need(arguments: list[str]) -> None:
     """Each start of the command line pays for what it imports."""
-    heavy = "{'httptools', 'uvicorn', 'asyncio', 'pollux.app', 'pollux.simulator', 'pollux.cli_keys'}"
-    code = f"import sys; from pollux.cli import main; main(['settings']); print(sorted({heavy} & set(sys.modules)))"
+    Path("body.json").write_text("{}")
+    code = f"import sys; from pollux.cli import main; main({arguments}); print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.splitlines()[-1] == "[]"
+    loaded = set(found.stdout.splitlines()[-1].split())
+    assert "click" in loaded
+    assert not {"uvicorn", "httpx2", "httptools", "grpc", "google.auth", "pollux.app", "pollux.simulator"} & loaded
+    if arguments[0] == "tokens":
+        assert not {"pollux.store", "pollux.cli_keys"} & loaded
+    elif arguments[0] != "keys":
+        assert not {"rich", "asyncio", "ssl", "sqlite3", "pollux.cli_keys", "pollux.cli_watch"} & loaded
 
 
 def test_a_reader_that_leaves_early_is_no_traceback() -> None:

@@ -1,6 +1,5 @@
 """cli_keys: each command, its exit code, and that no value is ever taken from the command line or printed."""
 
-import argparse
 import contextlib
 import getpass
 import http.server
@@ -11,18 +10,21 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pollux import cli_keys
-from pollux.keys.commands import COMMANDS
+from pollux import health
+from pollux.cli import main
+from pollux.cli_keys import keys
+from pollux.health import Aside
 from pollux.keys.document import FIELDS
 from pollux.keys.entries import LIMITS
+from pollux.keys.probe import MODEL
 from pollux.settings import Settings
-from tests.test_standing import aside, read, resting
+from tests.test_standing import aside, resting, write
 
 A, B, C, D = ("AIza" + letter * 35 for letter in "abcd")
 MASKED = "AIza…aa"
@@ -40,20 +42,16 @@ class Shell:
     printed: str = ""
     checks: bool = False
     """Whether `add` asks Google."""
-    health: Mapping[str, Any] | None = None
+
+    def keep_health(self, **parts: Any) -> None:
+        """In the store, as gateways write it."""
+        write(self.settings.store_url, health.pack(health.Health(**parts)))
 
     def __call__(self, *words: str, stdin: str = "") -> tuple[int, str, str]:
         self.patch.setattr(sys, "stdin", io.StringIO(stdin))
         if words[0] == "add" and not self.checks and "--help" not in words:
             words = (*words, "--no-check")
-        parser = argparse.ArgumentParser(prog="pollux")
-        cli_keys.add_parser(parser.add_subparsers(required=True))
-        try:
-            namespace = parser.parse_args(["keys", *words])
-            read = None if self.health is None else (lambda: self.health or {})
-            code = cli_keys.run(namespace, self.settings, read_health=read)
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
+        code = main(["keys", *words], lambda: self.settings)
         out, err = self.capture.readouterr()
         self.printed += out + err
         return code, out, err
@@ -138,6 +136,24 @@ def test_a_value_on_the_command_line_is_refused_and_not_repeated(
 
 
 @pytest.mark.parametrize(
+    "words", [[A], [f"--{A}"], [f"-{A}"], [f"--secrets={A}", "list"], ["list", A], ["list", f"--x={A}"]]
+)
+def test_what_is_not_understood_is_not_repeated(shell: Shell, words: list[str]) -> None:
+    code, out, err = shell(*words)
+    assert (code, out, err.count("\n"), "AIza" in err) == (2, "", 1, False)
+
+
+def test_ctrl_c_at_the_hidden_prompt_ends_the_command(shell: Shell) -> None:
+    def interrupt(prompt: str) -> str:
+        raise KeyboardInterrupt
+
+    shell.patch.setattr(getpass, "getpass", interrupt)
+    shell.patch.setattr(io, "StringIO", Terminal)
+    assert shell("add", "alice")[0] == 130
+    assert not shell.path.exists()
+
+
+@pytest.mark.parametrize(
     ("words", "stdin", "why"),
     [
         (["add", "alice:"], A, "an id is"),
@@ -161,7 +177,7 @@ def test_a_value_on_the_command_line_is_refused_and_not_repeated(
         (["check", "nobody"], "", "there is no key 'nobody';"),
         (["check", "env", "Env"], "", "there is no key 'Env' (did you mean env?)"),
         (["import", "none.txt"], "", "none.txt: cannot be read: No such file"),
-        (["unknown"], "", "invalid choice"),
+        (["unknown"], "", "no such command"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_exit_code_2(shell: Shell, words: list[str], stdin: str, why: str) -> None:
@@ -228,6 +244,7 @@ def test_a_keys_file_of_the_settings_is_written_if_it_is_json(shell: Shell) -> N
 
 
 def test_the_list_is_aligned_and_masked(shell: Shell) -> None:
+    shell.settings = replace(shell.settings, store="memory://")
     shell("add", "alice", "--project", "a-long-project", stdin=A)
     (shell.home / "key.txt").write_text(f"{B}\nnot a key\n")
     code, out, err = shell("list")
@@ -242,11 +259,24 @@ def test_the_list_is_aligned_and_masked(shell: Shell) -> None:
     assert err.startswith("not used: key.txt:2: a key has no spaces; write one key a line")
 
 
+def test_on_a_terminal_long_cells_take_several_lines(shell: Shell) -> None:
+    project = "p" * 60
+    shell("add", "alice", "--project", project, stdin=A)
+    shown = Terminal()
+    shell.patch.setenv("COLUMNS", "70")
+    shell.patch.setenv("TERM", "xterm")
+    shell.patch.setattr(sys, "stdout", shown)
+    assert shell("list")[0] == 0
+    lines = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in shown.getvalue().splitlines()]
+    assert max(map(len, lines)) <= 70
+    assert "".join(lines).count("p") >= len(project)
+    assert MASKED in shown.getvalue()
+
+
 def test_the_list_as_json(shell: Shell) -> None:
     shell("add", "alice", "--tier", "free", stdin=A)
     shell("disable", "alice")
     (shell.home / "key.txt").write_text(f"two words\n{A}")
-    shell.health = {}
     found = json.loads(shell("list", "--json")[1])
     key = {"id": "alice", "project": "alice", "tier": "free", "masked": MASKED, "source": f"{shell.path}:6"}
     assert found["keys"] == [key | {"enabled": False, "health": {"state": "unchecked"}}]
@@ -258,32 +288,28 @@ def test_health_comes_from_the_stores_document(shell: Shell) -> None:
     for key_id, value in (("alice", A), ("bob", B), ("carol", C), ("dave", D)):
         shell("add", key_id, "--project", f"of-{key_id}", stdin=value)
     shell("disable", "dave")
-    aside = {"until": 4e9, "reason": "leaked-key", "since": 1.0}
-    shell.health = {
-        "keys": {"alice": aside, "bob": {"until": 5.0, "reason": "key-source", "since": 1.0}},
-        "checked": ["bob", "carol"],
-        "projects": {"of-carol": {"until": 4e9, "reason": "prepay", "since": 1.0}},
-    }
+    shell.keep_health(
+        keys={"alice": Aside(4e9, "leaked-key", 1.0), "bob": Aside(5.0, "key-source", 1.0)},
+        projects={"of-carol": Aside(4e9, "prepay", 1.0)},
+        checked=frozenset(("bob", "carol")),
+    )
     lines = {line.split()[0]: line for line in shell("list")[1].splitlines()[1:]}
     assert re.search(r"aside until 2096-\d\d-\d\d \d\d:\d\d: leaked-key$", lines["alice"])
     assert lines["bob"].endswith(" healthy")
     assert lines["carol"].endswith(": prepay")
     assert lines["dave"].endswith(" disabled, unchecked")
     found = json.loads(shell("list", "--json")[1])["keys"][0]["health"]
-    assert found == {"state": "aside"} | aside
+    assert found == {"state": "aside", "until": 4e9, "reason": "leaked-key", "since": 1.0}
 
 
 def test_a_store_that_fails_does_not_fail_the_list(shell: Shell) -> None:
     shell("add", "alice", stdin=A)
 
-    def fail() -> Mapping[str, Any]:
-        raise OSError("the database is locked")
-
-    namespace = argparse.Namespace(keys_command="list", json=False, secrets=None)
-    assert cli_keys.run(namespace, shell.settings, read_health=fail) == 0
-    out, err = shell.capture.readouterr()
+    shell.settings = replace(shell.settings, store="nosuch://store")
+    code, out, err = shell("list")
+    assert code == 0
     assert out.rstrip().endswith("not known")
-    assert "the database is locked" in err
+    assert err.startswith("pollux keys: health is not known: ")
 
 
 @pytest.mark.parametrize("words", [["rotate", "alice", "--no-check"], ["edit", "alice", "--value"]])
@@ -460,6 +486,14 @@ def test_rotate_takes_a_new_value_only_after_it_answered(shell: Shell) -> None:
         assert (shell.keys[0]["api_key"], len(asked)) == (B, 4)
 
 
+def test_the_same_value_again_is_kept_also_if_google_refuses_it(shell: Shell) -> None:
+    shell("add", "alice", stdin=B)
+    with gemini() as (url, _):
+        shell.settings = Settings(data=str(shell.home / "data"), upstream=url)
+        code, out, _ = shell("rotate", "alice", stdin=B)
+    assert (code, out.startswith("kept alice, which is the same value; it is invalid: invalid-key")) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("words", "stdin", "why"),
     [
@@ -500,6 +534,42 @@ def test_check_asks_for_each_key_and_says_what_it_is_worth(shell: Shell) -> None
         assert json.loads(asked[-1][1])["contents"]
 
 
+def test_the_findings_as_json(shell: Shell) -> None:
+    (shell.home / "key.txt").write_text(f"good: {A}\nbad: {B}\n")
+    with gemini() as (url, _):
+        shell.settings = Settings(data=str(shell.home / "data"), upstream=url)
+        code, out, _ = shell("check", "--json")
+    good, bad = json.loads(out)["keys"]
+    assert code == 1
+    assert good == {"id": "good", "masked": MASKED, "state": "healthy", "reason": ""}
+    assert (bad["id"], bad["state"], bad["reason"][:11]) == ("bad", "invalid", "invalid-key")
+
+
+def test_on_a_terminal_a_bar_shows_how_many_keys_were_checked(shell: Shell) -> None:
+    (shell.home / "key.txt").write_text("\n".join(f"k{n}: {A[:-2]}{n:02}" for n in range(50)))
+    drawn = Terminal()
+    shell.patch.setenv("TERM", "xterm")
+    shell.patch.setattr(sys, "stderr", drawn)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shell.settings = Settings(data=str(shell.home / "data"), upstream=f"http://127.0.0.1:{free.getsockname()[1]}")
+        code, out, _ = shell("check")
+    assert (code, len(out.splitlines())) == (1, 51)
+    assert "checking keys" in drawn.getvalue()
+    assert "50/50" in drawn.getvalue()
+    assert "AIza" not in drawn.getvalue()
+
+
+def test_a_check_goes_through_the_proxy_of_the_environment(shell: Shell) -> None:
+    shell("add", "alice", stdin=A)
+    shell.settings = Settings(data=str(shell.home / "data"), upstream="http://gemini.example")
+    with gemini() as (url, asked):
+        shell.patch.setenv("HTTP_PROXY", url)
+        code, out, _ = shell("check")
+    assert (code, "healthy" in out) == (0, True)
+    assert [path for path, _ in asked] == [f"http://gemini.example/v1beta/models/{MODEL}:countTokens"]
+
+
 def test_a_disabled_key_is_checked_only_by_name(shell: Shell) -> None:
     shell("add", "alice", stdin=A)
     shell("disable", "alice")
@@ -515,7 +585,7 @@ def test_nobody_at_the_address_is_unreachable(shell: Shell) -> None:
         shell.settings = Settings(data=str(shell.home / "data"), upstream=f"http://127.0.0.1:{free.getsockname()[1]}")
         shell("add", "alice", stdin=A)
         code, out, _ = shell("check")
-    assert (code, "unreachable" in out) == (1, True)
+    assert (code, "unreachable  Connection refused" in out) == (1, True)
 
 
 # --- add asks Google at once
@@ -532,7 +602,6 @@ def test_add_asks_google_at_once_and_says_what_it_said(shell: Shell) -> None:
         assert "GOOGLE REFUSES bad key: invalid-key" in err
         assert ". It is added, and gateways leave it aside, and ask about it again, until Google takes it; give" in err
         assert ".." not in err
-        shell.health = read(shell.settings.store_url)
         assert {row["id"]: row["health"]["state"] for row in json.loads(shell("list", "--json")[1])["keys"]} == {
             "good": "healthy",
             "bad key": "aside",
@@ -550,10 +619,7 @@ def test_add_asks_google_at_once_and_says_what_it_said(shell: Shell) -> None:
 
 
 def test_a_key_is_unchecked_until_a_check_found_it_well(shell: Shell) -> None:
-    from pollux.serving import health_reader
-
     def states() -> dict[str, str]:
-        shell.health = health_reader(shell.settings)()
         return {key["id"]: key["health"]["state"] for key in json.loads(shell("list", "--json")[1])["keys"]}
 
     shell("add", "bad", stdin=B)
@@ -688,7 +754,7 @@ def test_a_gateway_that_was_named_and_does_not_answer_is_told_of(shell: Shell) -
 def test_check_says_when_a_refusal_names_a_free_quota(shell: Shell) -> None:
     shell("add", "alice", "--project", "p", stdin=A)
     shell("add", "carl", "--project", "q", "--tier", "free", stdin=C)
-    shell.health = {"free": {"p": 1.0, "q": 1.0}}
+    shell.keep_health(free={"p": 1.0, "q": 1.0})
     with gemini() as (url, _):
         shell.settings = Settings(data=str(shell.home / "data"), upstream=url)
         err = shell("check")[2]
@@ -702,7 +768,7 @@ def test_check_names_all_projects_on_the_free_quota_in_one_line_for_each_thing_t
     (shell.home / "key.txt").write_text(f"a b: {A}\nb: test-key-2\n")
     shell("add", "c", "--tier", "tier1", stdin=B)
     shell("add", "d", "--tier", "tier2", stdin=D)
-    shell.health = {"free": dict.fromkeys(("a b", "b", "c", "d"), 1.0)}
+    shell.keep_health(free=dict.fromkeys(("a b", "b", "c", "d"), 1.0))
     with gemini() as (url, _):
         shell.settings = Settings(data=str(shell.home / "data"), upstream=url)
         paid, untold = shell("check", "a b", "c", "d")[2], shell("check", "a b")[2]
@@ -727,11 +793,11 @@ def test_keys_of_one_project_that_name_different_tiers_are_warned_of_and_the_fir
 def test_each_command_has_help(shell: Shell) -> None:
     for command in ("add", "list", "edit", "remove", "enable", "disable", "import", "check"):
         code, out, _ = shell(command, "--help")
-        assert (code, "usage: pollux keys" in out) == (0, True)
+        assert (code, "Usage: pollux keys" in out) == (0, True)
 
 
 def test_the_docs_name_each_command_field_and_finding() -> None:
     docs = (Path(__file__).parent.parent / "docs" / "keys.md").read_text()
-    words = [*(f"pollux keys {name}" for name in COMMANDS), *(f"| `{name}` |" for name in FIELDS)]
+    words = [*(f"pollux keys {name}" for name in keys.commands), *(f"| `{name}` |" for name in FIELDS)]
     words += [*(f"`{name}`" for name in LIMITS), "`healthy`", "`invalid`", "`no quota`", "`unreachable`", "`unclear`"]
     assert [word for word in words if word not in docs] == []

@@ -1,6 +1,5 @@
 """cli_tokens: tokens made, listed and revoked in a local Secret Manager; and what is said without one."""
 
-import argparse
 import io
 import json
 import re
@@ -11,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pollux import cli, cli_tokens
+from pollux import cli
 from pollux.auth import Tokens
-from pollux.keys.token_commands import COMMANDS
+from pollux.cli_tokens import tokens
 from pollux.settings import Settings
 from tests.secret_manager import PROJECT, SecretManager, serving
 
@@ -35,13 +34,7 @@ class Shell:
 
     def __call__(self, *words: str, answer: str | None = None, secrets: bool = True) -> tuple[int, str, str]:
         self.patch.setattr(sys, "stdin", io.StringIO("") if answer is None else Terminal(answer))
-        parser = argparse.ArgumentParser(prog="pollux")
-        cli_tokens.add_parser(parser.add_subparsers(required=True))
-        try:
-            namespace = parser.parse_args(["tokens", *words, *(["--secrets", PROJECT] if secrets else [])])
-            code = cli_tokens.run(namespace, self.settings)
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
+        code = cli.main(["tokens", *words, *(["--secrets", PROJECT] if secrets else [])], lambda: self.settings)
         out, err = self.capture.readouterr()
         return code, out, err
 
@@ -186,7 +179,7 @@ def test_a_token_made_while_the_question_stands_is_kept(shell: Shell, valid: int
         shell.google.add(WEB, TWO)
         return True
 
-    shell.patch.setattr("pollux.keys.token_commands.confirmed", meanwhile)
+    shell.patch.setattr("pollux.cli_tokens.confirmed", meanwhile)
     code, out, err = shell("revoke", "web")
     assert (code, shell.google.states(WEB)) == (0, ["DESTROYED" if valid else "DISABLED", "ENABLED"])
     assert ("revoked version 1 of secret pollux-token-web;" in out) == bool(valid)
@@ -234,7 +227,7 @@ def test_it_is_a_command(shell: Shell, tmp_path: Path) -> None:
 def test_the_docs_name_each_command_and_option() -> None:
     docs = (Path(__file__).parent.parent / "docs" / "access.md").read_text()
     words = [
-        *(f"pollux tokens {name}" for name in COMMANDS),
+        *(f"pollux tokens {name}" for name in tokens.commands),
         "--admin",
         "--url",
         "--raw",

@@ -1,26 +1,29 @@
 """cli_watch: what `pollux status` and `pollux explain` print of a running gateway, and say where there is none."""
 
-import argparse
-import io
+import contextlib
 import json
+import os
 import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
 
 import pytest
 
 from pollux.admin import status
-from pollux.cli_watch import explain_text, request_text, run, status_text, table
+from pollux.cli import main
+from pollux.cli_watch import as_text, explain_view, request_view, status_view
 from pollux.journal import Attempt, Record
 from pollux.keys import Key
+from pollux.keys.terminal import Table
 from pollux.settings import Settings
 from tests.gateway import (
     ADMIN,
@@ -37,6 +40,19 @@ from tests.gateway import (
     refuses,
     whole,
 )
+
+
+def status_text(found: Any) -> str:
+    return as_text(status_view(found))
+
+
+def explain_text(found: Any) -> str:
+    return as_text(explain_view(found))
+
+
+def request_text(found: Any) -> str:
+    return as_text(request_view(found))
+
 
 BEARER = {"authorization": f"Bearer {ADMIN}"}
 NO_WAIT = {"x-pollux-fallback": "off", "x-pollux-max-wait": "0"}
@@ -296,7 +312,8 @@ def test_a_request_above_the_limit_is_told_to_be_larger() -> None:
 
 
 def test_columns_are_as_wide_as_their_widest_cell() -> None:
-    assert table(("A", "LONG"), [("wide", 1), ("x", "")]) == ["A     LONG", "wide  1", "x"]
+    table = Table(("A", "LONG"), [("wide", 1), ("x", "")])
+    assert as_text([table]).splitlines() == ["", "A     LONG", "wide  1", "x"]
 
 
 # --- asking a gateway ------------------------------------------------------------------------------------------------
@@ -325,40 +342,43 @@ def serving(status: int, body: bytes, asked: list[tuple[str, str | None]]) -> It
         server.server_close()
 
 
-def command(name: str, url: str, **more: Any) -> argparse.Namespace:
-    return argparse.Namespace(**({"command": name, "url": url, "json": True, "watch": False, "tokens": 0} | more))
+def run(settings: Settings, *arguments: str) -> int:
+    return main(arguments, lambda: settings)
 
 
-def asked_of(status: int, body: Any, settings: Settings, **more: Any) -> tuple[int, list[tuple[str, str | None]]]:
+def asked_of(
+    status: int, body: Any, settings: Settings, *arguments: str, json_: bool = True
+) -> tuple[int, list[tuple[str, str | None]]]:
     asked: list[tuple[str, str | None]] = []
     with serving(status, json.dumps(body).encode(), asked) as url:
-        return run(command(more.pop("name"), url, **more), settings), asked
+        return run(settings, *arguments, "--url", url, *["--json"] * json_), asked
 
 
 @pytest.mark.parametrize(
-    ("more", "path"),
+    ("arguments", "path"),
     [
-        ({"name": "status"}, "/admin/status"),
-        ({"name": "explain", "what": "a model/x", "tokens": 5}, "/admin/explain?model=a+model%2Fx&tokens=5"),
-        ({"name": "explain", "what": "0123456789abcdef"}, "/admin/requests/0123456789abcdef"),
+        (["status"], "/admin/status"),
+        (["explain", "a model/x", "--tokens", "5"], "/admin/explain?model=a+model%2Fx&tokens=5"),
+        (["explain", "a model/x", "--tokens", "-5"], "/admin/explain?model=a+model%2Fx&tokens=0"),
+        (["explain", "0123456789abcdef"], "/admin/requests/0123456789abcdef"),
     ],
 )
 def test_each_command_asks_with_the_admin_token_and_prints_json(
-    more: dict[str, Any], path: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], path: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, asked = asked_of(200, {"answer": 1}, Settings(admin_token=ADMIN), **more)
+    code, asked = asked_of(200, {"answer": 1}, Settings(admin_token=ADMIN), *arguments)
     assert (code, asked) == (0, [(path, f"Bearer {ADMIN}")])
     assert json.loads(capsys.readouterr().out) == {"answer": 1}
 
 
 def test_the_token_of_this_machine_is_found_in_the_data_folder(tmp_path: Path) -> None:
     (tmp_path / "tokens.json").write_text(json.dumps({"client": "c", "admin": "kept-admin-token"}))
-    code, asked = asked_of(200, {}, Settings(data=str(tmp_path)), name="status")
+    code, asked = asked_of(200, {}, Settings(data=str(tmp_path)), "status")
     assert (code, asked) == (0, [("/admin/status", "Bearer kept-admin-token")])
 
 
 def test_without_a_token_it_says_where_one_is_expected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(command("status", "http://127.0.0.1:1"), Settings(data=str(tmp_path))) == 2
+    assert run(Settings(data=str(tmp_path)), "status", "--url", "http://127.0.0.1:1") == 2
     said = capsys.readouterr().err
     assert "POLLUX_ADMIN_TOKEN" in said
     assert str(tmp_path / "tokens.json") in said
@@ -375,30 +395,17 @@ def test_without_a_token_it_says_where_one_is_expected(tmp_path: Path, capsys: p
 def test_an_answer_that_is_an_error_is_one_line_and_2(
     status: int, body: Any, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, _ = asked_of(status, body, Settings(admin_token=ADMIN), name="status")
+    code, _ = asked_of(status, body, Settings(admin_token=ADMIN), "status")
     err = capsys.readouterr().err
     assert code == (2 if said else 0)
     assert said in err
     assert err.count("\n") == bool(said)
 
 
-def test_an_answer_that_is_an_error_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python 3.14 warns of one that is not, on the user's terminal."""
-    body = io.BytesIO(b'{"error": {"message": "no"}}')
-    refused = HTTPError("http://127.0.0.1:1/admin/status", 401, "Unauthorized", Message(), body)
-
-    def refuse(*_: Any, **__: Any) -> None:
-        raise refused
-
-    monkeypatch.setattr("pollux.cli_watch.urllib.request.urlopen", refuse)
-    assert run(command("status", "http://127.0.0.1:1"), Settings(admin_token=ADMIN)) == 2
-    assert body.closed
-
-
 def test_what_is_no_gateway_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     asked: list[tuple[str, str | None]] = []
     with serving(200, b"<html>", asked) as url:
-        assert run(command("status", url), Settings(admin_token=ADMIN)) == 2
+        assert run(Settings(admin_token=ADMIN), "status", "--url", url) == 2
     assert "no gateway answers at" in capsys.readouterr().err
 
 
@@ -406,7 +413,7 @@ def test_where_nobody_listens_it_says_how_to_start_one(capsys: pytest.CaptureFix
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    assert run(command("status", url), Settings(admin_token=ADMIN)) == 2
+    assert run(Settings(admin_token=ADMIN), "status", "--url", url) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"pollux status: no gateway answers at {url} ")
     assert "pollux serve" in said
@@ -415,7 +422,7 @@ def test_where_nobody_listens_it_says_how_to_start_one(capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("url", ["127.0.0.1:3145", "file:///etc/passwd", "ftp://x"])
 def test_a_url_that_is_none_is_said(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(command("status", url), Settings(admin_token=ADMIN)) == 2
+    assert run(Settings(admin_token=ADMIN), "status", "--url", url) == 2
     assert "expected one such as http://127.0.0.1:3145" in capsys.readouterr().err
 
 
@@ -431,8 +438,8 @@ def test_watch_shows_it_again_until_it_is_stopped(
             raise KeyboardInterrupt
 
     monkeypatch.setattr("pollux.cli_watch.time.sleep", sleep)
-    with pytest.raises(KeyboardInterrupt):
-        asked_of(200, found, Settings(admin_token=ADMIN), name="status", watch=True, json=False)
+    code, _ = asked_of(200, found, Settings(admin_token=ADMIN), "status", "--watch", json_=False)
+    assert code == 130
     assert naps == [2.0] * 3
     assert capsys.readouterr().out.count("requests: 0") == 3
 
@@ -473,3 +480,89 @@ def test_status_tells_of_resources_once_there_are_some() -> None:
     before, after = play(scene)
     assert "resources:" not in status_text(before)
     assert "resources: 1 remembered with their owners, 0 looked for, 1 commits" in status_text(after)
+
+
+# --- proxies and terminals -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+@pytest.mark.usefixtures("_no_proxy")
+def test_another_machine_is_asked_through_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None]] = []
+    with serving(200, b"{}", asked) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.replace("//", "//user:pass-word@"))
+        assert run(Settings(admin_token=ADMIN), "status", "--json", "--url", "http://gateway.invalid") == 0
+    assert asked == [("http://gateway.invalid/admin/status", f"Bearer {ADMIN}")]
+
+
+@pytest.mark.usefixtures("_no_proxy")
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_this_machine_is_never_asked_through_a_proxy(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    asked: list[tuple[str, str | None]] = []
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    with serving(200, b"{}", asked) as url:
+        url = url.replace("127.0.0.1", host)
+        assert run(Settings(admin_token=ADMIN), "status", "--json", "--url", url) == 0
+    assert asked == [("/admin/status", f"Bearer {ADMIN}")]
+
+
+@pytest.mark.usefixtures("_no_proxy")
+def test_no_proxy_goes_around_the_proxy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[tuple[str, str | None]] = []
+    with serving(200, b"{}", asked) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy)
+        monkeypatch.setenv("NO_PROXY", "gateway.invalid")
+        assert run(Settings(admin_token=ADMIN), "status", "--url", "http://gateway.invalid") == 2
+    assert asked == []
+    assert "no gateway answers at http://gateway.invalid (" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_no_proxy")
+@pytest.mark.parametrize("arguments", [["status", "--url"], ["deploy", "check"]])
+def test_a_proxy_that_refuses_is_named_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+    with serving(407, b"", asked) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.replace("//", "//user:pass-word@"))
+        settings = Settings(admin_token=ADMIN, token=("client-token-of-nobody",))
+        assert run(settings, *arguments, "https://gateway.invalid") in (1, 2)
+    shown = " ".join("".join(capsys.readouterr()).split())
+    assert f"through the proxy {proxy}" in shown
+    assert "501" in shown, "the server here knows no CONNECT"
+    assert not [secret for secret in ("pass-word", ADMIN, "client-token-of-nobody") if secret in shown]
+
+
+def test_watch_on_a_terminal_leaves_it_as_it_was(tmp_path: Path) -> None:
+    found = seen(lambda _: "/admin/status")
+    program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    program += "from pollux.cli import main; sys.exit(main())"
+    controller, terminal = os.openpty()
+    with serving(200, json.dumps(found).encode(), []) as url:
+        child = subprocess.Popen(
+            [sys.executable, "-c", program, "status", "--watch", "--url", url],
+            env=os.environ | {"TERM": "xterm", "POLLUX_ADMIN_TOKEN": ADMIN, "PYTHONPATH": "function"},
+            stdout=terminal,
+            stderr=terminal,
+        )
+        os.close(terminal)
+        shown = b""
+        while b"requests: 0" not in shown:
+            shown += os.read(controller, 1 << 16)
+        child.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # Linux says so when the last of the other end has closed it
+            while data := os.read(controller, 1 << 16):
+                shown += data
+        os.close(controller)
+        assert child.wait(20) == 130
+    assert b"\x1b[?1049h" in shown, "a screen of its own"
+    after = shown.rpartition(b"\x1b[?1049l")[2]
+    assert b"\x1b[?25h" in after or shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l"), "the cursor is back"
+    assert b"Traceback" not in shown
+    assert b"requests" not in after

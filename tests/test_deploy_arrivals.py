@@ -1,9 +1,9 @@
-"""deploy.arrivals: which moments of arrival mean that something holds a stream back."""
+"""deploy_check: which moments of arrival mean that something holds a stream back."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pollux.deploy.arrivals import FEWEST, TOGETHER, event_times, judge
+from pollux.deploy_check import FEWEST, TOGETHER, event_times, judge
 
 
 def verdict(*times: float, total: float = 0.0, length_known: bool = False) -> str:

@@ -11,8 +11,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from pollux.affinity import DAY, KEPT_ELSE, KEPT_FOR
-from pollux.cli import _parser
 from pollux.wire.bound import COLLECTIONS
+from tests.command_line import parsed
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "function/pollux"
@@ -141,7 +141,7 @@ def test_the_compiled_file_names_no_index_and_no_host() -> None:
 
 
 def test_the_code_imports_nothing_that_is_not_deployed() -> None:
-    ours = {"pollux", "httptools", "starlette", "uvicorn", "uvloop", "functions_framework"}
+    ours = {"pollux", "click", "httptools", "httpx2", "rich", "starlette", "uvicorn", "uvloop", "functions_framework"}
     brought = {"google", "grpc", "httpcore2"}  # by the two clients of the cloud extra, and by httpx2
     imported = {
         name
@@ -223,8 +223,7 @@ def test_the_image_runs_a_command_that_exists_and_not_as_root() -> None:
     assert words[:4] == ["exec", "python", "-m", "pollux.cli"]
     port = next(line for line in lines if line.startswith("ENV")).split("PORT=")[1].split()[0]
     arguments = [word.replace("$PORT", port) for word in words[4:]]
-    parsed = _parser("serve").parse_args(arguments)
-    assert (parsed.command, parsed.host, parsed.port) == ("serve", "0.0.0.0", 8080)  # noqa: S104
+    assert parsed(arguments) == ("pollux serve", {"host": "0.0.0.0", "port": 8080, "demo": False})  # noqa: S104
     assert lines.index("USER pollux") < lines.index(command)
     assert re.search(r"^FROM python:3\.\d+-slim$", "\n".join(lines), re.MULTILINE)
     assert "COPY function/requirements.txt ." in lines

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pollux.cli_watch import request_text
+from pollux.cli_watch import as_text, request_view
 from pollux.log import TextFormatter
 from tests.gateway import (
     ADMIN,
@@ -123,7 +123,7 @@ def test_the_log_line_and_the_request_tell_of_it() -> None:
 
     request = play(scene)
     assert (request["fallback_from"], request["model_used"]) == (FLASH, NEXT)
-    assert request_text(request).splitlines()[0].endswith(f" {FLASH} -> 200, answered by {NEXT} instead")
+    assert as_text(request_view(request)).splitlines()[0].endswith(f" {FLASH} -> 200, answered by {NEXT} instead")
     line = TextFormatter(colours=False).request(request, "INFO", 0.0)
     assert f"{FLASH} -> {NEXT}" in line
     assert "  fallback  " in line

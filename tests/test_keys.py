@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pollux.cli_keys import plan
 from pollux.keys import Key, Keyring, KeySourceError, Secret
 from pollux.keys.entries import Entry, KeyFileError, id_fault, value_fault
 from pollux.keys.files import Variable, parse, parse_variables, recognise
-from pollux.keys.importing import plan
 from pollux.keys.keyfile import KeyFile
 from pollux.keys.local import LocalKeyring, free_id
 
@@ -588,7 +588,7 @@ def test_a_key_file_keeps_what_it_does_not_know_and_is_private(tmp_path: Path) -
     path.chmod(0o644)
 
     file.edit("alice", project=None, secret=Secret(B), limits={"*": None, "m": {"rpd": 0}})
-    file.disable("alice")
+    file.edit("alice", enabled=False)
     file.add("bob", Secret(C))
     found = json.loads(path.read_text())
     alice = {
@@ -604,7 +604,7 @@ def test_a_key_file_keeps_what_it_does_not_know_and_is_private(tmp_path: Path) -
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
-    file.enable("alice")
+    file.edit("alice", enabled=None)
     file.edit("alice", limits={"m": None})
     file.remove("bob")
     del alice["enabled"], alice["limits"]
@@ -697,6 +697,10 @@ def test_taking_over_keeps_ids_in_use_and_never_two_of_one(home: Home) -> None:
         ("eve", C),
     ]
     assert [(entry.line, key_id) for entry, key_id in found.skipped] == [(4, "eve"), (5, "mine")]
+
+
+def test_an_import_takes_no_id_that_is_taken_by_what_is_no_usable_key() -> None:
+    assert plan([Entry("a", Secret(A), "f")], {}, {}, ["a", "a-2"]).added.keys() == {"a-3"}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """cloud_commands: `pollux keys … --secrets`, each command against a local Secret Manager and a simulated Gemini."""
 
-import argparse
 import getpass
 import io
 import json
@@ -13,9 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pollux import cli, cli_keys
-from pollux.keys.cloud_commands import COMMANDS
-from pollux.keys.commands import COMMANDS as LOCAL_COMMANDS
+from pollux import cli
 from pollux.keys.records import LIMITS, OURS, VERSION
 from pollux.keys.records import PROJECT as PROJECT_NOTE
 from pollux.settings import Settings
@@ -47,13 +44,7 @@ class Shell:
 
     def __call__(self, *words: str, stdin: str = "", project: str = PROJECT) -> tuple[int, str, str]:
         self.patch.setattr(sys, "stdin", io.StringIO(stdin))
-        parser = argparse.ArgumentParser(prog="pollux")
-        cli_keys.add_parser(parser.add_subparsers(required=True))
-        try:
-            namespace = parser.parse_args(["keys", *words, "--secrets", project])
-            code = cli_keys.run(namespace, self.settings, read_health=lambda: {})
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
+        code = cli.main(["keys", *words, "--secrets", project], lambda: self.settings)
         out, err = self.capture.readouterr()
         self.printed += out + err
         return code, out, err
@@ -84,10 +75,6 @@ def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     assert not [value for value in (A, B, C, D) if value in shell.printed]
 
 
-def test_the_same_commands_work_in_both_places() -> None:
-    assert COMMANDS.keys() == LOCAL_COMMANDS.keys()
-
-
 # --- add, edit, enable, disable, remove
 
 
@@ -105,8 +92,9 @@ def test_a_key_is_added_with_labels_and_annotations(shell: Shell) -> None:
 
 def test_keys_of_one_project_that_name_different_tiers_are_warned_of(shell: Shell) -> None:
     shell("add", "alice", "--project", "p", "--tier", "free", stdin=A)
-    shell("add", "bob", "--project", "p", "--tier", "free", stdin=B)
+    added = shell("add", "bob", "--project", "p", "--tier", "tier1", stdin=B)
     warning = "warning: bob (tier1) and alice (free) are of one project, p: what alice says counts"
+    assert warning in added[2]
     assert warning in shell("edit", "bob", "--tier", "tier1")[2]
     assert warning in shell("list")[2]
 
@@ -164,7 +152,8 @@ def test_edit_changes_what_is_named_and_keeps_what_others_wrote(shell: Shell) ->
 
 def test_edit_without_a_change_or_with_a_value_says_what_to_do(shell: Shell) -> None:
     assert "nothing to change" in shell("edit", "a")[2]
-    assert "pollux keys rotate a" in shell("edit", "a", "--value", stdin=B)[2]
+    for key_id in ("a", A):  # which may be a value, and so is not repeated
+        assert "pollux keys rotate ID" in shell("edit", key_id, "--value", stdin=B)[2]
 
 
 def test_two_who_change_at_once_do_not_undo_each_other(shell: Shell) -> None:
@@ -244,9 +233,8 @@ def test_a_check_that_breaks_off_leaves_the_old_value(shell: Shell) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    shell.patch.setattr("pollux.keys.cloud_commands.probe", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        shell("rotate", "a", stdin=B)
+    shell.patch.setattr("pollux.cli_keys.probe", interrupt)
+    assert shell("rotate", "a", stdin=B)[0] == 130
     assert shell.google.states("pollux-key-a") == ["ENABLED", "DISABLED"]
 
 
@@ -282,10 +270,10 @@ def test_list_shows_what_can_be_read_and_why_the_rest_cannot(shell: Shell) -> No
 @pytest.mark.parametrize(
     ("store", "secrets", "state"),
     [
-        ("sqlite:////shared.db", "", "unchecked"),
-        ("sqlite:////shared.db", PROJECT, "unchecked"),
+        ("shared.db", "", "unchecked"),
+        ("shared.db", PROJECT, "unchecked"),
         ("", PROJECT, "unchecked"),
-        ("sqlite:////shared.db", "another", "not known"),
+        ("shared.db", "another", "not known"),
         ("", "", "not known"),
         ("memory://", PROJECT, "not known"),
     ],
@@ -294,6 +282,7 @@ def test_health_is_that_of_the_store_of_these_keys_and_else_not_known(
     shell: Shell, store: str, secrets: str, state: str
 ) -> None:
     shell.google.put("pollux-key-a", A)
+    store = f"sqlite:///{shell.folder / store}" if store == "shared.db" else store
     shell.settings = replace(shell.settings, store=store, secrets=secrets)
     assert json.loads(shell("list", "--json")[1])["keys"][0]["health"] == {"state": state}
     assert shell("list")[1].rstrip().endswith(f"  {state}")
@@ -380,9 +369,8 @@ def test_on_a_terminal_an_import_shows_a_bar(shell: Shell) -> None:
     shell.patch.setattr(sys, "stderr", drawn)
     code, out, _ = shell("import", str(file))
     assert code == 0
-    bars = drawn.getvalue().split("\r")
-    assert "adding keys [###############...............] 1/2" in bars
-    assert bars[-1] == "\x1b[K"  # wiped
+    assert "adding keys" in drawn.getvalue()
+    assert "2/2" in drawn.getvalue()
     assert out.count("added") == 3
 
 
@@ -466,9 +454,9 @@ def test_without_the_library_it_says_what_to_install(shell: Shell) -> None:
 
 def test_the_setting_names_the_project_too(shell: Shell) -> None:
     shell.google.put("pollux-key-a", A)
-    namespace = argparse.Namespace(keys_command="enable", id="a", secrets=None)
     shell.google.secrets["pollux-key-a"].labels["enabled"] = "false"
-    assert cli_keys.run(namespace, Settings(secrets=PROJECT)) == 0
+    settings = replace(shell.settings, secrets=PROJECT)
+    assert cli.main(["keys", "enable", "a"], lambda: settings) == 0
     assert "enabled" not in shell.google.secrets["pollux-key-a"].labels
 
 

@@ -22,16 +22,21 @@ def document(*ids: str) -> Document:
     return health.pack(value) | {"writers": {"w": [3, 4e9]}}
 
 
-def aside(url: str, *ids: str) -> None:
-    """A gateway that left these keys aside, for a long time."""
+def write(url: str, written: Document) -> None:
+    """The health document, as a gateway writes it first."""
 
-    async def write() -> None:
+    async def commit() -> None:
         store = open_store(url)
         await store.open()
-        await store.commit("health", document(*ids), None)
+        await store.commit("health", written, None)
         await store.close()
 
-    asyncio.run(write())
+    asyncio.run(commit())
+
+
+def aside(url: str, *ids: str) -> None:
+    """A gateway that left these keys aside, for a long time."""
+    write(url, document(*ids))
 
 
 def read(url: str) -> Mapping[str, Any]:
@@ -133,13 +138,7 @@ def test_who_is_faster_is_followed_but_not_for_ever(
 
 
 def test_a_document_of_a_later_version_is_told_and_left(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    async def write() -> None:
-        store = open_store(url)
-        await store.open()
-        await store.commit("health", document("a") | {"schema": 99}, None)
-        await store.close()
-
-    asyncio.run(write())
+    write(url, document("a") | {"schema": 99})
     asyncio.run(forgive(Settings(store=url), "pool", "a"))
     assert read(url)["schema"] == 99
     assert "the health document has schema 99" in capsys.readouterr().err

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pollux.app import App
-from pollux.cli_watch import explain_text, request_text, status_text
+from pollux.cli_watch import as_text, explain_view, request_view, status_view
 from pollux.simulator.faults import Fault
 from tests.gateway import (
     ADMIN,
@@ -150,10 +150,10 @@ def test_status_and_explain_tell_of_it() -> None:
     status, explained, request, got = play(scene)
     (tool,) = status["projects"][0]["tools_aside"].items()
     assert (tool[0], tool[1]["cause"], status["projects"][1]["tools_aside"]) == ("googleSearch", "tool-quota", {})
-    lines = [" ".join(line.split()) for line in status_text(status).splitlines()]
+    lines = [" ".join(line.split()) for line in as_text(status_view(status)).splitlines()]
     assert "PROJECT TOOL UNTIL WHY" in lines
     assert "p1 googleSearch in 60 s the tool's own quota is used up" in lines
-    rows = [" ".join(line.split()) for line in explain_text(explained).splitlines()]
+    rows = [" ".join(line.split()) for line in as_text(explain_view(explained)).splitlines()]
     assert next(row for row in rows if "googleSearch rests" in row).startswith(
         f"{FLASH} p1 k1 now free now; googleSearch"
     )
@@ -162,7 +162,9 @@ def test_status_and_explain_tell_of_it() -> None:
         (NEXT, "p1"),
     }
     assert [attempt["cause"] for attempt in request["attempts"]] == ["tool-quota", "ok"]
-    assert "1. gemini-3.8-flash on p1 (key k1): tool-quota: You exceeded your current quota" in request_text(request)
+    assert "1. gemini-3.8-flash on p1 (key k1): tool-quota: You exceeded your current quota" in as_text(
+        request_view(request)
+    )
     assert got.status == 200
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from pollux.app import App
 from pollux.auth import Tokens
-from pollux.cli_watch import request_text
+from pollux.cli_watch import as_text, request_view
 from pollux.inbound import STALLED_AFTER
 from pollux.keys import Key, Secret
 from pollux.log_safety import redact
@@ -610,7 +610,7 @@ def test_explain_tells_how_much_passed() -> None:
             got = await send(app, await start(app), "upload, finalize", b"12345")
             admin = {"authorization": f"Bearer {ADMIN}"}
             shown = await call(app, "GET", f"/admin/requests/{got.headers['x-pollux-request-id']}", admin)
-            text = request_text(shown.json)
+            text = as_text(request_view(shown.json))
             assert "upload-chunk" in text
             assert "a call without a model on p1 (key k1): ok: 5 bytes passed" in text
 

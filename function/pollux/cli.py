@@ -1,142 +1,35 @@
-"""The command line: which commands there are. What they do is in `serving`, `cli_keys`, `cli_tokens`, …"""
+"""The command line: which commands there are. Each loads what it needs when it is called."""
 
-import argparse
-import os
+import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import click
 
 from pollux import __version__
-from pollux.settings import Settings, SettingsError, describe
+from pollux.settings import ENVIRON, Settings, SettingsError, describe
 
-EPILOG = "Every command reads POLLUX_* settings from the environment and from .env in this folder: `pollux settings`."
+ELSEWHERE = {
+    "keys": ("pollux.cli_keys:keys", "Add, list, change and check Gemini API keys."),
+    "tokens": ("pollux.cli_tokens:tokens", "Make, list and revoke the tokens that clients call with."),
+    "deploy": ("pollux.cli_deploy:deploy", "Check an endpoint, deployed or here."),
+    "status": ("pollux.cli_watch:status", "Show keys, quotas and totals of a running gateway."),
+    "explain": ("pollux.cli_watch:explain", "Tell where a request would go, or what became of one."),
+}
+"""Name -> where the click command is, and its line in the help, which is shown without loading the command."""
+ORDER = ("serve", "keys", "tokens", "deploy", "status", "explain", "judge", "simulate", "settings")
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """0: done, 1: something is not well, 2: it cannot be done as asked; then one line on stderr says why."""
-    arguments = sys.argv[1:] if argv is None else argv
-    namespace = _parser(arguments[0] if arguments else "").parse_args(arguments)
-    try:
-        return _run(namespace)
-    except SettingsError as error:
-        print(f"pollux: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader of our output left
-        sys.stderr.close()
-        return 1
-    except KeyboardInterrupt:
-        return 130
-
-
-def _parser(wanted: str) -> argparse.ArgumentParser:
-    """Only the command that is wanted gets its arguments: importing them all would slow down every start."""
-    parser = argparse.ArgumentParser(
-        prog="pollux", description="A gateway that spreads Gemini API calls over a pool of projects.", epilog=EPILOG
-    )
-    parser.add_argument("--version", action="version", version=f"pollux {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    serve = commands.add_parser("serve", help="run the gateway")
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    serve.add_argument("--port", type=_port, default=3145, help="port to listen on; 0 takes a free one (default: 3145)")
-    serve.add_argument("--demo", action="store_true", help="in front of a simulated Gemini, without any key")
-    if wanted == "keys":
-        from pollux import cli_keys
-
-        cli_keys.add_parser(commands)
-    else:
-        commands.add_parser("keys", help="add, list, change and check the Gemini API keys of this machine")
-    if wanted == "tokens":
-        from pollux import cli_tokens
-
-        cli_tokens.add_parser(commands)
-    else:
-        commands.add_parser("tokens", help="make, list and revoke the tokens that clients call with")
-    if wanted == "deploy":
-        from pollux import cli_deploy
-
-        cli_deploy.add_parser(commands)
-    else:
-        commands.add_parser("deploy", help="check an endpoint, deployed or here")
-    _add_watchers(commands)
-    simulate = commands.add_parser("simulate", help="run a simulated Gemini API that enforces quotas")
-    if wanted == "simulate":
-        from pollux import simulator
-
-        simulator.add_arguments(simulate)
-    commands.add_parser("settings", help="list every setting with its default")
-    return parser
-
-
-def _add_watchers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    status = commands.add_parser("status", help="show keys, quotas and totals of a running gateway")
-    status.add_argument("--watch", action="store_true", help="show it again every two seconds, until Ctrl-C")
-    status.add_argument("--json", action="store_true", help="as JSON, for scripts")
-    explain = commands.add_parser(
-        "explain",
-        help="tell where a request would go and why it would wait, or what became of one",
-        description="With a model: for every candidate the earliest slot and what holds it back. With the id of a "
-        "recent request (the answer header x-pollux-request-id): what became of it.",
-    )
-    explain.add_argument("what", metavar="MODEL|REQUEST_ID")
-    explain.add_argument("--tokens", type=int, default=0, metavar="N", help="input tokens of the request (default: 0)")
-    explain.add_argument("--json", action="store_true", help="as JSON, for scripts")
-    for command in (status, explain):
-        command.add_argument(
-            "--url", default="", help="the gateway's address (default: POLLUX_URL, else http://127.0.0.1:3145)"
-        )
-    judge = commands.add_parser(
-        "judge",
-        help="tell what an error body of the Gemini API means",
-        description="Print the verdict on an answer of the Gemini API as JSON: cause, blames, action, …",
-    )
-    judge.add_argument("--status", type=int, metavar="CODE", help="the HTTP status that came with it")
-    judge.add_argument("file", nargs="?", default="-", metavar="FILE", help="the body; - or nothing: standard input")
-
-
-def _port(text: str) -> int:
-    if text.isascii() and text.isdigit() and int(text) < 65536:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a port (0 to 65535)")
-
-
-def _run(namespace: argparse.Namespace) -> int:
-    match namespace.command:
-        case "simulate":
-            from pollux import simulator
-
-            return simulator.run(namespace)
-        case "judge":
-            return _judge(namespace.status, namespace.file)
-        case "settings":
-            return _settings()
-        case "keys":
-            from pollux import cli_keys, serving
-
-            settings = load_settings()
-            return cli_keys.run(namespace, settings, read_health=serving.health_reader(settings))
-        case "tokens":
-            from pollux import cli_tokens
-
-            return cli_tokens.run(namespace, load_settings())
-        case "deploy":
-            from pollux import cli_deploy
-
-            return cli_deploy.run(namespace, load_settings())
-        case "serve":
-            from pollux import serving
-
-            return serving.serve(load_settings(), namespace.host, namespace.port, demo=namespace.demo)
-        case _:
-            from pollux import cli_watch
-
-            return cli_watch.run(namespace, load_settings())
+LoadSettings = Callable[[], Settings]
+"""What `@click.pass_obj` gives a command: settings are read when the command runs, so that --help needs none."""
 
 
 def load_settings() -> Settings:
     """From the environment, and for what is not set there from .env in the working directory."""
     from pollux.keys.files import parse_env
 
-    environ = dict(os.environ)
+    environ = dict(ENVIRON)
     file = Path(".env")
     if file.is_file():
         for name, variable in parse_env(file.read_text(errors="replace"), str(file)).items():
@@ -145,7 +38,95 @@ def load_settings() -> Settings:
     return Settings.from_env(environ)
 
 
-def _judge(status: int | None, file: str) -> int:
+def main(argv: Sequence[str] | None = None, load: LoadSettings = load_settings) -> int:
+    """The exit code. 0: done. 1: something is not well. 2: it cannot be done as asked; stderr says why in one line."""
+    try:
+        return root.main(argv, "pollux", standalone_mode=False, obj=load) or 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return 2
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "pollux"
+        said = error.format_message()
+        if isinstance(error, click.UsageError):
+            said = f"{said.rstrip('.')}; see: {command} --help"
+        print(f"{command}: {said}", file=sys.stderr)
+        return 2
+    except SettingsError as error:
+        print(f"pollux: {error}", file=sys.stderr)
+        return 2
+    except click.Abort:  # Ctrl-C
+        return 130
+
+
+class LazyGroup(click.Group):
+    """Imports the module of a command in ELSEWHERE when the command is called; the help imports none."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(ORDER)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in ELSEWHERE:
+            return self.commands.get(cmd_name)
+        module, _, attribute = ELSEWHERE[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            if (
+                error.ctx is None and ctx.invoked_subcommand
+            ):  # click names no command for an option without its argument
+                command = self.get_command(ctx, ctx.invoked_subcommand)
+                error.ctx = click.Context(command or self, ctx, ctx.invoked_subcommand)
+            raise
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        here = {name: command.get_short_help_str(formatter.width) for name, command in self.commands.items()}
+        lines = here | {name: text for name, (_, text) in ELSEWHERE.items()}
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, lines[name]) for name in ORDER])
+
+
+@click.group(
+    cls=LazyGroup,
+    help="A gateway that spreads Gemini API calls over a pool of projects.",
+    epilog="Every command reads POLLUX_* settings from the environment and from .env in this folder; "
+    "`pollux settings` lists them.",
+)
+@click.version_option(__version__, message="pollux %(version)s")
+def root() -> None:
+    pass
+
+
+@root.command(help="Run the gateway.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=3145,
+    show_default=True,
+    help="Port to listen on; 0 takes a free one.",
+)
+@click.option("--demo", is_flag=True, help="In front of a simulated Gemini, without any key.")
+@click.pass_obj
+def serve(load: LoadSettings, host: str, port: int, demo: bool) -> int:
+    from pollux import serving
+
+    return serving.serve(load(), host, port, demo=demo)
+
+
+@root.command()
+@click.option("--status", type=int, metavar="CODE", help="The HTTP status that came with it.")
+@click.argument("file", default="-", metavar="[FILE]")
+def judge(status: int | None, file: str) -> int:
+    """Tell what an error body of the Gemini API means.
+
+    FILE is the body; - or nothing is standard input. The verdict is printed as JSON: cause, blames, action, …
+    """
     import time
 
     from pollux.verdict.rules import judge_command
@@ -159,8 +140,39 @@ def _judge(status: int | None, file: str) -> int:
     return 0
 
 
-def _settings() -> int:
+@root.command(
+    add_help_option=False,
+    short_help="Run a simulated Gemini API that enforces quotas.",
+    context_settings={"ignore_unknown_options": True},
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def simulate(arguments: tuple[str, ...]) -> int:
+    """Hands its arguments over: the simulator is a program of its own."""
+    try:
+        from pollux import simulator
+    except ImportError as error:
+        print(
+            f"pollux simulate: the simulator is not installed ({error}); it comes with a checkout of Pollux",
+            file=sys.stderr,
+        )
+        return 2
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="pollux simulate", description="Run a simulated Gemini API.")
+    simulator.add_arguments(parser)
+    return simulator.run(parser.parse_args(arguments))
+
+
+@root.command(help="List every setting with its default.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for scripts.")
+def settings(as_json: bool) -> int:
     rows = describe()
+    if as_json:
+        import json
+
+        shown = [{"name": name, "default": default, "text": text} for name, default, text in rows]
+        print(json.dumps({"settings": shown}, indent=2))
+        return 0
     width = max(len(name) for name, _, _ in rows)
     for name, default, text in rows:
         print(f"{name.ljust(width)}  {text}" + (f" [{default}]" if default else ""))

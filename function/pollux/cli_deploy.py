@@ -1,170 +1,190 @@
-"""How `pollux deploy …` is spelt, and what it shows. What is tried is in `deploy`."""
+"""`pollux deploy check`: its options, where its tokens come from, and how its findings are shown."""
 
-import argparse
 import asyncio
-import contextlib
 import getpass
-import ipaddress
 import json
-import os
 import sys
 import textwrap
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
 
-from pollux.auth import TokenError, client_of
-from pollux.deploy import Finding
-from pollux.deploy.asking import Endpoint
-from pollux.deploy.credentials import CredentialError, Credentials, Sources
-from pollux.deploy.steps import CHEAP, NAMES, Check
-from pollux.settings import Settings, base_url
+import click
+
+from pollux.auth import client_of
+from pollux.cli_watch import Address, AskError, is_local
+from pollux.keys.terminal import json_option, show_json
+from pollux.log_safety import clean
+from pollux.settings import Settings
+
+if TYPE_CHECKING:
+    from pollux.deploy_check import Check, Finding, Token
 
 WIDTH = 110
-WITHIN = 30.0
+PROMPTS = {
+    "client": "Client token (not shown): ",
+    "admin": "Admin token (not shown; Enter leaves out the status): ",
+}
 
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Add `deploy` to the subparsers of the whole command line."""
-    parser: argparse.ArgumentParser = subparsers.add_parser("deploy", help="check an endpoint, deployed or here")
-    commands = parser.add_subparsers(dest="deploy_command", metavar="COMMAND", required=True)
-    check = commands.add_parser(
-        "check",
-        allow_abbrev=False,  # --token would be taken for --token-file, and a token for the name of a file
-        help="try an endpoint as its clients would, and say what is not well",
-        description="Ask a gateway for its health, an answer, a stream, and its status; three small requests are "
-        "spent. Exit code 0: nothing failed. 1: something did. 2: it could not be tried.",
-        epilog="Tokens come from POLLUX_TOKEN and POLLUX_ADMIN_TOKEN, from a file, for an address of this machine "
-        "from tokens.json in the data folder; else they are asked for, hidden. A private service wants an ID token "
-        "too: IDENTITY_TOKEN in the environment.",
-    )
-    check.add_argument("url", type=_url, metavar="URL", help="its address, such as https://pollux-….run.app")
-    check.add_argument("--model", default=CHEAP, help="model or alias to ask (default: %(default)s)")
-    check.add_argument("--token-file", metavar="FILE", help="a client token, or a tokens.json; - is standard input")
-    check.add_argument("--admin-token-file", metavar="FILE", help="the admin token")
-    check.add_argument(
-        "--timeout", type=_seconds, default=WITHIN, metavar="SECONDS", help="for each request (default: %(default)g)"
-    )
-    check.add_argument(
-        "--plain-http", action="store_true", help="allow http:// to another machine: tokens can be read on the way"
-    )
-    check.add_argument("--json", action="store_true", help="as JSON, for scripts")
-    check.add_argument("--token", "--admin-token", action=_NoToken, nargs="?", help=argparse.SUPPRESS)
-    return parser
+def _seconds(_context: click.Context, _parameter: click.Parameter, value: float) -> float:
+    if not 0 < value <= 3600:  # "nan" too, which click.FloatRange lets pass
+        raise click.BadParameter("expected seconds, above 0 and at most 3600")
+    return value
 
 
-class _NoToken(argparse.Action):
-    """Known, so that what is written behind it is not repeated as something unknown."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        parser.error("a token is no argument, which every process could read: set POLLUX_TOKEN, or --token-file FILE")
-
-
-def run(namespace: argparse.Namespace, settings: Settings) -> int:
-    local = is_local(namespace.url)
-    if namespace.url.startswith("http://") and not local and not namespace.plain_http:
-        print(
-            f"pollux deploy check: {namespace.url} is no https:// address: tokens could be read on the way; "
-            "--plain-http allows it",
-            file=sys.stderr,
+def _refuse_token(_context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+    """These options exist so that the token after them is not repeated as an unknown argument."""
+    if value is not None:
+        raise click.UsageError(
+            "a token must not be an argument, which every process can read: set POLLUX_TOKEN, or --token-file FILE"
         )
-        return 2
-    try:
-        credentials = _credentials(namespace, settings, local=local)
-    except (CredentialError, TokenError) as error:
-        print(f"pollux deploy check: {error}", file=sys.stderr)
-        return 2
-    endpoint = Endpoint(namespace.url, within=namespace.timeout, identity=credentials.identity)
-    findings = asyncio.run(_found(Check(endpoint, credentials, namespace.model), namespace))
-    failed = sum(finding.verdict == "FAIL" for finding in findings)
-    if namespace.json:
-        shown = {"url": namespace.url, "model": namespace.model, "ok": not failed}
-        print(json.dumps(shown | {"checks": [finding.as_json() for finding in findings]}, indent=2))
+
+
+@click.group(help="Check an endpoint, deployed or here.")
+def deploy() -> None:
+    pass
+
+
+@deploy.command(
+    short_help="Try an endpoint as its clients would, and say what is not well.",
+    epilog="Tokens come from POLLUX_TOKEN and POLLUX_ADMIN_TOKEN, from a file, for an address of this machine from "
+    "tokens.json in the data folder; else they are asked for, hidden. A private service wants an ID token too: "
+    "IDENTITY_TOKEN in the environment.",
+)
+@click.argument("url", type=Address())
+@click.option("--model", default="draft", show_default=True, help="Model or alias to ask.")
+@click.option("--token-file", default="", metavar="FILE", help="A client token, or a tokens.json; - is standard input.")
+@click.option("--admin-token-file", default="", metavar="FILE", help="The admin token.")
+@click.option(
+    "--timeout", type=float, default=30, show_default=True, callback=_seconds, help="Seconds for each request."
+)
+@click.option("--plain-http", is_flag=True, help="Allow http:// to another machine: tokens can be read on the way.")
+@json_option
+@click.option(
+    "--token",
+    "--admin-token",
+    is_flag=False,
+    flag_value="",
+    hidden=True,
+    expose_value=False,
+    callback=_refuse_token,
+)
+@click.pass_obj
+def check(
+    load: Callable[[], Settings],
+    url: str,
+    model: str,
+    token_file: str,
+    admin_token_file: str,
+    timeout: float,
+    plain_http: bool,
+    as_json: bool,
+) -> int:
+    """Ask the gateway at URL for its health, an answer, a stream, and its status.
+
+    It spends three small requests. Exit code 0: nothing failed. 1: something did. 2: it could not be tried.
+    """
+    from pollux.deploy_check import Check
+
+    if url.startswith("http://") and not plain_http and not is_local(url):
+        raise AskError(f"{url} is no https:// address: tokens could be read on the way; --plain-http allows it")
+    tokens = _tokens(load(), token_file, admin_token_file, local=is_local(url))
+    if not as_json:
+        print(f"{url}, model {model}\n\n{_prefix('CHECK', 'VERDICT', 'TIME')}".rstrip(), flush=True)
+    findings = asyncio.run(_found(Check(url, tokens, model=model, within=timeout), shown=not as_json))
+    verdicts = [finding.verdict for finding in findings]
+    failed = verdicts.count("FAIL")
+    if as_json:
+        checks = [finding.as_json() for finding in findings]
+        show_json({"url": url, "model": model, "ok": not failed, "checks": checks})
     else:
-        print("\n" + _summary(findings, failed))
+        counts = ((failed, "failed"), (verdicts.count("warn"), "to look at"), (verdicts.count("skipped"), "skipped"))
+        told = [f"{count} {word}" for count, word in counts if count]
+        print("\n" + ", ".join(told if failed else ["nothing failed", *told]))
     return 1 if failed else 0
 
 
-def is_local(url: str) -> bool:
-    """Whether what is sent there stays on this machine."""
-    host = urlsplit(url).hostname or ""
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
+def _tokens(settings: Settings, token_file: str, admin_token_file: str, *, local: bool) -> Mapping[str, "Token"]:
+    """Each from the first place that has it: a file, the settings, tokens.json of this machine, the terminal."""
+    from pollux.deploy_check import Token
+
+    kept = Path(settings.data) / "tokens.json"
+    in_file, in_admin_file = _read(token_file), _read(admin_token_file)
+    places: list[tuple[str, Mapping[str, str]]] = [
+        (admin_token_file, {"admin": in_admin_file.get("admin") or in_admin_file.get("client", "")}),
+        (token_file, in_file),
+        ("POLLUX_TOKEN", {"client": client_of(settings.token[0]) if settings.token else ""}),
+        ("POLLUX_ADMIN_TOKEN", {"admin": settings.admin_token}),
+        (str(kept), _parsed(kept.read_text(errors="replace")) if local and kept.is_file() else {}),
+    ]
+    tokens = {"identity": Token(settings.environ.get("IDENTITY_TOKEN", "").strip(), "IDENTITY_TOKEN")}
+    asks = sys.stdin.isatty() and "-" not in (token_file, admin_token_file)
+    for kind, prompt in PROMPTS.items():
+        known = (Token(values[kind], place) for place, values in places if values.get(kind))
+        tokens[kind] = next(known, None) or Token(_asked(prompt) if asks else "", "the terminal")
+    if not tokens["client"].value:
+        here = f"{kept} has none; " if local else ""
+        raise AskError(f"no client token: {here}set POLLUX_TOKEN, or say --token-file FILE (- is standard input)")
+    for token in tokens.values():
+        if not (token.value.isascii() and token.value.isprintable()) or " " in token.value:
+            raise AskError(f"{token.source}: has characters that a header cannot carry")
+    return tokens
 
 
-def _url(text: str) -> str:
+def _read(file: str) -> Mapping[str, str]:
+    """A token in the first line of a file, or the tokens of a tokens.json."""
+    if not file:
+        return {}
     try:
-        if not text.isascii():
-            raise ValueError
-        return base_url(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            "expected an address such as https://pollux-….run.app or http://127.0.0.1:3145, without a token or query"
-        ) from None
+        text = sys.stdin.read() if file == "-" else Path(file).expanduser().read_text()
+    except OSError as error:
+        raise AskError(f"{clean(file)}: {error.strerror}") from None  # it may be a token by mistake
+    except UnicodeDecodeError:
+        raise AskError(f"{file}: not UTF-8 text") from None
+    found = _parsed(text) if text.lstrip().startswith("{") else {"client": text.partition("\n")[0].strip()}
+    if not any(found.values()):
+        raise AskError(f'{file}: expected {{"client": …, "admin": …}}, or a token in its first line, which is empty')
+    return found
 
 
-def _seconds(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 < float(text) <= 3600:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r}: expected seconds, above 0 and at most 3600")
-
-
-def _credentials(namespace: argparse.Namespace, settings: Settings, *, local: bool) -> Credentials:
-    asks = sys.stdin.isatty() and "-" not in (namespace.token_file, namespace.admin_token_file)
-    sources = Sources(
-        namespace.token_file,
-        namespace.admin_token_file,
-        client_of(settings.token[0]) if settings.token else "",
-        settings.admin_token,
-        Path(settings.data) / "tokens.json" if local else None,
-        _asked if asks else None,
-        sys.stdin,
-    )
-    return sources.find(os.environ)
+def _parsed(text: str) -> Mapping[str, str]:
+    try:
+        found = json.loads(text)
+        return {kind: str(found[kind]).strip() for kind in PROMPTS if found.get(kind)}
+    except (ValueError, RecursionError, AttributeError):
+        return {}
 
 
 def _asked(prompt: str) -> str:
     try:
-        return getpass.getpass(prompt, sys.stderr)
+        return getpass.getpass(prompt, sys.stderr).strip()
     except EOFError:
         return ""
 
 
-async def _found(check: Check, namespace: argparse.Namespace) -> list[Finding]:
+async def _found(check: "Check", *, shown: bool) -> "list[Finding]":
     findings: list[Finding] = []
-    if not namespace.json:
-        head = _row("CHECK", "VERDICT", "TIME", "").rstrip()
-        print(f"{namespace.url}, model {namespace.model}\n\n{head}", flush=True)
     async for finding in check.run():
-        if not namespace.json:
-            said = finding.verdict == "FAIL" and any(finding.detail == other.detail for other in findings)
-            shown = replace(finding, detail="as above", hint="") if said else finding
-            print("\n".join(lines(shown)), flush=True)
+        said = finding.verdict == "FAIL" and any(finding.detail == other.detail for other in findings)
+        if shown:
+            print("\n".join(_lines(replace(finding, detail="as above", hint="") if said else finding)), flush=True)
         findings.append(finding)
     return findings
 
 
-def lines(finding: Finding) -> list[str]:
+def _lines(finding: "Finding") -> list[str]:
     """A row of the table, and below it what to do."""
     took = "" if finding.took is None else f"{finding.took * 1000:.0f} ms"
-    indent = " " * len(_row("", "", "", "x")[:-1])
-    rows = textwrap.wrap(finding.detail, WIDTH - len(indent), break_on_hyphens=False) or [""]
-    if finding.hint:
-        rows += textwrap.wrap(
-            f"-> {finding.hint}", WIDTH - len(indent), subsequent_indent="   ", break_on_hyphens=False
-        )
-    return [_row(finding.name, finding.verdict, took, rows[0]).rstrip(), *(indent + row for row in rows[1:])]
+    row = _prefix(finding.name, finding.verdict, took)
+    below = " " * len(row)
+    return [*_wrapped(finding.detail, row, below), *_wrapped(finding.hint, f"{below}-> ", f"{below}   ")]
 
 
-def _row(name: str, verdict: str, took: str, text: str) -> str:
-    return f"{name:<{max(map(len, NAMES))}}  {verdict:<7}  {took:>8}  {text}"
+def _wrapped(text: str, first: str, below: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=below, break_on_hyphens=False)
 
 
-def _summary(findings: list[Finding], failed: int) -> str:
-    warned = sum(finding.verdict == "warn" for finding in findings)
-    skipped = sum(finding.verdict == "skipped" for finding in findings)
-    rest = "".join(f", {count} {word}" for count, word in ((warned, "to look at"), (skipped, "skipped")) if count)
-    return f"{f'{failed} failed' if failed else 'nothing failed'}{rest}"
+def _prefix(name: str, verdict: str, took: str) -> str:
+    return f"{name:<10}  {verdict:<7}  {took:>8}  "

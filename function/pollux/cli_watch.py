@@ -1,121 +1,231 @@
 """`pollux status` and `pollux explain`: what a running gateway says of itself, for people or as JSON for scripts."""
 
-import argparse
+import contextlib
+import ipaddress
 import json
 import math
 import re
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote, urlencode
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode, urlsplit
 
-from pollux.settings import Settings
+import click
+
+from pollux.keys.terminal import Table, json_option, show_json
+from pollux.settings import Settings, base_url, proxy_for
+
+if TYPE_CHECKING:
+    import httpx2
 
 WATCH_EVERY = 2.0
 QUOTA_HEAD = ("PROJECT", "MODEL", "RPM", "TPM", "RPD", "NEXT SLOT", "COMMITS", "CONFLICTS", "GRANTS", "WHY")
 
 
-class AskError(Exception):
-    """The gateway gave no answer that can be shown: what happened, and what to do."""
+class AskError(click.ClickException):
+    """The gateway gave no answer that can be shown: what happened, and what to do next. Exit code 2."""
 
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
         self.status = status
+        self.ctx = click.get_current_context(silent=True)
 
 
-def run(namespace: argparse.Namespace, settings: Settings) -> int:
-    try:
-        namespace.url = namespace.url or settings.gateway_url
-        token = settings.admin_token or kept_token(settings)
-        if namespace.command == "status":
-            return _status(namespace, token)
-        return _explain(namespace, token)
-    except AskError as error:
-        print(f"pollux {namespace.command}: {error}", file=sys.stderr)
-        return 2
+View = list[str | Table]
+"""What a command shows: lines and tables, from top to bottom."""
 
 
-def kept_token(settings: Settings) -> str:
+class Address(click.ParamType[str]):
+    """A gateway's address. What is refused is not repeated: it may hold a password."""
+
+    name = "url"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            value.encode("ascii")
+            return base_url(value)
+        except ValueError:
+            self.fail("expected one such as http://127.0.0.1:3145 or https://pollux-….run.app, without token or query")
+
+
+url_option = click.option(
+    "--url",
+    type=Address(),
+    metavar="URL",
+    help="The gateway's address (default: POLLUX_URL, else http://127.0.0.1:3145).",
+)
+
+
+@click.command(help="Show keys, quotas and totals of a running gateway.")
+@click.option("--watch", is_flag=True, help="Show it again every two seconds, until Ctrl-C.")
+@json_option
+@url_option
+@click.pass_obj
+def status(load: Callable[[], Settings], watch: bool, as_json: bool, url: str | None) -> None:
+    settings = load()
+    token = admin_token(settings)
+
+    def found() -> dict[str, Any]:
+        return ask(url or settings.gateway_url, "/admin/status", token)
+
+    if watch and not as_json and sys.stdout.isatty():
+        _live(found)
+    while True:
+        _show(found(), status_view, as_json=as_json)
+        if not watch:
+            return
+        sys.stdout.flush()
+        time.sleep(WATCH_EVERY)
+        if not as_json:
+            print()
+
+
+@click.command()
+@click.argument("what", metavar="MODEL|REQUEST_ID")
+@click.option(
+    "--tokens", type=click.IntRange(0, clamp=True), default=0, metavar="N", help="Input tokens of the request."
+)
+@json_option
+@url_option
+@click.pass_obj
+def explain(load: Callable[[], Settings], what: str, tokens: int, as_json: bool, url: str | None) -> None:
+    """Tell where a request would go and why it would wait, or what became of one.
+
+    With a model: for every candidate the earliest slot and what holds it back. With the id of a recent request (the
+    answer header x-pollux-request-id): what became of it.
+    """
+    settings = load()
+    past = re.fullmatch("[0-9a-f]{16}", what)
+    path = (
+        f"/admin/requests/{quote(what)}" if past else f"/admin/explain?{urlencode({'model': what, 'tokens': tokens})}"
+    )
+    found = ask(url or settings.gateway_url, path, admin_token(settings))
+    _show(found, request_view if past else explain_view, as_json=as_json)
+
+
+def admin_token(settings: Settings) -> str:
+    """That of the settings, else the one that the first local run made."""
     path = Path(settings.data) / "tokens.json"
     try:
-        return str(json.loads(path.read_text())["admin"])
+        return settings.admin_token or str(json.loads(path.read_text())["admin"])
     except (OSError, ValueError, KeyError, TypeError):
         raise AskError(f"no admin token: set POLLUX_ADMIN_TOKEN ({path} has none either)") from None
 
 
+def is_local(url: str) -> bool:
+    """Whether what is sent there stays on this machine."""
+    host = urlsplit(url).hostname or ""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def transport_proxy(url: str) -> "httpx2.Proxy | None":
+    """For an httpx2 transport: the proxy that the environment names for that address. None for this machine itself.
+
+    httpx2 alone would ask a proxy for 127.0.0.1, which is another machine there.
+    """
+    import httpx2
+
+    proxy = proxy_for(url)
+    return httpx2.Proxy(proxy.url, auth=(proxy.user, proxy.password) if proxy.user else None) if proxy else None
+
+
 def ask(url: str, path: str, token: str, *, method: str = "GET") -> dict[str, Any]:
-    if not url.startswith(("http://", "https://")):
-        raise AskError(f"{url} is no URL; expected one such as http://127.0.0.1:3145")
-    headers = {"authorization": f"Bearer {token}"}
-    request = urllib.request.Request(url.rstrip("/") + path, headers=headers, method=method)  # noqa: S310
+    import httpx2
+
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
-            found: dict[str, Any] = json.load(answer)
+        transport = httpx2.HTTPTransport(proxy=transport_proxy(url))
+        with httpx2.Client(transport=transport, timeout=10, follow_redirects=True) as client:
+            answer = client.request(method, url + path, headers={"authorization": f"Bearer {token}"})
+        if answer.is_success:
+            found: dict[str, Any] = answer.json()
             return found
-    except urllib.error.HTTPError as error:
-        with error:  # else Python 3.14 warns of it, on the user's terminal
-            try:
-                message = json.load(error)["error"]["message"]
-            except (ValueError, KeyError, TypeError):
-                message = error.reason
-        raise AskError(f"{url} answers {error.code}: {message}", error.code) from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
+    except (httpx2.HTTPError, OSError, ValueError) as error:
+        proxy = proxy_for(url)
+        through = f" through the proxy {proxy.url}" if proxy else ""
         raise AskError(
-            f"no gateway answers at {url} ({reason}); start it with `pollux serve`, or say with --url where it is"
+            f"no gateway answers at {url}{through} ({error}); start it with `pollux serve`, or say with --url where it "
+            "is"
         ) from None
+    try:
+        message = answer.json()["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        message = answer.reason_phrase
+    raise AskError(f"{url} answers {answer.status_code}: {message}", answer.status_code)
 
 
-def _status(namespace: argparse.Namespace, token: str) -> int:
-    while True:
-        found = ask(namespace.url, "/admin/status", token)
-        text = json.dumps(found, indent=2) if namespace.json else status_text(found)
-        if namespace.watch and not namespace.json:
-            sys.stdout.write("\x1b[2J\x1b[H" if sys.stdout.isatty() else "\n")
-        print(text, flush=True)
-        if not namespace.watch:
-            return 0
-        time.sleep(WATCH_EVERY)
+def _show(found: Mapping[str, Any], view: Callable[[Mapping[str, Any]], View], *, as_json: bool) -> None:
+    if as_json:
+        show_json(found)
+    elif sys.stdout.isatty():
+        from rich.console import Console
 
-
-def _explain(namespace: argparse.Namespace, token: str) -> int:
-    what = namespace.what
-    if len(what) == 16 and all(c in "0123456789abcdef" for c in what):
-        found = ask(namespace.url, f"/admin/requests/{quote(what, safe='')}", token)
-        print(json.dumps(found, indent=2) if namespace.json else request_text(found))
+        Console(highlight=False).print(_for_terminal(view(found)))
     else:
-        query = urlencode({"model": what, "tokens": max(0, namespace.tokens)})
-        found = ask(namespace.url, f"/admin/explain?{query}", token)
-        print(json.dumps(found, indent=2) if namespace.json else explain_text(found))
-    return 0
+        print(as_text(view(found)))
 
 
-def status_text(found: Mapping[str, Any]) -> str:
+def _live(found: Callable[[], Mapping[str, Any]]) -> None:
+    """On a screen of its own, which Ctrl-C leaves as the terminal was before."""
+    from rich.live import Live
+
+    view = _for_terminal(status_view(found()))
+    live = Live(view, screen=True, auto_refresh=False)
+    try:  # not `with`: a Ctrl-C while it starts would leave its screen up
+        live.start()
+        while True:
+            time.sleep(WATCH_EVERY)
+            live.update(_for_terminal(status_view(found())), refresh=True)
+    finally:
+        live.stop()
+
+
+def _for_terminal(view: View) -> Any:
+    """As wide as the terminal, with long cells on several lines."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[Any] = []
+    for part in view:
+        if isinstance(part, str):
+            parts.append(Text(part, style="bold red" if re.match("[A-Z]{2}", part) else ""))
+            continue
+        parts += ["", part.for_terminal()]
+    return Group(*parts)
+
+
+def as_text(view: View) -> str:
+    lines: list[str] = []
+    for part in view:
+        lines += [part] if isinstance(part, str) else ["", *part.lines()]
+    return "\n".join(lines)
+
+
+def status_view(found: Mapping[str, Any]) -> View:
     now, pool = found["now"], found["pool"]
     statuses = ", ".join(f"{count} x {status}" for status, count in pool["statuses"].items()) or "none yet"
-    lines = [
+    view: View = [
         f"Pollux {found['version']} in front of {found['upstream']}, strategy {found['strategy']}, "
         f"window {found['window']}",
         f"requests: {pool['requests']} ({statuses}), {pool['under_way']} under way, {pool['waiting']} waiting",
     ]
-    lines += _owned(found)
-    lines.append(_store(found["store"], pool["requests"]))
+    view += _owned(found)
+    view.append(_store(found["store"], pool["requests"]))
     if found["store"]["state"] != "ok":
         since = datetime.fromtimestamp(found["store"]["since"]).strftime("%H:%M:%S")
-        lines.append(f"STORE TROUBLE since {since}: {found['store']['why']}")
+        view.append(f"STORE TROUBLE since {since}: {found['store']['why']}")
     if pool["suspicion"]:
-        lines.append(f"SUSPICION: {pool['suspicion']}")
-    lines += [f"PROBLEM: {problem}" for problem in pool["problems"]]
+        view.append(f"SUSPICION: {pool['suspicion']}")
+    view += [f"PROBLEM: {problem}" for problem in pool["problems"]]
     if paused := pool["paused_until"]:
-        lines.append(_paused(paused, now))
+        view.append(_paused(paused, now))
     projects = {project["project"]: project for project in found["projects"]}
     keys = [_key_row(key, projects[key["project"]], now) for key in found["keys"]]
-    lines += ["", *table(("KEY", "PROJECT", "TIER", "STATE", "UNTIL", "WHY"), keys)]
+    view.append(Table(("KEY", "PROJECT", "TIER", "STATE", "UNTIL", "WHY"), keys))
     aside = [
         (name, model, _until(entry["until"], now), entry["why"])
         for name, project in projects.items()
@@ -124,15 +234,11 @@ def status_text(found: Mapping[str, Any]) -> str:
             *project["models_aside"].items(),
         )
     ]
-    if aside:
-        lines += ["", *table(("PROJECT ASIDE", "MODEL", "UNTIL", "WHY"), aside)]
     tools = [
         (project["project"], tool, _until(entry["until"], now), entry["why"])
         for project in found["projects"]
         for tool, entry in project.get("tools_aside", {}).items()
     ]
-    if tools:
-        lines += ["", *table(("PROJECT", "TOOL", "UNTIL", "WHY"), tools)]
     quotas = [
         (
             quota["project"],
@@ -146,9 +252,12 @@ def status_text(found: Mapping[str, Any]) -> str:
         )
         for quota in found["quotas"]
     ]
-    if quotas:
-        lines += ["", *table(QUOTA_HEAD, quotas)]
-    return "\n".join(lines)
+    tables = (
+        Table(("PROJECT ASIDE", "MODEL", "UNTIL", "WHY"), aside),
+        Table(("PROJECT", "TOOL", "UNTIL", "WHY"), tools),
+        Table(QUOTA_HEAD, quotas),
+    )
+    return [*view, *(table for table in tables if table.rows)]
 
 
 def _key_row(key: Mapping[str, Any], project: Mapping[str, Any], now: float) -> tuple[str, ...]:
@@ -194,27 +303,25 @@ def _until(moment: float | None, now: float) -> str:
     return f"in {away} s" if away < 120 else datetime.fromtimestamp(moment).strftime("%d %b %H:%M")
 
 
-def _owned(found: Mapping[str, Any]) -> list[str]:
+def _owned(found: Mapping[str, Any]) -> Iterator[str]:
     """What projects own, and the files that are pooled."""
-    lines = []
     if (known := found.get("resources")) and any(known.values()):
-        lines.append(
+        yield (
             f"resources: {known['remembered']} remembered with their owners, {known['searches']} looked for, "
             f"{known['commits']} commits"
         )
     if files := found.get("pooled_files"):
-        lines.append(
+        yield (
             f"pooled files: {files['uploaded']} uploaded, {files['known_again']} known again, {files['copied']} copied"
         )
         if files["blobs"] != "ok":
-            lines.append(
+            yield (
                 f"BLOB STORE TROUBLE: {files['why']}; {files['passed_through']} uploads passed through to one project, "
                 f"{files['kept_to_copies']} requests kept to the projects that had their files"
             )
-    return lines
 
 
-def explain_text(found: Mapping[str, Any]) -> str:
+def explain_view(found: Mapping[str, Any]) -> View:
     rows = []
     for candidate in found["candidates"]:
         wait = candidate["wait_s"]
@@ -226,16 +333,16 @@ def explain_text(found: Mapping[str, Any]) -> str:
         ]
         why = "; ".join([candidate["why"], *resting])
         rows.append((candidate["model"], candidate["project"], candidate["key"] or "-", when, why, limits))
-    head = f"{found['model']}, {found['tokens']} tokens; tried in this order: {' -> '.join(found['chain'])}"
+    view: View = [f"{found['model']}, {found['tokens']} tokens; tried in this order: {' -> '.join(found['chain'])}"]
     if floor := found.get("floor"):
-        head += f"\nthe chain ends at {found['chain'][-1]}: {floor}"
+        view.append(f"the chain ends at {found['chain'][-1]}: {floor}")
     if not found["in_catalog"]:
-        head += f"\n{found['model']} is not in the catalog: only Google knows whether there is such a model"
+        view.append(f"{found['model']} is not in the catalog: only Google knows whether there is such a model")
     if paused := found.get("paused_until"):
-        head += f"\n{_paused(paused, found['now'])}"
+        view.append(_paused(paused, found["now"]))
     if found["store"] != "ok":
-        head += f"\nSTORE TROUBLE: it is {found['store']}; `pollux status` says why"
-    return "\n".join([head, "", *table(("MODEL", "PROJECT", "KEY", "EARLIEST", "WHY", "LIMITS"), rows)])
+        view.append(f"STORE TROUBLE: it is {found['store']}; `pollux status` says why")
+    return [*view, Table(("MODEL", "PROJECT", "KEY", "EARLIEST", "WHY", "LIMITS"), rows)]
 
 
 def _instead(found: Mapping[str, Any]) -> str:
@@ -244,9 +351,9 @@ def _instead(found: Mapping[str, Any]) -> str:
     )
 
 
-def request_text(found: Mapping[str, Any]) -> str:
+def request_view(found: Mapping[str, Any]) -> View:
     at = datetime.fromtimestamp(found["at"]).strftime("%Y-%m-%d %H:%M:%S")
-    lines = [
+    view: View = [
         f"request {found['id']} of {found['client'] or 'an unknown client'}, {at}: "
         f"{found['call']} {found['model']} -> {found['status']}{_instead(found)}",
         f"  waited {found['waited_ms']} ms, {_first_byte(found)}, total {found['total_ms']} ms",
@@ -260,12 +367,12 @@ def request_text(found: Mapping[str, Any]) -> str:
         owner = found["owner"]
         held = f"only project {owner} could serve it, which owns" if owner else "no project is known to own"
         held = f"of projects {owner}, none sees all of" if found["reason"] == "TWO_OWNERS" else held
-        lines.append(f"  {held} {', '.join(names)}")
+        view.append(f"  {held} {', '.join(names)}")
     left_out = found.get("attempts_left_out", {})
     first = len(found["attempts"]) // 2
     for number, attempt in enumerate(found["attempts"], 1):
         if left_out and number == first + 1:
-            lines.append(f"  … {', '.join(f'{count} more: {cause}' for cause, count in left_out.items())}")
+            view.append(f"  … {', '.join(f'{count} more: {cause}' for cause, count in left_out.items())}")
         number += sum(left_out.values()) if number > first else 0
         where = attempt["project"] or "no project"
         where += f" (key {attempt['key']})" if attempt["key"] else ""
@@ -273,10 +380,10 @@ def request_text(found: Mapping[str, Any]) -> str:
         detail += "".join(f"; {name}={value} learned" for name, value in attempt.get("learned", {}).items())
         model = attempt["model"] or "a call without a model"
         what = f"{model} on {where}" if attempt["cause"] != "located" else where
-        lines.append(f"  {number}. {what}: {attempt['cause']}{detail}")
+        view.append(f"  {number}. {what}: {attempt['cause']}{detail}")
     if found["reason"] or found["ended"]:
-        lines.append(f"  ended: {found['reason'] or found['ended']}")
-    return "\n".join(lines)
+        view.append(f"  ended: {found['reason'] or found['ended']}")
+    return view
 
 
 def _first_byte(found: Mapping[str, Any]) -> str:
@@ -292,9 +399,3 @@ def _detail(attempt: Mapping[str, Any]) -> str:
     """Of what Google said, the first sentence: more of it is links."""
     said: str = attempt["detail"]
     return re.split(r"(?<=[.!?])\s", said, maxsplit=1)[0].removesuffix(".") if "status" in attempt else said
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    cells = [head, *([str(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]

@@ -5,16 +5,16 @@ import contextlib
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pollux import log as logs
 from pollux.auth import LocalTokens, TokenError, greeting
 from pollux.catalog import CatalogError
 from pollux.keys import KeySourceError
 from pollux.settings import Settings, SettingsError
-from pollux.store import StoreError, open_store
+from pollux.store import StoreError
 
 if TYPE_CHECKING:
     from pollux.app import App
@@ -164,25 +164,3 @@ class _Server:
 
     async def serve(self, listener: socket.socket) -> None:
         await self._server.serve(sockets=[listener])
-
-
-def health_reader(settings: Settings) -> Callable[[], Mapping[str, Any]]:
-    """Reads the store's health document, for `pollux keys list`."""
-
-    def read() -> Mapping[str, Any]:
-        return asyncio.run(_read_health(settings))
-
-    return read
-
-
-async def _read_health(settings: Settings) -> Mapping[str, Any]:
-    try:
-        store = open_store(settings.store_url, environ=settings.environ)
-        await store.open()
-    except StoreError as error:
-        raise LookupError(str(error)) from None
-    try:
-        found = await store.read(["health"])
-        return found["health"][0] if "health" in found else {}
-    finally:
-        await store.close()

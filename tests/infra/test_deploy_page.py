@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pollux.cli import _parser
+from tests.command_line import parsed
 from tests.infra.terraform import MODULE, ROOT, Plan, Workspace, calling, command
 
 PAGE = (ROOT / "docs/deploy.md").read_text()
@@ -33,7 +33,7 @@ def commands(program: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("words", [w for w in commands("pollux") if w[0] in ("keys", "tokens")], ids=" ".join)
 def test_commands_of_pollux_are_understood(words: list[str]) -> None:
-    _parser(words[0]).parse_args(words)
+    parsed(words)
 
 
 def test_the_page_names_all_that_is_needed_of_the_command_line() -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from bench.virtual import run as run_virtually
-from pollux.cli_watch import status_text
+from pollux.cli_watch import as_text, status_view
 from pollux.keys import Key
 from pollux.simulator import Fault
 from pollux.store.memory import MemoryStore
@@ -448,14 +448,14 @@ def test_status_tells_of_pooled_files() -> None:
             for _ in range(2):
                 assert (await generate(app, file)).status == 200
             asked = await call(app, "GET", "/admin/status", {"authorization": f"Bearer {ADMIN}"})
-            said = status_text(asked.json)
+            said = as_text(status_view(asked.json))
             assert "pooled files: 1 uploaded, 1 known again, 1 copied" in said
             assert "BLOB STORE" not in said
             blobs.down = True
             await asyncio.sleep(60)
             await upload(app, b"more")
             asked = await call(app, "GET", "/admin/status", {"authorization": f"Bearer {ADMIN}"})
-            assert "BLOB STORE TROUBLE: blobs memory: the test has taken them away" in status_text(asked.json)
+            assert "BLOB STORE TROUBLE: blobs memory: the test has taken them away" in as_text(status_view(asked.json))
 
     play(scene)
 

@@ -75,12 +75,6 @@ class KeyFile:
         with self._change() as keys:
             keys.remove(_entry(keys, key_id))
 
-    def enable(self, key_id: str) -> None:
-        self.edit(key_id, enabled=None)
-
-    def disable(self, key_id: str) -> None:
-        self.edit(key_id, enabled=False)
-
     @property
     def _name(self) -> str:
         return str(self.path)

@@ -65,6 +65,11 @@ class SecretManagerKeyring:
         stale = [_problem(failed, "; the keys known before stay in use")] if failed else []
         return (*stale, *self._faults, *(_problem(k.error) for k in self._known.values() if k.error), *self._twins())
 
+    @property
+    def ids(self) -> frozenset[str]:
+        """Of all secrets, also those that describe no usable key."""
+        return frozenset(self._known)
+
     async def keys(self) -> tuple[Key, ...]:
         await self._list()
         return self._keys

@@ -252,10 +252,6 @@ _ROLES = {
 _ON_SECRET = ("list_secret_versions", "get_secret", "access_secret_version")
 
 
-def _subject(name: str) -> str:
-    return f"secret {name}" if name else "Secret Manager"
-
-
 def _info(secret: Any) -> SecretInfo:
     return SecretInfo(
         secret.name.rpartition("/")[2],
