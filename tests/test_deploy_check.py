@@ -554,6 +554,20 @@ def test_a_file_without_a_token(
     assert str(path) in told
 
 
+def test_a_setting_without_a_token_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLLUX_TOKEN", "laptop=")
+    assert "POLLUX_TOKEN" in refused(capsys, "https://x.example")
+
+
+def test_a_certificate_file_that_is_not_there_is_no_fault_of_ours(
+    gateway: tuple[Pretender, str], check: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/certificate.pem")
+    assert check(gateway[1]).failed == []
+
+
 def test_a_token_in_the_place_of_a_file_is_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
     token = "pollux-" + "a1" * 16
     assert "[redacted]: No such file" in refused(capsys, "https://x.example", "--token-file", token)

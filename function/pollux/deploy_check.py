@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx2
 
-from pollux.cli_watch import transport_proxy
+from pollux.cli_watch import transport_options
 from pollux.log_safety import clean
 from pollux.redaction import without
 from pollux.settings import proxy_for
@@ -187,7 +187,7 @@ class Check:
             headers["x-serverless-authorization"] = f"Bearer {identity}"
         return httpx2.AsyncClient(
             headers=headers,
-            transport=httpx2.AsyncHTTPTransport(proxy=transport_proxy(self._url)),
+            transport=httpx2.AsyncHTTPTransport(**transport_options(self._url)),
             timeout=httpx2.Timeout(None, connect=10),
         )
 
