@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pollux.address import inside, own_base
-from pollux.inbound import RequestError
+from pollux.wire.error import GatewayError
 
 
 def scope(path: str = "/v1beta/files", *, root: str = "", scheme: str = "http", **headers: str) -> dict[str, Any]:
@@ -58,11 +58,11 @@ def test_a_proxys_word_counts_only_where_there_is_one() -> None:
     ],
 )
 def test_a_host_that_is_none_gives_no_address(host: str) -> None:
-    with pytest.raises(RequestError) as refused:
+    with pytest.raises(GatewayError) as refused:
         own_base(scope(host=host), "", proxied=False)
-    assert refused.value.reason == "BAD_REQUEST"
+    assert refused.value.code == "BAD_REQUEST"
     if host:
-        with pytest.raises(RequestError):
+        with pytest.raises(GatewayError):
             own_base(scope(host="good.example", x_forwarded_host=host), "", proxied=True)
 
 
@@ -73,7 +73,7 @@ def test_a_host_that_is_none_gives_no_address(host: str) -> None:
      ("x_forwarded_prefix", "/a/.")],
 )  # fmt: skip
 def test_nothing_else_gets_into_it_either(name: str, value: str) -> None:
-    with pytest.raises(RequestError):
+    with pytest.raises(GatewayError):
         own_base(scope(host="good.example", **{name: value}), "", proxied=True)
 
 

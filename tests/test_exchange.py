@@ -107,7 +107,7 @@ def test_no_model_name_leads_to_another_path(path: str, model: str) -> None:
     x = exchange(path, HELLO if path == GENERATE else {"model": FLASH, "messages": [{"content": "A"}]})
     for made in (lambda: x.size_question(model), lambda: x.outgoing(KEY, model)):
         found = None
-        with contextlib.suppress(wire.WireError):
+        with contextlib.suppress(wire.GatewayError):
             found = made()
         target = found[0].removeprefix("/v1beta/models/") if found else ""
         assert target == CHAT or not set(target) & set("/?#\r\n ")
@@ -117,7 +117,7 @@ def test_no_model_name_leads_to_another_path(path: str, model: str) -> None:
 def test_no_model_name_leads_to_a_guarded_path(model: str) -> None:
     x = exchange(GENERATE)
     for made in (lambda: x.size_question(model), lambda: x.outgoing(KEY, model)):
-        with pytest.raises(wire.WireError) as refused:
+        with pytest.raises(wire.GatewayError) as refused:
             made()
         assert (refused.value.status, refused.value.code) == (403, "FORBIDDEN_PATH")
 

@@ -6,17 +6,8 @@ from collections.abc import Sequence
 import pytest
 
 from bench.virtual import run
-from pollux.inbound import (
-    STALLED_AFTER,
-    BodyMemory,
-    ClientGoneError,
-    Message,
-    Receive,
-    RequestError,
-    Watch,
-    header,
-    read_body,
-)
+from pollux.inbound import STALLED_AFTER, BodyMemory, ClientGoneError, Message, Receive, Watch, header, read_body
+from pollux.wire.error import GatewayError
 
 GONE: Message = {"type": "http.disconnect"}
 
@@ -50,15 +41,15 @@ def test_a_body_is_joined_whatever_its_length_claims_to_be(length: str | None) -
 
 
 def test_an_announced_size_above_the_limit_is_refused_unread() -> None:
-    with pytest.raises(RequestError, match="POLLUX_MAX_BODY") as caught:
+    with pytest.raises(GatewayError, match="POLLUX_MAX_BODY") as caught:
         read([], length="101")
-    assert caught.value.reason == "BODY_TOO_LARGE"
+    assert caught.value.code == "BODY_TOO_LARGE"
 
 
 def test_a_body_is_refused_as_soon_as_it_is_too_large() -> None:
     endless = body(*[b"x" * 60] * 9, ends=False)[:2]
     memory = BodyMemory(1000)
-    with pytest.raises(RequestError):
+    with pytest.raises(GatewayError):
         read(endless, memory=memory)
     assert memory.held == 0
 
@@ -84,9 +75,9 @@ def test_a_body_that_stalls_is_given_up_after_a_minute_and_frees_what_was_held()
             await asyncio.sleep(STALLED_AFTER - 1 if first else 10_000)
             return first.pop()
 
-        with pytest.raises(RequestError, match="50 bytes") as caught:
+        with pytest.raises(GatewayError, match="50 bytes") as caught:
             await read_body([(b"content-length", b"90")], receive, 100, memory)
-        assert caught.value.reason == "BODY_STALLED"
+        assert caught.value.code == "BODY_STALLED"
         return asyncio.get_running_loop().time()
 
     assert run(scene()) == pytest.approx(2 * STALLED_AFTER - 1, abs=0.1)
@@ -96,9 +87,9 @@ def test_a_body_that_stalls_is_given_up_after_a_minute_and_frees_what_was_held()
 def test_bodies_share_one_budget() -> None:
     memory = BodyMemory(150)
     read(body(b"x" * 100), length="100", memory=memory)
-    with pytest.raises(RequestError, match="POLLUX_BODY_MEMORY") as caught:
+    with pytest.raises(GatewayError, match="POLLUX_BODY_MEMORY") as caught:
         read(body(b"x" * 60), length="60", memory=memory)
-    assert (caught.value.reason, caught.value.retry_after) == ("OVERLOADED_GATEWAY", 2.0)
+    assert (caught.value.code, caught.value.retry_after) == ("OVERLOADED_GATEWAY", 2.0)
     assert memory.held == 100
     memory.release(100)
     assert read(body(b"x" * 60), memory=memory) == b"x" * 60
@@ -106,7 +97,7 @@ def test_bodies_share_one_budget() -> None:
 
 def test_what_grows_beyond_its_announced_size_is_booked_as_it_grows() -> None:
     memory = BodyMemory(70)
-    with pytest.raises(RequestError, match="POLLUX_BODY_MEMORY"):
+    with pytest.raises(GatewayError, match="POLLUX_BODY_MEMORY"):
         read(body(b"x" * 50, b"x" * 50), length="10", memory=memory)
     assert memory.held == 0
 

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from pollux.connection import HIGH_WATER, UpstreamError
-from pollux.inbound import ClientGoneError, PassingBody, RequestError
+from pollux.inbound import ClientGoneError, PassingBody
 from pollux.upstream import Answer, HttpUpstream
+from pollux.wire.error import GatewayError
 from tests.test_upstream import HEADERS, OK, Server, against
 
 PIECE = b"x" * 65536
@@ -160,7 +161,7 @@ def test_what_never_answers_is_a_timeout() -> None:
     assert late.value.kind == "timeout"
 
 
-@pytest.mark.parametrize("trouble", [ClientGoneError(), RequestError("BODY_STALLED", "no more")])
+@pytest.mark.parametrize("trouble", [ClientGoneError(), GatewayError("BODY_STALLED", "no more")])
 def test_a_body_that_fails_closes_the_connection_and_says_why(trouble: Exception) -> None:
     server = Server(OK)
 

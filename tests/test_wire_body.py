@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pollux.wire import (
     Call,
-    WireError,
+    GatewayError,
     inflate,
     read_target,
     replace_model,
@@ -81,7 +81,7 @@ def test_compressed_bodies_are_read(encoding: str | None, body: bytes) -> None:
     ],
 )
 def test_bodies_that_cannot_be_read(encoding: str, body: bytes, status: int, code: str) -> None:
-    with pytest.raises(WireError) as refused:
+    with pytest.raises(GatewayError) as refused:
         inflate(body, encoding, len(TEXT))
     assert (refused.value.status, refused.value.code) == (status, code)
     assert refused.value.message.isprintable()
@@ -90,7 +90,7 @@ def test_bodies_that_cannot_be_read(encoding: str, body: bytes, status: int, cod
 def test_a_bomb_is_not_unpacked() -> None:
     bomb = gzip.compress(gzip.compress(b"\0" * 200_000_000, 9), 9)
     started = perf_counter()
-    with pytest.raises(WireError, match="more than 1000000 bytes"):
+    with pytest.raises(GatewayError, match="more than 1000000 bytes"):
         inflate(bomb, "gzip, gzip", 1_000_000)
     assert perf_counter() - started < 10  # unpacked, it would take minutes
 
@@ -99,7 +99,7 @@ def test_a_bomb_is_not_unpacked() -> None:
 def test_anything_that_claims_to_be_compressed(body: bytes, encoding: str) -> None:
     try:
         text = inflate(body, encoding, 1000)
-    except WireError:
+    except GatewayError:
         return
     assert len(text) <= 1000
 
@@ -205,7 +205,7 @@ BAD_NAMES = [
 @pytest.mark.parametrize("name", BAD_NAMES)
 @pytest.mark.parametrize("prefix", ["", "models/"])
 def test_what_no_model_is_called_is_refused(prefix: str, name: str) -> None:
-    with pytest.raises(WireError, match="model") as refused:
+    with pytest.raises(GatewayError, match="model") as refused:
         with_body(openai(), json.loads(json.dumps({"model": prefix + name})))
     assert (refused.value.status, refused.value.code) == (400, "BAD_REQUEST")
     assert refused.value.message.isprintable()

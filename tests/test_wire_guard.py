@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pollux.wire import CREDENTIALS, GUARDS, Call, WireError, read_target, strip_query
+from pollux.wire import CREDENTIALS, GUARDS, Call, GatewayError, read_target, strip_query
 
 
 def target(path: str, method: str = "POST", query: str = "") -> Call:
@@ -103,7 +103,7 @@ def test_no_spelling_slips_past_a_guard(guard: str, data: st.DataObject) -> None
     ],
 )  # fmt: skip
 def test_paths_that_would_lead_out_are_refused(path: str) -> None:
-    with pytest.raises(WireError) as refused:
+    with pytest.raises(GatewayError) as refused:
         target(path)
     assert (refused.value.status, refused.value.code) == (400, "BAD_REQUEST")
 
@@ -112,7 +112,7 @@ def test_paths_that_would_lead_out_are_refused(path: str) -> None:
 def test_whatever_passes_stays_below_its_host(rest: str) -> None:
     try:
         call = target("/" + rest)
-    except WireError:
+    except GatewayError:
         return
     path = call.path
     for _ in range(5):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pollux.wire import TO_CLIENT, TO_UPSTREAM, WireError, client_deadline, client_headers, upstream_headers
+from pollux.wire import TO_CLIENT, TO_UPSTREAM, GatewayError, client_deadline, client_headers, upstream_headers
 
 NEVER_UP = (
     "authorization",
@@ -144,7 +144,7 @@ def test_how_long_a_client_waits() -> None:
 
 @pytest.mark.parametrize("value", [b"", b"soon", b"-1", b"nan", b"inf", b"1e999", b"1s", b"\xff"])
 def test_a_wait_that_makes_no_sense_is_refused(value: bytes) -> None:
-    with pytest.raises(WireError, match="x-pollux-max-wait") as refused:
+    with pytest.raises(GatewayError, match="x-pollux-max-wait") as refused:
         client_deadline([(b"x-pollux-max-wait", value)])
     assert (refused.value.status, refused.value.code) == (400, "BAD_REQUEST")
 

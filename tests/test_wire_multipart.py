@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pollux.wire import Part, WireError, boundary_of, parts
+from pollux.wire import GatewayError, Part, boundary_of, parts
 
 BOUNDARY = b"=_b"
 
@@ -50,13 +50,13 @@ def test_contents_come_as_they_were_however_the_body_is_cut(contents: list[bytes
 @pytest.mark.parametrize("cut", range(1, 70, 7))
 def test_a_body_that_ends_too_early_is_an_error(cut: int) -> None:
     body = written([b"first", b"second"])
-    with pytest.raises(WireError, match="ends before its last boundary"):
+    with pytest.raises(GatewayError, match="ends before its last boundary"):
         read([body[:-cut]] if cut > 4 else [body[: -cut - 4]])
 
 
 def test_headers_have_an_end_and_what_is_before_the_first_part_means_nothing() -> None:
     assert read([b"preamble\r\n" * 5000, b"\r\n" + written([b"a"])]) == [({"content-type": "text/plain; n=0"}, b"a")]
-    with pytest.raises(WireError, match="too long"):
+    with pytest.raises(GatewayError, match="too long"):
         read([b"--" + BOUNDARY + b"\r\nX: " + b"y" * 20_000])
 
 
@@ -64,5 +64,5 @@ def test_what_a_content_type_says_of_the_boundary() -> None:
     assert boundary_of('multipart/related; boundary="a b"') == b"a b"
     assert boundary_of("Multipart/Form-Data; charset=x; boundary=ab;x=y") == b"ab"
     assert boundary_of("text/plain; boundary=ab") is None
-    with pytest.raises(WireError, match="no boundary"):
+    with pytest.raises(GatewayError, match="no boundary"):
         boundary_of("multipart/related")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pollux.wire import Call, WireError, path_for, read_target
+from pollux.wire import Call, GatewayError, path_for, read_target
 
 
 def target(path: str, method: str = "POST", query: str = "", *, bearer: bool = False) -> Call:
@@ -214,7 +214,7 @@ def test_a_changed_path_keeps_its_verb_and_no_question_mark() -> None:
 @pytest.mark.parametrize("collection", ["models", "tunedModels"])
 @pytest.mark.parametrize("verb", ["generateContent", "countTokens", "new"])
 def test_what_no_model_is_called_is_refused(collection: str, name: str, verb: str) -> None:
-    with pytest.raises(WireError) as refused:
+    with pytest.raises(GatewayError) as refused:
         target(f"/v1beta/{collection}/{quote(name, safe='', errors='surrogatepass')}:{verb}")
     assert (refused.value.status, refused.value.code) == (400, "BAD_REQUEST")
     assert refused.value.message.isprintable()
@@ -222,7 +222,7 @@ def test_what_no_model_is_called_is_refused(collection: str, name: str, verb: st
 
 @pytest.mark.parametrize("path", ["/v1beta/models/a%20b", "/v1beta/openai/models/a%3Fb", "/v1beta/openai/models/%2F"])
 def test_nor_is_it_shown(path: str) -> None:
-    with pytest.raises(WireError, match="model"):
+    with pytest.raises(GatewayError, match="model"):
         target(path, "GET")
 
 
@@ -230,7 +230,7 @@ def test_nor_is_it_shown(path: str) -> None:
 @pytest.mark.parametrize("end", ["", "models/m:generateContent"])
 def test_long_paths_are_refused_at_once(segment: str, end: str) -> None:
     started = thread_time()
-    with pytest.raises(WireError) as refused:
+    with pytest.raises(GatewayError) as refused:
         target("/" + segment * (60_000 // len(segment)) + end)
     assert (refused.value.status, refused.value.code) == (400, "BAD_REQUEST")
     assert thread_time() - started < 0.1

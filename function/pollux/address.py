@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
-from pollux.inbound import RequestError, Scope, header
+from pollux.inbound import Scope, header
+from pollux.wire.error import GatewayError
 
 _HOST = re.compile(
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9.])?|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?", re.ASCII
@@ -26,17 +27,17 @@ def own_base(scope: Scope, public_url: str, *, proxied: bool) -> str:
     headers = scope["headers"]
     host = (proxied and _forwarded(headers, b"x-forwarded-host")) or header(headers, b"host") or ""
     if _HOST.fullmatch(host) is None:
-        raise RequestError("BAD_REQUEST", "the Host header names no host, so no address can be made of it")
+        raise GatewayError("BAD_REQUEST", "the Host header names no host, so no address can be made of it")
     scheme = scope.get("scheme", "http")
     prefix = scope.get("root_path", "")
     if proxied:
         scheme = _forwarded(headers, b"x-forwarded-proto") or scheme
         prefix = _forwarded(headers, b"x-forwarded-prefix").rstrip("/") or prefix
     if scheme not in ("http", "https"):
-        raise RequestError("BAD_REQUEST", "X-Forwarded-Proto is neither http nor https")
+        raise GatewayError("BAD_REQUEST", "X-Forwarded-Proto is neither http nor https")
     prefix = prefix.rstrip("/")
     if _PREFIX.fullmatch(prefix) is None:
-        raise RequestError("BAD_REQUEST", "the prefix under which the gateway is mounted is no plain path")
+        raise GatewayError("BAD_REQUEST", "the prefix under which the gateway is mounted is no plain path")
     return f"{scheme}://{host}{prefix}"
 
 

@@ -9,7 +9,6 @@ from functools import partial
 
 from pollux import wire
 from pollux.exchange import Exchange
-from pollux.inbound import RequestError
 from pollux.journal import Attempt
 from pollux.keys import Key, KeySourceError, Secret
 from pollux.log import guard
@@ -22,6 +21,7 @@ from pollux.store import StoreError
 from pollux.stream import StreamReader
 from pollux.upstream import Answer, Upstream, UpstreamError
 from pollux.verdict import Verdict, judge, redact
+from pollux.wire.error import GatewayError
 
 log = logging.getLogger("pollux.relay")
 
@@ -46,7 +46,7 @@ class Failure:
     status: int
     headers: Sequence[tuple[bytes, bytes]]
     body: bytes
-    problem: RequestError | None = None
+    problem: GatewayError | None = None
     """Set when there was no answer to pass on."""
 
     unsent: bool = False
@@ -54,7 +54,7 @@ class Failure:
 
     @property
     def timed_out(self) -> bool:
-        return self.problem is not None and self.problem.reason == "UPSTREAM_TIMEOUT"
+        return self.problem is not None and self.problem.code == "UPSTREAM_TIMEOUT"
 
 
 class Attempts:
@@ -165,7 +165,7 @@ class Attempts:
         if failure.verdict.blames == "gateway":
             log.error("Google refused the form of a call, which is ours: %s", failure.verdict.message)
         if failure.status < 300:  # a stream that began with an error
-            raise RequestError("UPSTREAM_ERROR", failure.verdict.message)
+            raise GatewayError("UPSTREAM_ERROR", failure.verdict.message)
         await x.reply.whole(failure.status, failure.headers, x.shown(failure.body))
 
     async def _send(
@@ -272,7 +272,7 @@ def unreadable(model: str, key: Key, error: KeySourceError) -> Failure:
     # What may pass by itself is this instance's trouble: others may hold the value, and go on with the key.
     rests = 0.0 if error.passing else UNREADABLE_KEY_RESTS
     verdict = Verdict(UNREADABLE, "key", "next-key", rests, message=str(error))
-    return Failure(verdict, model, key, 0, (), b"", RequestError("NO_USABLE_KEY", str(error)))
+    return Failure(verdict, model, key, 0, (), b"", GatewayError("NO_USABLE_KEY", str(error)))
 
 
 def judged(
@@ -292,12 +292,12 @@ def unreached(model: str, key: Key, error: UpstreamError, secret: str, now: floa
     return Failure(verdict, model, key, 0, (), b"", unanswered(error, secret), unsent)
 
 
-def unanswered(error: UpstreamError, secret: str) -> RequestError:
+def unanswered(error: UpstreamError, secret: str) -> GatewayError:
     """What the client is told when no answer came."""
     reason, setting = "UPSTREAM_UNREACHABLE", ""
     if error.kind == "timeout":
         reason, setting = "UPSTREAM_TIMEOUT", " (POLLUX_TIMEOUT)"
-    return RequestError(reason, f"Gemini did not answer: {redact(str(error), [secret])}{setting}")
+    return GatewayError(reason, f"Gemini did not answer: {redact(str(error), [secret])}{setting}")
 
 
 def _client_headers(answer: Answer, secret: str) -> list[tuple[bytes, bytes]]:
@@ -312,5 +312,5 @@ def _inflated(headers: Sequence[tuple[bytes, bytes]], body: bytes) -> tuple[Sequ
     headers = [(name, value) for name, value in headers if name != b"content-encoding"]
     try:
         return headers, wire.inflate(body, encoding, ERROR_MOST)
-    except wire.WireError:
+    except wire.GatewayError:
         return headers, b""

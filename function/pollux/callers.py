@@ -4,9 +4,10 @@ import logging
 from collections.abc import Callable
 
 from pollux.auth import TokenError, Tokens, TokenSource
-from pollux.inbound import RawHeaders, RequestError
+from pollux.inbound import RawHeaders
 from pollux.keys import Keyring, KeySourceError, Secret
 from pollux.upload_token import Session, UploadTokenError, checked, claimed
+from pollux.wire.error import GatewayError
 
 log = logging.getLogger("pollux.request")
 
@@ -24,7 +25,7 @@ class Callers:
             return client
         if not tokens.complete:
             raise _unreadable()
-        raise RequestError(
+        raise GatewayError(
             "NO_TOKEN",
             "this gateway needs a client token of its own, as x-goog-api-key or Authorization: Bearer; none "
             "that it knows was sent",
@@ -39,13 +40,13 @@ class Callers:
             value = await self._value(claimed(token).key)
             session = checked(token, value.reveal(), self._now())
         except UploadTokenError as error:
-            raise RequestError("BAD_UPLOAD_ID", str(error)) from None
+            raise GatewayError("BAD_UPLOAD_ID", str(error)) from None
         if not tokens.knows(session.client):
             if not tokens.complete:
                 raise _unreadable()
-            raise RequestError("BAD_UPLOAD_ID", "the client that began this upload has no valid token any more")
+            raise GatewayError("BAD_UPLOAD_ID", "the client that began this upload has no valid token any more")
         if tokens.check(headers, query) not in (None, session.client):
-            raise RequestError("UPLOAD_OF_ANOTHER", "this upload was begun by another client than the one that calls")
+            raise GatewayError("UPLOAD_OF_ANOTHER", "this upload was begun by another client than the one that calls")
         return session, value
 
     async def _known(self) -> Tokens:
@@ -65,10 +66,10 @@ class Callers:
             return await self._keyring.value(key_id)
         except KeySourceError as error:
             log.error("an upload cannot go on: %s", error)
-            raise RequestError(
+            raise GatewayError(
                 "NO_USABLE_KEY", "the key that began this upload cannot be read at the moment", retry_after=5.0
             ) from None
 
 
-def _unreadable() -> RequestError:
-    return RequestError("TOKENS_UNREADABLE", "the client tokens cannot be read at the moment", retry_after=5)
+def _unreadable() -> GatewayError:
+    return GatewayError("TOKENS_UNREADABLE", "the client tokens cannot be read at the moment", retry_after=5)

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
+from pollux.wire.error import GatewayError
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -14,16 +16,6 @@ WATCH_AFTER = 0.25
 STALLED_AFTER = 60.0
 """A body of which nothing comes for so many seconds will not be complete any more."""
 HEAD_MOST = 1 << 16
-
-
-class RequestError(Exception):
-    """A request ends with an error of our own. `reason` is one of wire.ERRORS."""
-
-    def __init__(self, reason: str, message: str, *, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.message = message
-        self.retry_after = retry_after
 
 
 class ClientGoneError(Exception):
@@ -39,7 +31,7 @@ class BodyMemory:
 
     def hold(self, size: int) -> None:
         if self.held + size > self.most:
-            raise RequestError(
+            raise GatewayError(
                 "OVERLOADED_GATEWAY",
                 f"request bodies under way fill the memory set aside for them ({self.most} bytes, POLLUX_BODY_MEMORY)",
                 retry_after=2.0,
@@ -176,12 +168,12 @@ def uncancel() -> None:
         task.uncancel()
 
 
-def _stalled(size: int) -> RequestError:
-    return RequestError("BODY_STALLED", f"{size} bytes of the body came, then none for a minute")
+def _stalled(size: int) -> GatewayError:
+    return GatewayError("BODY_STALLED", f"{size} bytes of the body came, then none for a minute")
 
 
-def _too_large(limit: int) -> RequestError:
-    return RequestError("BODY_TOO_LARGE", f"the request body is larger than {limit} bytes (POLLUX_MAX_BODY)")
+def _too_large(limit: int) -> GatewayError:
+    return GatewayError("BODY_TOO_LARGE", f"the request body is larger than {limit} bytes (POLLUX_MAX_BODY)")
 
 
 class Watch:

@@ -13,13 +13,13 @@ from pollux import reasons, wire
 from pollux.affinity import Affinity
 from pollux.attempts import Attempts, Failure
 from pollux.exchange import Exchange
-from pollux.inbound import RequestError
 from pollux.journal import Attempt
 from pollux.listing_page import Page, asked_page, foreign_token, parameter, places_of, target_after, target_at
 from pollux.owners import Owners
 from pollux.questions import Questions, Told
 from pollux.windows import Want
 from pollux.wire import Call
+from pollux.wire.error import GatewayError
 
 LISTED = frozenset(
     {
@@ -110,7 +110,7 @@ class Listing:
             name = wire.resource(after) or f"{kind}/{after}"
             bound = (await self._owners.of(x, [name])).get(name)
             if bound is None or bound.project not in self._roster.projects:
-                raise RequestError(
+                raise GatewayError(
                     "BAD_REQUEST", "the list cannot go on after that id, which no project is known to own"
                 )
             start = bound.project
@@ -175,7 +175,7 @@ class Listing:
         now = self._attempts.pool.now()
         able, refusals = self._roster.candidates("", (), (), now)
         if able:
-            raise RequestError("UPSTREAM_TIMEOUT", f"no project said within {WITHIN:g} s what it has")
+            raise GatewayError("UPSTREAM_TIMEOUT", f"no project said within {WITHIN:g} s what it has")
         raise reasons.problem("", refusals, now, want=Want())
 
 

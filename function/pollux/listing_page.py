@@ -7,9 +7,9 @@ from typing import Any
 from urllib.parse import quote, unquote_plus
 
 from pollux import wire
-from pollux.inbound import RequestError
 from pollux.keys.entries import project_fault
 from pollux.wire import Call
+from pollux.wire.error import GatewayError
 
 _SIZES, _TOKENS = ("pageSize", "page_size"), ("pageToken", "page_token")
 
@@ -91,8 +91,8 @@ def places_of(token: str) -> Places:
     return places
 
 
-def foreign_token() -> RequestError:
-    return RequestError("BAD_REQUEST", "the page token is none of this gateway's; begin the list anew")
+def foreign_token() -> GatewayError:
+    return GatewayError("BAD_REQUEST", "the page token is none of this gateway's; begin the list anew")
 
 
 def _is_snake(call: Call) -> bool:

@@ -98,7 +98,7 @@ def api_of(scope: Scope) -> str:
     path = scope.get("raw_path") or scope["path"].encode()
     try:
         return wire.read_target(scope["method"], path[:PATH_READ], bearer=bearer).api
-    except wire.WireError:
+    except wire.GatewayError:
         return "native"
 
 

@@ -13,11 +13,11 @@ from pollux import wire
 from pollux.affinity import Affinity, Bound
 from pollux.attempts import NOT_SHOWN, Failure
 from pollux.exchange import Exchange
-from pollux.inbound import RequestError
 from pollux.journal import Attempt
 from pollux.pool import Pool
 from pollux.pooled.using import Using
 from pollux.questions import Questions, Told
+from pollux.wire.error import GatewayError
 
 AT_ONCE = 8
 SEARCHES_AT_ONCE = 8
@@ -108,7 +108,7 @@ class Owners:
         settings = self._pool.settings
         own = [settings.public_url] if settings.public_url else []
         if any("://" in reference for reference in references):
-            with suppress(RequestError):  # a Host that is none: then nothing can be ours
+            with suppress(GatewayError):  # a Host that is none: then nothing can be ours
                 own.append(x.own_base())
         if settings.upstream != wire.GOOGLE:  # what stands in for Google knows only its own address
             own.append(wire.GOOGLE)
@@ -129,7 +129,7 @@ class Owners:
         by_project = {bound.project: name for name, bound in sorted(owners.items(), reverse=True)}
         if len(by_project) > 1:
             listed = " and ".join(f"{name} to project {project}" for project, name in sorted(by_project.items()))
-            raise RequestError(
+            raise GatewayError(
                 "TWO_OWNERS",
                 f"the request names resources of several projects, and none of them sees what another owns: {listed} "
                 "belong; make them anew in one project, whose key x-pollux-key may name, or use them in requests of "
@@ -137,7 +137,7 @@ class Owners:
             )
         project, name = next(iter(by_project.items()))
         if project not in self._pool.roster.projects:
-            raise RequestError(
+            raise GatewayError(
                 "OWNER_GONE",
                 f"{name} belongs to project {project}, of which the pool has no key any more; add one, or make {name} "
                 "anew",

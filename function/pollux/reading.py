@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pollux import wire
-from pollux.inbound import RequestError, header
+from pollux.inbound import header
 from pollux.wire import Call
-from pollux.wire.error import WireError
+from pollux.wire.error import GatewayError
 
 READ_KINDS = frozenset({"generate", "embed", "predict", "count"})
 """Calls whose bodies are read, for the model or for their size. Of the others only those that may name a resource."""
@@ -30,7 +30,7 @@ def as_it_is(call: Call, headers: RawHeaders, body: bytes, most: int) -> Read:
     """What cannot be read is forwarded as it is: to judge it is Google's business."""
     try:
         readable = wire.inflate(body, header(headers, b"content-encoding"), most)
-    except WireError as error:
+    except GatewayError as error:
         if call.kind not in READ_KINDS or (error.status == 415 and call.api == "native"):
             return body, None
         raise
@@ -54,7 +54,7 @@ def wholly(call: Call, headers: RawHeaders, body: bytes, most: int) -> Read:
         return readable, None  # a picture or a sound: no field of it names a file
     parsed = wire.read_once(readable)
     if parsed is None:
-        raise RequestError(
+        raise GatewayError(
             "BAD_REQUEST",
             "the body is no JSON object, or a name stands twice in one of its objects; with POLLUX_FILES=pooled it "
             "must be one, since it may name a file",
@@ -66,5 +66,5 @@ def _values(readable: bytes) -> int:
     return sum(map(readable.count, (b"[", b"{", b",")))
 
 
-def _too_many() -> RequestError:
-    return RequestError("BODY_TOO_LARGE", f"the body has more than {VALUES_MOST} values: too many to read")
+def _too_many() -> GatewayError:
+    return GatewayError("BODY_TOO_LARGE", f"the body has more than {VALUES_MOST} values: too many to read")

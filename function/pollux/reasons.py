@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-from pollux.inbound import RequestError
 from pollux.quota import DAY, Refusal
 from pollux.windows import Limits, Want, day_of
+from pollux.wire.error import GatewayError
 
 WORDS = {
     "busy": "no slot is free",
@@ -80,7 +80,7 @@ def words(why: str) -> str:
 
 def problem(
     model: str, refusals: Mapping[str, Refusal], now: float, *, want: Want, limits: Collection[Limits] = ()
-) -> RequestError:
+) -> GatewayError:
     """The client's error when no project has a slot in time. `limits`: those of every project for the model."""
     causes = {project: cause_of(refusal.why) for project, refusal in refusals.items()}
     until = min((refusal.until for refusal in refusals.values()), default=math.inf)
@@ -89,33 +89,33 @@ def problem(
         return _no_key(causes, wait)
     live = {cause for cause in causes.values() if cause not in KEYLESS}
     if live <= {"unsupported", "model-access"}:
-        return RequestError(
+        return GatewayError(
             "MODEL_NOT_AVAILABLE",
             f"limit: 0, model: {model}: {_counted(causes)}; choose another model",
             retry_after=wait if wait < math.inf else DAY,
         )
     if live <= {"too-large", "unsupported", "model-access"}:
-        return RequestError(
+        return GatewayError(
             "TOO_LARGE_FOR_QUOTA",
             f"the request {_too_large(model, want, limits)}; send less at once, or add a project with a larger limit",
         )
     if live <= SPENT | {"too-large", "unsupported", "model-access"}:
         midnight = day_of(now)[2]
-        return RequestError(
+        return GatewayError(
             "QUOTA_EXHAUSTED_TODAY",
             f"the day's quota of {model} is spent in every project; it returns at midnight Pacific time",
             retry_after=max(1.0, midnight - now),
         )
     if live == {"tool-quota"}:
         tools = ", ".join(sorted({tool for refusal in refusals.values() if (tool := tool_of(refusal.why))}))
-        return RequestError(
+        return GatewayError(
             "QUOTA_BUSY",
             f"the quota of {tools} is used up in every project; it is tried again in {math.ceil(wait)} s, and "
             f"requests for {model} without that tool are served meanwhile",
             retry_after=max(1.0, wait),
         )
     reason = words(min(refusals.values()).why)
-    return RequestError(
+    return GatewayError(
         "QUOTA_BUSY",
         f"no project has a free slot for {model} in time ({reason}); the next one is free in {math.ceil(wait)} s",
         retry_after=max(1.0, wait),
@@ -128,7 +128,7 @@ def _counted(causes: Mapping[str, str]) -> str:
     return "; ".join(f"{n} project{'s' * (n > 1)}: {WORDS.get(cause, cause)}" for cause, n in counts.most_common())
 
 
-def of_owner(error: RequestError, owner: str | None, names: Collection[str]) -> RequestError:
+def of_owner(error: GatewayError, owner: str | None, names: Collection[str]) -> GatewayError:
     """The same, where only one project may serve the request: others would have had room."""
     if owner is None:
         return error
@@ -136,15 +136,15 @@ def of_owner(error: RequestError, owner: str | None, names: Collection[str]) -> 
     shown = sorted(names)[:NAMED_MOST]
     more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
     said += f", which owns {', '.join(shown)}{more}" if shown else ""
-    return RequestError(error.reason, said, retry_after=error.retry_after)
+    return GatewayError(error.code, said, retry_after=error.retry_after)
 
 
-def busy(attempts: int, owner: str | None = None) -> RequestError:
+def busy(attempts: int, owner: str | None = None) -> GatewayError:
     """No time is left for another attempt, though a project may have room."""
     were = "1 attempt was" if attempts == 1 else f"{attempts} attempts were"
     then = "another project may serve the next one" if owner is None else f"only project {owner} can serve it"
     message = f"{were} refused; {then}"
-    return RequestError("QUOTA_BUSY", message, retry_after=1.0)
+    return GatewayError("QUOTA_BUSY", message, retry_after=1.0)
 
 
 class NoSlot(NamedTuple):
@@ -212,11 +212,11 @@ def _too_large(model: str, want: Want, limits: Collection[Limits]) -> str:
     return f"has about {want.tokens} input tokens, more than any project may send to {model} at once"
 
 
-def _no_key(causes: Mapping[str, str], wait: float) -> RequestError:
+def _no_key(causes: Mapping[str, str], wait: float) -> GatewayError:
     if not causes:
-        return RequestError("NO_USABLE_KEY", "there is no usable key in the pool: add one with `pollux keys add`")
+        return GatewayError("NO_USABLE_KEY", "there is no usable key in the pool: add one with `pollux keys add`")
     listed = ", ".join(f"{project}: {WORDS.get(cause, cause)}" for project, cause in sorted(causes.items()))
-    return RequestError(
+    return GatewayError(
         "NO_USABLE_KEY",
         f"no key of the pool is usable ({listed}); `pollux keys check` tries them, `pollux keys add` adds one",
         retry_after=min(wait, ASKED_WITHIN) if wait < math.inf else None,

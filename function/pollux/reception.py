@@ -19,7 +19,6 @@ from pollux.inbound import (
     ClientGoneError,
     PassingBody,
     Receive,
-    RequestError,
     Scope,
     Send,
     Watch,
@@ -36,7 +35,7 @@ from pollux.settings import Settings, in_cloud
 from pollux.store import StoreError, StoreUnavailableError
 from pollux.uploads import Uploads, is_large
 from pollux.wire import Call
-from pollux.wire.error import WireError
+from pollux.wire.error import GatewayError
 
 log = logging.getLogger("pollux.request")
 
@@ -90,16 +89,16 @@ class Reception:
         self._running[task] = reply
         try:
             await self._serve(scope, receive, reply, record)
-        except (RequestError, WireError) as error:
+        except GatewayError as error:
             await _tell(reply, error)
         except StoreError as error:
             if not isinstance(error, StoreUnavailableError):  # of that the store's watch tells, once
                 log.error("the store failed: %s", error)
             await _tell(
-                reply, RequestError("STORE_DOWN", "the store that counts quotas does not answer", retry_after=2.0)
+                reply, GatewayError("STORE_DOWN", "the store that counts quotas does not answer", retry_after=2.0)
             )
         except StoppingError:
-            await _tell(reply, RequestError("STOPPING", "the gateway stops before a slot is free", retry_after=1.0))
+            await _tell(reply, GatewayError("STOPPING", "the gateway stops before a slot is free", retry_after=1.0))
         except ClientGoneError:
             record.status, record.ended = 499, "client-gone"
         except asyncio.CancelledError:
@@ -107,14 +106,14 @@ class Reception:
                 raise
             uncancel()
             record.ended = "cut" if reply.begun else ""
-            await _tell(reply, RequestError("STOPPING", "the gateway stops before the answer is there", retry_after=1))
+            await _tell(reply, GatewayError("STOPPING", "the gateway stops before the answer is there", retry_after=1))
         except BrokenAnswerError as error:
             record.ended = "broken"
             log.warning("request %s: the answer broke after it had begun: %s", record.id, error)
             raise
         except Exception:
             log.exception("request %s failed by a fault in Pollux", record.id)
-            await _tell(reply, RequestError("INTERNAL", "Pollux itself failed; its log has the reason"))
+            await _tell(reply, GatewayError("INTERNAL", "Pollux itself failed; its log has the reason"))
         finally:
             del self._running[task]
             journal.under_way -= 1
@@ -127,12 +126,12 @@ class Reception:
         path = scope.get("raw_path") or scope["path"].encode()
         if head_size(scope) > HEAD_MOST:
             record.api = api_of(scope)
-            raise RequestError("HEAD_TOO_LARGE", f"the path and the headers are larger than {HEAD_MOST} bytes")
+            raise GatewayError("HEAD_TOO_LARGE", f"the path and the headers are larger than {HEAD_MOST} bytes")
         bearer = header(headers, b"authorization") is not None and header(headers, b"x-goog-api-key") is None
         call = wire.read_target(scope["method"], path, query, bearer=bearer)
         record.api, record.what = call.api, call.verb or call.kind
         if scope["method"] == "GET" and (header(headers, b"upgrade") or "").lower() == "websocket":
-            raise RequestError("NO_LIVE_API", "the Live API is not served here: call it at Google itself")
+            raise GatewayError("NO_LIVE_API", "the Live API is not served here: call it at Google itself")
         upload = wire.read_upload(scope["method"], call, headers)
         if upload is not None:
             record.what = f"upload-{upload.what}"
@@ -144,7 +143,7 @@ class Reception:
             return
         record.client = await self.callers.client(headers, query)
         if call.kind == "guarded" and call.guard not in self._settings.allow_paths:
-            raise RequestError(
+            raise GatewayError(
                 "FORBIDDEN_PATH",
                 f"{call.guard} is closed here: it would hand out or bypass what this gateway guards; "
                 "its owner may name it in POLLUX_ALLOW_PATHS",
@@ -199,13 +198,13 @@ class Reception:
         if (named_key := next((key for key in keys if key.id == wanted), None)) is not None:
             if named_key.enabled:
                 return
-            raise RequestError(
+            raise GatewayError(
                 "UNKNOWN_KEY",
                 f"x-pollux-key names {wanted}, which is disabled; its owner may use it again with: pollux keys enable",
             )
         ids = sorted(key.id for key in keys if key.enabled)
         named = ", ".join(ids[:IDS_NAMED]) + (f" and {len(ids) - IDS_NAMED} more" if len(ids) > IDS_NAMED else "")
-        raise RequestError("UNKNOWN_KEY", f"x-pollux-key names no key of this pool; there are: {named or 'none'}")
+        raise GatewayError("UNKNOWN_KEY", f"x-pollux-key names no key of this pool; there are: {named or 'none'}")
 
     def _may_name_pooled(self, call: Call, upload: wire.Upload | None) -> bool:
         """Whether its body could name a file that only one client may see."""
@@ -214,7 +213,7 @@ class Reception:
     def _crowded(self) -> None:
         if self._journal.under_way > self._settings.max_concurrent:
             most = self._settings.max_concurrent
-            raise RequestError(
+            raise GatewayError(
                 "OVERLOADED_GATEWAY", f"{most} requests are under way already (POLLUX_MAX_CONCURRENT)", retry_after=1.0
             )
 
@@ -245,10 +244,10 @@ class Reception:
         waits += [] if server is None else [max(0.0, server - SERVER_TIMEOUT_MARGIN)]
         mode = header(headers, b"x-pollux-mode") or self._settings.mode
         if mode not in ("both", "pro_only", "flash_only", "flash_lite_only"):
-            raise RequestError("BAD_REQUEST", "x-pollux-mode must be both, pro_only, flash_only or flash_lite_only")
+            raise GatewayError("BAD_REQUEST", "x-pollux-mode must be both, pro_only, flash_only or flash_lite_only")
         fallback = (header(headers, b"x-pollux-fallback") or "on").lower()
         if fallback not in ("on", "off"):
-            raise RequestError("BAD_REQUEST", "x-pollux-fallback must be on or off")
+            raise GatewayError("BAD_REQUEST", "x-pollux-fallback must be on or off")
         return Exchange(
             call=call,
             method=method,
@@ -269,11 +268,8 @@ class Reception:
         )
 
 
-async def _tell(reply: Reply, error: RequestError | WireError) -> None:
+async def _tell(reply: Reply, error: GatewayError) -> None:
     if reply.begun:
         raise BrokenAnswerError(str(error))
-    if isinstance(error, WireError):
-        await reply.error(error.code, error.message)
-        return
     retry_after = error.retry_after
-    await reply.error(error.reason, error.message, retry_after=None if retry_after == math.inf else retry_after)
+    await reply.error(error.code, error.message, retry_after=None if retry_after == math.inf else retry_after)

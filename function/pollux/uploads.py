@@ -13,7 +13,7 @@ from pollux.address import own_base
 from pollux.affinity import Affinity
 from pollux.attempts import judged, unanswered
 from pollux.exchange import Readdress
-from pollux.inbound import PassingBody, Receive, RequestError, Scope, Watch, body_length, uncancel
+from pollux.inbound import PassingBody, Receive, Scope, Watch, body_length, uncancel
 from pollux.journal import Attempt, Record
 from pollux.keys import Key, KeySourceError, Secret
 from pollux.log import guard
@@ -25,6 +25,7 @@ from pollux.settings import in_cloud
 from pollux.upload_token import LIFETIME, Session, UploadTokenError, seal
 from pollux.upstream import Answer, Upstream, UpstreamError
 from pollux.wire import Call
+from pollux.wire.error import GatewayError
 
 HELD_MOST = 1 << 20
 """An upload in one request, up to this size, is read whole."""
@@ -109,7 +110,7 @@ class Uploads:
                 try:
                     value = await self._pool.roster.keyring.value(session.key)
                 except KeySourceError as error:
-                    raise RequestError("NO_USABLE_KEY", str(error), retry_after=5.0) from None
+                    raise GatewayError("NO_USABLE_KEY", str(error), retry_after=5.0) from None
                 guard(value.reveal())
             record.project, record.key = session.project, session.key
             headers = wire.upstream_headers(scope["headers"], content=body.length != 0)
@@ -140,7 +141,7 @@ class Uploads:
     ) -> Session | None:
         """None: the client has its answer. Else the session at Google where the upload goes on."""
         if self.receiving is None:
-            raise RequestError("BAD_UPLOAD_ID", "the upload began while POLLUX_FILES was pooled: begin it anew")
+            raise GatewayError("BAD_UPLOAD_ID", "the upload began while POLLUX_FILES was pooled: begin it anew")
         arrival = self._arrival(scope, call, reply, record)
         return await self.receiving.go_on(arrival, session.target.removeprefix(POOLED), body)
 
@@ -181,9 +182,9 @@ def is_large(headers: RawHeaders, most: int) -> bool:
 
 def _at(address: str, session: Session, value: str) -> bytes:
     if not session.target:
-        raise RequestError("UPSTREAM_ERROR", "Gemini began an upload and gave an address that is none")
+        raise GatewayError("UPSTREAM_ERROR", "Gemini began an upload and gave an address that is none")
     try:
         token = seal(session, value)
     except UploadTokenError as error:
-        raise RequestError("UPSTREAM_ERROR", str(error)) from None
+        raise GatewayError("UPSTREAM_ERROR", str(error)) from None
     return f"{address}?upload_id={token}&upload_protocol=resumable".encode("latin-1", "replace")

@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from pollux import wire
-from pollux.inbound import RequestError, header
+from pollux.inbound import header
 from pollux.pooled.documents import COPY, given_of
+from pollux.wire.error import GatewayError
 
 DESCRIBED_MOST = 16_384
 RawHeaders = Sequence[tuple[bytes, bytes]]
@@ -25,12 +26,12 @@ class Parts:
             if isinstance(item, bytes):
                 said += item
                 if len(said) > DESCRIBED_MOST:
-                    raise RequestError("BAD_REQUEST", "what the multipart body says of the file is too long")
+                    raise GatewayError("BAD_REQUEST", "what the multipart body says of the file is too long")
             elif not seen and item.kind.lower().startswith("application/json"):
                 seen = True
             else:
                 return described_by(bytes(said)), item.kind
-        raise RequestError("BAD_REQUEST", "the multipart body has no content after what it says of the file")
+        raise GatewayError("BAD_REQUEST", "the multipart body has no content after what it says of the file")
 
     async def content(self) -> AsyncIterator[bytes]:
         """Up to the next part, which means nothing."""
@@ -44,17 +45,17 @@ class Parts:
 def described_by(body: bytes) -> dict[str, Any]:
     """What the client says of the file, of which Google gets the same."""
     if len(body) > DESCRIBED_MOST:
-        raise RequestError("BAD_REQUEST", f"what is said of the file is longer than {DESCRIBED_MOST} bytes")
+        raise GatewayError("BAD_REQUEST", f"what is said of the file is longer than {DESCRIBED_MOST} bytes")
     try:
         document = json.loads(body) if body else {}
     except (ValueError, RecursionError):
         document = None
     described = document.get("file", {}) if isinstance(document, dict) else None
     if not isinstance(described, dict):
-        raise RequestError("BAD_REQUEST", "Invalid JSON payload received.")
+        raise GatewayError("BAD_REQUEST", "Invalid JSON payload received.")
     given = given_of(described)
     if given and (wire.resource(given) != given or not given.startswith("files/") or given.startswith(COPY)):
-        raise RequestError(
+        raise GatewayError(
             "BAD_REQUEST", f"file.name: it must be files/ and an id, which does not begin with {COPY.partition('/')[2]}"
         )
     return described

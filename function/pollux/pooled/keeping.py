@@ -14,7 +14,6 @@ from typing import Any
 
 from pollux.affinity import Affinity
 from pollux.attempts import Failure
-from pollux.inbound import RequestError
 from pollux.pool import Pool, Tried
 from pollux.pooled.contents import Contents
 from pollux.pooled.copies import LEASED_S, RENEWED_S, copy_of
@@ -32,6 +31,7 @@ from pollux.pooled.sender import Made, NameTakenError, RefusedError, Sender
 from pollux.pooled.shelf import Shelf, Turns
 from pollux.questions import Told
 from pollux.store import ConflictError, Document, StoreError, Version
+from pollux.wire.error import GatewayError
 
 log = logging.getLogger("pollux.relay")
 
@@ -225,8 +225,8 @@ def _used_again(file: PooledFile) -> PooledFile | None:
     return replace(file, uses=file.uses + 1) if file.uses > 0 else None
 
 
-def _exists() -> RequestError:
-    return RequestError("FILE_EXISTS", "Requested entity already exists")
+def _exists() -> GatewayError:
+    return GatewayError("FILE_EXISTS", "Requested entity already exists")
 
 
 class _Holder:

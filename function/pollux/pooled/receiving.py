@@ -12,7 +12,7 @@ from typing import Any
 
 from pollux import wire
 from pollux.blobs import BlobError, BlobMissingError
-from pollux.inbound import PassingBody, RequestError, header
+from pollux.inbound import PassingBody, header
 from pollux.journal import Attempt, Record
 from pollux.keys import KeySourceError
 from pollux.outbound import Reply
@@ -27,6 +27,7 @@ from pollux.pooled.taking import HeldBody, Taking, down
 from pollux.store import ConflictError, Version
 from pollux.upload_token import LIFETIME, Session, seal
 from pollux.wire import Call, Upload
+from pollux.wire.error import GatewayError
 
 log = logging.getLogger("pollux.relay")
 
@@ -82,14 +83,14 @@ class Receiving:
         described = described_by(body)
         declared = header(a.headers, b"x-goog-upload-header-content-length")
         if declared is not None and not (declared.isascii() and declared.isdigit()):
-            raise RequestError("BAD_REQUEST", "Invalid X-Goog-Upload-Header-Content-Length.")
+            raise GatewayError("BAD_REQUEST", "Invalid X-Goog-Upload-Header-Content-Length.")
         key = await self._pool.pick(None, Tried())
         if key is None:
-            raise RequestError("NO_USABLE_KEY", "there is no usable key in the pool: add one with `pollux keys add`")
+            raise GatewayError("NO_USABLE_KEY", "there is no usable key in the pool: add one with `pollux keys add`")
         try:
             value = await self._pool.roster.keyring.value(key.id)
         except KeySourceError as error:
-            raise RequestError("NO_USABLE_KEY", str(error), retry_after=5.0) from None
+            raise GatewayError("NO_USABLE_KEY", str(error), retry_after=5.0) from None
         name = secrets.token_hex(12)
         upload = Incoming(
             a.record.client,
@@ -101,7 +102,7 @@ class Receiving:
         try:
             upload.check_size(upload.declared or 0)
         except ChunkError as error:
-            raise RequestError("BAD_REQUEST", str(error)) from None
+            raise GatewayError("BAD_REQUEST", str(error)) from None
         await self._shelf.put_upload(name, packed(upload), None)
         session = Session(POOLED + name, "", key.id, upload.client, self._pool.now() + LIFETIME)
         address = f"{a.base}{a.call.path}?upload_id={seal(session, value.reveal())}&upload_protocol=resumable".encode()
@@ -178,7 +179,7 @@ class Receiving:
         upload = upload.with_part(part, "closing" if final and trouble is None else upload.state)
         try:
             version = await self._put(name, upload, version)
-        except RequestError:
+        except GatewayError:
             if part is not None:
                 await self._contents.drop([part])
             raise
@@ -191,7 +192,7 @@ class Receiving:
         answer = await self._kept(a, upload, self._taking.digest(name, end))
         if answer is None:
             return
-        with suppress(RequestError):  # who asked for the end a second time is told the same by the file itself
+        with suppress(GatewayError):  # who asked for the end a second time is told the same by the file itself
             await self._put(name, replace(upload, state="final", answer=answer.decode()), version)
         await self._final(a, answer)
 
@@ -207,7 +208,7 @@ class Receiving:
         try:
             return await self._shelf.put_upload(name, packed(upload), version)
         except ConflictError:
-            raise RequestError(
+            raise GatewayError(
                 "UPLOAD_RACE",
                 "another request of this upload was faster; ask with `query` what has come, and go on there",
             ) from None
@@ -221,7 +222,7 @@ class Receiving:
         if key is not None:
             target = await self._sender.begin(key, upload.described, upload.kind, upload.declared)
         if key is None or not isinstance(target, str):
-            raise RequestError("BLOBS_DOWN", "neither the blob store nor a project takes the upload", retry_after=5.0)
+            raise GatewayError("BLOBS_DOWN", "neither the blob store nor a project takes the upload", retry_after=5.0)
         upload = replace(upload, passed=Passed(target, key.project, key.id))
         return upload, await self._put(name, upload, version)
 
@@ -245,7 +246,7 @@ class Receiving:
             async with aclosing(pieces):  # type: ignore[type-var]
                 part, trouble = await self._taking.take(name, upload, pieces, 0)
         except ChunkError as error:
-            raise RequestError("BAD_REQUEST", str(error)) from None
+            raise GatewayError("BAD_REQUEST", str(error)) from None
         if trouble is not None:
             await self._contents.drop([part] if part else [])
             raise trouble
@@ -272,7 +273,7 @@ class Receiving:
         except RefusedError as error:
             failure = error.failure
             if failure is None:
-                raise RequestError("NO_USABLE_KEY", str(error), retry_after=5.0) from None
+                raise GatewayError("NO_USABLE_KEY", str(error), retry_after=5.0) from None
             if failure.problem is not None:
                 raise failure.problem from None
             headers = [*failure.headers, *([_ACTIVE] if failure.status < 500 else [])]

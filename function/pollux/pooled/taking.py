@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from pollux.blobs import BlobError
-from pollux.inbound import ClientGoneError, PassingBody, RequestError
+from pollux.inbound import ClientGoneError, PassingBody
 from pollux.pooled.contents import Contents
 from pollux.pooled.documents import Part
 from pollux.pooled.incoming import Incoming
 from pollux.recent import Recent
+from pollux.wire.error import GatewayError
 
 HASHES = 256
 
@@ -54,7 +55,7 @@ class Taking:
                         if piece:
                             upload.check_size(upload.received + writer.size + len(piece))
                             await writer.write(piece)
-                except (ClientGoneError, RequestError) as error:
+                except (ClientGoneError, GatewayError) as error:
                     trouble = error
                 if not writer.size:
                     raise _NothingError
@@ -71,6 +72,6 @@ class Taking:
         return digest if known == size else None
 
 
-def down() -> RequestError:
+def down() -> GatewayError:
     """What is wrong, and where, is in the log: it names folders and buckets, which are no client's business."""
-    return RequestError("BLOBS_DOWN", "the file cannot be kept, as the blob store does not take it", retry_after=5.0)
+    return GatewayError("BLOBS_DOWN", "the file cannot be kept, as the blob store does not take it", retry_after=5.0)

@@ -13,7 +13,6 @@ from pollux import wire
 from pollux.affinity import Affinity, Bound
 from pollux.attempts import Failure
 from pollux.exchange import Exchange
-from pollux.inbound import RequestError
 from pollux.journal import Attempt
 from pollux.pool import Pool
 from pollux.pooled.contents import Contents
@@ -22,6 +21,7 @@ from pollux.pooled.documents import COPY, Copy, PooledFile
 from pollux.pooled.sender import Sender
 from pollux.pooled.shelf import Shelf
 from pollux.store import StoreError
+from pollux.wire.error import GatewayError
 
 log = logging.getLogger("pollux.relay")
 
@@ -82,7 +82,7 @@ class Using:
         said = references if x.parsed is None else {*references, *wire.may_be_named(x.parsed)}
         mentioned = wire.mentioned(said) - set(names)
         if len(names) + len(mentioned) > NAMED_MOST:
-            raise RequestError("BAD_REQUEST", f"the request names more than {NAMED_MOST} files")
+            raise GatewayError("BAD_REQUEST", f"the request names more than {NAMED_MOST} files")
         self.refuse_copies(mentioned)
         for name, bound in (await self._affinity.certain(mentioned)).items():
             if bound.pooled and bound.client != x.record.client:
@@ -99,7 +99,7 @@ class Using:
         found = await asyncio.gather(*(self._shelf.find(name) for name in pooled))
         known = {file.name for file in found if file is not None} - set(wire.path_names(x.call))
         bases = {wire.GOOGLE, self._pool.settings.upstream}
-        with suppress(RequestError):  # one of ours stands there still if it is spelt oddly
+        with suppress(GatewayError):  # one of ours stands there still if it is spelt oddly
             bases |= {x.own_base(), self._pool.settings.public_url} - {""}
         named = {reference: wire.named_by(reference, bases) for reference in wire.references(x.parsed, x.call)}
         references = {reference: name for reference, name in named.items() if name is not None and name in known}
@@ -178,7 +178,7 @@ class Using:
             if trouble is not None and self._shelf.known(name) is None:
                 raise _not_yours(name)
             if isinstance(trouble, LateError):
-                raise RequestError("COPY_PENDING", f"{trouble}; ask again", retry_after=PENDING_RETRY)
+                raise GatewayError("COPY_PENDING", f"{trouble}; ask again", retry_after=PENDING_RETRY)
             if isinstance(trouble, CopyError):
                 x.noted(Attempt("", project, "", "not-copied", None, str(trouble)))
                 return False
@@ -201,11 +201,11 @@ class Using:
                 return
         raise self.unreachable(x)
 
-    def unreachable(self, x: Exchange) -> RequestError:
+    def unreachable(self, x: Exchange) -> GatewayError:
         assert x.files is not None
         said = ", ".join(sorted(x.files.names))
         where = "any project that is well" if x.only is None else f"project {x.only}"
-        return RequestError(
+        return GatewayError(
             "COPY_PENDING", f"{said} cannot be copied to {where} at the moment", retry_after=PENDING_RETRY
         )
 
@@ -282,7 +282,7 @@ def _id(name: str) -> bytes:
     return name.removeprefix("files/").encode()
 
 
-def _not_yours(name: str) -> RequestError:
+def _not_yours(name: str) -> GatewayError:
     """In Google's words for what another project owns."""
     said = f"You do not have permission to access the File {name.removeprefix('files/')} or it may not exist."
-    return RequestError("FILE_OF_ANOTHER", said)
+    return GatewayError("FILE_OF_ANOTHER", said)

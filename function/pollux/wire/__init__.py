@@ -27,7 +27,7 @@ from pollux.wire.bound import (
     references,
     resource,
 )
-from pollux.wire.error import ERRORS, Problem, WireError, error_body, stream_error
+from pollux.wire.error import ERRORS, GatewayError, Problem, error_body, stream_error
 from pollux.wire.guard import CREDENTIALS, GUARDS, gated, strip_query
 from pollux.wire.headers import TO_CLIENT, TO_UPSTREAM, RawHeaders, client_deadline, client_headers, upstream_headers
 from pollux.wire.multipart import Part, boundary_of, parts
@@ -48,11 +48,11 @@ __all__ = [
     "TO_UPSTREAM",
     "UPLOAD_ADDRESSES",
     "Call",
+    "GatewayError",
     "Part",
     "Problem",
     "RawHeaders",
     "Upload",
-    "WireError",
     "answer_names",
     "below",
     "boundary_of",

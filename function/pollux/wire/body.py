@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pollux.wire.error import WireError
+from pollux.wire.error import GatewayError
 from pollux.wire.target import INTERACTION, Call, Stream, model_name
 
 MOST_CODINGS = 4
@@ -23,7 +23,7 @@ _DECODER = json.JSONDecoder()
 def inflate(body: bytes, encoding: str | None, limit: int) -> bytes:
     """The body as it reads, for reading only. Never holds more than the limit, whatever it would grow to.
 
-    WireError: 413 above the limit, 400 if broken, 415 for a coding that is not known here.
+    GatewayError: 413 above the limit, 400 if broken, 415 for a coding that is not known here.
     """
     if not encoding:
         return body
@@ -32,8 +32,8 @@ def inflate(body: bytes, encoding: str | None, limit: int) -> bytes:
         windows = {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}.get(coding)  # deflate: zlib, by habit raw
         if windows is None or len(codings) > MOST_CODINGS:
             shown = re.sub(r"[^\w, .-]", "?", encoding)[:40]
-            raise WireError(
-                415, "UNREADABLE_ENCODING", f"content-encoding {shown} cannot be read here; send gzip, deflate or none"
+            raise GatewayError(
+                "UNREADABLE_ENCODING", f"content-encoding {shown} cannot be read here; send gzip, deflate or none"
             )
         body = _inflated(body, windows, limit)
     return body
@@ -61,7 +61,7 @@ def _inflated(body: bytes, windows: tuple[int, ...], limit: int) -> bytes:
             return _members(body, bits, limit)
         except (zlib.error, EOFError):
             continue
-    raise WireError(400, "BAD_REQUEST", "the body is not what its content-encoding says")
+    raise GatewayError("BAD_REQUEST", "the body is not what its content-encoding says")
 
 
 def _members(body: bytes, bits: int, limit: int) -> bytes:
@@ -73,7 +73,7 @@ def _members(body: bytes, bits: int, limit: int) -> bytes:
         piece = inflater.decompress(body, limit - size + 1)
         size += len(piece)
         if size > limit:
-            raise WireError(413, "BODY_TOO_LARGE", f"the body inflates to more than {limit} bytes (POLLUX_MAX_BODY)")
+            raise GatewayError("BODY_TOO_LARGE", f"the body inflates to more than {limit} bytes (POLLUX_MAX_BODY)")
         if not inflater.eof:
             raise EOFError
         pieces.append(piece)
@@ -95,7 +95,7 @@ def with_body(call: Call, parsed: Mapping[str, Any]) -> Call:
     """An OpenAI-shaped call names its model and whether it streams in its body, and so does an interaction, which takes
     quota if it names one (an agent takes that of no model); any other native call stays as it is.
 
-    WireError: no model can be called what it names.
+    GatewayError: no model can be called what it names.
     """
     model = parsed.get("model")
     name = model.removeprefix("models/") if isinstance(model, str) else ""

@@ -221,14 +221,18 @@ ERRORS: Mapping[str, Problem] = {
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
-class WireError(Exception):
-    """A request that cannot be understood. `code` is one of ERRORS."""
+class GatewayError(Exception):
+    """A request ends with an error of the gateway's own. `code` is one of ERRORS, which has its HTTP status."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
-        self.status = status
         self.code = code
         self.message = message
+        self.retry_after = retry_after
+
+    @property
+    def status(self) -> int:
+        return ERRORS[self.code].http
 
 
 def error_body(

@@ -3,7 +3,7 @@
 import re
 from urllib.parse import quote, unquote
 
-from pollux.wire.error import WireError
+from pollux.wire.error import GatewayError
 
 # What may stand in front of a path of the API, slashes and matrix parameters included.
 _FRONT = r"^(?:/+(?:resumable|upload|download|openai|v\d\w*)(?:;[^/]*)?)*/+"
@@ -39,15 +39,15 @@ _DOTS = re.compile(r"(?:^|/)\.{1,2}(?=[/;?#]|$)")
 def sound(path: str) -> str:
     """The path, if it stays a path wherever it is appended, and stays below its root however often it is decoded."""
     if not path.startswith("/"):
-        raise WireError(400, "BAD_REQUEST", "the path does not begin with a slash")
+        raise GatewayError("BAD_REQUEST", "the path does not begin with a slash")
     if len(path) > LONGEST_PATH:
-        raise WireError(400, "BAD_REQUEST", f"the path has more than {LONGEST_PATH} characters")
+        raise GatewayError("BAD_REQUEST", f"the path has more than {LONGEST_PATH} characters")
     path = _ascii(path)
     decoded = _decoded(path)
     if _SPACED.search(path) or "?" in path or _CONTROL.search(decoded):
-        raise WireError(400, "BAD_REQUEST", "the path has characters that no path of the API has")
+        raise GatewayError("BAD_REQUEST", "the path has characters that no path of the API has")
     if _DOTS.search(decoded):
-        raise WireError(400, "BAD_REQUEST", "the path has a segment . or .., which no path of the API has")
+        raise GatewayError("BAD_REQUEST", "the path has a segment . or .., which no path of the API has")
     return path
 
 
@@ -81,7 +81,7 @@ def gated(path: str) -> str:
     """The path, held to what a client's own is held to: for paths that were made here, of a model's name."""
     path = sound(path)
     if guard := guard_of(path):
-        raise WireError(403, "FORBIDDEN_PATH", f"the model's name makes a path that is closed here: {guard}")
+        raise GatewayError("FORBIDDEN_PATH", f"the model's name makes a path that is closed here: {guard}")
     return path
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 
-from pollux.wire.error import WireError
+from pollux.wire.error import GatewayError
 from pollux.wire.guard import strip_query
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
@@ -100,7 +100,7 @@ def client_deadline(raw: RawHeaders) -> tuple[float | None, float | None]:
         if name == b"x-pollux-max-wait":
             own = _seconds(value)
             if own is None:
-                raise WireError(400, "BAD_REQUEST", "x-pollux-max-wait must be a number of seconds, 0 or more")
+                raise GatewayError("BAD_REQUEST", "x-pollux-max-wait must be a number of seconds, 0 or more")
         elif name == b"x-server-timeout":  # Google's own: what it makes of nonsense is its business
             server = _seconds(value)
     return own, server

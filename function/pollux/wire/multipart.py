@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
-from pollux.wire.error import WireError
+from pollux.wire.error import GatewayError
 
 HEADERS_MOST = 16_384
 _BOUNDARY = re.compile(r'boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', re.IGNORECASE)
@@ -33,12 +33,12 @@ def boundary_of(content_type: str) -> bytes | None:
         return None
     found = _BOUNDARY.search(content_type)
     if found is None:
-        raise WireError(400, "BAD_REQUEST", "the multipart body has no boundary in its content-type")
+        raise GatewayError("BAD_REQUEST", "the multipart body has no boundary in its content-type")
     return (found[1] or found[2]).encode("latin-1")
 
 
 async def parts(pieces: AsyncIterator[bytes], boundary: bytes) -> AsyncIterator[Part | bytes]:
-    """Each part's start, then its bytes. Raises WireError where the body ends before its last boundary."""
+    """Each part's start, then its bytes. Raises GatewayError where the body ends before its last boundary."""
     mark = b"\r\n--" + boundary
     held, inside = b"\r\n", False
     async for piece in pieces:
@@ -57,7 +57,7 @@ async def parts(pieces: AsyncIterator[bytes], boundary: bytes) -> AsyncIterator[
             end = after.find(b"\r\n\r\n")
             if end < 0:
                 if len(after) > HEADERS_MOST:
-                    raise WireError(400, "BAD_REQUEST", "the headers of a part of the multipart body are too long")
+                    raise GatewayError("BAD_REQUEST", "the headers of a part of the multipart body are too long")
                 break
             yield Part(_headers(after[:end]))
             held, inside = after[end + 4 :], True
@@ -67,7 +67,7 @@ async def parts(pieces: AsyncIterator[bytes], boundary: bytes) -> AsyncIterator[
             if inside:
                 yield held[:sure]
             held = held[sure:]
-    raise WireError(400, "BAD_REQUEST", "the multipart body ends before its last boundary")
+    raise GatewayError("BAD_REQUEST", "the multipart body ends before its last boundary")
 
 
 def _headers(block: bytes) -> dict[str, str]:

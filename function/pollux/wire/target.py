@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import quote, unquote, unquote_plus
 
-from pollux.wire.error import WireError
+from pollux.wire.error import GatewayError
 from pollux.wire.guard import guard_of, sound, strip_query
 
 Kind = Literal["generate", "count", "embed", "predict", "list-models", "get-model", "guarded", "other"]
@@ -77,7 +77,7 @@ class Call:
 
 
 def read_target(method: str, raw_path: bytes | str, query: bytes | str = b"", *, bearer: bool = False) -> Call:
-    """The call that a request line names. Raises WireError for a path that leads out of the API.
+    """The call that a request line names. Raises GatewayError for a path that leads out of the API.
 
     `bearer`: the client sent a Bearer token and no x-goog-api-key. Only this tells OpenAI's `/v1/models`,
     `/v1/files` and `/v1/batches` from Google's.
@@ -138,13 +138,13 @@ def _listed(segments: list[str], versions: list[str]) -> bool:
 def model_name(name: str) -> str:
     """The name, if a model can be called so. It gets into paths and records, so nothing else may pass."""
     if len(name) > LONGEST_NAME:
-        raise WireError(400, "BAD_REQUEST", f"the model's name has more than {LONGEST_NAME} characters")
+        raise GatewayError("BAD_REQUEST", f"the model's name has more than {LONGEST_NAME} characters")
     if _NAME.fullmatch(name) is None:
-        raise WireError(
-            400, "BAD_REQUEST", "the model's name must begin with a letter or a digit and have only those and _.@:/-"
+        raise GatewayError(
+            "BAD_REQUEST", "the model's name must begin with a letter or a digit and have only those and _.@:/-"
         )
     if not {".", ".."}.isdisjoint(name.split("/")):
-        raise WireError(400, "BAD_REQUEST", "the model's name has a segment . or .., which no name has")
+        raise GatewayError("BAD_REQUEST", "the model's name has a segment . or .., which no name has")
     return name
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 from urllib.parse import unquote, unquote_plus, urlsplit
 
-from pollux.wire.error import WireError
+from pollux.wire.error import GatewayError
 from pollux.wire.guard import sound, strip_query
 from pollux.wire.target import Call
 
@@ -65,7 +65,7 @@ def session_target(address: bytes, upstream: str) -> str:
         return ""
     try:
         path = sound(path)  # as of a client's own: it is read again when the upload ends
-    except WireError:
+    except GatewayError:
         return ""
     return f"{path}?{strip_query(parts.query)}" if parts.query else path
 
