@@ -435,6 +435,12 @@ def test_how_a_stream_came(
     assert detail in checked["one by one"][1]
 
 
+def test_an_event_without_candidates_is_no_fault(gateway: tuple[Pretender, str], check: Any) -> None:
+    server, url = gateway
+    server.instead["stream"] = stream(b'data: {"candidates": null, "usageMetadata": {}}\n\n', *WHOLE)
+    assert check(url)["stream"][0] == "ok"
+
+
 @pytest.mark.parametrize(
     ("answer", "detail"),
     [
