@@ -435,6 +435,12 @@ def test_how_a_stream_came(
     assert detail in checked["one by one"][1]
 
 
+def test_an_event_without_candidates_is_no_fault(gateway: tuple[Pretender, str], check: Any) -> None:
+    server, url = gateway
+    server.instead["stream"] = stream(b'data: {"candidates": null, "usageMetadata": {}}\n\n', *WHOLE)
+    assert check(url)["stream"][0] == "ok"
+
+
 @pytest.mark.parametrize(
     ("answer", "detail"),
     [
@@ -552,6 +558,20 @@ def test_a_file_without_a_token(
     told = refused(capsys, "https://x.example", "--token-file", str(path))
     assert said in told
     assert str(path) in told
+
+
+def test_a_setting_without_a_token_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLLUX_TOKEN", "laptop=")
+    assert "POLLUX_TOKEN" in refused(capsys, "https://x.example")
+
+
+def test_a_certificate_file_that_is_not_there_is_no_fault_of_ours(
+    gateway: tuple[Pretender, str], check: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/certificate.pem")
+    assert check(gateway[1]).failed == []
 
 
 def test_a_token_in_the_place_of_a_file_is_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:

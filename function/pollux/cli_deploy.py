@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pollux.auth import client_of
+from pollux.auth import TokenError, client_of
 from pollux.cli_watch import Address, AskError, is_local
 from pollux.keys.terminal import json_option, show_json
 from pollux.log_safety import clean
@@ -112,21 +112,29 @@ def _tokens(settings: Settings, token_file: str, admin_token_file: str, *, local
 
     kept = Path(settings.data) / "tokens.json"
     in_file, in_admin_file = _read(token_file), _read(admin_token_file)
+    try:
+        own = _parsed(kept.read_text(errors="replace")) if local else {}
+    except OSError:
+        own = {}
+    try:
+        client = client_of(settings.token[0]) if settings.token else ""
+    except TokenError as error:
+        raise AskError(str(error)) from None
     places: list[tuple[str, Mapping[str, str]]] = [
         (admin_token_file, {"admin": in_admin_file.get("admin") or in_admin_file.get("client", "")}),
         (token_file, in_file),
-        ("POLLUX_TOKEN", {"client": client_of(settings.token[0]) if settings.token else ""}),
+        ("POLLUX_TOKEN", {"client": client}),
         ("POLLUX_ADMIN_TOKEN", {"admin": settings.admin_token}),
-        (str(kept), _parsed(kept.read_text(errors="replace")) if local and kept.is_file() else {}),
+        (str(kept), own),
     ]
     tokens = {"identity": Token(settings.environ.get("IDENTITY_TOKEN", "").strip(), "IDENTITY_TOKEN")}
     asks = sys.stdin.isatty() and "-" not in (token_file, admin_token_file)
     for kind, prompt in PROMPTS.items():
         known = (Token(values[kind], place) for place, values in places if values.get(kind))
         tokens[kind] = next(known, None) or Token(_asked(prompt) if asks else "", "the terminal")
-    if not tokens["client"].value:
-        here = f"{kept} has none; " if local else ""
-        raise AskError(f"no client token: {here}set POLLUX_TOKEN, or say --token-file FILE (- is standard input)")
+        if kind == "client" and not tokens[kind].value:
+            here = f"{kept} has none; " if local else ""
+            raise AskError(f"no client token: {here}set POLLUX_TOKEN, or say --token-file FILE (- is standard input)")
     for token in tokens.values():
         if not (token.value.isascii() and token.value.isprintable()) or " " in token.value:
             raise AskError(f"{token.source}: has characters that a header cannot carry")

@@ -10,16 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 import click
 
 from pollux.keys.terminal import Table, json_option, show_json
 from pollux.settings import Settings, base_url, proxy_for
-
-if TYPE_CHECKING:
-    import httpx2
 
 WATCH_EVERY = 2.0
 QUOTA_HEAD = ("PROJECT", "MODEL", "RPM", "TPM", "RPD", "NEXT SLOT", "COMMITS", "CONFLICTS", "GRANTS", "WHY")
@@ -123,22 +120,25 @@ def is_local(url: str) -> bool:
     return host == "localhost"
 
 
-def transport_proxy(url: str) -> "httpx2.Proxy | None":
-    """For an httpx2 transport: the proxy that the environment names for that address. None for this machine itself.
+def transport_options(url: str) -> dict[str, Any]:
+    """For an httpx2 transport: the same proxies and certificates as on the way to Gemini.
 
     httpx2 alone would ask a proxy for 127.0.0.1, which is another machine there.
     """
+    import ssl
+
     import httpx2
 
     proxy = proxy_for(url)
-    return httpx2.Proxy(proxy.url, auth=(proxy.user, proxy.password) if proxy.user else None) if proxy else None
+    through = httpx2.Proxy(proxy.url, auth=(proxy.user, proxy.password) if proxy.user else None) if proxy else None
+    return {"proxy": through, "verify": ssl.create_default_context()}
 
 
 def ask(url: str, path: str, token: str, *, method: str = "GET") -> dict[str, Any]:
     import httpx2
 
     try:
-        transport = httpx2.HTTPTransport(proxy=transport_proxy(url))
+        transport = httpx2.HTTPTransport(**transport_options(url))
         with httpx2.Client(transport=transport, timeout=10, follow_redirects=True) as client:
             answer = client.request(method, url + path, headers={"authorization": f"Bearer {token}"})
         if answer.is_success:

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx2
 
-from pollux.cli_watch import transport_proxy
+from pollux.cli_watch import transport_options
 from pollux.log_safety import clean
 from pollux.redaction import without
 from pollux.settings import proxy_for
@@ -21,7 +21,7 @@ from pollux.wire import ERRORS
 
 MOST = 4 << 20
 """Bytes of an answer that are read."""
-LONGEST = 200
+LONGEST = 300
 CHEAP = "draft"
 """The catalog's alias for the cheapest model."""
 SHORT = "Say hello."
@@ -187,7 +187,7 @@ class Check:
             headers["x-serverless-authorization"] = f"Bearer {identity}"
         return httpx2.AsyncClient(
             headers=headers,
-            transport=httpx2.AsyncHTTPTransport(proxy=transport_proxy(self._url)),
+            transport=httpx2.AsyncHTTPTransport(**transport_options(self._url)),
             timeout=httpx2.Timeout(None, connect=10),
         )
 
@@ -368,7 +368,7 @@ def stream_fault(body: bytes) -> str:
             event = json.loads(text)
             if error := event.get("error"):
                 return f"the stream ended with an error: {clean(str(error['message']), LONGEST)}"
-            finished |= any(candidate.get("finishReason") for candidate in event.get("candidates", ()))
+            finished |= any(candidate.get("finishReason") for candidate in event.get("candidates") or ())
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
             return "the stream has an event that is no JSON of the Gemini API"
     return "" if finished else f"the stream ended before it was complete, after {len(body)} bytes"
