@@ -119,7 +119,7 @@ class Reservation:
         self.release()
 
     def release(self) -> None:
-        """Let other requests probe, if no answer settled this probe. Does nothing for other requests, or a second time."""
+        """Let other requests probe, if no answer settled this probe. Does nothing for others, or a second time."""
         slot, ledger = self.slot, self.quota.ledger
         if slot.probe:
             self.slot = slot._replace(probe="")  # another request may hold a lease of the same slot later

@@ -262,7 +262,7 @@ class Roster:
     def is_aside(self, project: str, model: str, key_id: str, now: float, tools: Collection[str] = ()) -> bool:
         """Whether any of them rests by now, as far as this process knows."""
         key = self.health.value.keys.get(key_id)
-        return health.key_rests(key, now) or self.resting(project, model, now, tools) is not None
+        return (key is not None and health.key_rests(key, now)) or self.resting(project, model, now, tools) is not None
 
     def bucket(self, model: str) -> str:
         return self.health.value.buckets.get(model) or self.catalog.bucket(model)
