@@ -163,7 +163,7 @@ async def load(
         done = asyncio.Event()
         waits.append(done.wait())
         await asyncio.get_running_loop().create_connection(
-            lambda done=done: _Client(payload, result, each, began + seconds, done),  # type: ignore[misc]
+            lambda done=done: _Client(payload, result, each, began + seconds, done),
             host,
             int(port),
             family=socket.AF_INET,
