@@ -148,7 +148,7 @@ def load_settings() -> Settings:
 def _judge(status: int | None, file: str) -> int:
     import time
 
-    from pollux.verdict import judge_command
+    from pollux.verdict.rules import judge_command
 
     try:
         text = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()

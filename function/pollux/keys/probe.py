@@ -77,7 +77,8 @@ async def _ask(google: "Upstream", where: str, secret: Secret) -> tuple[int, byt
 
 
 def _finding(status: int, body: bytes, secret: Secret) -> Finding:
-    from pollux.verdict import judge, redact
+    from pollux.redaction import redact
+    from pollux.verdict.rules import judge
 
     verdict = judge(status, body, now=time.time())
     if verdict.cause == "ok":

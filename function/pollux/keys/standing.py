@@ -105,7 +105,7 @@ async def leave_aside(
 
 
 async def _refused(store: Store, refused: Mapping[str, str]) -> bool:
-    from pollux.verdict import resting_time
+    from pollux.verdict.causes import resting_time
 
     found = (await store.read([DOCUMENT])).get(DOCUMENT)
     document, version = found or ({}, None)
