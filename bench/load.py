@@ -5,9 +5,11 @@ import contextlib
 import json
 import re
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.I)
 CONTENT = "Measure twice and cut once. " * 8
@@ -66,10 +68,15 @@ class _Upstream(asyncio.Protocol):
 
 
 @contextlib.asynccontextmanager
-async def upstream() -> AsyncIterator[str]:
-    server = await asyncio.get_running_loop().create_server(_Upstream, "127.0.0.1", 0, backlog=1024)
+async def upstream(certificate: Path | None = None) -> AsyncIterator[str]:
+    """Its URL. With a certificate and its key, in one file, it speaks TLS."""
+    tls = None
+    if certificate is not None:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(certificate)
+    server = await asyncio.get_running_loop().create_server(_Upstream, "127.0.0.1", 0, ssl=tls, backlog=1024)
     try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield f"http{'s' if tls else ''}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
 
@@ -156,10 +163,11 @@ async def load(
         done = asyncio.Event()
         waits.append(done.wait())
         await asyncio.get_running_loop().create_connection(
-            lambda done=done: _Client(payload, result, each, began + seconds, done),  # type: ignore[misc]
+            lambda done=done: _Client(payload, result, each, began + seconds, done),
             host,
             int(port),
             family=socket.AF_INET,
+            ssl=ssl.create_default_context() if url.startswith("https:") else None,
         )
     await asyncio.gather(*waits)
     result.seconds = time.perf_counter() - began

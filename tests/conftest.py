@@ -37,7 +37,7 @@ def firestore_emulator() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.upstreams import make_certificate
+    from tools.certificate import make_certificate
 
     return make_certificate(tmp_path_factory.mktemp("tls"))
 

@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import datetime
-import ipaddress
 import ssl
 import time
 from collections.abc import Awaitable, Callable
@@ -11,9 +9,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import uvloop
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from pollux.connection import HttpUpstream
 from pollux.settings import Proxy
@@ -135,30 +130,6 @@ async def _copied(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
                 data = first + b" /" + url.split(b"/", 3)[3] + b" " + rest
             writer.write(data)
             await writer.drain()
-
-
-def make_certificate(folder: Path) -> Path:
-    """A self-signed one for this machine with its key, in one file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a test")])
-    now = datetime.datetime.now(datetime.UTC)
-    names = [
-        x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
-        x509.DNSName("localhost"),
-        x509.DNSName("gemini.example"),
-    ]
-    made = (
-        x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    path = folder / "certificate.pem"
-    path.write_bytes(key.private_bytes(encoding, form, serialization.NoEncryption()) + made.public_bytes(encoding))
-    return path
 
 
 def server_tls(certificate: Path) -> ssl.SSLContext:

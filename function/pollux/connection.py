@@ -18,9 +18,9 @@ import httptools
 IDLE_MOST = 30.0
 """Seconds. Google closes an idle connection later than that; one that it closes just as it is used costs an attempt."""
 AGE_MOST = 300.0
-"""Seconds for which a connection is used again: its address may have left DNS meanwhile."""
+"""Seconds. Older connections are not used again: DNS may have changed meanwhile."""
 SECOND_ADDRESS_AFTER = 0.25
-"""Seconds after which the next address is tried as well, while the first is silent (RFC 8305)."""
+"""Seconds until the next address is tried as well when one does not answer (RFC 8305)."""
 READ_MOST = 1 << 24
 """No error and no list is larger; what is larger passes in pieces."""
 HIGH_WATER = 1 << 18
@@ -87,7 +87,7 @@ class Connection(asyncio.Protocol):
         self._chunks: deque[bytes] = deque()
         self._held = 0
         self._unproductive = 0
-        """Bytes received since the last that was of use: of a head, of trailers, of the marks around chunks."""
+        """Bytes received since the head was complete or a piece of the body came: an unfinished head, or trailers."""
         self._paused = False
         self._begun = False
         self._head_only = False
@@ -112,11 +112,11 @@ class Connection(asyncio.Protocol):
         if self.complete:  # bytes that nobody asked for
             self.close()
             return
-        self._unproductive += len(data)  # the parser collects a header that never ends, and tells nobody
+        self._unproductive += len(data)  # the parser collects a header that never ends without telling
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._refuse(f"is no valid HTTP ({error})")
+            self._refuse(f"is not valid HTTP ({error})")
         if self._unproductive > HEADERS_MOST:
             self._refuse(TOO_MUCH)
         self._wake()
@@ -380,7 +380,7 @@ class _HttpAnswer(ReadWhole):
         return data
 
     def close(self) -> None:
-        """Give the connection back: it is closed unless the answer was read to its end."""
+        """Give the connection back. It is closed unless the answer was read to its end."""
         connection, self._connection = self._connection, None
         if connection is not None:
             self._upstream.release(connection)
@@ -459,16 +459,16 @@ class HttpUpstream:
 
 
 def odd_status(status: int) -> str:
-    return f"has status {status}, which no server may send here"
+    return f"has the status {status}, which is not expected here"
 
 
 def reason(error: BaseException) -> str:
-    """What an error of a socket or of TLS says, without the address or the certificate that it may quote."""
+    """What an error of a socket or of TLS says, without the address or certificate that its text may quote."""
     return getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
 
 
 async def _first_to_connect(found: Sequence[tuple[Any, ...]]) -> socket.socket:
-    """Try the addresses of both families in turn, the next one when one fails or is silent. uvloop cannot do that."""
+    """Try IPv6 and IPv4 addresses in turn: the next one when one fails or does not answer. uvloop does not do that."""
     first = [info for info in found if info[0] == found[0][0]]
     others = [info for info in found if info[0] != found[0][0]]
     waiting = deque(info for info in chain.from_iterable(zip_longest(first, others)) if info is not None)

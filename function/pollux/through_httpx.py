@@ -1,8 +1,8 @@
-"""The way to Gemini over httpx2, for what our own connection cannot do: proxies. `upstream` chooses.
+"""The second way to the upstream: over httpx2, which knows proxies. `upstream` chooses.
 
-Of httpx2 the lower half is used, httpcore2, which adds nothing to a request, follows nothing, keeps no cookies and is
-released with it. What it lacks is made good here: the answer to an upload that has not ended, an age after which a
-connection is not used again, one deadline for connecting and one for a head.
+It uses httpcore2, the lower half of httpx2, which adds nothing to a request, follows no redirect and keeps no cookies.
+This module adds what httpcore2 lacks (docs/dependencies.md): it reads the answer to an upload that has not ended,
+limits the age of a connection, and has one deadline for connecting and one for a head.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ _outgoing: ContextVar["_Outgoing | None"] = ContextVar("outgoing", default=None)
 
 
 class _Stream(httpcore2.AsyncNetworkStream):
-    """A connection that can be read while a body is being written to it."""
+    """A connection that is read while a body is written to it, and while it is idle."""
 
     def __init__(self, inner: httpcore2.AsyncNetworkStream, clock: Callable[[], float], made: float) -> None:
         self._inner = inner
@@ -49,7 +49,7 @@ class _Stream(httpcore2.AsyncNetworkStream):
         self.spent = False
         """Not to be used again."""
         self.early: asyncio.Task[bytes] | None = None
-        """What came before it was asked for."""
+        """A read that was begun before httpcore2 asked for it."""
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         if self.early is None:
@@ -115,7 +115,7 @@ class _Stream(httpcore2.AsyncNetworkStream):
 
 
 class _Backend(httpcore2.AsyncNetworkBackend):
-    """anyio's tries both address families side by side, as our own connection does."""
+    """Connects with anyio, which tries IPv6 and IPv4 addresses in turn, as our own connection does."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._inner = httpcore2.AnyIOBackend()
@@ -134,7 +134,7 @@ class _ProxyPool(httpcore2.AsyncHTTPProxy):
 
 
 class _Outgoing:
-    """One request as httpcore2 sends it: its body, how far it has come, and how long each part may take."""
+    """One request while httpcore2 sends it: its body, its progress and its deadline."""
 
     deadline: asyncio.Timeout
 
@@ -142,16 +142,16 @@ class _Outgoing:
         self._body = body
         self._timeout = timeout
         self.stream: _Stream | None = None
-        """The one that was written to last."""
+        """The connection that was written to last."""
         self.connection: httpcore2.AsyncConnectionInterface | None = None
-        """The one that was made for it."""
+        """The connection that was made for it."""
         self.through = False
-        """The proxy has done its part."""
+        """The proxy has answered CONNECT."""
         self.begun = False
-        """Its head is being written: from here on it may have been taken."""
+        """Its head is being written: the upstream may act on it from now on."""
 
     async def trace(self, event: str, info: dict[str, Any]) -> None:
-        """httpcore2 calls it as the request goes on. A CONNECT to the proxy is traced alike."""
+        """httpcore2 calls this at each step, also for the CONNECT to the proxy."""
         if event == "http11.send_request_headers.started" and info["request"].method != b"CONNECT":
             self.begun = self.through = True
             self.deadline.reschedule(None)
@@ -175,7 +175,7 @@ class _Outgoing:
                 except httpcore2.WriteError:
                     if written != length:
                         raise
-                    break  # answered before our body's end was seen
+                    break  # all was sent, and the answer came before the end of the body was seen
                 if piece is None:
                     break
                 written += len(piece)
@@ -190,7 +190,7 @@ class _Outgoing:
 
 
 def _begun(doing: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """A task of whose failure the loop does not complain when nobody waits for it any more."""
+    """A task whose failure is not logged if nobody awaits it."""
     task = asyncio.ensure_future(doing)
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     return task
@@ -223,7 +223,7 @@ class _HttpxAnswer(ReadWhole):
             data = await anext(self._pieces, b"")
             if self._missing is not None:
                 self._missing -= len(data)
-            if not data or self._missing == 0:  # after the last byte nobody asks again
+            if not data or self._missing == 0:  # readers stop after the last byte
                 self._ended = True
                 await asyncio.shield(self._upstream.later(self._leave()))
         except httpcore2.TimeoutException:
@@ -245,7 +245,7 @@ class _HttpxAnswer(ReadWhole):
         await self._pieces.aclose()
         stream: _Stream = self._response.extensions["network_stream"]
         stream.spent = _surplus(self._response)
-        stream.watch()  # a socket alone does not tell that TLS was ended
+        stream.watch()  # the socket alone does not show that TLS was closed
         await self._response.aclose()
 
 
@@ -276,7 +276,7 @@ class HttpxUpstream:
     ) -> _HttpxAnswer:
         head = head_of(method, self._address, target, headers, body)
         if not self._host:
-            raise UpstreamError("unreachable", f"no connection to {self._address.host}: no such name can be")
+            raise UpstreamError("unreachable", f"no connection to {self._address.host} (not a valid host name)")
         outgoing = _Outgoing(body, self._timeout)
         before = _outgoing.set(outgoing)
         try:
@@ -293,7 +293,7 @@ class HttpxUpstream:
         finally:
             _outgoing.reset(before)
             if not outgoing.begun and outgoing.connection is not None:
-                await outgoing.connection.aclose()  # httpcore2 keeps one for ever whose TLS failed behind a proxy
+                await outgoing.connection.aclose()  # else httpcore2 keeps it for ever if TLS failed behind a proxy
         answer = _HttpxAnswer(self, response, bodiless=method == "HEAD" or response.status in (204, 304))
         try:
             self._checked(answer)
@@ -340,7 +340,7 @@ class HttpxUpstream:
         return self._pool
 
     def _checked(self, answer: _HttpxAnswer) -> None:
-        """Refuse what our own connection refuses too."""
+        """Refuse what our own connection refuses, too."""
         if answer.status == 407 and self._proxy is not None:
             raise self._refused("407")
         if sum(len(name) + len(value) for name, value in answer.headers) > HEADERS_MOST:
@@ -390,7 +390,7 @@ class HttpxUpstream:
 def _surplus(response: httpcore2.Response) -> bool:
     """Whether more came than the answer. httpcore2 would take it for the answer to the next request.
 
-    There is no public way to know; if the private one has changed, no connection is used again, and a test fails.
+    Only a private attribute tells. If that changes, no connection is used again, and a test fails.
     """
     try:
         parser = response.stream._stream._connection._h11_state  # type: ignore[union-attr]
@@ -404,17 +404,17 @@ def _late() -> UpstreamError:
 
 
 def _broken(error: Exception) -> str:
-    """In our words: the library's may quote what came, and that may echo a key."""
+    """What happened, in our words: the text of the error may quote the answer, which may echo a key."""
     text = str(error)
     if "Receive buffer too long" in text:
         return f"the answer {TOO_MUCH}"
     if isinstance(error, httpcore2.ProtocolError) and not text.startswith(("Server disconnected", "peer closed")):
-        return "the answer is no valid HTTP"
+        return "the answer is not valid HTTP"
     return "the connection broke"
 
 
 def _root(error: BaseException) -> BaseException:
-    """The one of the socket or of TLS, which the libraries wrapped."""
+    """The error of the socket or of TLS that the libraries wrapped."""
     while True:
         group = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
         inner = next((each for each in (*group, error.__cause__, *error.args) if isinstance(each, BaseException)), None)
