@@ -226,6 +226,7 @@ variable "settings" {
     connect_timeout = optional(number)
     cors_origins    = optional(list(string))
     fallback_after  = optional(number)
+    http            = optional(string)
     log_level       = optional(string)
     max_attempts    = optional(number)
     max_body        = optional(string)
@@ -262,12 +263,13 @@ variable "settings" {
 
   validation {
     condition = alltrue([
+      var.settings.http == null ? true : contains(["auto", "own", "httpx"], var.settings.http),
       var.settings.mode == null ? true : contains(["both", "pro_only", "flash_only", "flash_lite_only"], var.settings.mode),
       var.settings.store_down == null ? true : contains(["safe", "closed"], var.settings.store_down),
       var.settings.strategy == null ? true : contains(["earliest", "round_robin", "least_recently_used", "most_available"], var.settings.strategy),
       var.settings.window == null ? true : contains(["sliding", "minute"], var.settings.window),
     ])
-    error_message = "settings.mode, store_down, strategy and window are words of docs/settings.md: with another the gateway would not start."
+    error_message = "settings.http, mode, store_down, strategy and window are words of docs/settings.md: with another the gateway would not start."
   }
 
   validation {

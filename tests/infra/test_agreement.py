@@ -38,6 +38,7 @@ SETTINGS: dict[str, Any] = {
     "connect_timeout": 2.5,
     "cors_origins": ["https://a.example", "https://b.example"],
     "fallback_after": 7,
+    "http": "httpx",
     "log_level": "debug",
     "max_attempts": 3,
     "max_body": "16MiB",
