@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass, field
 from bench.scheduling import FixedKeys
 from pollux import packing, quota
 from pollux.catalog import Catalog, builtin_text
-from pollux.quota import Refusal, Slot, State
+from pollux.quota import Slot, State
+from pollux.reasons import Refusal
 from pollux.roster import Roster
 from pollux.store import open_store
 from pollux.windows import Want

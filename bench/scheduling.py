@@ -24,7 +24,7 @@ from pollux.roster import Roster
 from pollux.settings import Settings
 from pollux.simulator.quota import Enforcer
 from pollux.store.memory import MemoryStore
-from pollux.verdict import Verdict
+from pollux.verdict.rules import Verdict
 from pollux.windows import Want
 
 PAGE = cost.ROOT / "docs/scheduling.md"

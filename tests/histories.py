@@ -16,7 +16,8 @@ from pollux.pool import Ask, Full, Reservation, StoppingError, Tried
 from pollux.store import StoreUnavailableError
 from pollux.store.clock import StoreClock
 from pollux.store.memory import MemoryStore
-from pollux.verdict import Verdict
+from pollux.verdict.causes import Action, Blames
+from pollux.verdict.rules import Verdict
 from pollux.windows import Want
 from tests.history_plans import TRANSIT, UTC_MIDNIGHT, Body, Plan, Request, body
 from tests.pools import FaultyStore, House, keys_of
@@ -257,7 +258,7 @@ class Play:
             self.record.stored[where] = dict(owned.ledger.value.days)
 
 
-REFUSALS: dict[str, tuple[str, str, str, float | None, float | None]] = {
+REFUSALS: dict[str, tuple[str, Blames, Action, float | None, float | None]] = {
     "rpm": ("rpm", "quota", "next-project", 8.0, None),
     "unknown-429": ("unknown-429", "quota", "next-project", 5.0, 600.0),
     "rpd": ("rpd", "quota", "next-project", 20.0, None),

@@ -60,7 +60,7 @@ class Handler(BaseHTTPRequestHandler):
             right = sent.get("authorization") == f"Bearer {ADMIN}"
             self.say(*((200, STATUS) if right else (401, {"error": {"code": 401, "message": "needed"}})))
         elif TOKEN not in (sent.get("x-goog-api-key"), sent.get("authorization", "").removeprefix("Bearer ")):
-            self.say(401, wire.error_body("native", 401, "UNAUTHENTICATED", "needs a token", reason="NO_TOKEN"))
+            self.say(401, wire.error_body("native", "NO_TOKEN", "needs a token"))
         elif ":stream" in path:
             self.begin(200, {"content-type": "text/event-stream", "transfer-encoding": "chunked"})
             for number in range(1, EVENTS + 1):

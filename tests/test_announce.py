@@ -12,7 +12,7 @@ import pytest
 from pollux import announce
 from pollux.announce import NEARLY
 from pollux.log import JsonFormatter
-from pollux.verdict import Verdict, judge
+from pollux.verdict.rules import Verdict, judge
 from pollux.windows import day_of
 from tests.pools import BEGAN, MODEL, House, house, keys_of, play
 

@@ -325,7 +325,7 @@ def test_an_error_of_pollux_comes_with_its_remedy(gateway: tuple[Pretender, str]
     from pollux.wire import ERRORS, error_body
 
     server, url = gateway
-    body = error_body("openai", 503, "UNAVAILABLE", "no key", reason="NO_USABLE_KEY")
+    body = error_body("openai", "NO_USABLE_KEY", "no key")
     server.instead["/v1beta/openai/chat/completions"] = says(503, body)
     checked = check(url)
     assert checked.failed == ["openai"]

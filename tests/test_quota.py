@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pollux import quota, windows
-from pollux.quota import Refusal, Slot, State, book, find, give_back, reserve, settle, tidy
+from pollux.quota import Slot, State, book, find, give_back, reserve, settle, tidy
+from pollux.reasons import Refusal, Why
 from pollux.windows import SLOT, WINDOW, Limits, Want, day_of
 from tests.enforcers import ENFORCERS, sliding
 from tests.quota_history import MIDNIGHT, NOON, History, Operation, limits, operations, wants
@@ -72,7 +73,7 @@ def test_the_slot_is_the_earliest_and_a_refusal_tells_when(
             return
     assert isinstance(found, Refusal)
     if want.requests > limits["rpm"] or want.tokens > limits.get("tpm", math.inf):
-        assert found == Refusal(math.inf, "too-large")
+        assert found == Refusal(math.inf, Why("too-large"))
     else:
         assert found.until > now + patience
         assert find(state, found.until, want, limits, found.until) == Slot(int(found.until * 2), day_of(found.until)[0])
@@ -86,9 +87,9 @@ def test_now_is_a_slot_also_when_the_deadline_is_now_or_past() -> None:
         assert found == Slot(math.floor(now * 2), "2027-01-15")
         assert found.start <= now < found.latest == found.start + 1.0
     full = State({int(NOON * 2): Want(1)})
-    assert find(full, NOON, Want(), {"rpm": 1}, NOON) == Refusal(NOON + 61.5, "rpm")
+    assert find(full, NOON, Want(), {"rpm": 1}, NOON) == Refusal(NOON + 61.5, Why("rpm"))
     assert find(full, NOON + 61.5, Want(), {"rpm": 1}, NOON) == Slot(int(NOON * 2) + 123, "2027-01-15")
-    assert find(full, NOON + 61.4999, Want(), {"rpm": 1}, NOON) == Refusal(NOON + 61.5, "rpm")
+    assert find(full, NOON + 61.4999, Want(), {"rpm": 1}, NOON) == Refusal(NOON + 61.5, Why("rpm"))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_now_is_a_slot_also_when_the_deadline_is_now_or_past() -> None:
     ],
 )
 def test_what_can_never_fit_is_told_at_once(want: Want, limits: Limits, why: str) -> None:
-    assert find(State(), NOON, want, limits, math.inf) == Refusal(math.inf, why)
+    assert find(State(), NOON, want, limits, math.inf) == Refusal(math.inf, Why(why))
 
 
 def test_a_text_request_needs_no_images() -> None:
@@ -245,7 +246,7 @@ def test_a_state_with_days_far_ahead_forgets_none_that_is_not_over() -> None:
         assert isinstance(slot, Slot)
         found.append(slot.day)
     assert found == [f"2027-01-{15 + i}" for i in range(5)]
-    assert reserve(state, now, Want(), limits, now)[1] == Refusal(MIDNIGHT + 5 * 86400 + 1, "rpd")
+    assert reserve(state, now, Want(), limits, now)[1] == Refusal(MIDNIGHT + 5 * 86400 + 1, Why("rpd"))
     assert set(tidy(state, NOON + 86400).days) == set(found[1:])
 
 

@@ -7,9 +7,7 @@ from hypothesis import strategies as st
 from pollux.quota import (
     LEARNED_FOR,
     PROBE_LEASE,
-    PROBED,
     Cooldown,
-    Refusal,
     Slot,
     State,
     cool,
@@ -22,6 +20,8 @@ from pollux.quota import (
     reserve,
     succeed,
 )
+from pollux.reasons import Refusal, Why
+from pollux.verdict.causes import HALF_OPEN
 from pollux.windows import Want
 
 NOW = 1_800_043_200.0
@@ -38,13 +38,13 @@ def probe(state: State, now: float, patience: float = 0.0) -> tuple[State, Slot]
 
 def test_nothing_is_booked_before_a_cooldown_ends() -> None:
     state = cool(State(), NOW, "rpm", 30.2)
-    assert find(state, NOW + 1, ONE, {}, NOW + 2) == Refusal(NOW + 30.5, "cooling:rpm")
+    assert find(state, NOW + 1, ONE, {}, NOW + 2) == Refusal(NOW + 30.5, Why("rpm", "cooling"))
     assert find(state, NOW + 1, ONE, {}, NOW + 60) == Slot(int(NOW * 2) + 61, DAY)
 
 
 def test_a_window_that_is_full_beyond_the_deadline_does_not_hide_the_cooldown() -> None:
     state = cool(State({int(NOW * 2) + 60: Want(5)}), NOW, "rpm", 30)
-    assert find(state, NOW, ONE, {"rpm": 5}, NOW + 10) == Refusal(NOW + 91.5, "cooling:rpm")
+    assert find(state, NOW, ONE, {"rpm": 5}, NOW + 10) == Refusal(NOW + 91.5, Why("rpm", "cooling"))
 
 
 def test_a_cooldown_of_a_minute_limit_has_no_probe() -> None:
@@ -54,13 +54,13 @@ def test_a_cooldown_of_a_minute_limit_has_no_probe() -> None:
         assert found == Slot(int(NOW * 2) + 60, DAY)
 
 
-@pytest.mark.parametrize("reason", sorted(PROBED))
+@pytest.mark.parametrize("reason", sorted(HALF_OPEN))
 def test_one_probe_goes_first_and_the_others_follow_when_it_was_served(reason: str) -> None:
     state, slot = probe(cool(State(), NOW, reason, 100), NOW + 100)
     for later in (0.0, 30.0, PROBE_LEASE - 0.5):
         refused = find(state, NOW + 100 + later, ONE, {}, NOW + 9999)
         assert isinstance(refused, Refusal)
-        assert refused.why == f"probing:{reason}"
+        assert str(refused.why) == f"probing:{reason}"
         assert NOW + 100 + later < refused.until <= min(NOW + 101 + later, state.probe_until)
     assert probe(state, NOW + 100 + PROBE_LEASE)  # nobody reported
     assert probe(give_back(state, slot, ONE), NOW + 101)
@@ -122,11 +122,11 @@ def test_a_late_refusal_does_not_let_a_second_probe_be_booked_ahead() -> None:
     for reason in ("rpm", "unknown-429"):
         late = cool(state, NOW + 6, reason, 1)
         assert late.cooldown == Cooldown(NOW + 10, "unknown-429", 1)
-        assert find(late, NOW + 6, ONE, {}, NOW + 60) == Refusal(NOW + 11, "probing:unknown-429")
+        assert find(late, NOW + 6, ONE, {}, NOW + 60) == Refusal(NOW + 11, Why("unknown-429", "probing"))
 
 
 def test_who_gives_back_a_probe_after_its_lease_frees_nobody_elses() -> None:
-    state, first = probe(cool(State(), NOW, "spend", 10), NOW + 10)
+    state, first = probe(cool(State(), NOW, "unknown-429", 10), NOW + 10)
     state, second = probe(state, NOW + 10 + PROBE_LEASE)
     late = give_back(state, first, ONE)
     assert late.probe_until == second.start + PROBE_LEASE
@@ -186,7 +186,7 @@ def test_a_contradicted_minute_is_not_trusted_for_a_day() -> None:
     assert find(wary, at, ONE, limits, at + 90, "minute") == Slot(number + 123, DAY)
     later = NOW + 86400
     assert find(wary._replace(slots={int(later * 2): ONE}), later, ONE, limits, later, "minute") == Refusal(
-        later + 61, "rpm"
+        later + 61, Why("rpm")
     )
 
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pollux.quota import Refusal, Slot, State, book, cool, find, give_back, reserve, succeed, tidy
+from pollux.quota import Slot, State, book, cool, find, give_back, reserve, succeed, tidy
+from pollux.reasons import Refusal, Why
 from pollux.windows import Limits, Want
 
 LOS_ANGELES = ZoneInfo("America/Los_Angeles")
@@ -80,7 +81,7 @@ def test_a_spent_day_ends_with_the_right_midnight(day: str) -> None:
     limits = {"rpd": 3}
     now = pacific(day) - 1800
     state = spent(now, limits)
-    assert find(state, now + 5, Want(), limits, now + 60) == Refusal(pacific(day) + 1, "rpd")
+    assert find(state, now + 5, Want(), limits, now + 60) == Refusal(pacific(day) + 1, Why("rpd"))
     assert find(state, pacific(day) + 1, Want(), limits, 0) == Slot(int(pacific(day) * 2) + 2, day)
     end = pacific(day + "T12:00")
     full = spent(end, limits)
@@ -101,7 +102,7 @@ def test_a_slot_after_midnight_counts_for_its_own_date() -> None:
     after = pacific("2026-11-02") + 120
     for _ in range(2):
         state, _ = taken(state, after, limits)
-    assert find(state, after + 70, Want(), limits, after + 100) == Refusal(pacific("2026-11-03") + 1, "rpd")
+    assert find(state, after + 70, Want(), limits, after + 100) == Refusal(pacific("2026-11-03") + 1, Why("rpd"))
 
 
 def test_nothing_is_booked_within_a_second_of_midnight() -> None:
@@ -110,7 +111,7 @@ def test_nothing_is_booked_within_a_second_of_midnight() -> None:
     for slot in slots:
         assert isinstance(slot, Slot)
         assert slot.latest <= midnight - 1 or slot.start >= midnight + 1
-    assert find(State(), midnight - 1.5, Want(), {}, midnight - 1) == Refusal(midnight + 1, "midnight")
+    assert find(State(), midnight - 1.5, Want(), {}, midnight - 1) == Refusal(midnight + 1, Why("midnight"))
 
 
 def test_yesterday_today_and_tomorrow() -> None:
@@ -125,7 +126,7 @@ def test_tokens_of_the_day() -> None:
     now = pacific("2026-11-01T12:00")
     state, found = reserve(State(), now, Want(1, 900), {"tpd": 1000}, now)
     assert isinstance(found, Slot)
-    assert find(state, now, Want(1, 101), {"tpd": 1000}, now) == Refusal(pacific("2026-11-02") + 1, "tpd")
+    assert find(state, now, Want(1, 101), {"tpd": 1000}, now) == Refusal(pacific("2026-11-02") + 1, Why("tpd"))
     state, found = reserve(state, now, Want(1, 100), {"tpd": 1000}, now)
     assert isinstance(found, Slot)
     assert state.spent_at == now
@@ -138,11 +139,11 @@ TODAY, LATER = "2026-11-20", pacific("2026-11-21")
 
 def test_a_spent_day_gets_one_probe_after_midnight_in_utc() -> None:
     state = spent(BEFORE, LIMITS)
-    assert find(state, AFTER - 0.1, Want(), LIMITS, AFTER) == Refusal(LATER + 1, "rpd")
+    assert find(state, AFTER - 0.1, Want(), LIMITS, AFTER) == Refusal(LATER + 1, Why("rpd"))
     probing, slot = taken(state, AFTER, LIMITS)
     assert slot == Slot(int(AFTER * 2), TODAY, "utc")
     for now in (AFTER, AFTER + 59, AFTER + 61, LATER - 60):
-        assert find(probing, now, Want(), LIMITS, now) == Refusal(LATER + 1, "rpd")
+        assert find(probing, now, Want(), LIMITS, now) == Refusal(LATER + 1, Why("rpd"))
     assert give_back(probing, slot, Want()).utc_probe_at == 0.0
     assert taken(give_back(probing, slot, Want()), AFTER + 5, LIMITS)[1].probe == "utc"
 
@@ -154,7 +155,7 @@ def test_a_served_probe_teaches_that_days_end_in_utc() -> None:
     state, slot = taken(state, LATER + 0.5, LIMITS)  # the Pacific midnight is an hour like any other now
     assert slot == Slot(int(LATER * 2) + 1, "2026-11-21Z")
     state, _ = taken(state, LATER + 5, LIMITS)
-    assert find(state, LATER + 9, Want(), LIMITS, LATER + 9) == Refusal(utc("2026-11-22T00:00:01"), "rpd")
+    assert find(state, LATER + 9, Want(), LIMITS, LATER + 9) == Refusal(utc("2026-11-22T00:00:01"), Why("rpd"))
     assert succeed(state, LATER + 9, Slot(slot.number, slot.day, "utc")) == state  # learned once, counted once
 
 
@@ -164,7 +165,7 @@ def test_a_refused_probe_leaves_the_pacific_day() -> None:
     assert state.zone == "pacific"
     for now in (AFTER + 2, AFTER + HOUR + 2, AFTER + 2 * HOUR):
         found = find(state, now, Want(), LIMITS, now)
-        assert found == Refusal(LATER + 1, "cooling:rpd" if now < AFTER + HOUR else "rpd")
+        assert found == Refusal(LATER + 1, Why("rpd", "cooling" if now < AFTER + HOUR else ""))
 
 
 def test_a_refusal_takes_back_what_was_learned_and_the_pacific_counts_are_still_there() -> None:
@@ -172,7 +173,7 @@ def test_a_refusal_takes_back_what_was_learned_and_the_pacific_counts_are_still_
     state = cool(succeed(state, AFTER + 2, slot), AFTER + 60, "rpd", 600)
     assert state.zone == "pacific"
     assert state.days[TODAY] == (4, 0)
-    assert find(state, AFTER + 1000, Want(), LIMITS, AFTER + 1000) == Refusal(LATER + 1, "rpd")
+    assert find(state, AFTER + 1000, Want(), LIMITS, AFTER + 1000) == Refusal(LATER + 1, Why("rpd"))
 
 
 def test_a_day_that_google_called_spent_gets_the_probe_too() -> None:
@@ -183,12 +184,12 @@ def test_a_day_that_google_called_spent_gets_the_probe_too() -> None:
         state, slot = taken(state, AFTER, {})
         assert succeed(state, AFTER + 1, slot).cooldown is None
     cooling = cool(State(), BEFORE, "rpm", 5 * HOUR)
-    assert find(cooling, AFTER, Want(), {}, AFTER) == Refusal(BEFORE + 5 * HOUR, "cooling:rpm")
+    assert find(cooling, AFTER, Want(), {}, AFTER) == Refusal(BEFORE + 5 * HOUR, Why("rpm", "cooling"))
 
 
 def test_others_ask_again_soon_while_the_probe_is_under_way() -> None:
     state, _ = taken(cool(State(), BEFORE, "rpd", 5 * HOUR), AFTER, {})
-    assert find(state, AFTER, Want(), {}, AFTER) == Refusal(AFTER + 1, "probing:rpd")
+    assert find(state, AFTER, Want(), {}, AFTER) == Refusal(AFTER + 1, Why("rpd", "probing"))
 
 
 def test_no_probe_beside_another_that_is_under_way() -> None:
@@ -196,7 +197,7 @@ def test_no_probe_beside_another_that_is_under_way() -> None:
     state, found = reserve(cool(State(), before - 60, "rpd", 60), before, Want(), {}, before)
     assert isinstance(found, Slot)
     assert found.probe == "half-open"
-    assert find(state, AFTER, Want(), {}, AFTER) == Refusal(AFTER + 1, "probing:rpd")
+    assert find(state, AFTER, Want(), {}, AFTER) == Refusal(AFTER + 1, Why("rpd", "probing"))
 
 
 def test_a_day_spent_by_bookings_of_the_day_before_gets_its_probe() -> None:
@@ -220,7 +221,7 @@ def test_a_probe_that_falls_into_the_next_day_is_none() -> None:
     now = LATER - 0.5
     state = spent(BEFORE, LIMITS)
     assert find(state, now, Want(), LIMITS, now + 60) == Slot(int(LATER * 2) + 2, "2026-11-21")
-    assert find(state, now, Want(), LIMITS, now) == Refusal(LATER + 1, "midnight")
+    assert find(state, now, Want(), LIMITS, now) == Refusal(LATER + 1, Why("midnight"))
 
 
 def test_a_probe_that_finds_its_window_full_waits_for_it() -> None:
@@ -228,7 +229,7 @@ def test_a_probe_that_finds_its_window_full_waits_for_it() -> None:
     state = spent(BEFORE, limits)
     number = int(AFTER * 2)
     state = state._replace(slots={number - 2: Want()})
-    assert find(state, AFTER, Want(), limits, AFTER) == Refusal(AFTER + 60.5, "rpm")
+    assert find(state, AFTER, Want(), limits, AFTER) == Refusal(AFTER + 60.5, Why("rpm"))
     assert find(state, AFTER, Want(), limits, AFTER + 90) == Slot(number + 121, TODAY, "utc")
 
 
@@ -254,4 +255,4 @@ def test_a_refusal_names_the_slot_there_is_when_the_next_day_begins_full() -> No
     limits = {"rpm": 1, "rpd": 1}
     now, midnight = pacific("2026-11-20T23:59"), pacific("2026-11-21")
     state = State({int(midnight * 2) + 10: Want()}, {TODAY: (1, 0)})
-    assert find(state, now, Want(), limits, now) == Refusal(midnight + 5 + 61.5, "rpd")
+    assert find(state, now, Want(), limits, now) == Refusal(midnight + 5 + 61.5, Why("rpd"))

@@ -1,10 +1,10 @@
 import math
+from typing import get_args
 
 import pytest
 
-from pollux import verdict
-from pollux.quota import Refusal
-from pollux.reasons import KEYLESS, WORDS, cause_of, no_slot, problem, words
+from pollux.reasons import Kind, Refusal, Why, no_slot, problem, words
+from pollux.verdict.causes import CAUSES, TABLE, Cause
 from pollux.windows import Want, day_of
 from pollux.wire.error import ERRORS, GatewayError
 
@@ -12,25 +12,43 @@ NOW = 1_790_000_000.0
 MIDNIGHT = day_of(NOW)[2]
 
 
+def _why(text: str) -> Why:
+    """`aside:googleSearch:tool-quota`, the way refusals are shown."""
+    kind, _, cause = text.rpartition(":")
+    kind, _, tool = kind.partition(":")
+    for known in get_args(Kind):
+        if known == kind:
+            return Why(cause, known, tool)
+    raise AssertionError(text)
+
+
 def _problem(*refusals: tuple[float, str], tokens: int = 10) -> GatewayError:
-    found = {f"p{number}": Refusal(until, why) for number, (until, why) in enumerate(refusals)}
+    found = {f"p{number}": Refusal(until, _why(why)) for number, (until, why) in enumerate(refusals)}
     limits = [{"rpm": 5, "tpm": 1000}] * len(found)
     return problem("a-model", found, NOW, want=Want(1, tokens), limits=limits)
 
 
-def test_every_cause_that_lets_something_rest_has_words() -> None:
-    resting = {rule.cause for rule in verdict.RULES if rule.cooldown is not None}
-    assert resting <= set(WORDS)
-    assert {rule.cause for rule in verdict.RULES if rule.blames == "key"} <= KEYLESS
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_words_tell_the_kind_and_the_cause(kind: Kind) -> None:
+    told = words(Why("rpd", kind))
+    assert CAUSES["rpd"].words in told
+    assert (told == CAUSES["rpd"].words) == (not kind)
+    assert "something-new" in words(Why("something-new", kind))
 
 
-@pytest.mark.parametrize("state", ["", "cooling:", "probing:", "aside:"])
-def test_words_tell_the_state_and_the_cause(state: str) -> None:
-    assert cause_of(f"{state}rpd") == "rpd"
-    told = words(f"{state}rpd")
-    assert WORDS["rpd"] in told
-    assert (told == WORDS["rpd"]) == (not state)
-    assert "something-new" in words(f"{state}something-new")
+@pytest.mark.parametrize("text", ["rpd", "cooling:rpm", "probing:tpd", "aside:spend", "aside:googleSearch:tool-quota"])
+def test_a_reason_is_shown_as_its_kind_tool_and_cause(text: str) -> None:
+    assert str(_why(text)) == text
+
+
+@pytest.mark.parametrize("cause", [cause for cause in TABLE if cause.error and cause.name != "store-down"])
+def test_where_all_projects_refuse_for_one_cause_the_client_gets_the_error_of_the_table(cause: Cause) -> None:
+    found = {"a": Refusal(NOW + 5, Why(cause.name)), "b": Refusal(NOW + 9, Why(cause.name))}
+    assert problem("a-model", found, NOW, want=Want()).code == cause.error
+
+
+def test_a_cause_of_another_version_means_to_try_again() -> None:
+    assert _problem((NOW + 5, "cooling:something-new"), (NOW + 9, "rpd")).code == "QUOTA_BUSY"
 
 
 @pytest.mark.parametrize(
@@ -90,7 +108,7 @@ def test_if_one_project_returns_sooner_it_is_a_matter_of_waiting() -> None:
     error = _problem((NOW + 3600, "cooling:rpd"), (NOW + 41.2, "rpm"))
     assert error.code == "QUOTA_BUSY"
     assert error.retry_after == pytest.approx(41.2)
-    assert WORDS["rpm"] in error.message
+    assert CAUSES["rpm"].words in error.message
     assert "42 s" in error.message
 
 
@@ -99,7 +117,7 @@ def test_nobody_is_told_to_come_back_at_once(why: str) -> None:
     error = _problem((NOW - 5, why))
     assert error.code == "QUOTA_BUSY"
     assert error.retry_after == 1
-    assert words(why) in error.message
+    assert words(_why(why)) in error.message
 
 
 def test_every_reason_is_one_that_wire_knows() -> None:

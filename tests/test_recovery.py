@@ -15,7 +15,7 @@ from pollux.quota import cool
 from pollux.recovery import AT_ONCE, SLOWEST, SOONEST, TRY_EVERY
 from pollux.store.memory import MemoryStore
 from pollux.upstream import UpstreamError
-from pollux.verdict import judge
+from pollux.verdict.rules import judge
 from tests.gateway import (
     BEGAN,
     COUNT,

@@ -61,7 +61,7 @@ def test_other_keys_keep_their_rests_when_keys_change() -> None:
         assert (await h.send(wait=0)).key.id == "new"
         found = await h.reserve(wait=0)
         assert isinstance(found, Full)
-        assert {name: refusal.why for name, refusal in found.refusals.items()} == {
+        assert {name: str(refusal.why) for name, refusal in found.refusals.items()} == {
             "p0": "aside:invalid-key",
             "p1": "cooling:rpm",
             "q": "rpm",
@@ -204,7 +204,7 @@ def test_what_is_aside_is_left_out_until_its_end_and_says_why(kind: health.Kind)
         await h.roster.health.apply(_aside(kind, name, 60))
         able, refusals = h.roster.candidates(MODEL, (), (), h.pool.now())
         assert [project.name for project, _ in able] == ["p1"]
-        assert refusals["p0"].why == "aside:invalid-key"
+        assert str(refusals["p0"].why) == "aside:invalid-key"
         assert refusals["p0"].until == BEGAN + 60
         assert set(_able(h, "another-model")) == ({"p0", "p1"} if kind == "models" else {"p1"})
         await asyncio.sleep(60)
@@ -222,7 +222,7 @@ def test_a_project_with_a_healthy_key_left_serves() -> None:
         assert _able(h) == {"p": "b"}
         await h.roster.health.apply(_aside("keys", "b", 50, "suspended"))
         _, refusals = h.roster.candidates(MODEL, (), (), h.pool.now())
-        assert refusals["p"] == (BEGAN + 50, "aside:suspended")
+        assert refusals["p"] == (BEGAN + 50, ("suspended", "aside", ""))
 
     play(scene())
 

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from pollux.simulator.errors import HTML, NAMES, QUOTA_KINDS, TEXT, TIERS, Case, error, go_duration, quota_error
-from pollux.verdict import judge
+from pollux.verdict.rules import judge
 
 CASE = Case(model="gemini-3.1-pro-preview", bucket="gemini-3.1-pro", key="AIza" + "x" * 35)
 

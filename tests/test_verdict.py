@@ -1,6 +1,8 @@
 """The rules: bodies of every kind, hostile ones, time, output, and anything at all."""
 
 import json
+import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 from time import perf_counter
@@ -12,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pollux.redaction import redact
-from pollux.verdict import CAUSES, RULES, Verdict, describe, judge, judge_command, until_midnight
+from pollux.verdict import causes
+from pollux.verdict.causes import CAUSES, until_midnight
+from pollux.verdict.rules import RULES, Verdict, describe, judge, judge_command
 
 NOON = datetime(2026, 10, 7, 12, tzinfo=ZoneInfo("America/Los_Angeles")).timestamp()
 ROOT = Path(__file__).parents[1]
@@ -291,7 +295,7 @@ def test_an_absurd_delay_of_a_minutes_quota_is_capped(delay: object) -> None:
 
 
 def test_what_doubles_and_up_to_what() -> None:
-    doubling = {rule.cause: rule.ceiling for rule in RULES if rule.ceiling}
+    doubling = {rule.cause: rule.rest.most for rule in RULES if rule.rest and rule.rest.most}
     probed = dict.fromkeys(("invalid-key", "leaked-key", "service-disabled", "referrer-blocked"), 3600)
     assert doubling == {"suspended": 86400, "spend": 600, "unknown-429": 600, "tool-quota": 600} | probed
 
@@ -322,11 +326,26 @@ def test_messages_hold_no_key_and_one_line() -> None:
     assert judge(500, body("a\n\x1b[2Jb\u2028c"), now=NOON).message == "a [2Jb c"
 
 
-def test_the_page_holds_the_table_and_every_cause_has_a_rule() -> None:
-    assert describe() in (ROOT / "docs/verdicts.md").read_text(), "regenerate the table in docs/verdicts.md"
-    assert set(CAUSES) == {cause for cause, _ in OTHERS} | QUOTA | {"spend", "leaked-key", "tool-quota"}
+def test_the_page_holds_both_tables() -> None:
+    page = (ROOT / "docs/verdicts.md").read_text()
+    assert describe() in page, "regenerate the table of rules in docs/verdicts.md"
+    assert causes.describe() in page, "regenerate the table of causes in docs/verdicts.md"
+
+
+def test_every_cause_stands_once_in_the_table_and_every_cause_of_an_answer_has_a_rule() -> None:
+    assert len(CAUSES) == len(causes.TABLE)
+    of_the_gateway = {cause.name for cause in causes.TABLE if cause.blames == "none"} | {"key-source"}
+    of_answers = {rule.cause for rule in RULES}
+    assert of_answers == {cause for cause, _ in OTHERS} | QUOTA | {"spend", "leaked-key", "tool-quota"}
+    assert set(CAUSES) == of_answers | of_the_gateway
     assert {rule.action for rule in RULES} == ACTIONS
     assert {rule.blames for rule in RULES} == BLAMES
+
+
+def test_who_looks_up_a_cause_does_not_load_the_rules() -> None:
+    """Their patterns take long to compile, and commands such as `pollux keys list` need none of them."""
+    code = "import sys, pollux.health; print('pollux.verdict.rules' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 # --- anything at all -------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from pollux.verdict import judge
+from pollux.verdict.rules import judge
 
 NOON = datetime(2026, 10, 7, 12, tzinfo=ZoneInfo("America/Los_Angeles")).timestamp()
 ROOT = Path(__file__).parents[1]

@@ -15,11 +15,12 @@ from pollux import __version__, health, quota, reasons
 from pollux.auth import TokenError
 from pollux.inbound import Receive, Scope, Send
 from pollux.keys import KeySourceError
-from pollux.quota import Refusal
+from pollux.reasons import DISABLED, PAUSED, Refusal, Why
 from pollux.roster import Project, Quota, Roster
 from pollux.store import StoreError, StoreUnavailableError
 from pollux.tools import TOOLS
-from pollux.verdict import resting_time
+from pollux.verdict import causes
+from pollux.verdict.causes import PROBED, resting_time
 from pollux.windows import MINUTE_LIMITS, Limits, Want, day_of
 
 if TYPE_CHECKING:
@@ -138,9 +139,9 @@ class Admin:
     async def _set_aside(self, request: Request) -> Answer:
         """Google refused these keys just now, for this cause, when another program asked."""
         ids, cause = list(filter(None, request.query_params.getlist("id"))), request.query_params.get("cause", "")
-        if not ids or cause not in health.PROBED:
-            causes = ", ".join(sorted(health.PROBED))
-            return _error(400, "INVALID_ARGUMENT", f"expected ?id=KEY, once for each key, and cause: {causes}")
+        if not ids or cause not in PROBED:
+            known = ", ".join(sorted(PROBED))
+            return _error(400, "INVALID_ARGUMENT", f"expected ?id=KEY, once for each key, and cause: {known}")
         roster = self._app.roster
         await roster.ready()
         seconds, ceiling = resting_time(cause)
@@ -216,7 +217,7 @@ def _resting(entry: Any, now: float, *, late: bool = False) -> dict[str, Any]:
     """`late`: its time is over, but it rests until it was asked about."""
     if entry is None or (entry.until <= now and not late):
         return {"state": "healthy", "until": None, "why": None}
-    return {"state": "aside", "until": entry.until, "why": reasons.words(entry.reason), "cause": entry.reason}
+    return {"state": "aside", "until": entry.until, "why": causes.words(entry.reason), "cause": entry.reason}
 
 
 def _key(roster: Roster, key: Any, now: float) -> dict[str, Any]:
@@ -275,7 +276,7 @@ def _quota(app: "App", owned: Quota, now: float) -> dict[str, Any] | None:
         "left": {name: max(0, limit - usage.get(name, 0)) for name, limit in limits.items()},
         "learned": {name: value for name, (value, _) in state.learned.items()},
         "cooldown_until": cooling.until if cooling else None,
-        "cooldown_why": reasons.words(f"cooling:{cooling.reason}") if cooling else None,
+        "cooldown_why": reasons.words(Why(cooling.reason, "cooling")) if cooling else None,
         "next_slot": soonest,
         "next_slot_why": why_later,
         "day": day,
@@ -293,14 +294,14 @@ def _soonest(app: "App", project: Project, owned: Quota, limits: Limits, now: fl
     """When this quota can be used next (None: never), and why not now, if anything beside the quota is in the way."""
     key = app.roster.usable_key(project, owned.bucket, (), now)
     if key is None:
-        return None, reasons.words("disabled")
+        return None, reasons.words(DISABLED)
     if isinstance(key, Refusal):
         return key.until, reasons.words(key.why)
     at = app.pool.earliest(now)
     found = quota.find(owned.ledger.value, at, Want(), limits, math.inf)
     if isinstance(found, Refusal):
         return None, reasons.words(found.why)
-    return max(at, found.start), reasons.words("paused") if at > now else None
+    return max(at, found.start), reasons.words(PAUSED) if at > now else None
 
 
 def _granted(owned: Quota, now: float) -> int:
@@ -329,9 +330,9 @@ async def explain(app: "App", model: str, tokens: int) -> dict[str, Any]:
                 found = app.pool.desk.look(owned, Want(1, tokens), limits, at, math.inf)
                 held = app.pool.desk.look(owned, Want(1, tokens), limits, at, at)
                 if at > now and not isinstance(held, Refusal):
-                    found = held = Refusal(at, "paused")
+                    found = held = Refusal(at, PAUSED)
             else:
-                found = held = refusals.get(project.name, Refusal(math.inf, "disabled"))
+                found = held = refusals.get(project.name, Refusal(math.inf, DISABLED))
             earliest = found.until if isinstance(found, Refusal) else max(now, found.start)
             never = earliest == math.inf
             candidates.append(

@@ -5,8 +5,8 @@ One log line each, with a field `event` by which alerts find it.
 
 import logging
 
-from pollux.reasons import words
 from pollux.reservation import Reservation
+from pollux.verdict.causes import words
 
 log = logging.getLogger("pollux.pool")
 

@@ -15,19 +15,18 @@ from pollux.log import guard
 from pollux.outbound import collect, covered, nothing_to_settle, pass_on, pass_stream, pass_whole
 from pollux.outcome import Outcomes
 from pollux.pool import Pool, Reservation, Tried
-from pollux.redaction import without
+from pollux.redaction import redact, without
 from pollux.resources import Resources
 from pollux.store import StoreError
 from pollux.stream import StreamReader
 from pollux.upstream import Answer, Upstream, UpstreamError
-from pollux.verdict import Verdict, judge, redact
+from pollux.verdict.causes import OF_RESOURCES
+from pollux.verdict.rules import Verdict, judge, verdict_of
 from pollux.wire.error import GatewayError
 
 log = logging.getLogger("pollux.relay")
 
 SETTLE_WITHIN = 0.1
-UNREADABLE, UNREADABLE_KEY_RESTS = "key-source", 60.0
-NOT_SHOWN = frozenset({"resource-permission", "not-found", "model-access"})
 BACKOFF = 0.25
 AGAIN_WITHIN = 10.0
 """A request may be sent again until its deadline, or for so long after it was first sent: who does not wait for a slot
@@ -138,20 +137,19 @@ class Attempts:
     def of_resources(self, x: Exchange, failure: Failure) -> Failure:
         """A resource that its owner does not know, or does not show: the client's matter, whatever the words are, and
         no reason to rest anything."""
-        if not x.names or failure.verdict.cause not in NOT_SHOWN:
+        if not x.names or failure.verdict.cause not in OF_RESOURCES:
             return failure
         for name in x.names:
             self._resources.affinity.drop(name)
         if failure.verdict.cause != "model-access":
             return failure
-        verdict = replace(failure.verdict, cause="resource-permission", blames="client", action="to-client")
-        return replace(failure, verdict=replace(verdict, cooldown_s=None))
+        return replace(failure, verdict=verdict_of("resource-permission", failure.verdict.message))
 
     async def key_changed(self, key: Key, verdict: Verdict, tried: Tried) -> bool:
         """After a refusal of the key: read its source once more, and only once. Unchanged, it is set aside."""
-        if verdict.cause == UNREADABLE and not verdict.cooldown_s:
+        if verdict.cause == "key-source" and not verdict.cooldown_s:
             return False
-        if key.id not in tried.reread and verdict.cause != UNREADABLE:
+        if key.id not in tried.reread and verdict.cause != "key-source":
             tried.reread.add(key.id)
             if await self._keyring.reread(key.id):
                 return True
@@ -269,9 +267,9 @@ def backoff(troubles: int, jitter: float) -> float:
 
 
 def unreadable(model: str, key: Key, error: KeySourceError) -> Failure:
-    # What may pass by itself is this instance's trouble: others may hold the value, and go on with the key.
-    rests = 0.0 if error.passing else UNREADABLE_KEY_RESTS
-    verdict = Verdict(UNREADABLE, "key", "next-key", rests, message=str(error))
+    verdict = verdict_of("key-source", str(error))
+    if error.passing:  # trouble of this instance: others may hold the value, and go on with the key
+        verdict = replace(verdict, cooldown_s=0.0)
     return Failure(verdict, model, key, 0, (), b"", GatewayError("NO_USABLE_KEY", str(error)))
 
 

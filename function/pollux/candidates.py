@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from pollux import quota, ranking
 from pollux.desk import NOTHING_PRESUMED, Desk
-from pollux.quota import Refusal
+from pollux.reasons import BUSY, Refusal, Why
 from pollux.recent import Recent
 from pollux.roster import Project, Quota, Roster
 from pollux.windows import SLOT, WINDOW, Limits, Want
@@ -56,7 +56,7 @@ class _Order:
         """What has to be placed anew before the order is used."""
         self.aside: set[int] = set()
         """What was found set aside."""
-        self.why: dict[int, str] = {}
+        self.why: dict[int, Why] = {}
         """Why there is no slot now."""
         self.later: dict[int, tuple[int, Refusal]] = {}
         """The tokens of a want that found no slot in time, and what it was told. The same holds for a larger one until
@@ -149,7 +149,7 @@ class Candidates:
             if starts == math.inf and position not in order.why:
                 continue  # it has no key that is enabled
             if starts > latest:
-                refusals[project.name] = Refusal(starts, order.why.get(position, "busy"))
+                refusals[project.name] = Refusal(starts, order.why.get(position, BUSY))
             elif refusal is not None and want.tokens >= tokens and refusal.until > latest:
                 refusals[project.name] = refusal
             else:
@@ -253,7 +253,7 @@ class Candidates:
         if found.start <= now:
             return 0.0
         held_back = self._desk.look(owned, LEAST, limits, now, now, presumed)
-        order.why[position] = held_back.why if isinstance(held_back, Refusal) else "busy"
+        order.why[position] = held_back.why if isinstance(held_back, Refusal) else BUSY
         return float(found.number)
 
     def _quota_changed(self, project: str, bucket: str) -> None:

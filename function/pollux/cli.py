@@ -128,7 +128,7 @@ def judge(status: int | None, file: str) -> int:
     """
     import time
 
-    from pollux.verdict import judge_command
+    from pollux.verdict.rules import judge_command
 
     try:
         text = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()

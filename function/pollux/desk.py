@@ -12,9 +12,10 @@ from typing import NamedTuple
 from pollux import grants, quota
 from pollux.grants import Grant, Pace
 from pollux.ledger import Change
-from pollux.quota import Refusal, Slot, State
+from pollux.quota import Slot, State
+from pollux.reasons import BUSY, STORE_DOWN, Refusal, Why
 from pollux.roster import Quota, Roster
-from pollux.safe import READ_WITHIN, STORE_DOWN
+from pollux.safe import READ_WITHIN
 from pollux.settings import Settings
 from pollux.store import StoreUnavailableError
 from pollux.storewatch import StoreUse
@@ -63,18 +64,18 @@ class Desk:
         found = quota.find(state, now, want, limits, deadline, self._settings.window)
         if presumed and isinstance(found, Slot):
             found = quota.spaced(state, found, want, limits, presumed)
-            found = found if found.start <= max(now, deadline) else Refusal(found.start, "busy")
+            found = found if found.start <= max(now, deadline) else Refusal(found.start, BUSY)
         if self._watch.trouble and (limits or not isinstance(found, Slot) or found.probe):  # as `book` will see it
             safe = self._safely(owned, want, limits, now, deadline if self._watch.down else now)
             if isinstance(safe, Slot) or self._watch.down:
                 return safe
         return found
 
-    def why_later(self, owned: Quota, want: Want, limits: Limits) -> str:
+    def why_later(self, owned: Quota, want: Want, limits: Limits) -> Why:
         """What keeps a want from being sent now."""
         now = self._roster.store.now()
         held = self.look(owned, want, limits, now, now)
-        return held.why if isinstance(held, Refusal) else "busy"
+        return held.why if isinstance(held, Refusal) else BUSY
 
     async def book(
         self,

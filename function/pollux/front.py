@@ -75,7 +75,7 @@ class Protocol(HttpToolsProtocol):
         if self.cycle is None or self.cycle.response_complete:
             kind = wire.ERRORS[REASON]
             said = f"the path and the headers are larger than {HEAD_MOST} bytes"
-            body = wire.error_body("native", kind.http, kind.status, said, reason=REASON)
+            body = wire.error_body("native", REASON, said)
             head = (
                 f"HTTP/1.1 {kind.http} Request Header Fields Too Large\r\n"
                 "content-type: application/json; charset=utf-8\r\n"

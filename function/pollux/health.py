@@ -1,11 +1,13 @@
-"""What is set aside, PURE: keys, projects, single models and tools of a project, each with its reason and its end.
+"""PURE. What is set aside: keys, projects, and single models and tools of a project, each with its cause and its end.
 
-One document for all of them; `pool` reads and commits it. Quotas and their cooldowns are not here but in `quota`.
+All of it is one document, which `pool` reads and commits. Quotas and their cooldowns are in `quota`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, get_args
+
+from pollux.verdict.causes import PROBED
 
 Kind = Literal["keys", "projects", "models", "tools"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -15,13 +17,11 @@ SCHEMA = 1
 FORGET_AFTER = 2 * 86400.0
 """A streak is remembered this long after its end."""
 MODELS_MOST = 3000
-"""Clients may invent names of models: beyond this those that end first are dropped, to keep the document small. With a
-thousand projects each request would ask all of them for a model that none may use, if they were not remembered."""
+"""Clients may invent names of models. Beyond this many entries those that end first are dropped, to keep the document
+small. Without them, each request for a model that no project may use would be tried in all projects."""
 CHECKED_MOST = 5000
 FREE_AGE = 3600.0
-"""How old what is remembered of a project's tier may be before it is written again."""
-PROBED = frozenset({"invalid-key", "leaked-key", "suspended", "service-disabled", "referrer-blocked"})
-"""A key set aside for one of these serves again only after a free call found it well; its rest says when to ask."""
+"""How long a project's tier is remembered before it is written again."""
 
 
 class Aside(NamedTuple):
@@ -42,23 +42,23 @@ class Health:
     buckets: dict[str, str] = field(default_factory=dict)
     """Model -> the name by which Google counts it, as 429s named it."""
     checked: frozenset[str] = frozenset()
-    """The keys that Google took, for a request or a check. Of others nothing is known."""
+    """The keys that Google accepted, for a request or a check. Nothing is known of others."""
     free: dict[str, float] = field(default_factory=dict)
-    """Project -> when a refusal named a quota of the free tier last."""
+    """Project -> when a refusal last named a quota of the free tier."""
 
 
 def set_aside(
     health: Health, now: float, kind: Kind, name: str, reason: str, seconds: float, ceiling: float | None = None
 ) -> Health:
-    """Aside for a while, twice as long each time it follows upon the last, up to the ceiling.
+    """Set aside for some seconds, twice as long each time the same reason comes again, up to the ceiling.
 
-    A rest for another reason does not shorten one that lasts longer.
+    A rest for another reason does not shorten a longer one.
     """
     entries: dict[str, Aside] = getattr(health, kind)
     last = entries.get(name)
     again = last is not None and last.reason == reason
     if last is not None and again and now < last.until:
-        return health  # of requests that were under way together, the first one counts
+        return health  # refused while it rests: by requests that were under way together
     streak = last.streak + 1 if last is not None and again else 1
     if ceiling is not None:
         seconds = min(ceiling, seconds * 2.0 ** min(streak - 1, 32))
@@ -71,7 +71,7 @@ def set_aside(
 
 
 def awaits_probe(entry: Aside) -> bool:
-    """Whether this key's rest ends with a probe, which has not found the key well yet."""
+    """Whether this key serves again only after a probe, and none has found it well yet."""
     return entry.reason in PROBED and entry.until > entry.since
 
 
@@ -80,8 +80,8 @@ def key_rests(entry: Aside | None, now: float) -> bool:
 
 
 def found_well(health: Health, now: float, key_id: str) -> Health:
-    """A free call found the key well. Its streak stays until it served, in case the free call is taken and others are
-    not: then it rests twice as long."""
+    """A free call found the key well. The streak stays until a request was served: if Google accepts only free calls,
+    the key rests twice as long next time."""
     health, entry = taken(health, key_id), health.keys.get(key_id)
     if entry is None:
         return health
@@ -89,15 +89,15 @@ def found_well(health: Health, now: float, key_id: str) -> Health:
 
 
 def taken(health: Health, key_id: str) -> Health:
-    """Google took the key."""
+    """Google accepted the key."""
     if key_id in health.checked or len(health.checked) >= CHECKED_MOST:
         return health
     return replace(health, checked=health.checked | {key_id})
 
 
 def lifted(health: Health, key_id: str, project: str | None, *, well: bool) -> Health:
-    """By hand: nothing is held against the key any more, nor, if its project is named, against that, its models and
-    tools. `well`: Google took the key just now; else it is as if it was never checked."""
+    """By hand: end the rest of the key and, if its project is named, of the project, its models and tools. `well`:
+    Google accepted the key just now; else it counts as never checked."""
     health = clear(health, "keys", key_id)
     if project is not None:
         health = clear(health, "projects", project)
@@ -141,15 +141,8 @@ def learn_bucket(health: Health, model: str, bucket: str) -> Health:
 
 
 def _with(health: Health, kind: Kind, entries: dict[str, Aside]) -> Health:
-    match kind:
-        case "keys":
-            return replace(health, keys=entries)
-        case "projects":
-            return replace(health, projects=entries)
-        case "models":
-            return replace(health, models=entries)
-        case "tools":
-            return replace(health, tools=entries)
+    changed: dict[str, Any] = {kind: entries}
+    return replace(health, **changed)
 
 
 def tidy(health: Health, now: float) -> Health:
@@ -188,7 +181,7 @@ def unpack(document: Mapping[str, Any]) -> Health:
     if document.get("schema") != SCHEMA:
         raise ValueError(f"the health document has schema {document.get('schema')!r}, this version knows {SCHEMA}")
     entries = {
-        # a version that knew of no tools wrote none
+        # documents of earlier versions have no tools
         kind: {name: Aside(**entry) for name, entry in document.get(kind, {}).items()}
         for kind in KINDS
     }

@@ -6,7 +6,7 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
-from pollux import reasons
+from pollux.reasons import Why, words
 from pollux.storewatch import StoreUse
 
 KEPT = 1000
@@ -68,7 +68,7 @@ class Record:
     sent: int = 0
     """How often something went upstream for it."""
     waited: float = 0.0
-    waits: dict[tuple[str, str], float] = field(default_factory=dict)
+    waits: dict[tuple[str, Why], float] = field(default_factory=dict)
     """(model, what kept it waiting) -> seconds."""
     store: StoreUse = field(default_factory=StoreUse)
     first_byte: float | None = None
@@ -85,9 +85,9 @@ class Record:
         """What the client asked for, in its own words, if another model of the chain was used instead."""
         return self.asked if self.wanted and self.used not in ("", self.wanted) else ""
 
-    def wait(self, model: str, why: str, seconds: float) -> None:
+    def wait(self, model: str, why: Why | None, seconds: float) -> None:
         self.waited += seconds
-        if why and seconds >= TELL_WAIT:
+        if why is not None and seconds >= TELL_WAIT:
             self.waits[model, why] = self.waits.get((model, why), 0.0) + seconds
 
     def note(self, attempt: Attempt) -> None:
@@ -125,7 +125,7 @@ class Record:
 
     def _waits(self) -> list[dict[str, Any]]:
         return [
-            {"model": model, "why": reasons.words(why), "ms": round(seconds * 1000)}
+            {"model": model, "why": words(why), "ms": round(seconds * 1000)}
             for (model, why), seconds in self.waits.items()
         ]
 

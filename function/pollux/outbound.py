@@ -81,9 +81,7 @@ class Reply:
         record = self._record
         kind = wire.ERRORS[reason]
         record.reason = reason
-        body = wire.error_body(
-            record.api, kind.http, kind.status, message, retry_after=retry_after, reason=reason, request_id=record.id
-        )
+        body = wire.error_body(record.api, reason, message, retry_after=retry_after, request_id=record.id)
         headers = [(b"content-type", b"application/json; charset=utf-8")]
         if kind.http in (408, 431):  # nobody wants to read the rest of it
             headers.append((b"connection", b"close"))

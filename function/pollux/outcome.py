@@ -1,4 +1,4 @@
-"""What an answer of Google's means for the pool: which quota cools and what it learned, which key is set aside."""
+"""Applies a verdict to the pool: which quota cools and learns its limit, which key or project is set aside."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -12,18 +12,15 @@ from pollux.pool import Pool, Reservation
 from pollux.quota import State
 from pollux.store import StoreUnavailableError
 from pollux.tools import GROUNDING, TOOLS, URLS
-from pollux.verdict import Verdict
+from pollux.verdict.quota_error import BESIDE
+from pollux.verdict.rules import Verdict
 from pollux.waiting import wake
 from pollux.windows import MINUTE_LIMITS
 
 PAUSE_EVIDENCE = 5.0
 PAUSE = 10.0
 PAUSE_MOST = 60.0
-"""Once Google is well again the pool must not stay away for longer than two minutes, whatever else rests by then."""
-TOOL_QUOTA = "tool-quota"
-BESIDE = frozenset({"cached-content", "file-storage", "batch", "sessions", *TOOLS, GROUNDING})
-"""Counters of Google's beside that of a model's requests and tokens. A bucket of theirs is "counter" or
-"counter/model"; what they refuse neither rests the model's quota nor teaches its limits."""
+"""The pool must serve within two minutes after Google is well again, whatever else rests by then."""
 
 
 class Outcomes:
@@ -36,7 +33,7 @@ class Outcomes:
         self._announcer = Announcer()
 
     async def served(self, reservation: Reservation) -> None:
-        """Nearly always nothing to write: only a probe or a streak ends by it."""
+        """Writes nothing, unless it ends a probe or a streak."""
         health_, slot = self._pool.roster.health, reservation.slot
         reservation.quota.served += 1
         self._pauses = 0
@@ -55,13 +52,13 @@ class Outcomes:
             await health_.note(partial(_healthy, well=well, since=slot.start))
 
     def took(self, key_id: str) -> None:
-        """Google took the key. It is written once for each key, and rides with the next commit."""
+        """Google accepted the key. That is written once for each key, with the next commit."""
         ledger = self._pool.roster.health
         if key_id not in ledger.value.checked and not ledger.is_full:
             ledger.ride(lambda value, _: (health.taken(value, key_id), None))
 
     def _prove(self, reservation: Reservation) -> None:
-        """Where no limit is known, remember how much was served. It goes with the next commit."""
+        """Where no limit is known, remember how much was served, with the next commit."""
         ledger, slot = reservation.quota.ledger, reservation.slot
         if ("rpm" in reservation.limits and "tpm" in reservation.limits) or ledger.is_full:
             return
@@ -69,22 +66,22 @@ class Outcomes:
             ledger.ride(lambda state, _: (quota.prove(state, slot), None))
 
     async def failed(self, reservation: Reservation, verdict: Verdict) -> Verdict:
-        """Let what is to blame rest, as long as the verdict says. A probe that it does not settle is released.
+        """Let what is to blame rest as long as the verdict says. A probe that the answer does not settle is released.
 
-        The verdict comes back as it was understood, knowing what the request asked for.
+        Returns the verdict, which may be another one for a request with tools.
         """
         if verdict.vague and reservation.tools:
-            # Google refuses search without naming its counter. If it meant the model or the project after all, the
-            # next request without tools is refused too, and rests that.
-            verdict = replace(verdict, cause=TOOL_QUOTA, blames="quota")
-        if reservation.slot.probe and (verdict.blames != "quota" or verdict.cause == TOOL_QUOTA):
+            # Google refuses search without naming its counter. If it meant the model or the project, the next request
+            # without tools is refused too, and lets that rest.
+            verdict = replace(verdict, cause="tool-quota", blames="quota")
+        if reservation.slot.probe and (verdict.blames != "quota" or verdict.cause == "tool-quota"):
             self._end_probe(reservation, verdict)
         reservation.quota.refused += verdict.blames == "quota"
         if verdict.tier is not None:
             self._seen_tier(reservation.quota.project, verdict.tier)
         if verdict.cooldown_s is None:
             return verdict
-        if verdict.cause == TOOL_QUOTA:
+        if verdict.cause == "tool-quota":
             for tool in _refused_tools(reservation, verdict):
                 await self._aside("tools", f"{reservation.quota.project}/{tool}", verdict)
         elif verdict.cause == "model-access":
@@ -98,13 +95,13 @@ class Outcomes:
         return verdict
 
     def _seen_tier(self, project: str, tier: str) -> None:
-        """It rides with the next commit, and only if it is news."""
+        """Written with the next commit, and only if it is new."""
         ledger, now = self._pool.roster.health, self._pool.now()
         if health.seen_tier(ledger.value, now, project, tier) is not ledger.value:
             ledger.ride(lambda value, when: (health.seen_tier(value, when, project, tier), None))
 
     def _end_probe(self, reservation: Reservation, verdict: Verdict) -> None:
-        """A call refused for its content got past the quota. When days end is told only by what is served."""
+        """A call that was refused for its content passed the quota. Only a served one tells when days end."""
         slot = reservation.slot
         if slot.probe == "half-open" and (verdict.blames == "client" or verdict.action == "to-client"):
             reservation.quota.ledger.submit(lambda state, now: (quota.succeed(state, now, slot), None))
@@ -139,8 +136,8 @@ class Outcomes:
         await owned.ledger.note(partial(self._cooled, reservation=reservation, verdict=verdict, tier=tier))
         wake(owned.sleepers)
         if _is_too_large(reservation, verdict):
-            reservation.settle(0)  # it fits no minute, so Google cannot have counted its tokens
-        if not reservation.slot.probe:  # it asked whether there is room, knowing that there may be none
+            reservation.settle(0)  # it is larger than the limit, so Google did not count its tokens
+        if not reservation.slot.probe:  # a probe asks whether there is room at all
             self._suspect(reservation, verdict)
 
     def _cooled(
@@ -157,15 +154,15 @@ class Outcomes:
 
     @staticmethod
     def _had_room(reservation: Reservation, verdict: Verdict) -> bool:
-        """Every slot is reserved first, so that a refusal within a limit that was known contradicts the counters."""
+        """Every slot is reserved first, so a refusal below a known limit contradicts the counters."""
         limit = reservation.limits.get(verdict.cause)
         return limit is not None and verdict.learned.get(verdict.cause, limit) >= limit
 
     def _suspect(self, reservation: Reservation, verdict: Verdict) -> None:
-        """When all projects refuse within seconds though they had room, it is the address that is limited: pause."""
+        """If all projects refuse within seconds though they had room, Google limits the address: pause the pool."""
         pool = self._pool
         now = pool.now()
-        if verdict.cause == "tpm":  # a request may be larger than it seems, and is then refused everywhere
+        if verdict.cause == "tpm":  # the request may be larger than estimated: then all projects refuse it
             return
         if verdict.cause != "unknown-429" and not self._had_room(reservation, verdict):
             return
@@ -179,12 +176,12 @@ class Outcomes:
 
 
 def _is_too_large(reservation: Reservation, verdict: Verdict) -> bool:
-    """The request alone is above the limit of the minute: smaller ones are served all the same."""
+    """The request alone is above the minute's limit; smaller ones can still be served."""
     return verdict.cause == "tpm" and reservation.want.tokens > verdict.learned.get("tpm", math.inf)
 
 
 def _refused_tools(reservation: Reservation, verdict: Verdict) -> Collection[str]:
-    """The tool that the refusal names, else those of the request that it may mean."""
+    """The tool that the refusal names, else the tools of the request that it may mean."""
     named = (verdict.bucket or "").partition("/")[0]
     if named in TOOLS:
         return (named,)
@@ -195,7 +192,7 @@ def _refused_tools(reservation: Reservation, verdict: Verdict) -> Collection[str
 def _healthy(
     value: health.Health, _: float, well: Sequence[tuple[health.Kind, str]], since: float
 ) -> tuple[health.Health, None]:
-    """What was served clears them, unless it was sent before the refusal: then it proves nothing."""
+    """A served request ends these rests, unless it was sent before the refusal: then it proves nothing."""
     for kind, name in well:
         entry = getattr(value, kind).get(name)
         if entry is not None and entry.since <= since:

@@ -11,12 +11,13 @@ from urllib.parse import quote
 
 from pollux import wire
 from pollux.affinity import Affinity, Bound
-from pollux.attempts import NOT_SHOWN, Failure
+from pollux.attempts import Failure
 from pollux.exchange import Exchange
 from pollux.journal import Attempt
 from pollux.pool import Pool
 from pollux.pooled.using import Using
 from pollux.questions import Questions, Told
+from pollux.verdict.causes import OF_RESOURCES
 from pollux.wire.error import GatewayError
 
 AT_ONCE = 8
@@ -29,7 +30,7 @@ WITH_RESOURCES = ("v1alpha", "v1beta")
 SHOWN_MOST = 20
 WITHIN = 8.0
 """No project is waited for longer when it is asked whether it knows a name."""
-NOT_THERE = NOT_SHOWN | {"bad-request"}
+NOT_THERE = OF_RESOURCES | {"bad-request"}
 """Refusals that say: not mine. After any other nobody knows."""
 
 
@@ -80,7 +81,7 @@ class Owners:
         """After its owner did not know what a request names: whether the store has another owner by now. Then it is
         held to that one. What was deleted can be made again, by another instance and in another project.
         """
-        if not x.record.owner or failure.verdict.cause not in NOT_SHOWN:
+        if not x.record.owner or failure.verdict.cause not in OF_RESOURCES:
             return False
         projects = {bound.project for bound in (await self._affinity.owners(x.names)).values()}
         project = projects.pop() if len(projects) == 1 else x.only

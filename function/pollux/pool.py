@@ -18,12 +18,12 @@ from pollux import quota, ranking
 from pollux.candidates import READ_AT_ONCE, Candidates
 from pollux.desk import NOTHING_PRESUMED, Desk
 from pollux.keys import Key
-from pollux.quota import Refusal, Slot, State
+from pollux.quota import Slot, State
+from pollux.reasons import BUSY, PAUSED, STORE_DOWN, Refusal
 from pollux.recent import Recent
 from pollux.recovery import Recovery
 from pollux.reservation import Ask, Full, Reservation, Tried
 from pollux.roster import Project, Quota, Roster
-from pollux.safe import STORE_DOWN
 from pollux.settings import Settings
 from pollux.store import StoreUnavailableError
 from pollux.waiting import StoppingError, Waiting
@@ -182,7 +182,7 @@ class Pool:
             if isinstance(found, Reservation):
                 if found.slot.start > self.now():
                     tried.waits_for = (
-                        "paused"
+                        PAUSED
                         if self.pause_until > self.now()
                         else self.desk.why_later(found.quota, found.want, found.limits)
                     )
@@ -199,10 +199,10 @@ class Pool:
                 raise StoreUnavailableError(self.roster.watch.why)
             if await self.recovery.revive(model, tried, found.refusals, ask.deadline, ask.tools):
                 continue
-            tried.waits_for = min(found.refusals.values()).why if found.refusals else ""
+            tried.waits_for = min(found.refusals.values()).why if found.refusals else None
             if not await self.rest(found.refusals, ask.deadline):
                 return found
-            probed = [name for name, refusal in found.refusals.items() if refusal.why.startswith("probing")]
+            probed = [name for name, refusal in found.refusals.items() if refusal.why.kind == "probing"]
             bucket = self.roster.bucket(model)
             await asyncio.gather(*(self.roster.quota(name, bucket).ledger.refresh(PROBE_AGE) for name in probed))
 
@@ -273,7 +273,7 @@ class Pool:
         start = self.earliest(now + ahead)
         booked, slot = quota.reserve(state, start, ask.want, limits, _deadline(ask, limits), self.settings.window)
         if isinstance(slot, Slot) and slot.start > latest:
-            return state, Refusal(slot.start, "busy")
+            return state, Refusal(slot.start, BUSY)
         return booked, slot
 
     def earliest(self, now: float) -> float:
@@ -294,7 +294,7 @@ class Pool:
         now = self.earliest(self.now())
         if self.pause_until > max(self.now(), ask.deadline):
             able, refusals = roster.candidates(model, tried.projects, tried.keys, now, ask.prefer_key, ask.tools)
-            refusals |= {project.name: Refusal(self.pause_until, "paused") for project, _ in able}
+            refusals |= {project.name: Refusal(self.pause_until, PAUSED) for project, _ in able}
             return Full(model, {name: refusals[name] for name in refusals if ask.only in (None, name)})
         search = _Search(self, model, ask, tried, ahead, without)
         if ask.only is not None:
@@ -308,7 +308,7 @@ class Pool:
                 await search.look_at_others()
         likely = search.likely() or (list(search.options.values()) if looked < LOOKS else [])
         if not likely:
-            guessed = {name: Refusal(option.rank[0] * SLOT, "busy") for name, option in search.options.items()}
+            guessed = {name: Refusal(option.rank[0] * SLOT, BUSY) for name, option in search.options.items()}
             return Full(model, search.refusals | guessed)
         at_once = [option for option in likely if option.slot.start <= search.now and option.project.name in ask.near]
         return search.choice(ranking.best(at_once or likely, self.settings.strategy, search.now))

@@ -16,7 +16,7 @@ from pollux.log import guard
 from pollux.outbound import collect, covered
 from pollux.pool import Tried
 from pollux.upstream import Upstream, UpstreamError
-from pollux.verdict import Verdict
+from pollux.verdict.rules import Verdict
 
 MOST_KEYS = 3
 MOST_TROUBLES = 2

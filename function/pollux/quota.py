@@ -8,6 +8,8 @@ the old as it was. Where a want fits among what is booked is told by `windows`; 
 import math
 from typing import NamedTuple
 
+from pollux.reasons import BUSY, Refusal, Why
+from pollux.verdict.causes import HALF_OPEN, SPENT
 from pollux.windows import (
     LONGEST,
     MINUTE_LIMITS,
@@ -38,11 +40,8 @@ DISTANCE = 2
 """In slots: half a second at least."""
 PROBE_LEASE = 60.0
 """How long others wait for the outcome of a probe, if nobody reports it."""
-DAY_LIMITS = ("rpd", "tpd")
 _COUNTED = (("rpm", 0), ("tpm", 1), ("ipm", 2), ("rpd", 0), ("tpd", 1))
 """Which part of a want each limit counts."""
-PROBED = frozenset({"rpd", "tpd", "unsupported", "unknown-429", "spend"})
-"""Cooldowns that end half-open: one request goes first, the others follow when it was served."""
 
 
 class Slot(NamedTuple):
@@ -62,13 +61,6 @@ class Slot(NamedTuple):
     def latest(self) -> float:
         """After this it must not be sent any more."""
         return self.until or (self.number + 1) * SLOT + LATE
-
-
-class Refusal(NamedTuple):
-    """No place up to the deadline. `until`: when it is worth asking again; inf: never, it does not fit at all."""
-
-    until: float
-    why: str
 
 
 class Cooldown(NamedTuple):
@@ -116,10 +108,10 @@ def find(
     window = "sliding" if state.sliding_until > now else window
     first = Slot(math.floor(now / SLOT), "")
     if _utc_probe_due(state, now, limits):
-        found = _place(state, first._replace(probe="utc"), "busy", want, limits, latest, window)
+        found = _place(state, first._replace(probe="utc"), BUSY, want, limits, latest, window)
         if day_of(found.start if isinstance(found, Slot) else found.until) == day_of(now):
             return found  # on the next day it would teach nothing
-    why = "busy"
+    why = BUSY
     if state.cooldown is not None:
         gate = _gate(state.cooldown, state.probe_until, now)
         if isinstance(gate, Refusal):
@@ -129,17 +121,18 @@ def find(
 
 
 def _place(
-    state: State, first: Slot, why: str, want: Want, limits: Limits, latest: float, window: str
+    state: State, first: Slot, why: Why, want: Want, limits: Limits, latest: float, window: str
 ) -> Slot | Refusal:
-    """The earliest slot from `first` on. A refusal names the slot that there would be, and what moved it too far."""
+    """The earliest slot from `first` on. A refusal names the slot that there would be, and what moved it too far:
+    `why` if nothing else did."""
     fit = fit_sliding if window == "sliding" else fit_minute
     number = first.number
     span = LONGEST if fast(limits) or state.granted > number - LONGEST else WINDOW
     while True:
         fitted, full = fit(state.slots, number, want, limits, span)
         placed, closed, day = _fit_day(state, fitted, want, limits, first.probe == "utc")
-        if number * SLOT <= latest:
-            why = closed or full or why
+        if number * SLOT <= latest and (cause := closed or full):
+            why = Why(cause)
         if placed == fitted:
             return Slot(placed, day, first.probe) if placed * SLOT <= latest else Refusal(placed * SLOT, why)
         number = placed
@@ -151,16 +144,16 @@ def _never(want: Want, limits: Limits) -> Refusal | None:
         for name, which in _COUNTED
         if name in limits and (want[which] > limits[name] or (not limits[name] and name != "ipm"))
     ]
-    return Refusal(math.inf, "too-large" if all(over) else "unsupported") if over else None
+    return Refusal(math.inf, Why("too-large" if all(over) else "unsupported")) if over else None
 
 
-def _gate(cooldown: Cooldown, probe_until: float, now: float) -> Refusal | tuple[int, str, str]:
+def _gate(cooldown: Cooldown, probe_until: float, now: float) -> Refusal | tuple[int, str, Why]:
     """What a cooldown leaves: the first slot after it, and whether only one request may go first."""
-    probed = cooldown.reason in PROBED
+    probed = cooldown.reason in HALF_OPEN
     if probed and probe_until > now:
         sent = probe_until - PROBE_LEASE
-        return Refusal(min(probe_until, max(sent, now) + 1), f"probing:{cooldown.reason}")
-    return math.ceil(cooldown.until / SLOT), "half-open" if probed else "", f"cooling:{cooldown.reason}"
+        return Refusal(min(probe_until, max(sent, now) + 1), Why(cooldown.reason, "probing"))
+    return math.ceil(cooldown.until / SLOT), "half-open" if probed else "", Why(cooldown.reason, "cooling")
 
 
 def _utc_probe_due(state: State, now: float, limits: Limits) -> bool:
@@ -175,7 +168,7 @@ def _utc_probe_due(state: State, now: float, limits: Limits) -> bool:
     if state.utc_probe_at >= midnight or state.probe_until > now:
         return False
     cooling = state.cooldown
-    if cooling is not None and cooling.reason in DAY_LIMITS:
+    if cooling is not None and cooling.reason in SPENT:
         return True
     return (cooling is None or cooling.until <= now) and all_spent(state.days.get(day, (0, 0)), limits)
 
@@ -254,7 +247,7 @@ def cool(state: State, now: float, reason: str, seconds: float, ceiling: float |
     if ceiling is not None:
         seconds = min(ceiling, seconds * 2.0 ** min(streak - 1, 32))
     until = now + seconds
-    if reason in DAY_LIMITS:
+    if reason in SPENT:
         state = state._replace(spent_at=now, zone="pacific")
     elif state.proved != (0, 0):  # what is used now was too much
         taken = used(state, now)
@@ -270,7 +263,7 @@ def cool(state: State, now: float, reason: str, seconds: float, ceiling: float |
 def try_early(state: State, now: float) -> State:
     """End the rest now, where a rest ends with one request that goes first. Its streak stays."""
     cooling = state.cooldown
-    if cooling is None or cooling.until <= now or cooling.reason not in PROBED:
+    if cooling is None or cooling.until <= now or cooling.reason not in HALF_OPEN:
         return state
     return state._replace(cooldown=cooling._replace(until=now))
 

@@ -14,11 +14,12 @@ from functools import partial
 from pollux import health, quota
 from pollux.health import Aside, Health
 from pollux.keys import Key
-from pollux.quota import Refusal
+from pollux.reasons import Refusal, Why
 from pollux.reservation import Tried
 from pollux.roster import Roster
 from pollux.store import StoreUnavailableError
-from pollux.verdict import Verdict
+from pollux.verdict.causes import HALF_OPEN, LASTING, PROBED
+from pollux.verdict.rules import Verdict
 from pollux.waiting import StoppingError
 
 log = logging.getLogger("pollux.pool")
@@ -36,8 +37,8 @@ FRESH = 2.0
 """Before a request is refused, what others did about the keys is read again if it is older than that."""
 MOST_REMEMBERED, MOST_REMEMBERED_EACH = 4000, 10
 """Tries, and of each project in a large pool: of as many models."""
-DEAD = frozenset({"rpd", "tpd", "too-large", "unsupported"})
-"""Refusals of our own counts that no try would change. All others but rests mean that somebody serves before long."""
+
+RESTS = ("aside", "cooling")
 
 FreeCall = Callable[[Key], Awaitable[Verdict | None]]
 """What Google says to a free call with this key; None if nothing can be learned of the key."""
@@ -80,7 +81,7 @@ class Recovery:
     ) -> bool:
         """Nothing can serve a request, which would be refused now. True: it should look again, because a key was found
         well, or because it may try a project that rests."""
-        if not any(refusal.why.startswith(("aside:", "cooling:")) for refusal in refusals.values()):
+        if not any(refusal.why.kind in RESTS for refusal in refusals.values()):
             return False
         before = self._roster.health.value
         if not self._roster.watch.down:
@@ -101,7 +102,7 @@ class Recovery:
         soon = self._roster.store.now() + SOONEST
         worth: dict[str, Refusal] = {}
         for name, refusal in refusals.items():
-            asked = self._asked_of(name) if refusal.why.removeprefix("aside:") in health.PROBED else ()
+            asked = self._asked_of(name) if refusal.why.cause in PROBED else ()
             if asked and not self._refused.issuperset(asked):
                 worth[name] = refusal._replace(until=min(refusal.until, soon))
             elif not asked:
@@ -194,7 +195,7 @@ class Recovery:
         roster, now = self._roster, self._roster.store.now()
         for name, refusal in refusals.items():
             project = roster.projects.get(name)
-            if project is None or not refusal.why.startswith("aside:"):
+            if project is None or refusal.why.kind != "aside":
                 continue
             if isinstance(roster.usable_key(project, model, tried.keys, now, tools=tools), Key):
                 return True
@@ -268,13 +269,13 @@ class Recovery:
             project = self._roster.projects.get(name)
             if project is None or name in tried.projects or name in tried.tries:
                 continue
-            state, *rest = refusal.why.split(":")  # "aside:TOOL:CAUSE", "cooling:CAUSE", or "rpd" alone
-            cause, tool = rest[-1] if rest else "", rest[:-1]
-            if state == "cooling" and cause in quota.PROBED:
+            cause, kind, tool = refusal.why
+            if kind == "cooling" and cause in HALF_OPEN:
                 yield name, self._tried.setdefault((name, model), now)
-            elif state == "aside":
+            elif kind == "aside":
                 entries = [aside.projects.get(name), aside.models.get(f"{name}/{model}")]
-                entries += [aside.tools.get(f"{name}/{named}") for named in tool]
+                if tool:
+                    entries.append(aside.tools.get(f"{name}/{tool}"))
                 since = [entry.since for entry in entries if entry is not None and entry.until > now]
                 if since:
                     yield name, self._tried.get((name, model), max(since))
@@ -288,5 +289,6 @@ def _spacing(entry: Aside) -> float:
     return min(SLOWEST, SOONEST * 2.0 ** min(entry.streak - 1, 8))
 
 
-def _serves_soon(why: str) -> bool:
-    return not why.startswith(("aside:", "cooling:")) and why not in DEAD
+def _serves_soon(why: Why) -> bool:
+    """Not if it rests, nor if the pool's own counts leave no room for long."""
+    return why.kind == "probing" or (not why.kind and why.cause not in LASTING)

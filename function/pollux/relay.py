@@ -14,16 +14,15 @@ from pollux import reasons, uncounted, wire
 from pollux.affinity import Affinity
 from pollux.attempts import AGAIN_WITHIN, Attempts, Failure, backoff
 from pollux.exchange import Exchange
-from pollux.health import PROBED
 from pollux.journal import Attempt
 from pollux.listing import Listing, is_list
-from pollux.outcome import TOOL_QUOTA
 from pollux.owners import Owners
 from pollux.pool import Ask, Full, Pool, Reservation, Tried
 from pollux.pooled.using import Using
 from pollux.questions import Questions
 from pollux.resources import Resources
 from pollux.upstream import Upstream
+from pollux.verdict.causes import PROBED
 from pollux.windows import MINUTE_LIMITS
 
 PAID_BY_THE_PIECE = frozenset({"image", "video", "music"})
@@ -192,7 +191,7 @@ class Relay:
         cooling = owned.ledger.value.cooldown
         rests = cooling is not None and cooling.until > now
         rests = rests or self.pool.roster.is_aside(owned.project, found.model, found.key.id, now, found.tools)
-        alone = x.only is not None or failure.verdict.cause == TOOL_QUOTA
+        alone = x.only is not None or failure.verdict.cause == "tool-quota"
         return rests and (alone or not failure.verdict.learned.keys().isdisjoint(MINUTE_LIMITS))
 
     async def _reserve(self, x: Exchange, model: str, ask: Ask, tried: Tried) -> Reservation | Full:
@@ -207,7 +206,7 @@ class Relay:
         if found is None or isinstance(found, Full):
             found = await self.pool.reserve(model, ask, tried)
         x.record.wait(model, tried.waits_for, self.pool.now() - began)
-        tried.waits_for = ""
+        tried.waits_for = None
         return found
 
     async def _at_hand(self, x: Exchange, found: Reservation, tried: Tried) -> bool:

@@ -10,7 +10,8 @@ from pollux import quota
 from pollux.desk import returned
 from pollux.grants import Grant
 from pollux.keys import Key
-from pollux.quota import Refusal, Slot, State
+from pollux.quota import Slot, State
+from pollux.reasons import Refusal, Why
 from pollux.roster import Quota
 from pollux.storewatch import StoreUse
 from pollux.windows import Limits, Want
@@ -54,7 +55,7 @@ class Tried:
     """Projects that are set aside, and that this request asks once all the same, because nothing else can serve."""
     tries: set[str] = field(default_factory=set)
     """All that were such."""
-    waits_for: str = ""
+    waits_for: Why | None = None
     """What kept the request waiting last, as a refusal says it."""
     store: StoreUse = field(default_factory=StoreUse)
     """What the store was asked for on its way; of all models together, where the same one is given."""

@@ -18,7 +18,8 @@ from pollux.health import Health
 from pollux.instance import new_name
 from pollux.keys import Key, Keyring
 from pollux.ledger import Codec, Ledger
-from pollux.quota import Refusal, State
+from pollux.quota import State
+from pollux.reasons import Refusal, Why
 from pollux.safe import SafeShare
 from pollux.store import Store, StoreUnavailableError
 from pollux.storewatch import Watch
@@ -227,11 +228,11 @@ class Roster:
         aside = self.health.value
         if not (aside.projects or aside.models or aside.tools):
             return None
-        entries = [("aside", aside.projects.get(project)), ("aside", aside.models.get(f"{project}/{model}"))]
+        entries = [("", aside.projects.get(project)), ("", aside.models.get(f"{project}/{model}"))]
         if aside.tools:
-            entries += [(f"aside:{tool}", aside.tools.get(f"{project}/{tool}")) for tool in tools]
-        found = [Refusal(entry.until, f"{state}:{entry.reason}") for state, entry in entries if entry is not None]
-        return max((refusal for refusal in found if refusal.until > now), default=None)
+            entries += [(tool, aside.tools.get(f"{project}/{tool}")) for tool in tools]
+        found = [(entry, tool) for tool, entry in entries if entry is not None and entry.until > now]
+        return max((Refusal(entry.until, Why(entry.reason, "aside", tool)) for entry, tool in found), default=None)
 
     def is_aside(self, project: str, model: str, key_id: str, now: float, tools: Collection[str] = ()) -> bool:
         """Whether any of them rests by now, as far as this process knows."""
@@ -249,7 +250,7 @@ class Roster:
                 continue
             resting = self.health.value.keys.get(key.id)
             if resting is not None and health.key_rests(resting, now):
-                found = Refusal(max(resting.until, now + PROBED_WITHIN), f"aside:{resting.reason}")
+                found = Refusal(max(resting.until, now + PROBED_WITHIN), Why(resting.reason, "aside"))
                 refusal = found if refusal is None else min(refusal, found)
             elif key.id == prefer:
                 return key, None

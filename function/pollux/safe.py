@@ -7,12 +7,12 @@ import math
 from dataclasses import dataclass, field
 
 from pollux import quota
-from pollux.quota import Refusal, Slot, State
+from pollux.quota import Slot, State
+from pollux.reasons import STORE_DOWN, Refusal
 from pollux.windows import LONGEST, NOTHING, SLOT, Limits, Slots, Want, day_of
 
 READ_WITHIN = 60.0
 """Of a quota that was not seen for longer nothing is known: nothing of it is spent."""
-STORE_DOWN = "store-down"
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class SafeShare:
         """A place for the want as if every instance asked for the same. `state` has what this one spent already."""
         seen = self._as_if_all(state, instances - 1)
         found = quota.find(seen, now, _times(want, instances), limits, deadline, window)
-        if isinstance(found, Refusal) and not found.why.startswith(("cooling", "probing", "unsupported")):
+        if isinstance(found, Refusal) and not found.why.kind and found.why.cause != "unsupported":
             return Refusal(found.until, STORE_DOWN)
         return found
 

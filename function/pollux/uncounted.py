@@ -12,10 +12,10 @@ from collections.abc import Awaitable, Callable
 from pollux import reasons
 from pollux.attempts import AGAIN_WITHIN, Attempts, Failure, backoff
 from pollux.exchange import Exchange
-from pollux.health import PROBED
 from pollux.journal import Attempt
 from pollux.pool import Tried
-from pollux.quota import Refusal
+from pollux.reasons import Refusal
+from pollux.verdict.causes import PROBED
 from pollux.windows import Want
 
 

@@ -85,7 +85,7 @@ async def _ask(google: "httpx2.AsyncClient", url: str, secret: Secret) -> tuple[
 
 
 def _finding(status: int, body: bytes, secret: Secret) -> Finding:
-    from pollux.verdict import judge
+    from pollux.verdict.rules import judge
 
     verdict = judge(status, body, now=time.time())
     if verdict.cause == "ok":

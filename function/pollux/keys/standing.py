@@ -145,7 +145,7 @@ async def _in_store(
 
 
 async def _refused(store: Store, refused: Mapping[str, str]) -> None:
-    from pollux.verdict import resting_time
+    from pollux.verdict.causes import resting_time
 
     found = (await store.read([DOCUMENT])).get(DOCUMENT)
     document, version = found or ({}, None)

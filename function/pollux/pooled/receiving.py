@@ -286,10 +286,9 @@ class Receiving:
 
     async def _refuse(self, a: Arrival, reason: str, message: str, status: tuple[bytes, bytes]) -> None:
         """The session lives, or does not: without that header a client would send its chunk again and again."""
-        kind = wire.ERRORS[reason]
         a.record.reason = reason
-        body = wire.error_body(a.record.api, kind.http, kind.status, message, reason=reason, request_id=a.record.id)
-        await a.reply.whole(kind.http, [_JSON, status], body)
+        body = wire.error_body(a.record.api, reason, message, request_id=a.record.id)
+        await a.reply.whole(wire.ERRORS[reason].http, [_JSON, status], body)
 
 
 def _status(state: str) -> tuple[bytes, bytes]:

@@ -1,4 +1,4 @@
-"""PURE. Reads an upstream error, whatever its shape, into one normal form. What it means is not decided here.
+"""PURE. Reads an upstream error of any shape into one normal form. `rules` decides what it means.
 
 Shapes that occur: an object, an array of one, an SSE event, a raw object after SSE events, an error whose message is
 the JSON text of another, HTML, a WebSocket close text, JSON that was cut, nothing at all. Reading never raises.
@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
-
-from pollux.verdict.error_text import is_html, scraped, without_tags
 
 _LONGEST = 2**20  # no error is larger; a larger piece of a successful answer is not even parsed
 _DEPTH = 6  # an error wrapped in the message of an error, and so on
@@ -64,7 +62,7 @@ class ErrorBody:
 def read(status: int | None, body: bytes | str) -> ErrorBody:
     text = _text(body)[:_LONGEST]
     fields: dict[str, Any] = {}
-    for piece in () if is_html(text) else (text, *_events(text)):
+    for piece in () if _is_html(text) else (text, *_events(text)):
         if found := _fields(_load(piece)):
             fields = found
             break
@@ -76,14 +74,14 @@ def read(status: int | None, body: bytes | str) -> ErrorBody:
             break
         fields = fields | inner
         message = str(fields.get("message") or "").strip()
-    html = is_html(message or text)
+    html = _is_html(message or text)
     whole = bool(fields)
     if not html and (not fields or ("details" not in fields and message.startswith(("{", "[")))):
         whole = False
-        fields = fields | scraped(message or text, _STATUS)
+        fields = fields | _scraped(message or text)
         message = str(fields.get("message") or "").strip()
     if html:
-        message = without_tags(message or text)
+        message = _without_tags(message or text)
     return _normal(status, fields, message[:8000], html=html, whole=whole)
 
 
@@ -270,3 +268,58 @@ def _code(value: object) -> int | None:
     elif isinstance(value, str):
         number = _STATUS.get(re.sub(r"[\s-]+", "_", value.strip()).upper())
     return number if number is not None and 400 <= number < 600 else None
+
+
+# --- what is not JSON: a page, prose, or JSON that was cut -----------------------------------------------------------
+
+
+def _is_html(text: str) -> bool:
+    return bool(re.match(r"\s*<(?:!doctype|html|head|body|p|title)\b", text, re.I))
+
+
+def _without_tags(text: str) -> str:
+    text = re.sub(r"<(style|script)\b[^<>]*>.*?</\1>", " ", text[:8192], flags=re.I | re.S)
+    return " ".join(re.sub(r"<[^<>]*>", " ", text).split())
+
+
+def _scraped(text: str) -> dict[str, Any]:
+    """An error's fields from JSON that was cut, from Python's repr of it, or from prose."""
+    text = text[:65536]
+    flat = re.sub(r"\\{1,16}(?=[\"'])", "", text)
+
+    def all_of(pattern: str) -> list[str]:
+        return re.findall(pattern, flat, re.I)[:50]
+
+    message = re.search(r"""["']message\\?["']\s*:\s*\\?(["'])((?:(?!\\?\1\s*[,}])(?:\\.|[^\\]))*)""", text, re.S)
+    said = re.sub(r"\\{1,16}n", "\n", message[2]) if message else text
+    if message and message.end() == len(text):
+        said = re.sub(r"\S+\Z", "", said)  # cut within it: "limit: 2" may have been 250000
+    ids, values = all_of(r"quota_?id\W{1,8}([\w-]+)"), all_of(r"quota_?value\W{1,8}(\d{1,18})(?=\W)")
+    metrics, models = all_of(r"quota_?metric\W{1,8}([\w./-]+)"), all_of(r"[\"']model[\"']\W{1,4}([\w.-]+)(?=[\"'])")
+    limits = [*values] if len(values) == max(len(ids), len(metrics)) else []
+    violations = [
+        {
+            "scraped": True,
+            "quotaId": ids[n] if n < len(ids) else "",
+            "quotaMetric": metrics[n] if n < len(metrics) else "",
+            "quotaValue": limits[n] if n < len(limits) else None,
+            "quotaDimensions": {"model": models[0]} if models else {},
+        }
+        for n in range(max(len(ids), len(metrics)))
+    ]
+    reasons = all_of(r"[\"']reason[\"']\s*:\s*[\"'](\w+)") + re.findall(r"\bAPI_KEY_[A-Z_]+", text)[:5]
+    delays = all_of(r"retry_?delay\W{1,8}([\d.]+m?s)\b")
+    fields: dict[str, Any] = {
+        "message": said,
+        "details": [
+            {"violations": violations},
+            *({"reason": r} for r in reasons),
+            *({"retryDelay": d} for d in delays),
+        ],
+    }
+    if codes := all_of(r"[\"']code[\"']\s*:\s*[\"']?(\d{3})\b"):
+        fields["code"] = codes[0]
+    known = [name for name in re.findall(r"\b[A-Z]{4,}(?:_[A-Z]+)*\b", text)[:200] if name in _STATUS]
+    if known:
+        fields["status"] = known[0]
+    return fields

@@ -1,13 +1,12 @@
-"""PURE. Which counter a 429 speaks of: its period, limit and bucket, read by pattern and never by a list of ids."""
+"""PURE. Which counter a 429 names: its period, limit and bucket, read by pattern and never by a list of ids."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from pollux import tools
+from pollux.verdict.causes import LONG
 from pollux.verdict.error_body import ErrorBody, Violation
-
-LONG = 600.0  # a delay above this is never that of a minute's counter
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,6 @@ _IMAGES = re.compile(r"images?[ _-]?per|generated[ _-]?images", re.I)
 _NO_TIER = re.compile(r"does(?:n't| not) have a free (?:quota )?tier", re.I)
 _ORDER = ("rpd", "tpd", "rpm", "ipm", "tpm")  # a day lasts longer than a minute
 _TIER = re.compile(r"(Free|Paid)Tier")
-# Counters that do not count generation: what they refuse must not rest the model's own quota.
 _BESIDE = (
     ("cached-content", re.compile(r"cached[ _-]?content", re.I)),
     ("file-storage", re.compile(r"file[ _-]?storage|storage[ _-]?bytes", re.I)),
@@ -39,6 +37,9 @@ _BESIDE = (
     ("batch", re.compile(r"enqueued|batch[ _-]?(?:jobs|tokens)", re.I)),
     ("sessions", re.compile(r"concurrent|sessions", re.I)),
 )
+BESIDE = frozenset(name for name, _ in _BESIDE)
+"""Counters that do not count generation. A bucket of theirs is "counter" or "counter/model"; what they refuse neither
+rests the model's quota nor teaches its limits."""
 # In "limit: 0.5" or "limit: 05" there is no zero.
 _LIMIT = re.compile(
     r"(?:metric:\s*(?P<metric>[\w./-]+)[,\s]+)?\blimit\s*[:=]\s*(?P<value>\d{1,18}(?:,\d{3})*)(?![.,]?\d)"

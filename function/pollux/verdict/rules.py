@@ -1,31 +1,24 @@
 """PURE. What an upstream answer means for quota, key, project and client: a table of rules, the first match wins.
 
-How an error body is read is in error_body.py, which counter a 429 speaks of in quota_error.py, what is taken out of a
-message in redaction.py.
+error_body.py reads the body, quota_error.py finds which counter a 429 names, causes.py says what follows from a cause.
 """
 
 import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from zoneinfo import ZoneInfo
 
 from pollux.redaction import redact
+from pollux.verdict.causes import A_DAY, A_MINUTE, CAUSES, HOUR, Action, Blames, Rest, resting_time
 from pollux.verdict.error_body import ErrorBody, error_in_stream, read
-from pollux.verdict.quota_error import LONG, QuotaError, refused_by
-
-_PACIFIC = ZoneInfo("America/Los_Angeles")
-_MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86400.0
-_SHORTLY = 30.0
-"""A refused key is asked about so soon, with a free call: the fault may have been Google's."""
+from pollux.verdict.quota_error import QuotaError, refused_by
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     cause: str
-    blames: str  # "none" | "quota" | "key" | "project" | "model" | "client" | "gateway"; "pool" is for the pool to say
-    action: str  # "none" | "next-project" | "next-key" | "retry" | "to-client" | "same-project"
+    blames: Blames
+    action: Action
     cooldown_s: float | None = None  # how long what is blamed rests, the first time; None: not at all
     ceiling_s: float | None = None  # the cooldown doubles up to this while it repeats; None: it does not double
     learned: Mapping[str, int] = field(default_factory=dict)
@@ -49,35 +42,29 @@ class Rule:
     cause: str
     when: _Test
     what: str  # what came, for the docs
-    blames: str
-    action: str
-    cooldown: float | Callable[[ErrorBody, float], float] | None = None
-    ceiling: float | None = None
-    vague: bool = False
+    blames: Blames
+    action: Action
+    rest: Rest | None
+    vague: bool
 
 
-def until_midnight(now: float) -> float:
-    """Seconds to the next midnight in California: by the calendar, as two days of the year have 23 or 25 hours."""
-    try:
-        day = datetime.fromtimestamp(now, _PACIFIC).date() + timedelta(days=1)
-        return datetime(day.year, day.month, day.day, tzinfo=_PACIFIC).timestamp() - now
-    except (ValueError, OverflowError, OSError):
-        return _DAY
+def _rule(
+    cause: str,
+    when: _Test,
+    what: str,
+    blames: Blames | None = None,
+    action: Action | None = None,
+    *,
+    rest: Rest | None = None,
+    vague: bool = False,
+) -> Rule:
+    """What follows stands in the table of causes, unless the rule says otherwise."""
+    of = CAUSES[cause]
+    return Rule(cause, when, what, blames or of.blames, action or of.action, rest or of.rest, vague)
 
 
-def _a_minute(error: ErrorBody, now: float) -> float:
-    """`retryDelay` + 1 s (it is cut to whole seconds), else 60 s"""
-    return _MINUTE if error.delay is None else min(error.delay, LONG) + 1.0
-
-
-def _a_day(error: ErrorBody, now: float) -> float:
-    """`retryDelay` if above 10 min, else to the Pacific midnight; at most 1 h at a time"""
-    delay = error.delay if error.delay is not None and error.delay > LONG else until_midnight(now)
-    return min(max(1.0, delay), _HOUR)
-
-
-# A message may quote the request, and a client may write anything there. So what blames a key or a project looks at the
-# beginning of the message, or at fields that Google alone fills.
+# A message may quote the request, and a client may write anything there. So rules that blame a key or a project look at
+# the beginning of the message, or at fields that only Google fills.
 
 
 def _code(*codes: int | None) -> _Test:
@@ -115,7 +102,7 @@ def _names_no_counter(case: _Case) -> bool:
 
 
 def _bare_quota_prose(case: _Case) -> bool:
-    """Of a body that was cut nobody knows what the rest named, so it does not count."""
+    """Not for a body that was cut: the missing part may have named a counter."""
     return _names_no_counter(case) and case.error.whole and _CHECK_YOUR_PLAN(case)
 
 
@@ -131,99 +118,88 @@ _AUTH = (400, 401, 403)
 
 # fmt: off
 RULES: tuple[Rule, ...] = (
-    Rule("ok", lambda c: 200 <= (c.error.code or 0) < 300, "2xx without an error in it", "none", "none"),
-    Rule("bad-request", _about_a_field, "400 about a field of the request, unknown or invalid", "client", "to-client"),
-    Rule("thought-signature", _says(r"thought[ _]?signature", 400),
-         "400 about a thought signature: once more where the conversation was served", "none", "same-project"),
-    Rule("model-access", _any(
+    _rule("ok", lambda c: 200 <= (c.error.code or 0) < 300, "2xx without an error in it"),
+    _rule("bad-request", _about_a_field, "400 about a field of the request, unknown or invalid"),
+    _rule("thought-signature", _says(r"thought[ _]?signature", 400),
+         "400 about a thought signature: once more where the conversation was served"),
+    _rule("model-access", _any(
             _says(r"available to new users|not have access to it", 404),
             _begins(r"[\w .-]{1,80} only (?:accessible|available) to (?:billed|paid)", 400, 403)),
-         '404 "no longer available to new users", 400 "only accessible to billed users"',
-         "quota", "next-project", _DAY),
-    Rule("not-found", _code(404, 410), "any other 404", "client", "to-client"),
-    Rule("bad-request", _any(
+         '404 "no longer available to new users", 400 "only accessible to billed users"'),
+    _rule("not-found", _code(404, 410), "any other 404"),
+    _rule("bad-request", _any(
             _begins(r"Multiple authentication credentials|Method doesn't allow unregistered callers", *_AUTH),
             _begins(r"Request is missing required auth|Missing or invalid Authorization header", *_AUTH)),
-         "several credentials, or none: an error of the gateway's own", "gateway", "to-client"),
-    Rule("leaked-key", _begins(r"(?:Your|This) API key (?:was|has been) .{0,20}leaked", *_AUTH),
-         "403 leaked", "key", "next-key", _SHORTLY, _HOUR),
-    Rule("suspended", _any(
+         "several credentials, or none: an error of the gateway's own", "gateway"),
+    _rule("leaked-key", _begins(r"(?:Your|This) API key (?:was|has been) .{0,20}leaked", *_AUTH),
+         "403 leaked"),
+    _rule("suspended", _any(
             _because("CONSUMER_SUSPENDED"),
             _begins(r"Consumer .{1,120} has been suspended|This service has been disabled in this account", *_AUTH)),
-         "403 suspended (can also be a spend cap), or disabled for a violation of terms",
-         "key", "next-key", 10 * _MINUTE, _DAY),
-    Rule("suspended", _begins(r"Your project has been", *_AUTH),
-         "403 project denied access", "project", "next-project", 10 * _MINUTE, _DAY),
-    Rule("service-disabled", _any(
+         "403 suspended (can also be a spend cap), or disabled for a violation of terms"),
+    _rule("suspended", _begins(r"Your project has been", *_AUTH),
+         "403 project denied access", "project", "next-project"),
+    _rule("service-disabled", _any(
             _because(r"(?:API_KEY_)?SERVICE_\w+|CONSUMER_\w+|PROJECT_\w+|USER_PROJECT_DENIED|SECURITY_POLICY_\w+"),
             _begins(r"[\w ]{1,60} API has not been used in|Requests to this API .{1,300} are blocked", 403)),
-         "403 service disabled, or not among those that the key may use", "key", "next-key", _SHORTLY, _HOUR),
-    Rule("referrer-blocked", _any(
+         "403 service disabled, or not among those that the key may use"),
+    _rule("referrer-blocked", _any(
             _because(r"API_KEY_\w+_BLOCKED"),
             _begins(r"Requests from .{1,300} are blocked|The provided API key has an IP address restriction", 403)),
-         "403 referrer, address or app that the key does not allow", "key", "next-key", _SHORTLY, _HOUR),
-    Rule("resource-permission", _says(r"permission to access the|or it may not exist|\(or permission denied\)", 403),
-         "403 on a file, cache or tuned model of another project", "client", "to-client"),
-    Rule("location", _begins(r"User location is not supported(?!.*billing)", 400, 403),
-         "400 location: the gateway's own address is refused", "gateway", "to-client"),
-    Rule("location", _any(
+         "403 referrer, address or app that the key does not allow"),
+    _rule("resource-permission", _says(r"permission to access the|or it may not exist|\(or permission denied\)", 403),
+         "403 on a file, cache or tuned model of another project"),
+    _rule("location", _begins(r"User location is not supported(?!.*billing)", 400, 403),
+         "400 location: the gateway's own address is refused"),
+    _rule("location", _any(
             _because(r"LOCATION_\w+"),
             _begins(r"User location|Gemini API free tier is not available|Access to \S+ is restricted from", 400, 403)),
          "400 no free tier in this country, 403 billing country: another project may be served",
-         "project", "next-project", _HOUR),
-    Rule("invalid-key", _any(
+         "project", "next-project", rest=Rest(HOUR)),
+    _rule("invalid-key", _any(
             _because(r"API_KEY_(?:INVALID|EXPIRED)|ACCESS_TOKEN_\w+|ACCOUNT_STATE_INVALID"),
             _begins(r"API key (?:not|expired|is)\b|Invalid (?:API|Auth)[ -]?key|Please \w+ a valid API key", *_AUTH),
             _code(401)),
-         "400 `API_KEY_INVALID`, expired; 401", "key", "next-key", _SHORTLY, _HOUR),
-    Rule("overloaded", _any(
+         "400 `API_KEY_INVALID`, expired; 401"),
+    _rule("overloaded", _any(
             _because("MODEL_CAPACITY_EXHAUSTED"),
             _says(r"model is overloaded|experiencing high demand", 429)),
-         "429 for want of capacity: the model is overloaded, experiences high demand", "model", "retry"),
-    Rule("spend", _says(r"spend-based|spending rate", 402, 429),
-         "429 spend-based", "project", "next-project", _MINUTE, 10 * _MINUTE),
-    Rule("prepay", _any(
+         "429 for want of capacity: the model is overloaded, experiences high demand"),
+    _rule("spend", _says(r"spend-based|spending rate", 402, 429),
+         "429 spend-based"),
+    _rule("prepay", _any(
             _because("BILLING_DISABLED"),
             _says(r"prepay|prepaid|credits? (?:is|are) depleted|monthly spend|spend(?:ing)? cap", 402, 429),
             _begins(r"This API method requires billing|.{0,40}billing (?:account )?.{0,60}(?:disabled|closed)", 403),
             _code(402)),
-         "429 or 402 prepaid credit gone or monthly cap reached, 403 billing disabled",
-         "project", "next-project", _HOUR),
-    Rule("tool-quota", _tool("rpd", "tpd"), "429 of a tool's own counter (search, maps, URL context), per day",
-         "quota", "next-project", _a_day),
-    Rule("tool-quota", _tool("rpm", "tpm", "ipm"), "429 of a tool's own counter, per minute",
-         "quota", "next-project", _a_minute),
-    Rule("tool-quota", _tool("unsupported"), "429 of a tool's own counter, with limit 0",
-         "quota", "next-project", _HOUR),
-    Rule("tool-quota", _tool("unknown-429"),
-         "429 of a tool's own counter that names no period; a request with such a tool, refused without details",
-         "quota", "next-project", _MINUTE, 10 * _MINUTE),
-    Rule("spend", _bare_quota_prose,
+         "429 or 402 prepaid credit gone or monthly cap reached, 403 billing disabled"),
+    _rule("tool-quota", _tool("rpd", "tpd"), "429 of a tool's own counter (search, maps, URL context), per day",
+         rest=A_DAY),
+    _rule("tool-quota", _tool("rpm", "tpm", "ipm"), "429 of a tool's own counter, per minute", rest=A_MINUTE),
+    _rule("tool-quota", _tool("unsupported"), "429 of a tool's own counter, with limit 0", rest=Rest(HOUR)),
+    _rule("tool-quota", _tool("unknown-429"),
+         "429 of a tool's own counter that names no period; a request with such a tool, refused without details"),
+    _rule("spend", _bare_quota_prose,
          '429 "You exceeded your current quota, please check your plan and billing details", which names no counter',
-         "project", "next-project", _MINUTE, 10 * _MINUTE, vague=True),
-    Rule("unknown-429", _quota("unknown-429"), '429 without details, also as a page ("Sorry…")',
-         "quota", "next-project", _MINUTE, 10 * _MINUTE, vague=True),
-    Rule("unsupported", _quota("unsupported"), '429, a violation with limit 0, or "limit: 0" in the message',
-         "quota", "next-project", _DAY),
-    Rule("rpd", _quota("rpd"), "429, requests per day", "quota", "next-project", _a_day),
-    Rule("tpd", _quota("tpd"), "429, tokens per day", "quota", "next-project", _a_day),
-    Rule("rpm", _quota("rpm"), "429, requests per minute", "quota", "next-project", _a_minute),
-    Rule("tpm", _quota("tpm"), "429, tokens per minute", "quota", "next-project", _a_minute),
-    Rule("ipm", _quota("ipm"), "429, images per minute", "quota", "next-project", _a_minute),
-    Rule("network", _code(None), "no answer: reset, timeout", "model", "retry"),
-    Rule("deadline", _code(408, 499, 502, 504), "502, 504; 408, 499", "model", "retry"),
-    Rule("overloaded", _code(503, 529), "503", "model", "retry"),
-    Rule("internal", lambda c: (c.error.code or 0) >= 500, "500, and any other 5xx", "model", "retry"),
-    Rule("location", lambda c: c.error.code == 403 and c.error.html,
-         "403 as a page: the gateway's own address is refused", "gateway", "to-client"),
-    Rule("model-access", _code(403), '403 "The caller does not have permission", and any other 403',
-         "quota", "next-project", _DAY),
-    Rule("bad-request", lambda c: True, "other 400, 413, and any other status", "client", "to-client"),
+         vague=True),
+    _rule("unknown-429", _quota("unknown-429"), '429 without details, also as a page ("Sorry…")',
+         vague=True),
+    _rule("unsupported", _quota("unsupported"), '429, a violation with limit 0, or "limit: 0" in the message'),
+    _rule("rpd", _quota("rpd"), "429, requests per day"),
+    _rule("tpd", _quota("tpd"), "429, tokens per day"),
+    _rule("rpm", _quota("rpm"), "429, requests per minute"),
+    _rule("tpm", _quota("tpm"), "429, tokens per minute"),
+    _rule("ipm", _quota("ipm"), "429, images per minute"),
+    _rule("network", _code(None), "no answer: reset, timeout"),
+    _rule("deadline", _code(408, 499, 502, 504), "502, 504; 408, 499"),
+    _rule("overloaded", _code(503, 529), "503"),
+    _rule("internal", lambda c: (c.error.code or 0) >= 500, "500, and any other 5xx"),
+    _rule("location", lambda c: c.error.code == 403 and c.error.html,
+         "403 as a page: the gateway's own address is refused"),
+    _rule("model-access", _code(403), '403 "The caller does not have permission", and any other 403'),
+    _rule("bad-request", lambda c: True, "other 400, 413, and any other status"),
 )
 # fmt: on
-
-CAUSES: Mapping[str, Rule] = {rule.cause: rule for rule in reversed(RULES)}
-"""Every cause, with the first of its rules."""
 
 
 def judge(status: int | None, body: bytes | str, *, now: float) -> Verdict:
@@ -241,8 +217,8 @@ def judge(status: int | None, body: bytes | str, *, now: float) -> Verdict:
         cause=rule.cause,
         blames=rule.blames,
         action=rule.action,
-        cooldown_s=rule.cooldown(error, now) if callable(rule.cooldown) else rule.cooldown,
-        ceiling_s=rule.ceiling,
+        cooldown_s=None if rule.rest is None else rule.rest.seconds(error.delay, now),
+        ceiling_s=None if rule.rest is None else rule.rest.most,
         learned=refused.learned if refused else {},
         bucket=refused.bucket if refused else None,
         tier=case.refused.tier if case.refused else None,
@@ -251,10 +227,10 @@ def judge(status: int | None, body: bytes | str, *, now: float) -> Verdict:
     )
 
 
-def resting_time(cause: str) -> tuple[float, float | None]:
-    """How long what is blamed for this cause rests the first time, and at most, where no answer says how long."""
-    rule = CAUSES[cause]
-    return (0.0 if rule.cooldown is None or callable(rule.cooldown) else rule.cooldown), rule.ceiling
+def verdict_of(cause: str, message: str) -> Verdict:
+    """What follows from a cause that no answer told."""
+    of, (seconds, ceiling) = CAUSES[cause], resting_time(cause)
+    return Verdict(cause, of.blames, of.action, seconds if of.rest else None, ceiling, message=message)
 
 
 def _short(message: str) -> str:
@@ -281,19 +257,11 @@ def judge_command(status: int | None, text: bytes, now: float) -> str:
 
 def describe() -> str:
     """The rules as a Markdown table, in their order: docs/verdicts.md holds it."""
-    lines = ["| what came | cause | blames | then | rests |", "|---|---|---|---|---|"]
-    lines += [f"| {rule.what} | `{rule.cause}` | {rule.blames} | {rule.action} | {_rests(rule)} |" for rule in RULES]
+    lines = ["| what came | cause | other than the cause's |", "|---|---|---|"]
+    for rule in RULES:
+        of = CAUSES[rule.cause]
+        own = [f"blames {rule.blames}"] if rule.blames != of.blames else []
+        own += [f"then {rule.action}"] if rule.action != of.action else []
+        own += [f"rests {rule.rest}"] if rule.rest != of.rest else []
+        lines.append(f"| {rule.what} | `{rule.cause}` | {', '.join(own) or '–'} |")
     return "\n".join(lines) + "\n"
-
-
-def _rests(rule: Rule) -> str:
-    if rule.cooldown is None:
-        return "–"
-    if callable(rule.cooldown):
-        return rule.cooldown.__doc__ or ""
-    return _span(rule.cooldown) + (f", doubling to {_span(rule.ceiling)}" if rule.ceiling else "")
-
-
-def _span(seconds: float) -> str:
-    units = ((_DAY, "day"), (_HOUR, "h"), (_MINUTE, "min"), (1.0, "s"))
-    return next(f"{seconds / size:g} {unit}" for size, unit in units if seconds >= size)

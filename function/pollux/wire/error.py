@@ -1,4 +1,4 @@
-"""PURE. Every error that Pollux itself makes, in the shapes of both APIs. docs/errors.md is made from this list."""
+"""PURE. Every error that Pollux itself makes, in the shapes of both APIs. docs/errors.md is generated from ERRORS."""
 
 import json
 import math
@@ -20,7 +20,7 @@ ERRORS: Mapping[str, Problem] = {
     "BAD_REQUEST": Problem(
         400,
         "INVALID_ARGUMENT",
-        "The path, an `x-pollux-…` header or the compression of the body makes no sense.",
+        "The path, an `x-pollux-…` header, or the body or its compression is not valid.",
         "Correct what the message names.",
     ),
     "UNKNOWN_KEY": Problem(
@@ -32,13 +32,13 @@ ERRORS: Mapping[str, Problem] = {
     "TOO_LARGE_FOR_QUOTA": Problem(
         400,
         "INVALID_ARGUMENT",
-        "The request has more input tokens than any project may send in one minute: waiting would never end.",
+        "The request has more input tokens than any project may send in one minute, so waiting does not help.",
         "Send less at once, or add a project with a larger limit.",
     ),
     "TWO_OWNERS": Problem(
         400,
         "INVALID_ARGUMENT",
-        "The request names resources of two projects, and neither sees what the other owns; the message names all.",
+        "The request names resources of two projects, and neither can use what the other owns; the message names them.",
         "Make them in one project (`x-pollux-key: ID` chooses it), or send a request for each.",
     ),
     "NO_TOKEN": Problem(
@@ -50,13 +50,13 @@ ERRORS: Mapping[str, Problem] = {
     "BAD_UPLOAD_ID": Problem(
         401,
         "UNAUTHENTICATED",
-        "The `upload_id` of an upload's address is forged, past its day, or of a key or client that is gone.",
+        "The `upload_id` in the upload URL is forged, older than a day, or of a key or client that no longer exists.",
         "Begin the upload anew.",
     ),
     "UPLOAD_OF_ANOTHER": Problem(
         403,
         "PERMISSION_DENIED",
-        "The upload's address was given to one client, and the token of another came with the request.",
+        "The upload URL was given to one client, and the request has the token of another.",
         "Begin an upload with this token.",
     ),
     "FILE_OF_ANOTHER": Problem(
@@ -206,7 +206,7 @@ ERRORS: Mapping[str, Problem] = {
     "TOKENS_UNREADABLE": Problem(
         503,
         "UNAVAILABLE",
-        "The client tokens cannot be read, so nobody knows whether this one is valid.",
+        "The client tokens cannot be read, so this one cannot be checked.",
         "Try again after `Retry-After`; the gateway's log says why.",
     ),
     "UPSTREAM_TIMEOUT": Problem(
@@ -236,74 +236,47 @@ class GatewayError(Exception):
 
 
 def error_body(
-    api: str,
-    status_code: int,
-    status: str,
-    message: str,
-    *,
-    reason: str,
-    retry_after: float | None = None,
-    request_id: str | None = None,
+    api: str, code: str, message: str, *, retry_after: float | None = None, request_id: str | None = None
 ) -> bytes:
-    """Google's error object; for OpenAI's clients the fields that they look for are in it as well.
+    """Google's error object for one of ERRORS; OpenAI's clients find the fields that they look for in it as well.
 
     Google's own OpenAI paths answer a list of one, which the openai SDK cannot read: an error of ours is an object.
     """
-    error = _error(api, status_code, status, message, reason, retry_after, request_id)
-    return json.dumps({"error": error}, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-
-
-def _error(
-    api: str,
-    status_code: int,
-    status: str,
-    message: str,
-    reason: str | None,
-    retry_after: float | None,
-    request_id: str | None,
-) -> dict[str, Any]:
-    details: list[dict[str, Any]] = []
-    if reason:
-        info: dict[str, Any] = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason}
-        info["domain"] = "pollux"
-        if request_id:
-            info["metadata"] = {"request_id": request_id}
-        details.append(info)
+    kind = ERRORS[code]
+    info: dict[str, Any] = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": code, "domain": "pollux"}
+    if request_id:
+        info["metadata"] = {"request_id": request_id}
+    details = [info]
     if retry_after is not None and math.isfinite(retry_after):
         delay = f"{max(1, math.ceil(retry_after))}s"
         details.append({"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay})
-    error: dict[str, Any] = {"code": status_code, "message": message, "status": status}
-    if details:
-        error["details"] = details
+    error = {"code": kind.http, "message": message, "status": kind.status, "details": details}
     if api.startswith("openai"):
-        kind = _OPENAI_TYPES.get(status_code, "server_error" if status_code >= 500 else "invalid_request_error")
-        error |= {"code": reason or status, "type": kind, "param": None}
-    return error
+        error |= _for_openai(kind.http, code)
+    return json.dumps({"error": error}, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
-def stream_error(
-    form: str,
-    status_code: int,
-    status: str,
-    message: str,
-    *,
-    reason: str | None = None,
-    request_id: str | None = None,
-    begun: bool = True,
-) -> bytes:
+def stream_error(form: str, http: int, status: str, message: str, *, begun: bool = True) -> bytes:
     """What ends a stream that breaks after its start, so that the SDKs raise their own errors. `form`: StreamReader's.
 
     Native SSE: a raw object of one line, without `data:`. One line feed in front, not two: it ends a half-sent line
     without completing the event, so that google-genai reads the error before it stumbles over the event. An array gets
     one element more and its end; it stays JSON if it broke between two elements. OpenAI: an event.
     """
-    error = _error(form, status_code, status, message, reason, None, request_id)
+    error: dict[str, Any] = {"code": http, "message": message, "status": status}
+    if form.startswith("openai"):
+        error |= _for_openai(http, status)
     text = json.dumps({"error": error}).encode()
     if form == "array":
         return (b"\n,\n" if begun else b"[") + text + b"\n]"
     if form.startswith("openai"):
         return (b"\n\n" if begun else b"") + b"data: " + text + b"\n\n"
     return (b"\n" if begun else b"") + text + b"\n"
+
+
+def _for_openai(http: int, code: str) -> dict[str, Any]:
+    kind = _OPENAI_TYPES.get(http, "server_error" if http >= 500 else "invalid_request_error")
+    return {"code": code, "type": kind, "param": None}
 
 
 def describe() -> str:
