@@ -1,8 +1,10 @@
-"""The command line, understood but not run."""
+"""The command line in tests: words that are understood but not run, and a machine that holds no key."""
 
+from pathlib import Path
 from typing import Any
 
 import click
+import pytest
 
 from pollux.cli import root
 
@@ -16,3 +18,18 @@ def parsed(words: list[str]) -> tuple[str, dict[str, Any]]:
         assert command is not None
         context = command.make_context(name, rest, parent=context)
     return context.command_path, context.params
+
+
+def without_keys(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Works in that folder, where neither it nor the environment holds a key."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    for name in (
+        "GEMINI_API_KEY",
+        "GEMINI_API_KEYS",
+        "GOOGLE_API_KEY",
+        "GOOGLE_API_KEYS",
+        "POLLUX_KEYS",
+        "POLLUX_TOKEN",
+    ):
+        monkeypatch.delenv(name, raising=False)

@@ -24,6 +24,7 @@ from pollux.keys.document import FIELDS
 from pollux.keys.entries import LIMITS
 from pollux.keys.probe import MODEL
 from pollux.settings import Settings
+from tests.command_line import without_keys
 from tests.test_standing import aside, resting, write
 
 A, B, C, D = ("AIza" + letter * 35 for letter in "abcd")
@@ -68,17 +69,7 @@ class Shell:
 
 @pytest.fixture
 def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for name in (
-        "GEMINI_API_KEY",
-        "GEMINI_API_KEYS",
-        "GOOGLE_API_KEY",
-        "GOOGLE_API_KEYS",
-        "POLLUX_KEYS",
-        "POLLUX_TOKEN",
-    ):
-        monkeypatch.delenv(name, raising=False)
+    without_keys(tmp_path, monkeypatch)
     shell = Shell(tmp_path, capsys, monkeypatch, Settings(data=str(tmp_path / "data")))
     yield shell
     assert not [value for value in (A, B, C, D) if value in shell.printed]

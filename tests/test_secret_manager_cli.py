@@ -17,6 +17,7 @@ from pollux.keys.records import LIMITS, OURS, VERSION
 from pollux.keys.records import PROJECT as PROJECT_NOTE
 from pollux.settings import Settings
 from pollux.simulator import Fault, Simulator, running
+from tests.command_line import without_keys
 from tests.secret_manager import PROJECT, SecretManager, serving
 from tests.test_standing import aside, resting
 
@@ -55,17 +56,7 @@ class Shell:
 
 @pytest.fixture
 def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for name in (
-        "GEMINI_API_KEY",
-        "GEMINI_API_KEYS",
-        "GOOGLE_API_KEY",
-        "GOOGLE_API_KEYS",
-        "POLLUX_KEYS",
-        "POLLUX_TOKEN",
-    ):
-        monkeypatch.delenv(name, raising=False)
+    without_keys(tmp_path, monkeypatch)
     simulator = Simulator([("a", "team-a", A), ("b", "team-b", B)], {})
     with serving() as google, running(simulator) as url:
         monkeypatch.setenv("SECRET_MANAGER_EMULATOR_HOST", google.host)

@@ -77,9 +77,8 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
-            if (
-                error.ctx is None and ctx.invoked_subcommand
-            ):  # click names no command for an option without its argument
+            # Of an option without its argument click does not say which command it belongs to.
+            if error.ctx is None and ctx.invoked_subcommand:
                 command = self.get_command(ctx, ctx.invoked_subcommand)
                 error.ctx = click.Context(command or self, ctx, ctx.invoked_subcommand)
             raise

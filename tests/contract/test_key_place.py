@@ -10,6 +10,7 @@ from pollux.keys import KeySourceError, Secret
 from pollux.keys.entries import Entry
 from pollux.keys.places import FilePlace, KeyPlace, SecretManagerPlace
 from pollux.settings import Settings
+from tests.command_line import without_keys
 from tests.secret_manager import PROJECT, serving
 
 A, B, C = (Secret("AIza" + letter * 35) for letter in "abc")
@@ -22,8 +23,7 @@ def uncounted(total: int, what: str) -> Iterator[Callable[[], None]]:
 
 @pytest.fixture(params=["file", "secret-manager"])
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KeyPlace]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    without_keys(tmp_path, monkeypatch)
     if request.param == "file":
         yield FilePlace(Settings(data=str(tmp_path / "data")))
         return
