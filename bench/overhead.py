@@ -21,7 +21,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench.load import Result, load, request, upstream
-from bench.tls import certificate, of_client, of_server
+from bench.tls import of_client, of_server
+from tools.certificate import make_certificate
 
 TOKEN = "bench-client-token"  # noqa: S105 - of a gateway that lives for this run only
 PATH = "/v1beta/models/gemini-2.5-flash:generateContent"
@@ -170,7 +171,7 @@ async def measure(
     pin(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        file = certificate(folder)
+        file = make_certificate(folder)
         async with upstream() as target, upstream(of_server(file)) as encrypted:
             rows = await _compared(target, folder, file, seconds, rounds, peers)
             rows += await _compared(encrypted, folder, file, seconds, rounds, {})

@@ -20,7 +20,8 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from bench.overhead import TOKEN, free_port, gateway, process, processor, show
-from bench.tls import certificate, of_client
+from bench.tls import of_client
+from tools.certificate import make_certificate
 
 MIB = 2**20
 CHUNK = 8 * MIB
@@ -161,7 +162,7 @@ def compare(direct: Server, ours: Server, size: int, rounds: int) -> list[tuple[
 def measure(size: int, rounds: int) -> list[tuple[str, str, str]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pem = certificate(folder)
+        pem = make_certificate(folder)
         rows = _measured(size, rounds, folder, None)
         return rows + [
             (f"over TLS, {what}", value, asked) for what, value, asked in _measured(size, rounds, folder, pem)
