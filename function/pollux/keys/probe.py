@@ -48,12 +48,15 @@ async def probe(
     done: Callable[[], None] = lambda: None,
 ) -> dict[str, Finding]:
     """A finding for each id, some asked at the same time; `done` is called after each."""
+    import ssl
+
     import httpx2  # here, so that commands without a network start fast
 
     from pollux.settings import proxy_for
 
-    proxy = proxy_for(upstream)
+    proxy = proxy_for(upstream)  # the proxy and the certificates are those of the gateway
     through = httpx2.Proxy(proxy.url, auth=(proxy.user, proxy.password) if proxy.user else None) if proxy else None
+    transport = httpx2.AsyncHTTPTransport(proxy=through, verify=ssl.create_default_context())
     turn = asyncio.Semaphore(AT_ONCE)
     url = upstream.rstrip("/") + target(model)
 
@@ -69,7 +72,7 @@ async def probe(
             finally:
                 done()
 
-    async with httpx2.AsyncClient(transport=httpx2.AsyncHTTPTransport(proxy=through), timeout=timeout_s) as google:
+    async with httpx2.AsyncClient(transport=transport, timeout=timeout_s) as google:
         return dict(zip(secrets, await asyncio.gather(*map(one, secrets.values())), strict=True))
 
 
