@@ -18,7 +18,7 @@ from pollux import packing, quota
 from pollux.catalog import Catalog, builtin_text
 from pollux.quota import Slot, State
 from pollux.reasons import Refusal
-from pollux.roster import Roster
+from pollux.roster import Projects
 from pollux.store import open_store
 from pollux.windows import Want
 
@@ -60,15 +60,15 @@ async def by_commits(url: str, documents: int) -> AsyncIterator[Way]:
     """The gateway's own ledgers: one commit under way for each document, and all that waits goes with the next."""
     store = open_store(url)
     await store.open()
-    roster = Roster(store, FixedKeys(()), Catalog.parse(builtin_text()))
-    ledgers = [roster.quota(f"p{number}", MODEL).ledger for number in range(documents)]
+    projects = Projects(store, FixedKeys(()), Catalog.parse(builtin_text()))
+    ledgers = [projects.quota(f"p{number}", MODEL).document for number in range(documents)]
 
     async def one(number: int) -> None:
         found = await ledgers[number].apply(admit)
         assert isinstance(found, Slot)
 
     try:
-        yield Way(one, lambda: roster.watch.counters.commits)
+        yield Way(one, lambda: projects.store_health.counters.commits)
     finally:
         await store.close()
 

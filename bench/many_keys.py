@@ -156,4 +156,4 @@ async def profile(count: int, variant: str, file: Path) -> None:
     print(f"{len(found.whole):,} requests with {count:,} keys ({variant}); the start is part of the profile")
     stats = pstats.Stats(str(file)).strip_dirs()
     stats.sort_stats("tottime").print_stats(25)
-    stats.sort_stats("cumulative").print_stats("pollux|pool|relay|roster|ranking|quota", 40)
+    stats.sort_stats("cumulative").print_stats("pollux|pool|relay|projects|ranking|quota", 40)

@@ -16,9 +16,9 @@ from bench.scheduling import STRATEGIES, FixedKeys
 from bench.virtual import table
 from pollux.catalog import Catalog, builtin_text
 from pollux.keys import Key
-from pollux.outcome import Outcomes
+from pollux.outcome import Feedback
 from pollux.pool import Ask, Full, Pool, Tried
-from pollux.roster import Roster
+from pollux.roster import Projects
 from pollux.settings import Settings
 from pollux.store.memory import MemoryStore
 from pollux.windows import Want
@@ -39,8 +39,8 @@ class Measured:
         self._keys = tuple(Key(f"k{i}", f"p{i}", limits=named) for i in range(count))
         self._store = MemoryStore(time.time)
         catalog = Catalog.parse(builtin_text())
-        self._pool = Pool(Settings(strategy=strategy), Roster(self._store, FixedKeys(self._keys), catalog))
-        self._outcomes = Outcomes(self._pool)
+        self._pool = Pool(Settings(strategy=strategy), Projects(self._store, FixedKeys(self._keys), catalog))
+        self._feedback = Feedback(self._pool)
 
     async def warm_up(self) -> None:
         """Every project is used once, or as many as the time allows."""
@@ -65,7 +65,7 @@ class Measured:
         )
         assert not isinstance(found, Full), "the limits are higher than what is asked for"
         found.sent = True
-        await self._outcomes.served(found)
+        await self._feedback.served(found)
         if (pending := found.settle(USED)) is not None:
             await pending
         found.let_go()

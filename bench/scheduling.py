@@ -18,9 +18,9 @@ from bench.plot import bars
 from bench.virtual import run, table
 from pollux.catalog import Catalog, builtin_text
 from pollux.keys import Key, Secret
-from pollux.outcome import Outcomes
+from pollux.outcome import Feedback
 from pollux.pool import Ask, Full, Pool, Tried
-from pollux.roster import Roster
+from pollux.roster import Projects
 from pollux.settings import Settings
 from pollux.simulator.quota import Enforcer
 from pollux.store.memory import MemoryStore
@@ -116,8 +116,8 @@ async def pollux(scene: Scene, seed: int = 1) -> Tally:
     await store.open()
     keys = tuple(Key(f"k{i}", f"p{i}", limits={"*": dict(scene.limits)}) for i in range(PROJECTS))
     settings = Settings(strategy=scene.strategy, window=scene.window, max_wait=MAX_WAIT)
-    pool = Pool(settings, Roster(store, FixedKeys(keys), Catalog.parse(builtin_text())))
-    outcomes = Outcomes(pool)
+    pool = Pool(settings, Projects(store, FixedKeys(keys), Catalog.parse(builtin_text())))
+    outcomes = Feedback(pool)
     google = Enforcer(scene.enforcement, dict(scene.limits))
 
     async def client(tokens: int) -> None:

@@ -112,7 +112,7 @@ class Play:
             except asyncio.CancelledError:
                 self._count("cancelled")
         for instance in self.instances:
-            await instance.house.roster.close()
+            await instance.house.projects.close()
             self.record.commits += instance.store.commits
         await self._read_days()
         return self.record
@@ -154,7 +154,7 @@ class Play:
         instance.house.pool.end(self.rng.uniform(0, 8))
         while instance.clients:
             await asyncio.wait(set(instance.clients))
-        await instance.house.roster.close()
+        await instance.house.projects.close()
         self.record.commits += instance.store.commits
 
     async def _wipe(self) -> None:
@@ -213,7 +213,7 @@ class Play:
         verdict = self._judged(send, request)
         await instance.store.sleep(request.takes)
         if verdict is None:
-            await instance.house.outcomes.served(found)
+            await instance.house.feedback.served(found)
             if request.settles:
                 send.settled = request.true_tokens
                 pending = found.settle(request.true_tokens)
@@ -224,7 +224,7 @@ class Play:
         self.say(
             f"i{instance.number} learns of {owned.project}/{owned.bucket}: {verdict.cause} {dict(verdict.learned)}"
         )
-        await instance.house.outcomes.failed(found, verdict)
+        await instance.house.feedback.failed(found, verdict)
         if verdict.learned:
             self.record.taught.setdefault((owned.project, owned.bucket), self.loop.time())
         return False
@@ -252,9 +252,9 @@ class Play:
 
     async def _read_days(self) -> None:
         observer = House(FaultyStore(self.inner), keys_of(self.plan.projects, **self.plan.limits))
-        await observer.roster.load_all()
-        for where, owned in observer.roster.quotas.items():
-            self.record.stored[where] = dict(owned.ledger.value.days)
+        await observer.projects.load_all()
+        for where, owned in observer.projects.quotas.items():
+            self.record.stored[where] = dict(owned.document.value.days)
 
 
 REFUSALS: dict[str, tuple[str, Blames, Action, float | None, float | None]] = {

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from unittest.mock import patch
 
 from bench.virtual import HangError
-from pollux.ledger import Ledger
+from pollux.ledger import SharedDocument
 from pollux.quota import Slot
 from pollux.windows import GRANT_SLOTS, WINDOW
 from tests.histories import play
@@ -149,10 +149,10 @@ def mutated(name: str) -> Iterator[None]:
         elif name == "grants":
             stack.enter_context(changed(LONGEST=WINDOW))
         elif name == "conflicts":
-            stack.enter_context(patch.object(Ledger, "_was_applied", _taken_for_granted))
+            stack.enter_context(patch.object(SharedDocument, "_was_applied", _taken_for_granted))
         yield
 
 
-async def _taken_for_granted(ledger: "Ledger[object]") -> bool:
-    ledger.saw(await ledger._read())
+async def _taken_for_granted(document: "SharedDocument[object]") -> bool:
+    document.saw(await document._read())
     return True

@@ -16,18 +16,18 @@ from bench.virtual import run
 from pollux import candidates, quota, roster, windows
 from pollux.catalog import Catalog, builtin_text
 from pollux.keys import Key, Secret
-from pollux.ledger import Codec, Ledger, Update
-from pollux.outcome import Outcomes
+from pollux.ledger import Codec, SharedDocument, Update
+from pollux.outcome import Feedback
 from pollux.pool import Ask, Choice, Full, Pool, Reservation, StoppingError, Tried
-from pollux.roster import Roster
+from pollux.roster import Projects
 from pollux.settings import Settings
 from pollux.store import ConflictError, Document, StoreUnavailableError, Version, Write
 from pollux.store.clock import StoreClock
 from pollux.store.memory import MemoryStore
-from pollux.storewatch import Watch
+from pollux.storewatch import StoreHealth
 from pollux.windows import Want
 
-__all__ = ["Ask", "Choice", "Full", "Outcomes", "Pool", "Reservation", "Roster", "StoppingError", "Tried"]
+__all__ = ["Ask", "Choice", "Feedback", "Full", "Pool", "Projects", "Reservation", "StoppingError", "Tried"]
 
 T = TypeVar("T")
 
@@ -254,9 +254,9 @@ class House:
     def __init__(self, store: FaultyStore, keys: Keys, **settings: Any) -> None:
         self.store = store
         self.keys = keys
-        self.roster = Roster(store, keys, catalog())
-        self.pool = Pool(Settings(**settings), self.roster, sleep=store.sleep)
-        self.outcomes = Outcomes(self.pool)
+        self.projects = Projects(store, keys, catalog())
+        self.pool = Pool(Settings(**settings), self.projects, sleep=store.sleep)
+        self.feedback = Feedback(self.pool)
         self.began = asyncio.get_running_loop().time()
 
     @property
@@ -279,15 +279,15 @@ class House:
         found.sent = True
         return found
 
-    def quota(self, project: str = "p0", model: str = MODEL) -> Ledger[Any]:
-        return self.roster.quota(project, self.roster.bucket(model)).ledger
+    def quota(self, project: str = "p0", model: str = MODEL) -> SharedDocument[Any]:
+        return self.projects.quota(project, self.projects.bucket(model)).document
 
 
 async def house(keys: Keys, delay: Callable[[], float] = lambda: 0.0, **settings: Any) -> House:
     return House(FaultyStore(await memory(), delay), keys, **settings)
 
 
-# A ledger of plain numbers, by which every change that is lost or made twice can be seen.
+# A document of plain numbers, by which every change that is lost or made twice can be seen.
 
 
 def _packed(value: dict[str, int]) -> Document:
@@ -305,8 +305,8 @@ def _untouched(value: dict[str, int], _: float) -> dict[str, int]:
 COUNTS: Codec[dict[str, int]] = Codec({}, _packed, _unpacked, _untouched)
 
 
-def counts(store: FaultyStore, writer: str = "me") -> Ledger[dict[str, int]]:
-    return Ledger("counts", COUNTS, writer, Watch(store))
+def counts(store: FaultyStore, writer: str = "me") -> SharedDocument[dict[str, int]]:
+    return SharedDocument("counts", COUNTS, writer, StoreHealth(store))
 
 
 def add(name: str, amount: int = 1) -> Callable[[dict[str, int], float], tuple[dict[str, int], str]]:

@@ -279,13 +279,13 @@ def test_a_key_is_unchecked_until_google_served_or_checked_it_and_that_is_kept()
             assert [key["state"] for key in (await see(app)).json["keys"]] == ["unchecked"] * 3
             await call(app, headers={"x-pollux-key": "k2"})
             assert [key["state"] for key in (await see(app)).json["keys"]] == ["unchecked", "healthy", "unchecked"]
-            commits = app.roster.health.counters.commits
+            commits = app.projects.health.counters.commits
             for _ in range(50):
                 await call(app, headers={"x-pollux-key": "k2"})
-            assert app.roster.health.counters.commits == commits == 0
+            assert app.projects.health.counters.commits == commits == 0
             await asyncio.sleep(31)
             assert (await call(app, path=COUNT, headers={"x-pollux-key": "k3"})).status == 200
-            assert app.roster.health.counters.commits == 1
+            assert app.projects.health.counters.commits == 1
             assert [key["state"] for key in (await see(app)).json["keys"]] == ["unchecked", "healthy", "healthy"]
         async with gateway(FakeUpstream([]), projects(3), store=store) as app:
             assert [key["state"] for key in (await see(app)).json["keys"]][1] == "healthy"

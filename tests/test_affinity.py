@@ -8,16 +8,16 @@ import pytest
 
 from bench import virtual
 from pollux.affinity import ABSENT_FOR, BOUND, DAY, NOWHERE_FOR, READ_MOST, Affinity, Bound
-from tests.pools import BEGAN, FaultyStore, Keys, Roster, catalog, keys_of, memory, play
+from tests.pools import BEGAN, FaultyStore, Keys, Projects, catalog, keys_of, memory, play
 
 
 async def instance(store: FaultyStore | None = None, keys: Keys | None = None, most: int = 100) -> Affinity:
     found = store or FaultyStore(await memory())
-    return Affinity(Roster(found, keys or keys_of(4), catalog()), most)
+    return Affinity(Projects(found, keys or keys_of(4), catalog()), most)
 
 
 def store_of(affinity: Affinity) -> FaultyStore:
-    store = affinity.roster.store
+    store = affinity.projects.store
     assert isinstance(store, FaultyStore)
     return store
 

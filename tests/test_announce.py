@@ -38,7 +38,7 @@ def too_many() -> Verdict:
 
 async def _served(h: House, times: int) -> None:
     for _ in range(times):
-        await h.outcomes.served(await h.send())
+        await h.feedback.served(await h.send())
 
 
 def test_a_key_that_is_set_aside_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -46,7 +46,7 @@ def test_a_key_that_is_set_aside_is_told_once(caplog: pytest.LogCaptureFixture) 
         h = await house(keys_of(1))
         under_way = [await h.send(), await h.send()]
         for reservation in under_way:
-            await h.outcomes.failed(reservation, invalid_key())
+            await h.feedback.failed(reservation, invalid_key())
         [line] = spoken(caplog)
         assert line["severity"] == "WARNING"
         assert line["fields"] == {"event": "set-aside", "kind": "key", "subject": "k0", "cause": "invalid-key"}
@@ -60,12 +60,12 @@ def test_a_quota_that_rests_is_told_once_a_rest(caplog: pytest.LogCaptureFixture
     async def scene() -> None:
         h = await house(keys_of(2))
         for reservation in [await h.send(prefer_key="k0"), await h.send(prefer_key="k0")]:
-            await h.outcomes.failed(reservation, too_many())
+            await h.feedback.failed(reservation, too_many())
         [line] = spoken(caplog)
-        wanted = {"event": "cooldown", "project": "p0", "quota": h.roster.bucket(MODEL), "cause": "unknown-429"}
+        wanted = {"event": "cooldown", "project": "p0", "quota": h.projects.bucket(MODEL), "cause": "unknown-429"}
         assert line["fields"] == wanted
         await asyncio.sleep(61)  # of the test's clock
-        await h.outcomes.failed(await h.send(prefer_key="k0"), too_many())
+        await h.feedback.failed(await h.send(prefer_key="k0"), too_many())
         assert [line["fields"]["event"] for line in spoken(caplog)] == ["cooldown"]
 
     play(scene())
@@ -82,7 +82,7 @@ def test_a_day_that_is_nearly_spent_is_told_once_a_day(
         assert spoken(caplog) == []
         await _served(h, 1)
         [line] = spoken(caplog)
-        assert line["fields"] == {"event": "day-nearly-spent", "project": "p0", "quota": h.roster.bucket(MODEL)}
+        assert line["fields"] == {"event": "day-nearly-spent", "project": "p0", "quota": h.projects.bucket(MODEL)}
         assert line["message"].startswith("9 of 10 requests of the day are used in p0")
         await _served(h, 1)
         assert spoken(caplog) == []

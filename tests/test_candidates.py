@@ -121,7 +121,7 @@ def test_what_a_request_finds_is_as_good_as_if_it_had_looked_at_all(seed: int) -
 
 
 async def _something_happens(h: House, rng: random.Random) -> None:
-    project = rng.choice(list(h.roster.projects) or ["p0"])
+    project = rng.choice(list(h.projects.by_name) or ["p0"])
     match rng.randrange(14):
         case 0:
             await asyncio.sleep(rng.choice([0.3, 2, 20, 70]))
@@ -135,12 +135,12 @@ async def _something_happens(h: House, rng: random.Random) -> None:
             kind, name = rng.choice(
                 [("keys", f"k{project[1:]}"), ("projects", project), ("models", f"{project}/{MODEL}")]
             )
-            h.roster.health.ride(
+            h.projects.health.add_to_next_commit(
                 lambda value, now: health.set_aside(value, now, kind, name, "spend", 30.0)  # type: ignore[arg-type]
             )
         case 4:
-            entry = next(iter(h.roster.health.value.projects), "")
-            h.roster.health.ride(lambda value, _: health.clear(value, "projects", entry))
+            entry = next(iter(h.projects.health.value.projects), "")
+            h.projects.health.add_to_next_commit(lambda value, _: health.clear(value, "projects", entry))
         case 5:
             keys = list(h.keys.now)
             at = rng.randrange(len(keys))
@@ -186,8 +186,8 @@ def test_invented_models_fill_no_memory_in_a_large_pool() -> None:
         h = await house(keys_of(300))
         for n in range(30):
             await h.reserve(model=f"invented-{n:03}")  # all of these are counted together
-        assert len(h.roster.quotas) <= 3000
-        assert len(h.roster._declared) <= 3000
+        assert len(h.projects.quotas) <= 3000
+        assert len(h.projects._declared) <= 3000
 
     play(scene())
 
@@ -195,9 +195,9 @@ def test_invented_models_fill_no_memory_in_a_large_pool() -> None:
 def test_three_models_of_a_thousand_projects_are_remembered() -> None:
     async def scene() -> None:
         h = await house(keys_of(1000, rpm=50))
-        await h.roster.ready()
-        quotas = [h.roster.quota(f"p{n}", model) for model in ("a", "b", "c") for n in range(1000)]
-        assert all(h.roster.quota(owned.project, owned.bucket) is owned for owned in quotas)
+        await h.projects.ready()
+        quotas = [h.projects.quota(f"p{n}", model) for model in ("a", "b", "c") for n in range(1000)]
+        assert all(h.projects.quota(owned.project, owned.bucket) is owned for owned in quotas)
 
     play(scene())
 
@@ -206,11 +206,11 @@ def test_three_models_of_a_thousand_projects_are_remembered() -> None:
 def test_a_project_that_is_removed_while_its_counters_are_read_is_not_chosen(strategy: str) -> None:
     async def scene() -> None:
         h = await house(keys_of(3), delay=lambda: 0.5, strategy=strategy)
-        await h.roster.ready()
+        await h.projects.ready()
         asked = asyncio.ensure_future(h.reserve())
         await asyncio.sleep(0.7)
         h.keys.now = h.keys.now[2:]
-        await h.roster.ready()
+        await h.projects.ready()
         found = await asked
         assert isinstance(found, Reservation)
         assert found.key.id == "k2"
@@ -221,9 +221,9 @@ def test_a_project_that_is_removed_while_its_counters_are_read_is_not_chosen(str
 def test_limits_that_were_learned_before_a_pool_changed_are_looked_through_once() -> None:
     async def scene() -> None:
         h = await house(keys_of(200))
-        await h.roster.ready()
+        await h.projects.ready()
         for n in range(200):
-            h.quota(f"p{n}").ride(lambda state, now: quota.learn(state, now, {"rpm": 10}, None))
+            h.quota(f"p{n}").add_to_next_commit(lambda state, now: quota.learn(state, now, {"rpm": 10}, None))
         await h.send()
         h.keys.now = tuple(replace(key) for key in h.keys.now)
         await h.send()
@@ -247,7 +247,7 @@ def test_what_is_set_aside_once_more_is_not_looked_at_by_each_request(kind: heal
 
         def set_aside() -> None:
             for n in range(200):
-                h.roster.health.ride(partial(aside, name=names[kind].format(n)))
+                h.projects.health.add_to_next_commit(partial(aside, name=names[kind].format(n)))
 
         set_aside()
         assert isinstance(await h.reserve(wait=1), Full)
@@ -256,13 +256,13 @@ def test_what_is_set_aside_once_more_is_not_looked_at_by_each_request(kind: heal
         set_aside()
         assert isinstance(await h.reserve(wait=1), Full)
         counts: Counter[str] = Counter()
-        usable = h.roster.usable_key
+        usable = h.projects.usable_key
 
         def counted(project, *rest, **more):  # type: ignore[no-untyped-def]
             counts[project.name] += 1
             return usable(project, *rest, **more)
 
-        h.roster.usable_key = counted  # type: ignore[method-assign]
+        h.projects.usable_key = counted  # type: ignore[method-assign]
         for _ in range(10):
             assert isinstance(await h.reserve(wait=1), Full)
         assert sum(counts.values()) <= 10 * 12

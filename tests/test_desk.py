@@ -28,7 +28,7 @@ async def _holding(h: House, at_least: int, tokens: int = 0) -> tuple[Grant, lis
     """Steady requests until a grant with so many left is held."""
     sent = await _steady(h, 10, 10, tokens)
     while True:
-        grant = h.roster.quota("p0", h.roster.bucket("a-model")).grant
+        grant = h.projects.quota("p0", h.projects.bucket("a-model")).grant
         if grant is not None and grant.booked.requests - grant.used.requests >= at_least:
             return grant, sent
         sent += await _steady(h, 10, 0.1, tokens)
@@ -55,7 +55,7 @@ def test_what_is_left_of_a_grant_goes_back_with_the_next_commit() -> None:
         assert _today(h) > len(sent), "more is booked than was sent"
         await asyncio.sleep(5)
         sent += [await h.send()]
-        await h.roster.close()
+        await h.projects.close()
         assert sum(want.requests for want in h.quota().value.slots.values()) == len(sent)
         assert _today(h) == len(sent)
 
@@ -66,10 +66,10 @@ def test_a_stop_gives_the_grants_back() -> None:
     async def scene() -> None:
         h = await house(keys_of(3, rpm=600))
         sent = await _steady(h, 20, 10)
-        await h.roster.close()
+        await h.projects.close()
         other = House(h.store, h.keys)
-        await other.roster.load_all()
-        used = [owned.ledger.value for owned in other.roster.quotas.values()]
+        await other.projects.load_all()
+        used = [owned.document.value for owned in other.projects.quotas.values()]
         assert sum(want.requests for state in used for want in state.slots.values()) == len(sent)
 
     play(scene())
@@ -83,7 +83,7 @@ def test_a_grant_that_is_on_its_way_serves_those_who_come_meanwhile() -> None:
         commits = h.store.commits
         await asyncio.gather(*(h.send() for _ in range(15)))
         assert h.store.commits - commits <= 2
-        await h.roster.close()
+        await h.projects.close()
         assert sum(want.requests for want in h.quota().value.slots.values()) == 215
 
     play(scene())
@@ -131,7 +131,7 @@ def test_tokens_that_a_grant_does_not_hold_are_booked_for_all_to_see() -> None:
         assert pending is not None
         await pending
         other = House(h.store, h.keys)
-        await other.roster.load_all()
+        await other.projects.load_all()
         held = sum(want.tokens for want in other.quota().value.slots.values())
         assert held >= 90_000 + 10 * len(sent)
         assert grant.booked.tokens >= booked + 80_000
@@ -139,7 +139,7 @@ def test_tokens_that_a_grant_does_not_hold_are_booked_for_all_to_see() -> None:
         found = await other.reserve(wait=0, tokens=15_000)
         assert isinstance(found, Full)
         await h.send()
-        await h.roster.close()
+        await h.projects.close()
         await h.quota().refresh(0)
         assert sum(want.tokens for want in h.quota().value.slots.values()) == 10 * len(sent) + 90_000
 
@@ -155,7 +155,7 @@ def test_a_grant_goes_back_though_nobody_asks_for_another_one() -> None:
         await asyncio.sleep(20)
         h.keys.now = keys_of(1, **limits).now
         await h.reserve(wait=0)
-        await h.roster.close()
+        await h.projects.close()
         kept = sum(want.requests for want in h.quota().value.slots.values())
         assert len(sent) <= kept <= len(sent) + 1
 
@@ -234,9 +234,9 @@ def test_what_was_spent_meanwhile_is_booked_when_the_store_is_back() -> None:
         await h.send()
         await asyncio.sleep(1)
         other = House(h.store, h.keys)
-        await other.roster.load_all()
+        await other.projects.load_all()
         assert sum(want.requests for want in other.quota().value.slots.values()) == 8
-        assert not h.roster.watch.trouble
+        assert not h.projects.store_health.trouble
 
     play(scene())
 
@@ -303,7 +303,7 @@ def test_what_waits_for_the_store_is_bounded_and_then_nothing_more_is_sent() -> 
                 break
             await asyncio.sleep(0.01)
         assert FULL - 5 <= served <= FULL + 5
-        assert h.quota().riding <= FULL + 5
+        assert h.quota().uncommitted <= FULL + 5
         tries = h.store.commits
         assert tries <= 2 * h.clock + 10
 
@@ -384,10 +384,10 @@ def test_a_slow_store_is_waited_for_only_when_the_share_is_used_up() -> None:
         h = await house(keys_of(1, rpm=20), max_instances=4)
         await h.send()
         h.store.delay = lambda: 0.6
-        while not h.roster.watch.trouble:
+        while not h.projects.store_health.trouble:
             await h.send()
-        assert h.roster.watch.trouble == "slow"
-        safe, began = h.roster.quota("p0", h.roster.bucket("a-model")).safe, h.clock
+        assert h.projects.store_health.trouble == "slow"
+        safe, began = h.projects.quota("p0", h.projects.bucket("a-model")).safe, h.clock
         while (
             sum(want.requests for want in safe.spent.values()) < 4
         ):  # of twenty some are used already: four are left for one of four
@@ -411,7 +411,7 @@ def test_without_known_limits_requests_go_on_without_the_store_and_are_counted_l
         _back(h)
         await h.send()
         await asyncio.sleep(2)
-        await h.roster.close()
+        await h.projects.close()
         found = await h.store.inner.read([h.quota().name])
         (document, _) = found[h.quota().name]
         assert document["days"] == {"2026-09-21": [32, 0]}
@@ -560,7 +560,7 @@ def test_among_equals_the_document_that_this_instance_wrote_last_is_preferred() 
         await two.quota(first).refresh(0)
         assert (await one.send()).quota.project == first
         assert (await two.send()).quota.project == second
-        assert one.roster.watch.counters.conflicts + two.roster.watch.counters.conflicts == 0
+        assert one.projects.store_health.counters.conflicts + two.projects.store_health.counters.conflicts == 0
 
     play(scene())
 

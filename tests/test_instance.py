@@ -14,7 +14,7 @@ from pollux.settings import Settings
 from pollux.store.memory import MemoryStore
 from pollux.store.sqlite import SqliteStore
 from pollux.windows import Want
-from tests.pools import MODEL, Ask, Pool, Reservation, Roster, Tried, catalog, keys_of
+from tests.pools import MODEL, Ask, Pool, Projects, Reservation, Tried, catalog, keys_of
 
 NAME = "from pollux.instance import new_name; print(new_name(one_machine=True))"
 
@@ -55,13 +55,13 @@ def test_who_ended_is_no_writer_any_more_and_who_runs_is_for_a_minute() -> None:
 
 async def _instances_after_a_request(store: SqliteStore, name: str = "") -> int:
     """As a gateway counts them that has just begun."""
-    roster = Roster(store, keys_of(1, rpm=30), catalog())
+    projects = Projects(store, keys_of(1, rpm=30), catalog())
     if name:
-        roster._writer = name
-    pool = Pool(Settings(), roster)
+        projects._writer = name
+    pool = Pool(Settings(), projects)
     assert isinstance(await pool.reserve(MODEL, Ask(Want(1), pool.now()), Tried()), Reservation)
-    await roster.load_all()
-    return roster.instances()
+    await projects.load_all()
+    return projects.instances()
 
 
 def test_a_gateway_that_was_killed_is_not_counted_beside_the_one_that_follows(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pollux.ledger import Ledger
+from pollux.ledger import SharedDocument
 from pollux.store import StoreUnavailableError
 from tests.pools import FaultyStore, add, added, counts, memory, play, stored, take, up_to
 
@@ -18,16 +18,16 @@ async def _store(delay: float = 0.01) -> FaultyStore:
 def test_one_commit_is_under_way_and_all_that_waits_goes_with_the_next() -> None:
     async def scene() -> None:
         store = await _store()
-        ledger = counts(store)
-        first = ledger.apply(add("first"))
+        document = counts(store)
+        first = document.apply(add("first"))
         await asyncio.sleep(0.001)
-        others = [ledger.apply(add(f"n{number}")) for number in range(500)]
-        assert ledger.busy
+        others = [document.apply(add(f"n{number}")) for number in range(500)]
+        assert document.busy
         assert await first == "first"
         assert await asyncio.gather(*others) == [f"n{number}" for number in range(500)]
         assert (store.commits, store.most_under_way) == (2, 1)
         assert len(await stored(store)) == 501
-        assert not ledger.busy
+        assert not document.busy
 
     play(scene())
 
@@ -35,13 +35,13 @@ def test_one_commit_is_under_way_and_all_that_waits_goes_with_the_next() -> None
 def test_results_are_seen_only_once_they_are_committed() -> None:
     async def scene() -> None:
         store = await _store(1)
-        ledger = counts(store)
-        future = ledger.apply(add("a"))
+        document = counts(store)
+        future = document.apply(add("a"))
         await asyncio.sleep(0.9)
         assert not future.done()
-        assert ledger.value == {}
+        assert document.value == {}
         await future
-        assert ledger.value == await stored(store) == {"a": 1}
+        assert document.value == await stored(store) == {"a": 1}
 
     play(scene())
 
@@ -49,8 +49,8 @@ def test_results_are_seen_only_once_they_are_committed() -> None:
 def test_a_change_that_changes_nothing_needs_no_commit() -> None:
     async def scene() -> None:
         store = await _store()
-        ledger = counts(store)
-        assert await ledger.apply(lambda value, now: (value, now)) == store.now()
+        document = counts(store)
+        assert await document.apply(lambda value, now: (value, now)) == store.now()
         assert (store.commits, store.reads) == (0, 0)
 
     play(scene())
@@ -74,12 +74,12 @@ def test_many_writers_lose_no_count() -> None:
         inner = await memory()
         ledgers = [counts(FaultyStore(inner, up_to(0.2, rng)), f"w{n}") for n in range(5)]
 
-        async def writer(ledger: Ledger[dict[str, int]]) -> None:
+        async def writer(document: SharedDocument[dict[str, int]]) -> None:
             for _ in range(40):
                 await asyncio.sleep(rng.uniform(0, 0.1))
-                await ledger.apply(add("a"))
+                await document.apply(add("a"))
 
-        await asyncio.gather(*(writer(ledger) for ledger in ledgers for _ in range(2)))
+        await asyncio.gather(*(writer(document) for document in ledgers for _ in range(2)))
         assert await stored(FaultyStore(inner)) == {"a": 400}
 
     play(scene())
@@ -89,15 +89,15 @@ def test_many_writers_lose_no_count() -> None:
 def test_a_lost_answer_is_applied_once(fault: str) -> None:
     async def scene() -> None:
         store = await _store()
-        ledger = counts(store)
-        await ledger.apply(add("before"))
+        document = counts(store)
+        await document.apply(add("before"))
         store.faults = [fault]
-        ledger.ride(added("rider"))
-        await asyncio.gather(ledger.apply(add("a")), ledger.apply(add("b")))
-        await ledger.apply(add("after"))
-        await ledger.flush()
+        document.add_to_next_commit(added("rider"))
+        await asyncio.gather(document.apply(add("a")), document.apply(add("b")))
+        await document.apply(add("after"))
+        await document.flush()
         assert await stored(store) == {"before": 1, "rider": 1, "a": 1, "b": 1, "after": 1}
-        assert ledger.value == await stored(store)
+        assert document.value == await stored(store)
         assert store.commits == 3
 
     play(scene())
@@ -111,7 +111,7 @@ def test_a_lost_answer_is_known_even_if_somebody_else_wrote_since(fault: str) ->
         mine = counts(store, "mine")
         store.faults = [fault]
         future = mine.apply(add("a"))
-        mine.ride(added("rider"))
+        mine.add_to_next_commit(added("rider"))
         await asyncio.sleep(0.75)
         await other.apply(add("a", 10))
         assert await future == "a"
@@ -124,13 +124,13 @@ def test_a_lost_answer_is_known_even_if_somebody_else_wrote_since(fault: str) ->
 def test_what_was_not_written_is_an_error_for_those_who_wait_and_stays_undone() -> None:
     async def scene() -> None:
         store = await _store()
-        ledger = counts(store)
+        document = counts(store)
         store.faults = ["down"]
-        ledger.ride(added("rider"))
+        document.add_to_next_commit(added("rider"))
         with pytest.raises(StoreUnavailableError):
-            await ledger.apply(add("a"))
-        assert ledger.value == {"rider": 1}
-        await ledger.apply(add("b"))
+            await document.apply(add("a"))
+        assert document.value == {"rider": 1}
+        await document.apply(add("b"))
         assert await stored(store) == {"rider": 1, "b": 1}
 
     play(scene())
@@ -139,15 +139,15 @@ def test_what_was_not_written_is_an_error_for_those_who_wait_and_stays_undone() 
 def test_riders_of_a_lost_commit_count_once_even_if_reading_failed_too() -> None:
     async def scene() -> None:
         store = await _store()
-        ledger = counts(store)
-        await ledger.apply(add("before"))
+        document = counts(store)
+        await document.apply(add("before"))
         store.faults, store.read_faults = ["lost"], ["down"]
-        ledger.ride(added("rider"))
+        document.add_to_next_commit(added("rider"))
         with pytest.raises(StoreUnavailableError):
-            await ledger.apply(add("a"))
-        ledger.ride(added("second"))
-        await ledger.apply(add("b"))
-        assert await stored(store) == {"before": 1, "rider": 1, "second": 1, "a": 1, "b": 1} == ledger.value
+            await document.apply(add("a"))
+        document.add_to_next_commit(added("second"))
+        await document.apply(add("b"))
+        assert await stored(store) == {"before": 1, "rider": 1, "second": 1, "a": 1, "b": 1} == document.value
 
     play(scene())
 
@@ -155,16 +155,16 @@ def test_riders_of_a_lost_commit_count_once_even_if_reading_failed_too() -> None
 def test_riders_of_a_commit_that_lands_late_count_once() -> None:
     async def scene() -> None:
         store = await _store()
-        ledger = counts(store)
-        await ledger.apply(add("before"))
+        document = counts(store)
+        await document.apply(add("before"))
         store.faults = ["late"]
-        ledger.ride(added("rider"))
+        document.add_to_next_commit(added("rider"))
         with pytest.raises(StoreUnavailableError):
-            await ledger.apply(add("a"))
+            await document.apply(add("a"))
         await asyncio.sleep(2)
-        await ledger.apply(add("b"))
-        await ledger.flush()
-        assert await stored(store) == {"before": 1, "rider": 1, "a": 1, "b": 1} == ledger.value
+        await document.apply(add("b"))
+        await document.flush()
+        assert await stored(store) == {"before": 1, "rider": 1, "a": 1, "b": 1} == document.value
 
     play(scene())
 
@@ -172,14 +172,14 @@ def test_riders_of_a_commit_that_lands_late_count_once() -> None:
 def test_reading_tells_of_a_lost_commit_as_well() -> None:
     async def scene() -> None:
         store = await _store()
-        ledger = counts(store)
+        document = counts(store)
         store.faults, store.read_faults = ["lost"], ["down"]
-        ledger.ride(added("rider"))
+        document.add_to_next_commit(added("rider"))
         with pytest.raises(StoreUnavailableError):
-            await ledger.apply(add("a"))
-        await ledger.refresh(0)
-        assert ledger.value == {"rider": 1, "a": 1}
-        await ledger.apply(add("b"))
+            await document.apply(add("a"))
+        await document.refresh(0)
+        assert document.value == {"rider": 1, "a": 1}
+        await document.apply(add("b"))
         assert await stored(store) == {"rider": 1, "a": 1, "b": 1}
 
     play(scene())
@@ -188,12 +188,12 @@ def test_reading_tells_of_a_lost_commit_as_well() -> None:
 def test_a_vanished_document_is_written_back() -> None:
     async def scene() -> None:
         store = await _store()
-        ledger = counts(store)
-        await ledger.apply(add("a"))
+        document = counts(store)
+        await document.apply(add("a"))
         (_, version) = (await store.inner.read(["counts"]))["counts"]
         await store.inner.delete("counts", version)
-        ledger.ride(added("rider"))
-        await ledger.apply(add("b"))
+        document.add_to_next_commit(added("rider"))
+        await document.apply(add("b"))
         assert await stored(store) == {"a": 1, "rider": 1, "b": 1}
 
     play(scene())
@@ -205,15 +205,15 @@ def test_whoever_leaves_gives_back_what_was_taken_and_stops_no_commit(turns: int
 
     async def scene() -> None:
         store = await _store(0)
-        ledger = counts(store)
-        leaver = asyncio.create_task(ledger.perform(add("leaver"), take("leaver")))
-        other = asyncio.create_task(ledger.perform(add("other"), take("other")))
+        document = counts(store)
+        leaver = asyncio.create_task(document.perform(add("leaver"), take("leaver")))
+        other = asyncio.create_task(document.perform(add("other"), take("other")))
         for _ in range(turns):
             await asyncio.sleep(0)
         leaver.cancel()
         assert await other == "other"
         await asyncio.gather(leaver, return_exceptions=True)
-        await ledger.flush()
+        await document.flush()
         assert await stored(store) == ({"other": 1} if leaver.cancelled() else {"other": 1, "leaver": 1})
 
     play(scene())
@@ -222,12 +222,12 @@ def test_whoever_leaves_gives_back_what_was_taken_and_stops_no_commit(turns: int
 def test_a_waiter_that_is_cancelled_in_the_turn_of_its_answer_gives_back() -> None:
     async def scene() -> None:
         store = await _store()
-        ledger = counts(store)
+        document = counts(store)
         # Called in the turn in which both futures are done, before the waiter wakes.
-        ledger.apply(add("b")).add_done_callback(lambda _: waiter.cancel())
-        waiter = asyncio.create_task(ledger.perform(add("a"), take("a")))
+        document.apply(add("b")).add_done_callback(lambda _: waiter.cancel())
+        waiter = asyncio.create_task(document.perform(add("a"), take("a")))
         await asyncio.gather(waiter, return_exceptions=True)
-        await ledger.flush()
+        await document.flush()
         assert waiter.cancelled()
         assert await stored(store) == {"b": 1}
 
@@ -237,12 +237,12 @@ def test_a_waiter_that_is_cancelled_in_the_turn_of_its_answer_gives_back() -> No
 def test_without_an_undo_a_cancelled_change_is_made_all_the_same() -> None:
     async def scene() -> None:
         store = await _store()
-        ledger = counts(store)
-        first = ledger.apply(add("a"))
-        second = ledger.apply(add("b"))
+        document = counts(store)
+        first = document.apply(add("a"))
+        second = document.apply(add("b"))
         second.cancel()
         await first
-        await ledger.flush()
+        await document.flush()
         assert await stored(store) == {"a": 1, "b": 1}
 
     play(scene())
@@ -251,12 +251,12 @@ def test_without_an_undo_a_cancelled_change_is_made_all_the_same() -> None:
 def test_what_rides_is_seen_at_once_and_goes_with_the_next_commit() -> None:
     async def scene() -> None:
         store = await _store()
-        ledger = counts(store)
-        ledger.ride(added("rider"))
-        assert ledger.value == {"rider": 1}
+        document = counts(store)
+        document.add_to_next_commit(added("rider"))
+        assert document.value == {"rider": 1}
         await asyncio.sleep(10)
         assert store.commits == 0
-        await ledger.apply(add("a"))
+        await document.apply(add("a"))
         assert await stored(store) == {"rider": 1, "a": 1}
         assert store.commits == 1
 
@@ -266,15 +266,15 @@ def test_what_rides_is_seen_at_once_and_goes_with_the_next_commit() -> None:
 def test_what_rides_during_a_commit_does_not_make_another_one() -> None:
     async def scene() -> None:
         store = await _store()
-        ledger = counts(store)
-        future = ledger.apply(add("a"))
+        document = counts(store)
+        future = document.apply(add("a"))
         await asyncio.sleep(0.001)
-        ledger.ride(added("rider"))
+        document.add_to_next_commit(added("rider"))
         await future
-        assert ledger.value == {"rider": 1, "a": 1}
+        assert document.value == {"rider": 1, "a": 1}
         await asyncio.sleep(10)
         assert (store.commits, await stored(store)) == (1, {"a": 1})
-        await ledger.flush()
+        await document.flush()
         assert (store.commits, await stored(store)) == (2, {"a": 1, "rider": 1})
 
     play(scene())
@@ -283,14 +283,14 @@ def test_what_rides_during_a_commit_does_not_make_another_one() -> None:
 def test_commit_soon_commits_at_most_so_often() -> None:
     async def scene() -> None:
         store = await _store(0.3)
-        ledger = counts(store)
+        document = counts(store)
         for _ in range(1000):
-            ledger.ride(added("a"))
-            ledger.commit_soon(1.0)
+            document.add_to_next_commit(added("a"))
+            document.commit_soon(1.0)
             await asyncio.sleep(0.01)
         assert 9 <= store.commits <= 11
-        assert ledger.value == {"a": 1000}
-        await ledger.flush()
+        assert document.value == {"a": 1000}
+        await document.flush()
         assert await stored(store) == {"a": 1000}
 
     play(scene())
@@ -299,14 +299,14 @@ def test_commit_soon_commits_at_most_so_often() -> None:
 def test_commit_soon_commits_the_last_change_too() -> None:
     async def scene() -> None:
         store = await _store(0)
-        ledger = counts(store)
+        document = counts(store)
         for _ in range(3):
-            ledger.ride(added("a"))
-            ledger.commit_soon(1.0)
+            document.add_to_next_commit(added("a"))
+            document.commit_soon(1.0)
         await asyncio.sleep(0.9)
         assert (store.commits, await stored(store)) == (1, {"a": 3})
-        ledger.ride(added("a"))
-        ledger.commit_soon(1.0)
+        document.add_to_next_commit(added("a"))
+        document.commit_soon(1.0)
         assert store.commits == 1
         await asyncio.sleep(1.1)  # nobody asks again
         assert (store.commits, await stored(store)) == (2, {"a": 4})
@@ -319,12 +319,12 @@ def test_commit_soon_commits_the_last_change_too() -> None:
 def test_what_is_due_now_does_not_wait_for_what_is_due_later() -> None:
     async def scene() -> None:
         store = await _store(0)
-        ledger = counts(store)
-        ledger.submit(added("a"))
+        document = counts(store)
+        document.submit(added("a"))
         await asyncio.sleep(0.1)
-        ledger.ride(added("a"))
-        ledger.commit_soon(30.0)
-        ledger.commit_soon(0)
+        document.add_to_next_commit(added("a"))
+        document.commit_soon(30.0)
+        document.commit_soon(0)
         await asyncio.sleep(0.1)
         assert (store.commits, await stored(store)) == (2, {"a": 2})
 
@@ -334,13 +334,13 @@ def test_what_is_due_now_does_not_wait_for_what_is_due_later() -> None:
 def test_flush_waits_for_the_commit_under_way_and_for_what_rides() -> None:
     async def scene() -> None:
         store = await _store(1)
-        ledger = counts(store)
-        ledger.submit(added("a"))
+        document = counts(store)
+        document.submit(added("a"))
         await asyncio.sleep(0.5)
-        ledger.ride(added("rider"))
-        await ledger.flush()
+        document.add_to_next_commit(added("rider"))
+        await document.flush()
         assert await stored(store) == {"a": 1, "rider": 1}
-        await ledger.flush()
+        await document.flush()
         assert store.commits == 2
 
     play(scene())
@@ -350,13 +350,13 @@ def test_flush_ends_although_the_store_is_down(caplog: pytest.LogCaptureFixture)
     async def scene() -> None:
         store = await _store()
         store.faults = ["down"] * 9
-        ledger = counts(store)
-        ledger.submit(added("a"))
-        ledger.ride(added("rider"))
-        await ledger.flush()
-        assert ledger.value == {"a": 1, "rider": 1}
+        document = counts(store)
+        document.submit(added("a"))
+        document.add_to_next_commit(added("rider"))
+        await document.flush()
+        assert document.value == {"a": 1, "rider": 1}
         store.faults = []
-        await ledger.flush()
+        await document.flush()
         assert await stored(store) == {"a": 1, "rider": 1}
 
     with caplog.at_level(logging.WARNING, "pollux.store"):
@@ -368,7 +368,7 @@ def test_a_document_that_never_stands_still_is_an_error_and_not_an_endless_loop(
     async def scene() -> None:
         store = await _store(1)
         other = counts(FaultyStore(store.inner), "other")
-        ledger = counts(store)
+        document = counts(store)
 
         async def disturb() -> None:
             while True:
@@ -377,9 +377,9 @@ def test_a_document_that_never_stands_still_is_an_error_and_not_an_endless_loop(
 
         disturber = asyncio.create_task(disturb())
         with pytest.raises(StoreUnavailableError, match="changed 50 times"):
-            await ledger.apply(add("a"))
+            await document.apply(add("a"))
         disturber.cancel()
-        await ledger.apply(add("a"))
+        await document.apply(add("a"))
         assert (await stored(store))["a"] == 1
 
     play(scene())
@@ -387,10 +387,10 @@ def test_a_document_that_never_stands_still_is_an_error_and_not_an_endless_loop(
 
 def test_an_error_in_a_change_reaches_those_who_wait_and_the_ledger_goes_on() -> None:
     async def scene() -> None:
-        ledger = counts(await _store())
+        document = counts(await _store())
         with pytest.raises(ZeroDivisionError):
-            await ledger.apply(lambda value, _: (value, 1 // 0))
-        assert await ledger.apply(add("a")) == "a"
+            await document.apply(lambda value, _: (value, 1 // 0))
+        assert await document.apply(add("a")) == "a"
 
     play(scene())
 
@@ -398,14 +398,14 @@ def test_an_error_in_a_change_reaches_those_who_wait_and_the_ledger_goes_on() ->
 def test_a_refresh_reads_once_for_all_who_ask_and_only_if_what_is_known_is_old() -> None:
     async def scene() -> None:
         store = await _store()
-        ledger, other = counts(store), counts(FaultyStore(store.inner), "other")
-        await ledger.apply(add("a"))
+        document, other = counts(store), counts(FaultyStore(store.inner), "other")
+        await document.apply(add("a"))
         await other.apply(add("a"))
-        await asyncio.gather(*(ledger.refresh(5) for _ in range(20)))
-        assert (store.reads, ledger.value) == (0, {"a": 1})
+        await asyncio.gather(*(document.refresh(5) for _ in range(20)))
+        assert (store.reads, document.value) == (0, {"a": 1})
         await asyncio.sleep(6)
-        await asyncio.gather(*(ledger.refresh(5) for _ in range(20)))
-        assert (store.reads, ledger.value) == (1, {"a": 2})
+        await asyncio.gather(*(document.refresh(5) for _ in range(20)))
+        assert (store.reads, document.value) == (1, {"a": 2})
 
     play(scene())
 
@@ -413,13 +413,13 @@ def test_a_refresh_reads_once_for_all_who_ask_and_only_if_what_is_known_is_old()
 def test_a_refresh_waits_for_the_commit_under_way_which_tells_as_much() -> None:
     async def scene() -> None:
         store = await _store(0.4)
-        ledger, other = counts(store), counts(FaultyStore(store.inner), "other")
-        await ledger.apply(add("a"))
+        document, other = counts(store), counts(FaultyStore(store.inner), "other")
+        await document.apply(add("a"))
         await other.apply(add("a"))
         await asyncio.sleep(6)
-        ledger.submit(added("mine"))
-        await ledger.refresh(5)
-        assert ledger.value == {"a": 2, "mine": 1}
+        document.submit(added("mine"))
+        await document.refresh(5)
+        assert document.value == {"a": 2, "mine": 1}
 
     play(scene())
 
@@ -429,16 +429,16 @@ def test_an_answer_to_a_read_older_than_a_commit_is_not_taken_over() -> None:
         inner = await memory()
         delays = iter([0.0, 0.0, 0.0, 5.0, 0.0, 0.0])  # commit there and back, read there and slowly back, commit
         store = FaultyStore(inner, lambda: next(delays))
-        ledger = counts(store)
-        await ledger.apply(add("a"))
+        document = counts(store)
+        await document.apply(add("a"))
         await asyncio.sleep(1)
-        reading = asyncio.create_task(ledger.refresh(0))
+        reading = asyncio.create_task(document.refresh(0))
         await asyncio.sleep(0.1)
-        await ledger.apply(add("b"))
+        await document.apply(add("b"))
         await reading
-        assert ledger.value == {"a": 1, "b": 1}
+        assert document.value == {"a": 1, "b": 1}
         store.delay = lambda: 0.0
-        await ledger.apply(add("c"))
+        await document.apply(add("c"))
         assert store.commits == 3  # no conflict: the version was not an old one either
 
     play(scene())
@@ -471,7 +471,7 @@ def test_whatever_befalls_the_store_nothing_is_lost_or_made_twice(
         for number, (act, pause) in enumerate(acts):
             name = f"{act}{number}"
             if act == "r":
-                ledgers[0].ride(added(name))
+                ledgers[0].add_to_next_commit(added(name))
                 riders.append(name)
             else:
                 waiting[name] = ledgers[act == "b"].apply(add(name))
@@ -480,13 +480,13 @@ def test_whatever_befalls_the_store_nothing_is_lost_or_made_twice(
         await asyncio.sleep(5)
         for store in stores:
             store.faults, store.read_faults = [], []
-        for ledger in ledgers:
-            await ledger.flush()
-            await ledger.refresh(0)
+        for document in ledgers:
+            await document.flush()
+            await document.refresh(0)
         found = await stored(stores[0])
         assert set(found.values()) <= {1}
         assert set(found) >= {name for name, result in results.items() if result == name}
         assert set(found) >= set(riders)
-        assert all(ledger.value == found for ledger in ledgers)
+        assert all(document.value == found for document in ledgers)
 
     play(scene())

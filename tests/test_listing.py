@@ -211,7 +211,7 @@ def test_a_key_that_is_refused_is_set_aside_and_its_project_named() -> None:
             for _ in range(2):
                 got = await call(app, "GET", "/v1beta/files")
                 assert (got.status, got.headers["x-pollux-not-asked"]) == (200, "p2")
-            assert set(app.roster.health.value.keys) == {"k2"}
+            assert set(app.projects.health.value.keys) == {"k2"}
             assert sum(_project(sent) == "p2" for sent in google.sent) == 1
 
     play(scene)
@@ -225,7 +225,7 @@ def test_when_all_refuse_the_first_refusal_is_the_client_s() -> None:
         async with gateway(google, projects(2)) as app:
             got = await call(app, "GET", "/v1beta/files?filter=x")
             assert (got.status, got.json) == (400, said)
-            assert not app.roster.health.value.keys
+            assert not app.projects.health.value.keys
 
     play(scene)
 

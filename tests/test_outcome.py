@@ -49,7 +49,7 @@ async def _refusals(h: House, **more: Any) -> dict[str, str]:
 
 async def _refused(verdict: Verdict, projects: int = 1, **limits: int) -> House:
     h = await house(keys_of(projects, **limits))
-    await h.outcomes.failed(await h.send(prefer_key="k0"), verdict)
+    await h.feedback.failed(await h.send(prefer_key="k0"), verdict)
     return h
 
 
@@ -77,9 +77,9 @@ def test_a_quota_rests_as_long_as_the_verdict_says(verdict: Verdict, cause: str,
         assert cooling == quota.Cooldown(BEGAN + seconds, cause, 1)
         assert (await h.send(wait=0)).quota.project == "p1"
         assert (await h.send(wait=0, model="another-model")).quota.project == "p0"  # only this model's quota rests
-        assert h.roster.health.value.keys == {}
-        assert h.roster.health.value.projects == {}
-        assert h.roster.quota("p0", MODEL).refused == 1
+        assert h.projects.health.value.keys == {}
+        assert h.projects.health.value.projects == {}
+        assert h.projects.quota("p0", MODEL).refused == 1
 
     play(scene())
 
@@ -94,8 +94,8 @@ def test_a_quota_rests_as_long_as_the_verdict_says(verdict: Verdict, cause: str,
 def test_a_project_goes_aside_with_all_its_keys_and_models(verdict: Verdict, cause: str, seconds: float) -> None:
     async def scene() -> None:
         h = await house(Keys(Key("a", "p"), Key("b", "p"), Key("c", "q")))
-        await h.outcomes.failed(await h.send(prefer_key="a"), verdict)
-        assert h.roster.health.value.projects["p"][:2] == (BEGAN + seconds, cause)
+        await h.feedback.failed(await h.send(prefer_key="a"), verdict)
+        assert h.projects.health.value.projects["p"][:2] == (BEGAN + seconds, cause)
         assert [(await h.send(wait=0, model=model)).key.id for model in (MODEL, MODEL, "another")] == ["c"] * 3
         await asyncio.sleep(seconds)
         assert {(await h.send()).key.id for _ in range(3)} == {"a", "b", "c"}
@@ -116,10 +116,10 @@ def test_a_key_goes_aside_and_its_project_serves_with_another(verdict: Verdict, 
     async def scene() -> None:
         assert verdict.blames == "key"
         h = await house(Keys(Key("a", "p"), Key("b", "p")))
-        await h.outcomes.failed(await h.send(prefer_key="a"), verdict)
-        assert h.roster.health.value.keys["a"][:2] == (BEGAN + seconds, verdict.cause)
+        await h.feedback.failed(await h.send(prefer_key="a"), verdict)
+        assert h.projects.health.value.keys["a"][:2] == (BEGAN + seconds, verdict.cause)
         assert [(await h.send(wait=0)).key.id for _ in range(3)] == ["b"] * 3
-        await h.outcomes.set_aside("b", verdict)
+        await h.feedback.set_aside("b", verdict)
         assert await _refusals(h) == {"p": f"aside:{verdict.cause}"}
         await asyncio.sleep(seconds)
         assert {(await h.send()).key.id for _ in range(2)} == {"a", "b"}
@@ -145,7 +145,7 @@ def test_what_is_nobodys_fault_here_changes_nothing(status: int | None) -> None:
         h = await house(keys_of(1, rpm=5))
         found = await h.send()
         commits, state = h.store.commits, h.quota().value
-        await h.outcomes.failed(found, judge(status, b"", now=BEGAN))
+        await h.feedback.failed(found, judge(status, b"", now=BEGAN))
         assert (h.store.commits, h.quota().value) == (commits, state)
         await h.send(wait=0)
 
@@ -157,7 +157,7 @@ def test_a_limit_of_zero_is_remembered_by_all_instances() -> None:
         inner = await memory()
         first, second = [House(FaultyStore(inner), keys_of(1)) for _ in range(2)]
         verdict = _429("GenerateRequestsPerDayPerProjectPerModel-FreeTier", "requests", "0")
-        await first.outcomes.failed(await first.send(), verdict)
+        await first.feedback.failed(await first.send(), verdict)
         assert first.quota().value.learned == {}  # it rests for a day; a limit of 0 would be believed for a week
         assert await _refusals(second) == {"p0": "cooling:unsupported"}
 
@@ -170,8 +170,8 @@ def test_a_limit_of_zero_is_remembered_by_all_instances() -> None:
 def test_a_limit_is_learned_for_the_tier_of_its_project() -> None:
     async def scene() -> None:
         h = await house(Keys(Key("a", "p", tier="free", limits={"*": {"rpm": 15}})))
-        await h.outcomes.failed(await h.send(), _minute("5", "10s"))
-        assert h.roster.limits(h.roster.projects["p"], MODEL) == {"rpm": 5}
+        await h.feedback.failed(await h.send(), _minute("5", "10s"))
+        assert h.projects.limits(h.projects.by_name["p"], MODEL) == {"rpm": 5}
         assert h.quota("p").value.tier == "free"
         found = await asyncio.gather(*(h.reserve(wait=20) for _ in range(10)))
         assert sum(isinstance(one, Reservation) for one in found) == 4  # one of the five was refused
@@ -183,13 +183,13 @@ def test_a_limit_is_learned_for_the_tier_of_its_project() -> None:
 def test_the_bucket_that_google_names_is_counted_by_from_then_on() -> None:
     async def scene() -> None:
         h = await house(keys_of(2, rpm=15))
-        await h.outcomes.failed(await h.send(prefer_key="k0"), _minute("5", "50s", model="the-bucket"))
-        assert h.roster.bucket(MODEL) == "the-bucket"
-        assert h.roster.quota("p0", MODEL).ledger.value.cooldown is None
-        cooling = h.roster.quota("p0", "the-bucket").ledger.value.cooldown
+        await h.feedback.failed(await h.send(prefer_key="k0"), _minute("5", "50s", model="the-bucket"))
+        assert h.projects.bucket(MODEL) == "the-bucket"
+        assert h.projects.quota("p0", MODEL).document.value.cooldown is None
+        cooling = h.projects.quota("p0", "the-bucket").document.value.cooldown
         assert cooling is not None
         assert cooling.until == BEGAN + 51
-        assert h.roster.quota("p0", "the-bucket").ledger.value.learned["rpm"][0] == 5
+        assert h.projects.quota("p0", "the-bucket").document.value.learned["rpm"][0] == 5
         assert [(await h.send(wait=0)).quota.bucket for _ in range(3)] == ["the-bucket"] * 3
         other = House(FaultyStore(h.store.inner), keys_of(2, rpm=15))
         found = await other.send(wait=0)
@@ -201,7 +201,7 @@ def test_the_bucket_that_google_names_is_counted_by_from_then_on() -> None:
 def test_models_of_one_bucket_share_what_it_has() -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=2))
-        h.roster.health.ride(lambda value, _: replace(value, buckets={"one": "b", "two": "b"}))
+        h.projects.health.add_to_next_commit(lambda value, _: replace(value, buckets={"one": "b", "two": "b"}))
         await h.send(model="one")
         await h.send(model="two")
         assert await _refusals(h, model="one") == {"p0": "rpm"}
@@ -216,9 +216,9 @@ def test_a_counter_beside_that_of_generation_rests_nothing_and_teaches_nothing(c
         h = await house(keys_of(1, rpm=15))
         found = await h.send()
         state = h.quota().value
-        await h.outcomes.failed(found, replace(_minute("3", "50s"), bucket=counter + model))
+        await h.feedback.failed(found, replace(_minute("3", "50s"), bucket=counter + model))
         assert h.quota().value == state
-        assert h.roster.bucket(MODEL) == MODEL
+        assert h.projects.bucket(MODEL) == MODEL
         assert h.pool.booking.pause_until == 0
         await h.send(wait=0)
 
@@ -229,9 +229,9 @@ def test_a_tuned_models_bucket_is_no_other_counter() -> None:
     async def scene() -> None:
         h = await house(keys_of(1))
         found = await h.send(model="tunedModels/mine")
-        await h.outcomes.failed(found, _minute("3", "50s", model="tunedModels/mine"))
+        await h.feedback.failed(found, _minute("3", "50s", model="tunedModels/mine"))
         assert await _refusals(h, model="tunedModels/mine") == {"p0": "cooling:rpm"}
-        await h.outcomes.failed(await h.send(wait=0), _minute("3", "50s", model="tunedModels/base"))
+        await h.feedback.failed(await h.send(wait=0), _minute("3", "50s", model="tunedModels/base"))
         assert await _refusals(h) == {"p0": "cooling:rpm"}
 
     play(scene())
@@ -274,11 +274,11 @@ def test_a_refusal_of_a_tool_rests_that_tool_of_that_project(
         h = await house(keys_of(2, rpm=15))
         found = await h.send(prefer_key="k0", tools=frozenset(asked))
         state = h.quota().value
-        told = await h.outcomes.failed(found, verdict)
+        told = await h.feedback.failed(found, verdict)
         assert told.cause == "tool-quota"
-        assert h.roster.health.value.tools.keys() == {f"p0/{tool}" for tool in resting}
+        assert h.projects.health.value.tools.keys() == {f"p0/{tool}" for tool in resting}
         assert h.quota().value == state, "the model's own quota neither rests nor learns"
-        assert not h.roster.health.value.projects
+        assert not h.projects.health.value.projects
         assert h.pool.booking.pause_until == 0
         assert (await h.send(wait=0, prefer_key="k0")).quota.project == "p0", "without tools it is served there"
         for tool in TOOLS:
@@ -292,8 +292,8 @@ def test_a_refusal_of_a_tool_rests_that_tool_of_that_project(
 def test_without_tools_a_refusal_is_what_it_says(verdict: Verdict, cause: str) -> None:
     async def scene() -> None:
         h = await house(keys_of(1))
-        assert (await h.outcomes.failed(await h.send(), verdict)).cause == cause
-        assert not h.roster.health.value.tools
+        assert (await h.feedback.failed(await h.send(), verdict)).cause == cause
+        assert not h.projects.health.value.tools
 
     play(scene())
 
@@ -301,8 +301,8 @@ def test_without_tools_a_refusal_is_what_it_says(verdict: Verdict, cause: str) -
 def test_a_refusal_that_names_the_models_counter_rests_the_model_whatever_the_tools() -> None:
     async def scene() -> None:
         h = await house(keys_of(1))
-        await h.outcomes.failed(await h.send(tools=ALL), _minute(delay="42s"))
-        assert not h.roster.health.value.tools
+        await h.feedback.failed(await h.send(tools=ALL), _minute(delay="42s"))
+        assert not h.projects.health.value.tools
         assert await _refusals(h) == {"p0": "cooling:rpm"}
 
     play(scene())
@@ -311,8 +311,8 @@ def test_a_refusal_that_names_the_models_counter_rests_the_model_whatever_the_to
 def test_if_the_model_was_meant_after_all_the_next_plain_request_tells() -> None:
     async def scene() -> None:
         h = await house(keys_of(1))
-        await h.outcomes.failed(await h.send(tools=ALL), _prose())
-        await h.outcomes.failed(await h.send(wait=0), _prose())
+        await h.feedback.failed(await h.send(tools=ALL), _prose())
+        await h.feedback.failed(await h.send(wait=0), _prose())
         assert await _refusals(h) == {"p0": "aside:spend"}
 
     play(scene())
@@ -324,18 +324,18 @@ def test_a_tool_rests_twice_as_long_each_time_until_it_is_served() -> None:
         search = frozenset({SEARCH})
         rests = []
         for _ in range(6):
-            await h.outcomes.failed(await h.send(tools=search), _429())
-            entry = h.roster.health.value.tools[f"p0/{SEARCH}"]
+            await h.feedback.failed(await h.send(tools=search), _429())
+            entry = h.projects.health.value.tools[f"p0/{SEARCH}"]
             rests.append(entry.until - h.pool.now())
             assert await _refusals(h, tools=search) == {"p0": f"aside:{SEARCH}:tool-quota"}
             await asyncio.sleep(entry.until - h.pool.now())
         assert rests == [60, 120, 240, 480, 600, 600]
-        await h.outcomes.served(await h.send())
-        assert h.roster.health.value.tools, "what is served without the tool says nothing of it"
-        await h.outcomes.served(await h.send(tools=frozenset({URLS})))
-        assert h.roster.health.value.tools
-        await h.outcomes.served(await h.send(tools=search))
-        assert not h.roster.health.value.tools
+        await h.feedback.served(await h.send())
+        assert h.projects.health.value.tools, "what is served without the tool says nothing of it"
+        await h.feedback.served(await h.send(tools=frozenset({URLS})))
+        assert h.projects.health.value.tools
+        await h.feedback.served(await h.send(tools=search))
+        assert not h.projects.health.value.tools
 
     play(scene())
 
@@ -345,9 +345,9 @@ def test_what_was_sent_before_the_refusal_does_not_end_the_tools_rest() -> None:
         h = await house(keys_of(1))
         early = await h.send(tools=ALL)
         await asyncio.sleep(1)
-        await h.outcomes.failed(await h.send(tools=ALL), _of_search())
-        await h.outcomes.served(early)
-        assert h.roster.health.value.tools
+        await h.feedback.failed(await h.send(tools=ALL), _of_search())
+        await h.feedback.served(early)
+        assert h.projects.health.value.tools
 
     play(scene())
 
@@ -356,7 +356,7 @@ def test_other_instances_leave_a_resting_tool_alone() -> None:
     async def scene() -> None:
         store = await memory()
         first, second = House(FaultyStore(store), keys_of(1)), House(FaultyStore(store), keys_of(1))
-        await first.outcomes.failed(await first.send(tools=ALL), _of_search())
+        await first.feedback.failed(await first.send(tools=ALL), _of_search())
         assert await _refusals(second, tools=ALL) == {"p0": f"aside:{SEARCH}:tool-quota"}
         assert await _refusals(second, tools=frozenset({SEARCH})) == {"p0": f"aside:{SEARCH}:tool-quota"}
         await second.send(wait=0, tools=frozenset({MAPS}))
@@ -374,7 +374,7 @@ def test_a_slot_ahead_is_given_back_if_its_tool_rests_by_then() -> None:
         assert h.pool.waiting == 1
         for reservation in found:
             if reservation.quota.project == "p0":
-                await h.outcomes.failed(reservation, _of_search())
+                await h.feedback.failed(reservation, _of_search())
         moved = await waiting
         assert isinstance(moved, Reservation)
         assert moved.quota.project == "p1"
@@ -388,7 +388,7 @@ def test_in_a_large_pool_only_a_few_are_looked_at_though_the_tool_rests_in_many(
         h = await house(keys_of(60), strategy=strategy)
         search = frozenset({SEARCH})
         for number in range(30):
-            await h.outcomes.failed(await h.send(prefer_key=f"k{number}", tools=search), _of_search())
+            await h.feedback.failed(await h.send(prefer_key=f"k{number}", tools=search), _of_search())
         seen = set()
         for _ in range(60):
             first = h.pool.candidates.first(MODEL, h.pool.now(), tools=search)
@@ -405,11 +405,11 @@ def test_in_a_large_pool_only_a_few_are_looked_at_though_the_tool_rests_in_many(
 def test_a_probe_that_a_tool_ended_is_left_to_the_next_request() -> None:
     async def scene() -> None:
         h = await house(keys_of(1))
-        await h.outcomes.failed(await h.send(), _429())
+        await h.feedback.failed(await h.send(), _429())
         await asyncio.sleep(61)
         probe = await h.send(tools=ALL)
         assert probe.slot.probe
-        await h.outcomes.failed(probe, _of_search())
+        await h.feedback.failed(probe, _of_search())
         assert (await h.send(wait=0)).slot.probe
 
     play(scene())
@@ -434,7 +434,7 @@ def test_only_a_refusal_within_a_known_limit_puts_a_quota_back_to_the_sliding_wi
 ) -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=15), window="minute")
-        await h.outcomes.failed(await h.send(), verdict)
+        await h.feedback.failed(await h.send(), verdict)
         assert h.quota().value.sliding_until == (h.pool.now() + 86400 if contradicts else 0)
 
     play(scene())
@@ -446,9 +446,9 @@ def test_after_a_contradiction_a_minute_slides() -> None:
         await asyncio.sleep(50 - BEGAN % 60 if BEGAN % 60 < 50 else 110 - BEGAN % 60)
         last = [await h.send() for _ in range(3)][-1]
         began = h.clock
-        await h.outcomes.served(await h.send())
+        await h.feedback.served(await h.send())
         assert h.clock - began == pytest.approx(11, abs=0.6)  # the next minute has room again
-        await h.outcomes.failed(last, _minute("3", "1s"))
+        await h.feedback.failed(last, _minute("3", "1s"))
         began = h.clock
         await h.send()
         assert h.clock - began == pytest.approx(50.5, abs=1)  # those of the minute before count by now
@@ -464,14 +464,14 @@ def test_rests_double_while_it_goes_on_and_begin_anew_after_a_success() -> None:
         h = await house(keys_of(1))
         rests = []
         for _ in range(6):
-            await h.outcomes.failed(await h.send(wait=1000), _429())
+            await h.feedback.failed(await h.send(wait=1000), _429())
             cooling = h.quota().value.cooldown
             assert cooling is not None
             rests.append(cooling.until - h.pool.now())
         assert rests == pytest.approx([60, 120, 240, 480, 600, 600])
-        await h.outcomes.served(await h.send(wait=1000))
+        await h.feedback.served(await h.send(wait=1000))
         assert h.quota().value.cooldown is None
-        await h.outcomes.failed(await h.send(), _429())
+        await h.feedback.failed(await h.send(), _429())
         cooling = h.quota().value.cooldown
         assert cooling is not None
         assert cooling.until - h.pool.now() == 60
@@ -485,8 +485,8 @@ def test_what_was_under_way_together_is_one_refusal_and_its_success_proves_nothi
         under_way = [await h.send() for _ in range(6)]
         await asyncio.sleep(1)
         for found in under_way[:5]:
-            await h.outcomes.failed(found, _429())
-        await h.outcomes.served(under_way[5])
+            await h.feedback.failed(found, _429())
+        await h.feedback.served(under_way[5])
         assert h.quota().value.cooldown == quota.Cooldown(BEGAN + 61, "unknown-429", 1)
 
     play(scene())
@@ -497,7 +497,7 @@ def test_success_costs_no_commit_while_nothing_rests() -> None:
         h = await house(keys_of(1, rpm=9))
         found = await h.send()
         commits = h.store.commits
-        await h.outcomes.served(found)
+        await h.feedback.served(found)
         assert h.store.commits == commits
         assert found.quota.served == 1
 
@@ -510,18 +510,18 @@ def test_success_after_a_rest_makes_key_and_project_healthy() -> None:
         suspended, spend = _403("x", "CONSUMER_SUSPENDED"), replace(_429(), cause="spend", blames="project")
         early = await h.send()
         await asyncio.sleep(5)
-        await h.outcomes.failed(early, suspended)
-        await h.outcomes.failed(early, spend)
-        await h.outcomes.served(early)  # it was sent before: it proves nothing
-        assert set(h.roster.health.value.keys) == {"k0"}
-        assert set(h.roster.health.value.projects) == {"p0"}
+        await h.feedback.failed(early, suspended)
+        await h.feedback.failed(early, spend)
+        await h.feedback.served(early)  # it was sent before: it proves nothing
+        assert set(h.projects.health.value.keys) == {"k0"}
+        assert set(h.projects.health.value.projects) == {"p0"}
         await asyncio.sleep(600)
         commits = h.store.commits
-        await h.outcomes.served(await h.send())
-        assert (h.roster.health.value.keys, h.roster.health.value.projects) == ({}, {})
+        await h.feedback.served(await h.send())
+        assert (h.projects.health.value.keys, h.projects.health.value.projects) == ({}, {})
         assert h.store.commits <= commits + 2
-        await h.outcomes.failed(await h.send(), suspended)
-        assert h.roster.health.value.keys["k0"].until - h.pool.now() == 600
+        await h.feedback.failed(await h.send(), suspended)
+        assert h.projects.health.value.keys["k0"].until - h.pool.now() == 600
 
     play(scene())
 
@@ -532,8 +532,8 @@ def test_a_suspended_key_rests_twice_as_long_each_time() -> None:
         suspended = _403("x", "CONSUMER_SUSPENDED")
         rests = []
         for _ in range(9):
-            await h.outcomes.failed(await h.send(), suspended)
-            rests.append(h.roster.health.value.keys["k0"].until - h.pool.now())
+            await h.feedback.failed(await h.send(), suspended)
+            rests.append(h.projects.health.value.keys["k0"].until - h.pool.now())
             await asyncio.sleep(rests[-1])
         assert rests == pytest.approx([min(86400, 600 * 2**number) for number in range(9)])
 
@@ -546,7 +546,7 @@ def test_a_spent_day_is_probed_each_hour_and_returns_at_midnight() -> None:
         spent = _429("GenerateRequestsPerDayPerProjectPerModel-FreeTier", "requests", delay="20s")
         midnight = day_of(BEGAN)[2]
         asked = []
-        await h.outcomes.failed(await h.send(), spent)
+        await h.feedback.failed(await h.send(), spent)
         while h.pool.now() < midnight + 60:
             found = await h.reserve(wait=0)
             if isinstance(found, Reservation):
@@ -554,9 +554,9 @@ def test_a_spent_day_is_probed_each_hour_and_returns_at_midnight() -> None:
                 asked.append(found.slot)
                 if found.slot.start < midnight:
                     verdict = judge(429, _spent_body(), now=h.pool.now())
-                    await h.outcomes.failed(found, verdict)
+                    await h.feedback.failed(found, verdict)
                 else:
-                    await h.outcomes.served(found)
+                    await h.feedback.served(found)
             await asyncio.sleep(10)
         before = [slot for slot in asked if slot.start < midnight]
         assert len(before) <= (midnight - BEGAN) / 3600 + 2  # one an hour, and one at 00:00 UTC
@@ -581,7 +581,7 @@ def _spent_body() -> str:
 async def _refuse_all(h: House, projects: Sequence[str], verdict: Verdict, apart: float = 1) -> None:
     found = [await h.send(only=project, wait=0) for project in projects]
     for reservation in found:
-        await h.outcomes.failed(reservation, verdict)
+        await h.feedback.failed(reservation, verdict)
         await asyncio.sleep(apart)
 
 
@@ -627,7 +627,7 @@ def test_projects_without_a_usable_key_do_not_hide_that_all_others_refuse() -> N
         keys.now = (*keys.now[:3], replace(keys.now[3], enabled=False))
         h = await house(keys)
         await h.reserve()
-        await h.outcomes.set_aside("k2", _403("x", "CONSUMER_SUSPENDED"))
+        await h.feedback.set_aside("k2", _403("x", "CONSUMER_SUSPENDED"))
         await _refuse_all(h, ["p0"], BARE)
         assert h.pool.booking.pause_until == 0
         await _refuse_all(h, ["p1"], BARE)
@@ -641,7 +641,7 @@ def test_a_success_in_between_shows_that_it_is_not_the_address() -> None:
         h = await house(keys_of(2, rpm=15))
         good = await h.send(only="p1")
         await _refuse_all(h, ["p0"], BARE)
-        await h.outcomes.served(good)
+        await h.feedback.served(good)
         await _refuse_all(h, ["p1"], BARE)
         assert h.pool.booking.pause_until == 0
 
@@ -659,7 +659,7 @@ def test_pauses_grow_end_and_begin_anew_after_a_success() -> None:
             assert isinstance(late, Reservation)  # it ends
             late.give_back()
         assert pauses == pytest.approx([min(60, 10 * 2**number) for number in range(8)])
-        await h.outcomes.served(await h.send())
+        await h.feedback.served(await h.send())
         await _refuse_all(h, ["p0", "p1"], _minute("1000", "1s"), 0)
         assert h.pool.booking.pause_until - h.pool.now() == pytest.approx(10)
 
@@ -674,7 +674,7 @@ def test_what_was_under_way_when_the_pause_began_does_not_lengthen_it() -> None:
         until = h.pool.booking.pause_until
         await asyncio.sleep(1)
         for found in late:
-            await h.outcomes.failed(found, _minute("1000", "1s"))
+            await h.feedback.failed(found, _minute("1000", "1s"))
         assert h.pool.booking.pause_until == until
 
     play(scene())
@@ -685,7 +685,7 @@ def test_what_was_under_way_when_the_pause_began_does_not_lengthen_it() -> None:
 
 async def _probing() -> tuple[House, Reservation]:
     h = await house(keys_of(1))
-    await h.outcomes.failed(await h.send(), _429())
+    await h.feedback.failed(await h.send(), _429())
     await asyncio.sleep(60)
     found = await h.send(wait=0)
     assert found.slot.probe == "half-open"
@@ -699,7 +699,7 @@ def test_a_probe_that_the_client_spoilt_ends_the_rest(status: int) -> None:
         h, found = await _probing()
         verdict = judge(status, b"", now=h.pool.now())
         assert verdict.action == "to-client"
-        await h.outcomes.failed(found, verdict)
+        await h.feedback.failed(found, verdict)
         found.release()
         assert h.quota().value.cooldown is None
         assert [(await h.send(wait=0)).slot.probe for _ in range(3)] == [""] * 3
@@ -711,7 +711,7 @@ def test_a_probe_that_the_client_spoilt_ends_the_rest(status: int) -> None:
 def test_a_probe_that_came_to_nothing_is_followed_by_the_next_at_once(status: int | None) -> None:
     async def scene() -> None:
         h, found = await _probing()
-        await h.outcomes.failed(found, judge(status, b"", now=h.pool.now()))
+        await h.feedback.failed(found, judge(status, b"", now=h.pool.now()))
         assert h.quota().value.cooldown is not None
         assert (await h.send(wait=0)).slot.probe == "half-open"
         found.release()
@@ -724,7 +724,7 @@ def test_a_bad_request_does_not_tell_when_days_end() -> None:
     async def scene() -> None:
         h, found = await _probing()
         found.slot = found.slot._replace(probe="utc")
-        await h.outcomes.failed(found, judge(400, b"", now=h.pool.now()))
+        await h.feedback.failed(found, judge(400, b"", now=h.pool.now()))
         assert h.quota().value.zone == "pacific"
         assert h.quota().value.cooldown is not None
         assert (await h.send(wait=0)).slot.probe == "half-open"
@@ -740,7 +740,7 @@ def test_release_frees_the_lease_of_whoever_left_and_nothing_else() -> None:
         assert quota.used(h.quota().value, h.pool.now()) == used  # it was sent: it stays counted
         second = await h.send(wait=0)
         assert second.slot.probe == "half-open"
-        await h.outcomes.failed(second, _429())
+        await h.feedback.failed(second, _429())
         await h.quota().flush()
         refused, commits = h.quota().value, h.store.commits
         second.release()  # a refusal settled it
@@ -748,7 +748,7 @@ def test_release_frees_the_lease_of_whoever_left_and_nothing_else() -> None:
         assert (h.quota().value, h.store.commits) == (refused, commits)
         await asyncio.sleep(1000)
         third = await h.send(wait=0)
-        await h.outcomes.served(third)
+        await h.feedback.served(third)
         third.release()
         ordinary = await h.send(wait=0)
         ordinary.release()
@@ -764,7 +764,7 @@ def test_a_request_larger_than_the_limit_teaches_it_and_keeps_no_smaller_one_wai
         h = await house(keys_of(2))
         for _ in range(2):
             found = await h.send(tokens=300_000)
-            await h.outcomes.failed(found, Verdict("tpm", "quota", "next-project", 60.0, learned={"tpm": 250_000}))
+            await h.feedback.failed(found, Verdict("tpm", "quota", "next-project", 60.0, learned={"tpm": 250_000}))
         assert {h.quota(name).value.learned["tpm"][0] for name in ("p0", "p1")} == {250_000}
         for _ in range(4):
             await h.send(tokens=100_000)
@@ -778,7 +778,7 @@ def test_refusals_for_tokens_are_no_reason_to_rest_the_whole_pool() -> None:
         h = await house(keys_of(3, rpm=50, tpm=1000))
         for _ in range(3):
             found = await h.send(tokens=1)  # it was larger than it seemed
-            await h.outcomes.failed(found, Verdict("tpm", "quota", "next-project", 5.0, learned={"tpm": 1000}))
+            await h.feedback.failed(found, Verdict("tpm", "quota", "next-project", 5.0, learned={"tpm": 1000}))
         assert h.pool.booking.pause_until == 0
 
     play(scene())

@@ -207,7 +207,7 @@ def test_another_key_of_the_owner_serves_when_one_is_refused() -> None:
             google.says["p2"] = [refuses("invalid-key", key="k2")]
             assert (await call(app, body=about("files/a"))).status == 200
             assert (await call(app, "GET", "/v1beta/files/a")).status == 200
-            assert len(app.roster.health.value.keys) == 1
+            assert len(app.projects.health.value.keys) == 1
             assert {where for _, _, where in google.asked()} == {"p2"}
             assert len({sent.key for sent in google.sent}) == 2
 
@@ -440,7 +440,7 @@ def test_a_remembered_resource_costs_the_store_nothing() -> None:
         async with gateway(google, projects(4)) as app:
             await app.affinity.bind({"files/a": None}, "p2", "tester")
             assert (await call(app, body=about("files/a"))).status == 200
-            counters = app.roster.watch.counters
+            counters = app.projects.store_health.counters
             reads, commits = counters.reads, counters.commits
             assert (await call(app, body=about("files/a"))).status == 200
             assert counters.reads == reads
@@ -459,11 +459,11 @@ def test_two_gateways_on_one_store_know_what_either_made() -> None:
         async with gateway(google, projects(4), store=store) as one:
             await call(one, path="/v1beta/cachedContents", body={"model": f"models/{FLASH}"})
             async with gateway(google, projects(4), store=store) as other:
-                reads = other.roster.watch.counters.reads
+                reads = other.projects.store_health.counters.reads
                 got = await call(other, body=about(cachedContent="cachedContents/c1"))
                 assert got.status == 200
                 assert len(google.sent) == 2, "nobody was asked where it is"
-                assert other.roster.watch.counters.reads - reads >= 1
+                assert other.projects.store_health.counters.reads - reads >= 1
                 await call(other, "DELETE", "/v1beta/cachedContents/c1")
                 assert other.affinity.remembered("cachedContents/c1") is None
                 assert not await store.read(["bound/cachedContents/c1"])
@@ -493,8 +493,8 @@ def test_an_unknown_name_is_looked_for_once_and_then_remembered(refusal: Any) ->
             seen = len(google.sent)
             assert (await call(app, "GET", "/v1beta/files/old")).status == 200
             assert google.asked(seen) == [("GET", "/v1beta/files/old", "p3")]
-            assert not app.roster.health.value.keys
-            assert not app.roster.health.value.models
+            assert not app.projects.health.value.keys
+            assert not app.projects.health.value.models
 
     play(scene)
 
@@ -514,9 +514,9 @@ def test_what_is_nowhere_gets_google_s_own_refusal_once(refusal: Any) -> None:
             assert google.asked(5) == [("GET", "/v1beta/files/never", "p2")], "where this client made something last"
             await call(app, "GET", "/v1beta/files/never2")
             assert google.asked(6)[0] == ("GET", "/v1beta/files/never2", "p2"), "and there it is looked for first"
-            assert not app.roster.health.value.keys, "a file is no reason to set a key aside"
-            assert not app.roster.health.value.models
-            assert not app.roster.health.value.projects
+            assert not app.projects.health.value.keys, "a file is no reason to set a key aside"
+            assert not app.projects.health.value.models
+            assert not app.projects.health.value.projects
 
     play(scene)
 
@@ -763,7 +763,7 @@ def test_a_thing_that_its_owner_does_not_know_any_more() -> None:
             got = await call(app, body=about("files/a"))
             assert (got.status, got.json) == (403, VAGUE)
             assert len(google.sent) == 1
-            assert not app.roster.health.value.models, "the model is well"
+            assert not app.projects.health.value.models, "the model is well"
 
     play(scene)
 
@@ -787,8 +787,8 @@ def test_a_name_deleted_and_made_again_in_another_project_is_used_there(request_
             assert (await call(app, method, path, body=body)).status == 200
             google.owned["files/a"] = "p3"  # and another instance, which made it, wrote that down
             document = {"v": 1, "project": "p3", "client": "other", "expires": int(now()) + 1000}
-            (_, version) = (await app.roster.store.read(["bound/files/a"]))["bound/files/a"]
-            await app.roster.store.commit("bound/files/a", document, version)
+            (_, version) = (await app.projects.store.read(["bound/files/a"]))["bound/files/a"]
+            await app.projects.store.commit("bound/files/a", document, version)
             seen = len(google.sent)
             got = await call(app, method, path, body=body)
             assert got.status == 200, got.body

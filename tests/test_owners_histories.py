@@ -118,7 +118,7 @@ def test_things_are_found_by_whoever_made_them(seed: int, count: int) -> None:
                 if history.rng.random() < 0.2:
                     await asyncio.sleep(history.rng.expovariate(0.2))
             for app in apps:
-                health = app.roster.health.value
+                health = app.projects.health.value
                 assert (health.keys, health.models, health.projects) == ({}, {}, {}), "no thing is a reason to rest"
 
     play(scene)

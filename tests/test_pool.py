@@ -232,7 +232,7 @@ def test_only_one_project_is_asked_if_only_that_can_serve() -> None:
         found = await h.reserve(only="p1", wait=0)
         assert isinstance(found, Full)
         assert set(found.refusals) == {"p1"}
-        h.roster.health.ride(lambda value, now: _aside(value, now, "projects", "p0"))
+        h.projects.health.add_to_next_commit(lambda value, now: _aside(value, now, "projects", "p0"))
         found = await h.reserve(only="p1", wait=0)
         assert isinstance(found, Full)
         assert set(found.refusals) == {"p1"}
@@ -268,7 +268,7 @@ def test_those_who_wait_for_a_project_look_again_when_it_is_refused(learned: dic
         assert isinstance(other, Reservation)
         waiting = asyncio.create_task(h.send(wait=100))
         await asyncio.sleep(5)
-        busy = next(owned for owned in h.roster.quotas.values() if owned.sleepers)
+        busy = next(owned for owned in h.projects.quotas.values() if owned.sleepers)
         there = next(r for r in [*sent, other] if r.quota is busy)
         free = next(r for r in [*sent, other] if r.quota is not busy)
         free.sent = False
@@ -276,7 +276,7 @@ def test_those_who_wait_for_a_project_look_again_when_it_is_refused(learned: dic
         await asyncio.sleep(5)
         assert not waiting.done()
         refusal = Verdict("rpm", "quota", "next-project", 60.0 if not learned else 0.0, learned=learned)
-        await h.outcomes.failed(there, refusal)
+        await h.feedback.failed(there, refusal)
         found = await waiting
         assert (found.quota, h.clock) == (free.quota, 10)
 
@@ -315,7 +315,7 @@ def test_the_project_that_was_used_longest_ago_comes_next(strategy: str) -> None
         assert (await h.send(prefer_key="k2")).key.id == "k2"
         assert [(await h.send()).key.id for _ in range(4)] == ["k1", "k0", "k2", "k1"]
         await h.send()
-        h.roster.health.ride(lambda value, now: _aside(value, now, "projects", "p1"))
+        h.projects.health.add_to_next_commit(lambda value, now: _aside(value, now, "projects", "p1"))
         assert [(await h.send()).key.id for _ in range(3)] == ["k2", "k0", "k2"]
 
     play(scene())
@@ -331,7 +331,7 @@ def test_what_is_set_aside_during_the_commit_is_given_back_and_another_taken(kin
         h.store.delay = lambda: 0.05
         coming = asyncio.create_task(h.send(prefer_key="k0"))
         await asyncio.sleep(0.05)
-        h.roster.health.ride(lambda value, now: _aside(value, now, kind, name))
+        h.projects.health.add_to_next_commit(lambda value, now: _aside(value, now, kind, name))
         assert (await coming).key.id == "k1"
         await h.quota().flush()
         assert quota.used(h.quota().value, h.pool.now()).requests == before
@@ -345,7 +345,7 @@ def test_what_is_set_aside_while_a_request_waits_is_not_asked() -> None:
         await h.send()
         waiter = asyncio.create_task(h.reserve(wait=70))
         await asyncio.sleep(50)
-        h.roster.health.ride(lambda value, now: _aside(value, now, "projects", "p0"))
+        h.projects.health.add_to_next_commit(lambda value, now: _aside(value, now, "projects", "p0"))
         found = await waiter
         assert isinstance(found, Full)
         assert str(found.refusals["p0"].why) == "aside:spend"
@@ -354,8 +354,8 @@ def test_what_is_set_aside_while_a_request_waits_is_not_asked() -> None:
 
 
 async def _set_aside(h: House, kind: health.Kind, name: str, seconds: float) -> None:
-    await h.roster.ready()
-    await h.roster.health.note(lambda value, now: health.set_aside(value, now, kind, name, "invalid-key", seconds))
+    await h.projects.ready()
+    await h.projects.health.note(lambda value, now: health.set_aside(value, now, kind, name, "invalid-key", seconds))
 
 
 @pytest.mark.parametrize("count", [3, 30])
@@ -415,7 +415,7 @@ def test_a_rest_that_is_ended_by_hand_and_a_key_that_is_added_end_the_wait() -> 
         return h.clock
 
     def lifts(h: House) -> None:
-        h.roster.health.ride(lambda value, _: health.clear(value, "keys", "k0"))
+        h.projects.health.add_to_next_commit(lambda value, _: health.clear(value, "keys", "k0"))
 
     def adds(h: House) -> None:
         h.keys.now = keys_of(2, rpm=5).now
@@ -430,14 +430,14 @@ def test_many_who_wait_for_a_rest_choose_seldom(monkeypatch: pytest.MonkeyPatch)
         for number in range(3):
             await _set_aside(h, "projects", f"p{number}", 50)
         looks = 0
-        candidates = h.roster.candidates
+        candidates = h.projects.candidates
 
         def counted(*args: Any) -> Any:
             nonlocal looks
             looks += 1
             return candidates(*args)
 
-        monkeypatch.setattr(h.roster, "candidates", counted)
+        monkeypatch.setattr(h.projects, "candidates", counted)
         waiters = [asyncio.create_task(h.reserve(wait=65)) for _ in range(30)]
         await asyncio.sleep(49.9)
         assert looks <= 2 * 30
@@ -602,7 +602,7 @@ def test_what_is_taken_ahead_is_chosen_ahead_too() -> None:
         h = await house(keys_of(1, rpm=5))
         await h.send()
         await asyncio.sleep(day_of(BEGAN)[2] - 4.5 - h.pool.now())
-        await h.roster.ready()
+        await h.projects.ready()
         delays = iter([1.0, 1.0])
         h.store.delay = lambda: next(delays, 0.0)
         found = await h.reserve(wait=0)
@@ -630,7 +630,7 @@ def test_after_a_rest_one_goes_first_and_the_others_follow_when_it_was_served() 
         done = [waiter for waiter in waiters if waiter.done()]
         assert len(done) == 1
         assert done[0].result().slot.probe == "half-open"
-        await h.outcomes.served(done[0].result())
+        await h.feedback.served(done[0].result())
         await asyncio.gather(*waiters)
         assert h.clock < 67
         assert h.quota().value.cooldown is None
@@ -664,7 +664,7 @@ def test_another_instance_hears_within_seconds_that_the_probe_was_served() -> No
         await asyncio.sleep(15)
         done = [task for task in (probe, waiter) if task.done()]
         assert len(done) == 1
-        await (first if probe.done() else second).outcomes.served(done[0].result())
+        await (first if probe.done() else second).feedback.served(done[0].result())
         await asyncio.gather(probe, waiter)
         assert first.clock < 17.5
 
@@ -722,7 +722,7 @@ def test_without_limits_nobody_waits_and_at_most_one_commit_a_second_is_made() -
         assert h.clock < 10.2
         assert 9 <= h.store.commits <= 11
         assert quota.used(h.quota().value, h.pool.now()).requests == 1000
-        await h.roster.close()
+        await h.projects.close()
         assert quota.used(h.quota().value, h.pool.now()).requests == 1000
         other = House(FaultyStore(h.store.inner), keys_of(1))
         await other.reserve(wait=0)
@@ -883,7 +883,7 @@ def test_a_settlement_that_the_store_does_not_take_is_made_with_the_next_commit(
 
 async def stored_tokens(h: House) -> int:
     other = House(h.store, h.keys)
-    await other.roster.load_all()
+    await other.projects.load_all()
     return sum(want.tokens for want in other.quota().value.slots.values())
 
 

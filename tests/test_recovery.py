@@ -99,7 +99,7 @@ def test_a_key_that_is_well_again_serves_after_one_free_call() -> None:
                 await ask(app, x_pollux_key="k1")
             assert len(google.asked("countTokens")) == 1
             assert len(google.asked("generateContent", "k1")) == 4
-            assert app.roster.health.value.keys == {}, "it served: nothing is held against it"
+            assert app.projects.health.value.keys == {}, "it served: nothing is held against it"
 
     play(scene)
 
@@ -169,7 +169,7 @@ def test_many_keys_that_are_due_are_asked_a_few_at_a_time() -> None:
             value = Health()
             for number in range(2, 41):
                 value = set_aside(value, BEGAN - 31, "keys", f"k{number}", "invalid-key", 30.0, 3600.0)
-            await app.roster.health.apply(lambda _value, _now: (value, None))
+            await app.projects.health.apply(lambda _value, _now: (value, None))
             await asyncio.gather(*(ask(app) for _ in range(30)))
             await asyncio.sleep(1)
             assert most == AT_ONCE
@@ -348,7 +348,7 @@ def test_a_tool_that_rests_in_all_projects_is_tried_early_too() -> None:
                 await call(app, headers=ALONE, body=search)
                 assert (await ask(app)).status == 200
                 await asyncio.sleep(5)
-            assert len(app.roster.health.value.tools) == 12
+            assert len(app.projects.health.value.tools) == 12
             while (await call(app, headers=ALONE, body=search)).status != 200:
                 assert now() < BEGAN + 300 + TWO_MINUTES
                 await asyncio.sleep(5)
@@ -364,14 +364,14 @@ def test_who_waits_for_many_free_calls_does_not_look_at_all_keys_after_each_of_t
             assert (await ask(app)).status == 503
             await asyncio.sleep(SOONEST)
             looked = 0
-            usable = app.roster.usable_key
+            usable = app.projects.usable_key
 
             def counted(*given, **more):  # type: ignore[no-untyped-def]
                 nonlocal looked
                 looked += 1
                 return usable(*given, **more)
 
-            app.roster.usable_key = counted  # type: ignore[method-assign]
+            app.projects.usable_key = counted  # type: ignore[method-assign]
             got = await asyncio.gather(*(call(app, headers={"x-pollux-fallback": "off"}) for _ in range(10)))
             assert {each.status for each in got} == {503}
             assert len(google.asked("countTokens")) >= 200
@@ -404,11 +404,11 @@ def test_what_rests_is_tried_however_many_projects_rest_for_however_many_models(
 
     async def scene() -> None:
         async with gateway(google.upstream, projects(600)) as app:
-            await app.roster.ready()
+            await app.projects.ready()
             for model in models:
                 for n in range(1, 601):
-                    ledger = app.roster.quota(f"p{n}", app.roster.bucket(model)).ledger
-                    ledger.ride(lambda state, when: cool(state, when, "unknown-429", 600.0))
+                    document = app.projects.quota(f"p{n}", app.projects.bucket(model)).document
+                    document.add_to_next_commit(lambda state, when: cool(state, when, "unknown-429", 600.0))
             left = set(models)
             while left and now() < BEGAN + TWO_MINUTES:
                 for model in sorted(left):

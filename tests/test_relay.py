@@ -97,7 +97,7 @@ def test_a_project_that_refuses_is_asked_once_per_model(trouble: str) -> None:
         upstream = FakeUpstream(lambda sent: refuses(trouble, model=sent.model))
         async with gateway(upstream, projects(9), max_attempts=1) as app:
             got = await call(app)
-            chain = app.roster.catalog.chain(FLASH)
+            chain = app.projects.catalog.chain(FLASH)
         asked = [(sent.model, sent.key) for sent in upstream.sent]
         assert sorted(asked) == sorted(itertools.product(chain, (f"k{number}" for number in range(1, 10))))
         assert upstream.models == [model for model in chain for _ in range(9)], "all projects before the next model"
@@ -331,7 +331,7 @@ def test_a_key_set_aside_is_asked_about_with_a_free_call_and_serves_again() -> N
             asked = [(sent.key, sent.verb) for sent in upstream.sent[4:]]
             assert asked[1] == ("k1", "countTokens") or asked[0] == ("k1", "countTokens")
             assert ("k1", "generateContent") in asked
-            assert not app.roster.health.value.keys, "it works again: nothing is held against it"
+            assert not app.projects.health.value.keys, "it works again: nothing is held against it"
 
     play(scene)
 
@@ -374,7 +374,7 @@ def test_a_key_that_cannot_be_read_is_set_aside_for_a_minute_and_nothing_is_sent
         upstream = FakeUpstream([])
         async with gateway(upstream, Unreadable([Key("k1", "p1")])) as app:
             got = await call(app)
-            aside = app.roster.health.value.keys["k1"]
+            aside = app.projects.health.value.keys["k1"]
         assert (got.status, got.reason) == (503, "NO_USABLE_KEY")
         assert aside.until - now() == 60
         assert not upstream.sent
@@ -396,7 +396,7 @@ def test_a_key_whose_source_does_not_answer_just_now_is_passed_over_and_not_set_
         upstream = FakeUpstream([whole(answer())])
         async with gateway(upstream, Silent([Key("k1", "p1"), Key("k2", "p2")])) as app:
             got = await call(app, headers={"x-pollux-key": "k1"})
-            assert not app.roster.health.value.keys
+            assert not app.projects.health.value.keys
         assert (got.status, got.headers["x-pollux-key"]) == (200, "k2")
         assert upstream.keys == ["k2"]
 
@@ -417,7 +417,7 @@ def test_a_slot_that_passed_while_the_secret_was_fetched_is_given_back_and_anoth
         async with gateway(upstream, Slow([Key("k1", "p1", limits={"*": {"rpm": 5}})])) as app:
             began = now()
             got = await call(app)
-            state = app.roster.quota("p1", FLASH).ledger.value
+            state = app.projects.quota("p1", FLASH).document.value
             assert [(slot * 0.5 >= began + 2.5, want.requests) for slot, want in state.slots.items()] == [(True, 1)]
         assert got.status == 200
 
@@ -519,8 +519,8 @@ def test_a_model_that_is_overloaded_for_ever_ends_in_its_own_503_and_blames_no_k
         upstream = FakeUpstream(lambda sent: refuses("overloaded"))
         async with gateway(upstream, projects(4)) as app:
             got = await call(app)
-            assert not app.roster.health.value.keys
-            assert all(owned.ledger.value.cooldown is None for owned in app.roster.quotas.values())
+            assert not app.projects.health.value.keys
+            assert all(owned.document.value.cooldown is None for owned in app.projects.quotas.values())
         assert (got.status, got.body, len(upstream.sent)) == (503, refuses("overloaded").pieces[0], 4)
 
     play(scene)
@@ -624,8 +624,8 @@ async def rest(app: App, kind: health.Kind, name: str, seconds: float) -> None:
     def change(value: health.Health, moment: float) -> health.Health:
         return health.set_aside(value, moment, kind, name, "key-source", seconds)
 
-    await app.roster.ready()
-    await app.roster.health.note(change)
+    await app.projects.ready()
+    await app.projects.health.note(change)
 
 
 @pytest.mark.parametrize(("kind", "name"), [("keys", "k{}"), ("projects", "p{}"), ("models", "p{}/" + FLASH)])
@@ -978,7 +978,7 @@ class Hanging(MemoryStore):
 
 def booked(app: App) -> list[int]:
     """Tokens of each quota, as the store itself holds them."""
-    return [sum(want.tokens for want in owned.ledger.value.slots.values()) for owned in app.roster.quotas.values()]
+    return [sum(want.tokens for want in owned.document.value.slots.values()) for owned in app.projects.quotas.values()]
 
 
 @pytest.mark.parametrize(("path", "says"), [(GENERATE, whole), (STREAM, lambda body: streams(event(body)))])
@@ -1160,7 +1160,7 @@ def test_uncounted_calls_take_the_keys_in_turn_and_no_quota() -> None:
         upstream = FakeUpstream(lambda sent: whole({"totalTokens": 1}))
         async with gateway(upstream, projects(3, rpm=1)) as app:
             assert [(await call(app, path=COUNT)).status for _ in range(6)] == [200] * 6
-            assert not any(owned.ledger.value.slots for owned in app.roster.quotas.values())
+            assert not any(owned.document.value.slots for owned in app.projects.quotas.values())
         assert upstream.keys == ["k1", "k2", "k3"] * 2
 
     play(scene)
@@ -1240,7 +1240,7 @@ def test_the_list_of_models_shows_the_aliases(path: str) -> None:
         keys = projects(1)
         async with gateway(simulated(keys, {}), keys) as app:
             got = await call(app, "GET", path)
-            aliases = set(app.roster.catalog.aliases)
+            aliases = set(app.projects.catalog.aliases)
         entries = got.json.get("models") or got.json["data"]
         names = {(entry.get("name") or entry["id"]).removeprefix("models/") for entry in entries}
         assert aliases

@@ -40,7 +40,7 @@ def _cooled(seconds: float) -> Change[State, None]:
 
 
 def _able(h: House, model: str = MODEL) -> dict[str, str]:
-    able, _ = h.roster.candidates(model, (), (), h.pool.now())
+    able, _ = h.projects.candidates(model, (), (), h.pool.now())
     return {project.name: key.id for project, key in able}
 
 
@@ -69,7 +69,7 @@ def test_other_keys_keep_their_rests_when_keys_change() -> None:
     async def scene() -> None:
         h = await house(keys_of(3, rpm=5))
         await h.reserve()
-        await h.roster.health.apply(_aside("keys", "k0"))
+        await h.projects.health.apply(_aside("keys", "k0"))
         await h.quota("p1").apply(_cooled(1000))
         h.keys.now = (*h.keys.now[:2], Key("new", "q", limits={"*": {"rpm": 1}}))
         assert (await h.send(wait=0)).key.id == "new"
@@ -99,16 +99,16 @@ def test_another_tier_forgets_what_was_learned_and_going_back_does_not_remember(
         h = await house(Keys(Key("a", "p", tier="free", limits={"*": {"rpm": 10}})))
         await h.reserve()
         await h.quota("p").apply(_learned("free", rpm=2))
-        project = h.roster.projects["p"]
-        assert h.roster.limits(project, MODEL) == {"rpm": 2}
+        project = h.projects.by_name["p"]
+        assert h.projects.limits(project, MODEL) == {"rpm": 2}
         h.keys.now = (replace(h.keys.now[0], tier="tier1"),)
-        await h.roster.ready()
-        assert h.roster.limits(h.roster.projects["p"], MODEL) == {"rpm": 10}
+        await h.projects.ready()
+        assert h.projects.limits(h.projects.by_name["p"], MODEL) == {"rpm": 10}
         await h.quota("p").apply(_learned("tier1", rpm=300))
-        assert h.roster.limits(h.roster.projects["p"], MODEL) == {"rpm": 300}
+        assert h.projects.limits(h.projects.by_name["p"], MODEL) == {"rpm": 300}
         h.keys.now = (replace(h.keys.now[0], tier="free"),)
-        await h.roster.ready()
-        assert h.roster.limits(h.roster.projects["p"], MODEL) == {"rpm": 10}
+        await h.projects.ready()
+        assert h.projects.limits(h.projects.by_name["p"], MODEL) == {"rpm": 10}
 
     play(scene())
 
@@ -131,17 +131,17 @@ def test_limits_come_newest_learned_first_then_the_key_then_the_catalog() -> Non
         assert {"rpm", "tpm", "rpd"} <= set(known)
         h = await house(Keys(Key("a", "p", "free", {"*": {"rpm": 7, "tpm": 70}, model: {"tpm": 71}})))
         await h.reserve(model=model)
-        project = h.roster.projects["p"]
-        assert h.roster.limits(project, model) == known | {"rpm": 7, "tpm": 71}
+        project = h.projects.by_name["p"]
+        assert h.projects.limits(project, model) == known | {"rpm": 7, "tpm": 71}
         await h.quota("p", model).apply(_learned("free", rpm=3))
-        assert h.roster.limits(project, model) == known | {"rpm": 3, "tpm": 71}
-        assert h.roster.smallest_token_limit(model) == 71
+        assert h.projects.limits(project, model) == known | {"rpm": 3, "tpm": 71}
+        assert h.projects.smallest_token_limit(model) == 71
         await asyncio.sleep(7 * 86400)
-        assert h.roster.limits(project, model) == known | {"rpm": 7, "tpm": 71}
+        assert h.projects.limits(project, model) == known | {"rpm": 7, "tpm": 71}
         h.keys.now = (Key("a", "p"),)
-        await h.roster.ready()
-        assert h.roster.limits(h.roster.projects["p"], model) == {}
-        assert h.roster.smallest_token_limit(model) is None
+        await h.projects.ready()
+        assert h.projects.limits(h.projects.by_name["p"], model) == {}
+        assert h.projects.smallest_token_limit(model) is None
 
     play(scene())
 
@@ -154,17 +154,17 @@ def test_a_new_value_is_not_blamed_for_the_old_one() -> None:
         h = await house(keys_of(2, rpm=5))
         await h.reserve()
         for name in ("k0", "k1"):
-            await h.roster.health.apply(_aside("keys", name))
+            await h.projects.health.apply(_aside("keys", name))
         assert _able(h) == {}
         h.keys.now = (replace(h.keys.now[0], generation=1), h.keys.now[1])
         assert (await h.send()).key.id == "k0"
         assert _able(h) == {"p0": "k0"}
-        await h.roster.health.flush()
+        await h.projects.health.flush()
         other = House(FaultyStore(h.store.inner), keys_of(2, rpm=5))
-        await other.roster.ready()
+        await other.projects.ready()
         assert _able(other) == {"p0": "k0"}
-        await h.roster.health.apply(_aside("keys", "k0"))  # the new value is refused as well
-        await h.roster.ready()
+        await h.projects.health.apply(_aside("keys", "k0"))  # the new value is refused as well
+        await h.projects.ready()
         assert _able(h) == {}
 
     play(scene())
@@ -173,16 +173,16 @@ def test_a_new_value_is_not_blamed_for_the_old_one() -> None:
 def test_a_key_that_comes_back_with_another_value_is_new() -> None:
     async def scene() -> None:
         h = await house(keys_of(1))
-        await h.roster.ready()
-        await h.roster.health.apply(_aside("keys", "k0"))
+        await h.projects.ready()
+        await h.projects.health.apply(_aside("keys", "k0"))
         (key,) = h.keys.now
         h.keys.now = ()
-        await h.roster.ready()
+        await h.projects.ready()
         h.keys.now = (key,)
-        await h.roster.ready()
+        await h.projects.ready()
         assert _able(h) == {}
         h.keys.now = (replace(key, generation=1),)
-        await h.roster.ready()
+        await h.projects.ready()
         assert _able(h) == {"p0": "k0"}
 
     play(scene())
@@ -191,16 +191,16 @@ def test_a_key_that_comes_back_with_another_value_is_new() -> None:
 def test_a_store_that_is_down_does_not_make_the_new_value_bad() -> None:
     async def scene() -> None:
         h = await house(keys_of(1))
-        await h.roster.ready()
-        await h.roster.health.apply(_aside("keys", "k0"))
+        await h.projects.ready()
+        await h.projects.health.apply(_aside("keys", "k0"))
         h.store.faults = ["down", "down"]
         h.keys.now = (replace(h.keys.now[0], generation=1),)
-        await h.roster.ready()
+        await h.projects.ready()
         assert _able(h) == {"p0": "k0"}
-        await h.roster.health.flush()
-        await h.roster.health.refresh(0)
+        await h.projects.health.flush()
+        await h.projects.health.refresh(0)
         assert _able(h) == {"p0": "k0"}
-        await h.roster.close()
+        await h.projects.close()
         assert (await h.store.inner.read(["health"]))["health"][0]["keys"] == {}
 
     play(scene())
@@ -213,10 +213,10 @@ def test_a_store_that_is_down_does_not_make_the_new_value_bad() -> None:
 def test_what_is_aside_is_left_out_until_its_end_and_says_why(kind: health.Kind) -> None:
     async def scene() -> None:
         h = await house(keys_of(2))
-        await h.roster.ready()
+        await h.projects.ready()
         name = {"keys": "k0", "projects": "p0", "models": f"p0/{MODEL}"}[kind]
-        await h.roster.health.apply(_aside(kind, name, 60))
-        able, refusals = h.roster.candidates(MODEL, (), (), h.pool.now())
+        await h.projects.health.apply(_aside(kind, name, 60))
+        able, refusals = h.projects.candidates(MODEL, (), (), h.pool.now())
         assert [project.name for project, _ in able] == ["p1"]
         assert str(refusals["p0"].why) == "aside:invalid-key"
         assert refusals["p0"].until == BEGAN + 60
@@ -231,11 +231,11 @@ def test_what_is_aside_is_left_out_until_its_end_and_says_why(kind: health.Kind)
 def test_a_project_with_a_healthy_key_left_serves() -> None:
     async def scene() -> None:
         h = await house(Keys(Key("a", "p"), Key("b", "p")))
-        await h.roster.ready()
-        await h.roster.health.apply(_aside("keys", "a", 100))
+        await h.projects.ready()
+        await h.projects.health.apply(_aside("keys", "a", 100))
         assert _able(h) == {"p": "b"}
-        await h.roster.health.apply(_aside("keys", "b", 50, "suspended"))
-        _, refusals = h.roster.candidates(MODEL, (), (), h.pool.now())
+        await h.projects.health.apply(_aside("keys", "b", 50, "suspended"))
+        _, refusals = h.projects.candidates(MODEL, (), (), h.pool.now())
         assert refusals["p"] == (BEGAN + 50, ("suspended", "aside", ""))
 
     play(scene())
@@ -246,15 +246,15 @@ def test_health_is_read_once_and_again_after_half_a_minute() -> None:
         inner = await memory()
         h, other = [House(FaultyStore(inner), keys_of(2)) for _ in range(2)]
         for _ in range(5):
-            await h.roster.ready()
+            await h.projects.ready()
         assert h.store.reads == 1
-        await other.roster.ready()
-        await other.roster.health.apply(_aside("keys", "k0"))
+        await other.projects.ready()
+        await other.projects.health.apply(_aside("keys", "k0"))
         await asyncio.sleep(29)
-        await h.roster.ready()
+        await h.projects.ready()
         assert set(_able(h)) == {"p0", "p1"}
         await asyncio.sleep(2)
-        await asyncio.gather(*(h.roster.ready() for _ in range(5)))
+        await asyncio.gather(*(h.projects.ready() for _ in range(5)))
         assert set(_able(h)) == {"p1"}
         assert h.store.reads == 2
 
@@ -280,8 +280,8 @@ def test_everything_in_the_store_can_be_seen_whatever_its_name() -> None:
         strange = "a:b/c d%é"
         first, second = [House(FaultyStore(inner), Keys(Key("k", strange, limits={"*": {"rpm": 9}}))) for _ in range(2)]
         await first.send(model="tuned/a:b")
-        await second.roster.load_all()
-        assert quota.used(second.roster.quota(strange, "tuned/a:b").ledger.value, second.pool.now()).requests == 1
+        await second.projects.load_all()
+        assert quota.used(second.projects.quota(strange, "tuned/a:b").document.value, second.pool.now()).requests == 1
 
     play(scene())
 
@@ -292,7 +292,7 @@ def test_looking_at_everything_does_not_undo_a_commit_of_meanwhile() -> None:
         await h.send()
         delays = iter([0.0, 5.0])
         h.store.delay = lambda: next(delays, 0.0)
-        looking = asyncio.create_task(h.roster.load_all())
+        looking = asyncio.create_task(h.projects.load_all())
         await asyncio.sleep(1)
         await h.send()
         await looking
@@ -316,15 +316,15 @@ def test_quotas_of_invented_models_are_forgotten_and_those_that_hold_something_a
     async def scene() -> None:
         h = await house(keys_of(1, rpm=100))
         await h.send(model="kept")
-        h.quota(model="kept").ride(lambda state, _: state)
+        h.quota(model="kept").add_to_next_commit(lambda state, _: state)
         for number in range(100):
             await h.send(model=f"invented-{number}")
-            assert len(h.roster.quotas) <= 20
-        assert ("p0", "kept") in h.roster.quotas
+            assert len(h.projects.quotas) <= 20
+        assert ("p0", "kept") in h.projects.quotas
         again = await h.send(model="invented-0")
-        assert again.quota.ledger.value.slots.keys(), "the store knows it still"
-        assert sum(want.requests for want in again.quota.ledger.value.slots.values()) == 2
-        assert again.quota.ledger.tries == 2
+        assert again.quota.document.value.slots.keys(), "the store knows it still"
+        assert sum(want.requests for want in again.quota.document.value.slots.values()) == 2
+        assert again.quota.document.tries == 2
 
     with changed(MOST_QUOTAS=20):
         play(scene())

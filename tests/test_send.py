@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-import pollux.send
+from pollux import send
 from pollux.keys import Key, KeySourceError, Secret
 from pollux.log_safety import redact
 from pollux.send import API_KEY, BEARER, NO_CREDENTIAL, CoveredAnswer, Failure, Headers, KeyedUpstream
@@ -229,4 +229,4 @@ def test_nothing_of_it_prints_the_key(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_value_is_read_here_and_where_keys_are_kept_and_nowhere_else() -> None:
     package = Path(pollux.__file__).parent
     readers = {path.relative_to(package) for path in package.rglob("*.py") if ".reveal()" in path.read_text()}
-    assert {path for path in readers if "keys" not in path.parts} == {Path(pollux.send.__file__).relative_to(package)}
+    assert {path for path in readers if "keys" not in path.parts} == {Path(send.__file__).relative_to(package)}

@@ -6,16 +6,16 @@ import logging
 import pytest
 
 from pollux.store import StoreUnavailableError
-from pollux.storewatch import Counters, Watch
+from pollux.storewatch import Counters, StoreHealth
 from tests.pools import FaultyStore, memory, play
 
 
-async def _watch(delay: float = 0.0) -> tuple[Watch, FaultyStore]:
+async def _watch(delay: float = 0.0) -> tuple[StoreHealth, FaultyStore]:
     store = FaultyStore(await memory(), lambda: delay / 2)
-    return Watch(store), store
+    return StoreHealth(store), store
 
 
-async def _commits(watch: Watch, names: str, pause: float = 0.0) -> None:
+async def _commits(watch: StoreHealth, names: str, pause: float = 0.0) -> None:
     for name in names:
         await asyncio.sleep(pause)
         await watch.commit(name, {"n": 1}, None, Counters())

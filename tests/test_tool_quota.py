@@ -108,7 +108,7 @@ def test_it_is_asked_again_when_its_rest_is_over_and_served_again() -> None:
                 await asyncio.sleep(rests[-1])
             assert rests == [60, 120]
             assert (await call(app, headers=AT_ONCE, body=SEARCH)).status == 200
-            assert not app.roster.health.value.tools
+            assert not app.projects.health.value.tools
 
     play(scene)
 

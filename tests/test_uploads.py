@@ -366,7 +366,7 @@ def test_a_key_that_was_set_aside_does_not_end_what_it_began() -> None:
             began = google.simulator.calls[0].key
             google.simulator.faults.append(Fault(kind="invalid-key", key=began, verb="generateContent"))
             assert (await call(app, headers={"x-pollux-key": began or ""})).status == 200, "by the other key"
-            assert began in app.roster.health.value.keys
+            assert began in app.projects.health.value.keys
             assert state(await send(app, address, "upload, finalize", b"x")) == (200, "final")
 
     play(scene)

@@ -16,7 +16,7 @@ from pollux.auth import TokenError
 from pollux.inbound import Receive, Scope, Send
 from pollux.keys import KeySourceError
 from pollux.reasons import DISABLED, PAUSED, Refusal, Why
-from pollux.roster import Project, Quota, Roster
+from pollux.roster import Project, Projects, Quota
 from pollux.store import StoreError, StoreUnavailableError
 from pollux.tools import TOOLS
 from pollux.verdict import causes
@@ -112,10 +112,10 @@ class Admin:
         asked = request.query_params
         if not (ids := list(filter(None, asked.getlist("id")))):
             return _error(400, "INVALID_ARGUMENT", "expected ?id=KEY, once for each key")
-        app, roster, well, all_ = self._app, self._app.roster, bool(asked.get("well")), bool(asked.get("all"))
-        await roster.ready()
-        now, value = app.pool.now(), roster.health.value
-        owners = {key.id: key.project for project in roster.projects.values() for key in project.keys}
+        app, projects, well, all_ = self._app, self._app.projects, bool(asked.get("well")), bool(asked.get("all"))
+        await projects.ready()
+        now, value = app.pool.now(), projects.health.value
+        owners = {key.id: key.project for project in projects.by_name.values() for key in project.keys}
         wanted = {key_id: owners.get(key_id) if all_ else None for key_id in ids}
         held = [words for key_id, project in wanted.items() for words in health.held(value, now, key_id, project)]
 
@@ -124,14 +124,16 @@ class Admin:
                 value = health.lifted(value, key_id, project, well=well)
             return value
 
-        await roster.health.note(change)
+        await projects.health.note(change)
         if all_:
             app.pool.booking.pause_until = 0.0
-            for owned in [owned for owned in roster.quotas.values() if owned.project in set(wanted.values())]:
-                if quota.try_early(owned.ledger.value, now) is not owned.ledger.value:
-                    await owned.ledger.note(quota.try_early)
+            for owned in [owned for owned in projects.quotas.values() if owned.project in set(wanted.values())]:
+                if quota.try_early(owned.document.value, now) is not owned.document.value:
+                    await owned.document.note(quota.try_early)
                     held.append(f"quota {owned.project}/{owned.bucket}")
-        free = {project: when for project, when in roster.health.value.free.items() if project in set(owners.values())}
+        free = {
+            project: when for project, when in projects.health.value.free.items() if project in set(owners.values())
+        }
         unknown = [key_id for key_id in ids if key_id not in owners]
         simulated = getattr(app.keyring, "simulated", False)
         return Answer({"lifted": list(dict.fromkeys(held)), "unknown": unknown, "simulated": simulated, "free": free})
@@ -142,8 +144,8 @@ class Admin:
         if not ids or cause not in PROBED:
             known = ", ".join(sorted(PROBED))
             return _error(400, "INVALID_ARGUMENT", f"expected ?id=KEY, once for each key, and cause: {known}")
-        roster = self._app.roster
-        await roster.ready()
+        projects = self._app.projects
+        await projects.ready()
         seconds, ceiling = resting_time(cause)
 
         def change(value: health.Health, now: float) -> health.Health:
@@ -151,36 +153,36 @@ class Admin:
                 value = health.set_aside(value, now, "keys", key_id, cause, seconds, ceiling)
             return value
 
-        await roster.health.note(change)
+        await projects.health.note(change)
         return Answer({"aside": sorted(set(ids))})
 
 
 async def status(app: "App") -> dict[str, Any]:
     """Keys, projects and quotas as the store and this instance know them."""
-    roster = app.roster
+    projects = app.projects
     problems = [str(p) for part in (app.keyring, app.tokens) for p in getattr(part, "problems", ())]
     try:
-        await roster.load_all()
+        await projects.load_all()
     except StoreUnavailableError:
         pass  # of that the status tells below, and what is known here
     except StoreError as error:
         problems.append(str(error))
     paid = {
         project.name: project.tier
-        for project in roster.projects.values()
-        if project.name in roster.health.value.free and project.tier not in (None, "free")
+        for project in projects.by_name.values()
+        if project.name in projects.health.value.free and project.tier not in (None, "free")
     }
     if paid:
         problems.append(health.free_quota(paid))
-    if (instances := roster.instances()) > (most := app.settings.most_instances):
+    if (instances := projects.instances()) > (most := app.settings.most_instances):
         problems.append(
             f"{instances} instances write, POLLUX_MAX_INSTANCES is {most}: without the store they may send too much"
         )
     now = round(app.pool.now(), 3)
-    able, refusals = roster.candidates("", (), (), now)
+    able, refusals = projects.candidates("", (), (), now)
     if not able:
         problems.append(reasons.unusable(refusals))
-    quotas = [_quota(app, owned, now) for _, owned in sorted(roster.quotas.items())]
+    quotas = [_quota(app, owned, now) for _, owned in sorted(projects.quotas.items())]
     return {
         "version": __version__,
         "now": now,
@@ -189,8 +191,8 @@ async def status(app: "App") -> dict[str, Any]:
         "window": app.settings.window,
         "upstream": app.settings.upstream,
         "simulated": getattr(app.keyring, "simulated", False),
-        "keys": [_key(roster, key, now) for project in roster.projects.values() for key in project.keys],
-        "projects": [_project(roster, project, now) for project in roster.projects.values()],
+        "keys": [_key(projects, key, now) for project in projects.by_name.values() for key in project.keys],
+        "projects": [_project(projects, project, now) for project in projects.by_name.values()],
         "quotas": [entry for entry in quotas if entry],
         "pool": {
             "waiting": app.pool.waiting,
@@ -201,7 +203,7 @@ async def status(app: "App") -> dict[str, Any]:
         },
         "resources": app.affinity.as_json(),
         "pooled_files": None if app.pooling is None else app.pooling.as_json(),
-        "store": {"url": app.settings.store_url, "instances": instances, **roster.watch.as_json()},
+        "store": {"url": app.settings.store_url, "instances": instances, **projects.store_health.as_json()},
     }
 
 
@@ -220,8 +222,8 @@ def _resting(entry: Any, now: float, *, late: bool = False) -> dict[str, Any]:
     return {"state": "aside", "until": entry.until, "why": causes.words(entry.reason), "cause": entry.reason}
 
 
-def _key(roster: Roster, key: Any, now: float) -> dict[str, Any]:
-    value = roster.health.value
+def _key(projects: Projects, key: Any, now: float) -> dict[str, Any]:
+    value = projects.health.value
     entry = value.keys.get(key.id)
     shown = _resting(entry if health.key_rests(entry, now) else None, now, late=True)
     if shown["state"] == "healthy" and key.id not in value.checked:
@@ -231,37 +233,37 @@ def _key(roster: Roster, key: Any, now: float) -> dict[str, Any]:
     return {"id": key.id, "project": key.project, "tier": key.tier, **shown}
 
 
-def _project(roster: Roster, project: Project, now: float) -> dict[str, Any]:
+def _project(projects: Projects, project: Project, now: float) -> dict[str, Any]:
     models = {
         name.partition("/")[2]: _resting(entry, now)
-        for name, entry in roster.health.value.models.items()
+        for name, entry in projects.health.value.models.items()
         if name.partition("/")[0] == project.name and entry.until > now
     }
-    shown = _resting(roster.health.value.projects.get(project.name), now)
-    free = roster.health.value.free.get(project.name)
+    shown = _resting(projects.health.value.projects.get(project.name), now)
+    free = projects.health.value.free.get(project.name)
     return {
         "project": project.name,
         "keys": len(project.keys),
         **shown,
         "models_aside": models,
         "free_quota_seen": free,
-        "tools_aside": _tools_aside(roster, project, now),
+        "tools_aside": _tools_aside(projects, project, now),
     }
 
 
-def _tools_aside(roster: Roster, project: Project, now: float) -> dict[str, Any]:
-    aside = roster.health.value.tools
+def _tools_aside(projects: Projects, project: Project, now: float) -> dict[str, Any]:
+    aside = projects.health.value.tools
     resting = {tool: aside.get(f"{project.name}/{tool}") for tool in TOOLS} if aside else {}
     return {tool: _resting(entry, now) for tool, entry in resting.items() if entry is not None and entry.until > now}
 
 
 def _quota(app: "App", owned: Quota, now: float) -> dict[str, Any] | None:
-    roster = app.roster
-    project = roster.projects.get(owned.project)
-    state = owned.ledger.value
+    projects = app.projects
+    project = projects.by_name.get(owned.project)
+    state = owned.document.value
     if project is None or (not state.slots and not state.days and state.cooldown is None):
         return None
-    limits = roster.limits(project, owned.bucket)
+    limits = projects.limits(project, owned.bucket)
     used = quota.used(state, now)
     day, _, ends = day_of(now, state.zone)
     requests, tokens = state.days.get(day, (0, 0))
@@ -283,8 +285,8 @@ def _quota(app: "App", owned: Quota, now: float) -> dict[str, Any] | None:
         "day_ends": ends,
         "served": owned.served,
         "refused_upstream": owned.refused,
-        "commits": owned.ledger.counters.commits,
-        "conflicts": owned.ledger.counters.conflicts,
+        "commits": owned.document.counters.commits,
+        "conflicts": owned.document.counters.conflicts,
         "grants": owned.grants_taken,
         "granted": _granted(owned, now),
     }
@@ -292,13 +294,13 @@ def _quota(app: "App", owned: Quota, now: float) -> dict[str, Any] | None:
 
 def _soonest(app: "App", project: Project, owned: Quota, limits: Limits, now: float) -> tuple[float | None, str | None]:
     """When this quota can be used next (None: never), and why not now, if anything beside the quota is in the way."""
-    key = app.roster.usable_key(project, owned.bucket, (), now)
+    key = app.projects.usable_key(project, owned.bucket, (), now)
     if key is None:
         return None, reasons.words(DISABLED)
     if isinstance(key, Refusal):
         return key.until, reasons.words(key.why)
     at = app.pool.booking.earliest(now)
-    found = quota.find(owned.ledger.value, at, Want(), limits, math.inf)
+    found = quota.find(owned.document.value, at, Want(), limits, math.inf)
     if isinstance(found, Refusal):
         return None, reasons.words(found.why)
     return max(at, found.start), reasons.words(PAUSED) if at > now else None
@@ -312,21 +314,21 @@ def _granted(owned: Quota, now: float) -> int:
 
 async def explain(app: "App", model: str, tokens: int) -> dict[str, Any]:
     """For every model of the chain and every project: the earliest slot, and what holds it back."""
-    roster = app.roster
+    projects = app.projects
     with suppress(StoreError):  # then by what is known here
-        await roster.load_all()
-    chain = roster.catalog.chain(model, app.settings.mode)
+        await projects.load_all()
+    chain = projects.catalog.chain(model, app.settings.mode)
     now = app.pool.now()
     at = app.pool.booking.earliest(now)
     candidates = []
     for name in chain:
-        able, refusals = roster.candidates(name, (), (), at)
+        able, refusals = projects.candidates(name, (), (), at)
         keys = {project.name: key.id for project, key in able}
-        for project in roster.projects.values():
+        for project in projects.by_name.values():
             found: quota.Slot | Refusal
-            limits: Limits = roster.limits(project, name)
+            limits: Limits = projects.limits(project, name)
             if project.name in keys:
-                owned = roster.quota(project.name, roster.bucket(name))
+                owned = projects.quota(project.name, projects.bucket(name))
                 found = app.pool.booking.look(owned, Want(1, tokens), limits, at, math.inf)
                 held = app.pool.booking.look(owned, Want(1, tokens), limits, at, at)
                 if at > now and not isinstance(held, Refusal):
@@ -344,11 +346,11 @@ async def explain(app: "App", model: str, tokens: int) -> dict[str, Any]:
                     "wait_s": None if never else round(max(0.0, earliest - now), 1),
                     "why": reasons.words(held.why) if isinstance(held, Refusal) else "free now",
                     "limits": dict(limits),
-                    "tools_aside": _tools_aside(roster, project, now),
+                    "tools_aside": _tools_aside(projects, project, now),
                 }
             )
     head = {"model": model, "tokens": tokens, "chain": list(chain), "now": round(now, 3)}
-    head["floor"] = roster.catalog.floor(model)
+    head["floor"] = projects.catalog.floor(model)
     head["paused_until"] = app.pool.booking.pause_until if at > now else None
-    head["in_catalog"] = chain[0] in roster.catalog.models
-    return head | {"store": roster.watch.trouble or "ok", "candidates": candidates}
+    head["in_catalog"] = chain[0] in projects.catalog.models
+    return head | {"store": projects.store_health.trouble or "ok", "candidates": candidates}

@@ -10,7 +10,7 @@ from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pollux.recent import Recent
-from pollux.roster import Roster
+from pollux.roster import Projects
 from pollux.store import ConflictError, Document, StoreError, StoreUnavailableError, Version
 from pollux.storewatch import Counters
 
@@ -45,9 +45,9 @@ class Bound(NamedTuple):
 
 
 class Affinity:
-    def __init__(self, roster: Roster, most: int = REMEMBERED) -> None:
-        self.roster = roster
-        self._watch = roster.watch
+    def __init__(self, projects: Projects, most: int = REMEMBERED) -> None:
+        self.projects = projects
+        self._watch = projects.store_health
         self._bound: Recent[str, Bound] = Recent(most)
         self._absent: Recent[str, float] = Recent(most)
         self._nowhere: Recent[str, float] = Recent(most)
@@ -148,7 +148,7 @@ class Affinity:
         changed: dict[str, Bound] = {}
         for name, end in names.items():
             known = self.remembered(name)
-            if known is not None and known.pooled and known.client != client and known.project in self.roster.projects:
+            if known is not None and known.pooled and known.client != client and known.project in self.projects.by_name:
                 continue  # another file has that name in another project: a name leads to one thing
             if known is not None and known.project == project and not pooled:
                 if end is None or abs(end - known.expires) < LATER:
@@ -197,7 +197,7 @@ class Affinity:
         self._nowhere[name] = self._now() + NOWHERE_FOR
 
     def _now(self) -> float:
-        return self.roster.store.now()
+        return self.projects.store.now()
 
     async def _all_of(self, changes: Mapping[str, Coroutine[Any, Any, None]], what: str) -> None:
         """In tasks of their own: a client that leaves cancels none of them."""

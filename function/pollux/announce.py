@@ -17,7 +17,7 @@ MOST = 4000
 """Clients may invent names of models."""
 
 
-class Announcer:
+class Alerts:
     """Says it once per instance: many requests that are under way together meet the same refusal."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Announcer:
     def day(self, reservation: Reservation) -> None:
         """Tell when most of a day is used, by the state as it was last seen."""
         owned, day, limits = reservation.quota, reservation.slot.day, reservation.limits
-        for (limit, what), used in zip(DAY_LIMITS, owned.ledger.value.days.get(day, ()), strict=False):
+        for (limit, what), used in zip(DAY_LIMITS, owned.document.value.days.get(day, ()), strict=False):
             most = limits.get(limit)
             said = ("day", owned.project, owned.bucket, limit)
             if most and used >= NEARLY * most and self._said.get(said) != day:

@@ -19,7 +19,7 @@ from pollux.pooled.pooling import Pooling
 from pollux.questions import Questions
 from pollux.reception import Reception
 from pollux.relay import Relay
-from pollux.roster import Roster
+from pollux.roster import Projects
 from pollux.routes import Routes
 from pollux.settings import Settings
 from pollux.store import Store
@@ -54,9 +54,9 @@ class App:
         self.store = store
         self.upstream = upstream
         self.journal = Journal()
-        self.roster = Roster(store, keyring, catalog)
-        self.pool = Pool(settings, self.roster)
-        self.affinity = Affinity(self.roster)
+        self.projects = Projects(store, keyring, catalog)
+        self.pool = Pool(settings, self.projects)
+        self.affinity = Affinity(self.projects)
         attempts = Attempts(self.pool, upstream)
         questions = Questions(attempts)
         self.pool.recovery.free_call = questions.free_call
@@ -79,7 +79,7 @@ class App:
             for failure in await asyncio.gather(*asked, return_exceptions=True):
                 if isinstance(failure, BaseException):
                     raise failure
-            await self.roster.ready()
+            await self.projects.ready()
         except BaseException:
             await self.close()
             raise
@@ -87,7 +87,7 @@ class App:
     async def stop(self) -> None:
         """Commit what is not committed yet, and give back what was reserved ahead."""
         try:
-            await self.roster.close()
+            await self.projects.close()
         finally:
             await self.close()
 

@@ -10,7 +10,7 @@ from pollux.exchange import Exchange
 from pollux.journal import Attempt
 from pollux.keys import Key
 from pollux.outbound import collect, nothing_to_settle, pass_on, pass_stream
-from pollux.outcome import Outcomes
+from pollux.outcome import Feedback
 from pollux.pool import Pool, Reservation, Tried
 from pollux.send import API_KEY, BEARER, CoveredAnswer, Failure, KeyedUpstream, broken
 from pollux.store import StoreError
@@ -35,10 +35,10 @@ class LateError(Exception):
 class Attempts:
     def __init__(self, pool: Pool, upstream: Upstream) -> None:
         self.pool = pool
-        self._outcomes = Outcomes(pool)
-        self.upstream = KeyedUpstream(upstream, pool.roster.keyring, pool.now)
-        self._keyring = pool.roster.keyring
-        self._aliases = pool.roster.catalog.aliases
+        self._feedback = Feedback(pool)
+        self.upstream = KeyedUpstream(upstream, pool.projects.keyring, pool.now)
+        self._keyring = pool.projects.keyring
+        self._aliases = pool.projects.catalog.aliases
 
     async def reserved(self, x: Exchange, reservation: Reservation) -> Failure | None:
         """A call with a slot of its own. None: the client has its answer. Raises LateError."""
@@ -51,7 +51,7 @@ class Attempts:
                     reservation.sent = False
                 failure = x.place.judged(failure)
                 if failure.verdict.blames != "key":
-                    verdict = await self._outcomes.failed(reservation, failure.verdict)
+                    verdict = await self._feedback.failed(reservation, failure.verdict)
                     failure = replace(failure, verdict=verdict)
                 verdict = failure.verdict
                 attempt = Attempt(model, project, key.id, verdict.cause, failure.status, verdict.message)
@@ -75,7 +75,7 @@ class Attempts:
             tried.reread.add(key.id)
             if await self._keyring.reread(key.id):
                 return True
-        await self._outcomes.set_aside(key.id, verdict)
+        await self._feedback.set_aside(key.id, verdict)
         return False
 
     async def give(self, x: Exchange, failure: Failure) -> None:
@@ -163,10 +163,10 @@ class Attempts:
     ) -> None:
         x.record.note(Attempt(model, key.project, key.id, "ok", answer.status))
         if reservation is None:
-            self._outcomes.took(key.id)
+            self._feedback.took(key.id)
         else:
             self.pool.stick(x.sticky, key.project)
-            await self._outcomes.served(reservation)
+            await self._feedback.served(reservation)
 
     async def _settle(self, x: Exchange, reservation: Reservation, tokens: int | None) -> None:
         x.record.tokens = tokens

@@ -15,7 +15,7 @@ from pollux import ranking
 from pollux.desk import Booking
 from pollux.reasons import BUSY, Refusal, Why
 from pollux.recent import Recent
-from pollux.roster import Project, Quota, Roster
+from pollux.roster import Project, Projects, Quota
 from pollux.windows import SLOT, WINDOW, Limits, Want
 
 LOOK_AT = 8
@@ -99,34 +99,34 @@ class _Order:
 
 
 class Candidates:
-    def __init__(self, roster: Roster, booking: Booking, strategy: str) -> None:
-        self._roster = roster
+    def __init__(self, projects: Projects, booking: Booking, strategy: str) -> None:
+        self._projects = projects
         self._booking = booking
         self._strategy = strategy
         self.look_at = LOOK_AT
         self._of: dict[str, Project] = {}
-        self._projects: Sequence[Project] = ()
+        self._in_order: Sequence[Project] = ()
         self._positions: dict[str, int] = {}
         self._orders: Recent[str, _Order] = Recent(MODELS_MOST)
         self._limits: Recent[str, _Known] = Recent(MODELS_MOST)
         self._aside: frozenset[tuple[str, float]] = frozenset()
-        roster.quota_changed = self._quota_changed
-        roster.health.changed = self._health_changed
+        projects.quota_changed = self._quota_changed
+        projects.health.changed = self._health_changed
 
     @property
     def large(self) -> bool:
         """More projects than a request looks at."""
-        return len(self._roster.projects) > self.look_at
+        return len(self._projects.by_name) > self.look_at
 
     def first(self, model: str, now: float, most: int | None = None, *, tools: Collection[str] = ()) -> list[str]:
         """The projects to look at first: a few where none of these tools rests, or all of a small pool."""
         order, most = self._order(model, now), most or self.look_at
-        if len(self._projects) <= most:
+        if len(self._in_order) <= most:
             return list(self._of)
-        aside = self._roster.health.value.tools if tools else {}  # the order knows nothing of tools
-        names = [self._projects[position].name for position in order.positions(most + len(aside))]
+        aside = self._projects.health.value.tools if tools else {}  # the order knows nothing of tools
+        names = [self._in_order[position].name for position in order.positions(most + len(aside))]
         if aside:
-            names = [name for name in names if not self._roster.tool_rests(name, tools, now)]
+            names = [name for name in names if not self._projects.tool_rests(name, tools, now)]
         return names[:most]
 
     def others(self, model: str, now: float, want: Want, latest: float) -> tuple[list[str], dict[str, Refusal]]:
@@ -135,7 +135,7 @@ class Candidates:
         worth: list[str] = []
         refusals: dict[str, Refusal] = {}
         for position in order.positions():
-            name, starts = self._projects[position].name, order.slot(position) * SLOT
+            name, starts = self._in_order[position].name, order.slot(position) * SLOT
             tokens, refusal = order.later.get(position, (0, None))
             if starts == math.inf and position not in order.why:
                 continue  # it has no key that is enabled
@@ -173,30 +173,30 @@ class Candidates:
 
     def _known(self, model: str) -> _Known:
         """Of all projects together. Remembered for a moment, as asking all of them takes long."""
-        now, roster = self._roster.store.now(), self._roster
+        now, projects = self._projects.store.now(), self._projects
         known = self._limits.get(model)
         if known is None or known.until <= now:
-            smallest, learned = roster.smallest_token_limit(model), roster.learned_limits(model)
+            smallest, learned = projects.smallest_token_limit(model), projects.learned_limits(model)
             known = self._limits[model] = _Known(now + LIMITS_FOR, smallest, learned)
         return known
 
     def _follow_keys(self) -> None:
-        if self._of is not self._roster.projects:
-            self._of = self._roster.projects
-            self._projects = list(self._of.values())
-            self._positions = {project.name: position for position, project in enumerate(self._projects)}
+        if self._of is not self._projects.by_name:
+            self._of = self._projects.by_name
+            self._in_order = list(self._of.values())
+            self._positions = {project.name: position for position, project in enumerate(self._in_order)}
             self._orders.clear()
             self._limits.clear()
 
     def _order(self, model: str, now: float) -> _Order:
         self._follow_keys()
-        bucket, order = self._roster.bucket(model), self._orders.get(model)
+        bucket, order = self._projects.bucket(model), self._orders.get(model)
         if order is None or order.bucket != bucket:
-            order = self._orders[model] = _Order(bucket, len(self._projects))
-            order.changed.update(range(len(self._projects)))
-            for position, project in enumerate(self._projects):
-                if (owned := self._roster.quotas.get((project.name, bucket))) and owned.ledger.value.learned:
-                    order.learned[position] = owned.ledger.value.learned
+            order = self._orders[model] = _Order(bucket, len(self._in_order))
+            order.changed.update(range(len(self._in_order)))
+            for position, project in enumerate(self._in_order):
+                if (owned := self._projects.quotas.get((project.name, bucket))) and owned.document.value.learned:
+                    order.learned[position] = owned.document.value.learned
         self._orders.move_to_end(model)  # invented names push out no order that is used
         if self.large:
             for position in order.due(now):
@@ -204,12 +204,12 @@ class Candidates:
         return order
 
     def _place(self, order: _Order, model: str, position: int, now: float) -> None:
-        project = self._projects[position]
-        owned = self._roster.quotas.get((project.name, order.bucket))
+        project = self._in_order[position]
+        owned = self._projects.quotas.get((project.name, order.bucket))
         order.later.pop(position, None)
         order.aside.discard(position)
         order.why.pop(position, None)
-        key = self._roster.usable_key(project, model, (), now)
+        key = self._projects.usable_key(project, model, (), now)
         if isinstance(key, Refusal) or key is None:
             order.aside.add(position)
             until = math.inf
@@ -220,10 +220,10 @@ class Candidates:
         if owned is None:
             order.place(position, 0.0, False, 0.0, 0)
             return
-        state = owned.ledger.value
-        limits = self._roster.limits_by(state, project, model)
+        state = owned.document.value
+        limits = self._projects.limits_by(state, project, model)
         slot = self._slot(order, position, owned, model, limits, now)
-        load = ranking.load(self._strategy, owned, limits, self._roster.smallest_limits(model), now)
+        load = ranking.load(self._strategy, owned, limits, self._projects.smallest_limits(model), now)
         if oldest := min(state.slots, default=0):
             order.drops_at((oldest + WINDOW + 1) * SLOT, position)
         order.place(position, slot, *load, owned.used_at)
@@ -241,20 +241,20 @@ class Candidates:
 
     def _quota_changed(self, project: str, bucket: str) -> None:
         position = self._positions.get(project)
-        if position is not None and (project, bucket) in self._roster.quotas:
-            learned = self._roster.quotas[project, bucket].ledger.value.learned
+        if position is not None and (project, bucket) in self._projects.quotas:
+            learned = self._projects.quotas[project, bucket].document.value.learned
             for model, order in self._orders.items():
                 if order.bucket == bucket:
                     order.changed.add(position)
                     if learned != order.learned.get(position, {}):
                         order.learned[position] = learned
-                        order.changed.update(range(len(self._projects)))  # it is presumed of others
+                        order.changed.update(range(len(self._in_order)))  # it is presumed of others
                         self._limits.pop(model, None)
 
     def _health_changed(self) -> None:
         """Those that were set aside may be back, and others aside instead."""
         if self.large:
-            aside = self._roster.named_aside()
+            aside = self._projects.named_aside()
             names = {name for name, _ in aside ^ self._aside}
             changed = {self._positions[name] for name in names if name in self._positions}
             self._aside = aside

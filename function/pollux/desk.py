@@ -15,7 +15,7 @@ from pollux.quota import Slot, State
 from pollux.ranking import Choice
 from pollux.reasons import BUSY, STORE_DOWN, Refusal, Why
 from pollux.reservation import Ask, Reservation, Tried
-from pollux.roster import Quota, Roster
+from pollux.roster import Projects, Quota
 from pollux.safe import READ_WITHIN
 from pollux.settings import Settings
 from pollux.store import StoreUnavailableError
@@ -31,13 +31,13 @@ PROBE_WITHIN = 1.0
 
 
 class Booking:
-    def __init__(self, settings: Settings, roster: Roster) -> None:
+    def __init__(self, settings: Settings, projects: Projects) -> None:
         self.pause_until = 0.0
         """Until then nothing is booked: all of Google seems to refuse this address."""
         self._settings = settings
-        self._roster = roster
-        self._now = roster.store.now
-        self._watch = roster.watch
+        self._projects = projects
+        self._now = projects.store.now
+        self._watch = projects.store_health
         self._paces: dict[str, Pace] = {}
         self._watch.recovered.append(self._recovered)
 
@@ -58,9 +58,9 @@ class Booking:
         tier, where its own are not known."""
         if owned.grant is not None and (grant := self._usable_grant(owned, want, limits, now)) is not None:
             return grant.slot
-        state = owned.ledger.value
+        state = owned.document.value
         found = quota.find(state, now, want, limits, deadline, self._settings.window)
-        project = self._roster.projects.get(owned.project) if presumed else None
+        project = self._projects.by_name.get(owned.project) if presumed else None
         if project is not None and project.tier is None and isinstance(found, Slot):
             found = quota.spaced(state, found, want, limits, presumed)
             found = found if found.start <= max(now, deadline) else Refusal(found.start, BUSY)
@@ -86,9 +86,9 @@ class Booking:
         grant: Grant | None = None
         if not limits and not choice.slot.probe:  # nothing to enforce: counted in memory, committed now and then
             slot: Slot | Refusal = choice.slot
-            if not owned.ledger.is_full:
-                owned.ledger.ride(partial(quota.book, slot=choice.slot, want=ask.want, limits=limits))
-                owned.ledger.commit_soon(UNLIMITED_COMMIT)
+            if not owned.document.is_full:
+                owned.document.add_to_next_commit(partial(quota.book, slot=choice.slot, want=ask.want, limits=limits))
+                owned.document.commit_soon(UNLIMITED_COMMIT)
         elif fast(limits) and (grant := await self._from_grant(owned, ask.want, limits, choice.at)) is not None:
             slot = grant.slot
         else:
@@ -102,7 +102,7 @@ class Booking:
     async def _without_grant(
         self, choice: Choice, model: str, ask: Ask, tried: Tried, ahead: float, latest: float
     ) -> Slot | Refusal:
-        owned, want, limits, ledger = choice.quota, ask.want, choice.limits, choice.quota.ledger
+        owned, want, limits, document = choice.quota, ask.want, choice.limits, choice.quota.document
         deadline = ask.latest(limits)
         now = max(choice.at, self._now())
         if self._watch.trouble:  # a slow store is waited for, but only where nothing can be had without it
@@ -110,14 +110,14 @@ class Booking:
             if isinstance(slot, Slot) or self._watch.down:
                 return slot
         reserve = partial(self._reserve, choice=choice, model=model, ask=ask, ahead=ahead, latest=latest)
-        before = ledger.counters.commits, ledger.counters.conflicts
+        before = document.counters.commits, document.counters.conflicts
         try:
-            return await ledger.perform(reserve, partial(_undo, want=want))
+            return await document.perform(reserve, partial(_undo, want=want))
         except StoreUnavailableError:
             return self._spend(owned, want, limits, max(choice.at, self._now()), deadline)
         finally:
-            tried.store.commits += ledger.counters.commits - before[0]
-            tried.store.conflicts += ledger.counters.conflicts - before[1]
+            tried.store.commits += document.counters.commits - before[0]
+            tried.store.conflicts += document.counters.conflicts - before[1]
 
     def _reserve(
         self, state: State, now: float, choice: Choice, model: str, ask: Ask, ahead: float, latest: float
@@ -125,7 +125,7 @@ class Booking:
         """The change that is committed; after a conflict it runs again. It goes by the limits of this very state:
         another instance may have learned a smaller one. If others were faster and the slot would be a later one than
         was chosen, another project may have room sooner."""
-        limits = self._roster.limits_by(state, choice.project, model)
+        limits = self._projects.limits_by(state, choice.project, model)
         start, deadline = self.earliest(now + ahead), ask.latest(limits)
         booked, slot = quota.reserve(state, start, ask.want, limits, deadline, self._settings.window)
         if isinstance(slot, Slot) and slot.start > latest:
@@ -149,7 +149,7 @@ class Booking:
         if grant.is_over(now) or not fast(limits):
             owned.retire()
             return None
-        return grant if owned.ledger.value.cooldown is None and grant.fits(want, now) else None
+        return grant if owned.document.value.cooldown is None and grant.fits(want, now) else None
 
     async def _from_grant(self, owned: Quota, want: Want, limits: Limits, at: float) -> Grant | None:
         """The grant that is held, or that is on its way, once the want is spent from it. If there is none, one is asked
@@ -166,12 +166,12 @@ class Booking:
     def _ask(self, owned: Quota, limits: Limits) -> None:
         """Ask for as much as is used in a grant's life at the present pace. Other strategies than `earliest` spread the
         load over all projects, and so ask for a share."""
-        share = 1.0 if self._settings.strategy == "earliest" else 1 / max(1, len(self._roster.projects))
+        share = 1.0 if self._settings.strategy == "earliest" else 1 / max(1, len(self._projects.by_name))
         wanted = self._paces.get(owned.bucket, NO_PACE).for_a_grant(share)
         if wanted.requests < grants.LEAST:
             return
         take = partial(grants.take, wanted=wanted, limits=limits, window=self._settings.window)
-        owned.grant_coming = coming = owned.ledger.apply(take)
+        owned.grant_coming = coming = owned.document.apply(take)
         coming.add_done_callback(partial(self._arrived, owned))
 
     def _arrived(self, owned: Quota, coming: "asyncio.Future[Grant | None]") -> None:
@@ -179,16 +179,16 @@ class Booking:
         if not coming.cancelled() and coming.exception() is None and (grant := coming.result()) is not None:
             owned.grant = grant
             owned.grants_taken += 1
-            self._roster.granted.setdefault(owned.bucket, {})[owned.project] = owned
+            self._projects.granted.setdefault(owned.bucket, {})[owned.project] = owned
 
     # --- while the store does not answer ------------------------------------------------------------------------------
 
     def _safely(self, owned: Quota, want: Want, limits: Limits, now: float, deadline: float) -> Slot | Refusal:
-        ledger = owned.ledger
-        if self._settings.store_down == "closed" or now - ledger.seen_at > READ_WITHIN or ledger.is_full:
+        document = owned.document
+        if self._settings.store_down == "closed" or now - document.seen_at > READ_WITHIN or document.is_full:
             return Refusal(now + PROBE_WITHIN, STORE_DOWN)
         return owned.safe.find(
-            ledger.value, now, want, limits, deadline, self._settings.window, instances=self._settings.most_instances
+            document.value, now, want, limits, deadline, self._settings.window, instances=self._settings.most_instances
         )
 
     def _spend(self, owned: Quota, want: Want, limits: Limits, now: float, deadline: float) -> Slot | Refusal:
@@ -196,14 +196,14 @@ class Booking:
         slot = self._safely(owned, want, limits, now, deadline)
         if isinstance(slot, Slot):
             owned.safe.spend(now, slot, want)
-            owned.ledger.submit_later(partial(quota.book, slot=slot, want=want, limits=limits))
+            owned.document.submit_later(partial(quota.book, slot=slot, want=want, limits=limits))
         return slot
 
     async def store_is_back(self) -> bool:
         """Try a commit that changes nothing, one for all who wait, and not for long."""
-        health = self._roster.health
-        if not health.riding:
-            health.ride(lambda value, _: value)
+        health = self._projects.health
+        if not health.uncommitted:
+            health.add_to_next_commit(lambda value, _: value)
         with suppress(TimeoutError):
             async with asyncio.timeout(PROBE_WITHIN):
                 await health.flush()
@@ -211,8 +211,8 @@ class Booking:
 
     def _recovered(self) -> None:
         """What was spent meanwhile is booked now."""
-        for owned in self._roster.quotas.values():
-            owned.ledger.commit_soon(0)
+        for owned in self._projects.quotas.values():
+            owned.document.commit_soon(0)
 
 
 def _undo(found: Slot | Refusal, want: Want) -> Update[State] | None:

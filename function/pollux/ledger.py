@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from pollux.instance import has_ended
 from pollux.store import ConflictError, Document, StoreError, StoreUnavailableError, Version
-from pollux.storewatch import SLOW, Counters, Watch
+from pollux.storewatch import SLOW, Counters, StoreHealth
 
 log = logging.getLogger("pollux.store")
 T = TypeVar("T")
@@ -27,7 +27,7 @@ Update = Callable[[T, float], T]
 _Entry = tuple[Change[T, Any], "asyncio.Future[Any]", Callable[[Any], Update[T] | None] | None]
 
 MOST_CONFLICTS = 50
-MOST_RIDING = 2000
+MOST_UNCOMMITTED = 2000
 """While the store does not answer, no more changes than that are kept for it. `is_full` comes before."""
 FULL = 1000
 AGAIN_AFTER = 1.0
@@ -53,10 +53,10 @@ class Writers:
     _unknown: dict[int, int] = field(default_factory=dict)
     """Commits that may or may not have been applied: number -> how many changes that nobody waits for they had."""
 
-    def sign(self, now: float, riding: int) -> Marks:
+    def sign(self, now: float, uncommitted: int) -> Marks:
         """The marks for the next commit, with which so many changes that nobody waits for go along."""
         self.sequence += 1
-        self._unknown[self.sequence] = riding
+        self._unknown[self.sequence] = uncommitted
         self._unknown.pop(self.sequence - UNKNOWN_KEPT, None)
         return self.recent(self.marks, now) | {self.me: [self.sequence, now]}
 
@@ -110,9 +110,9 @@ class Codec(Generic[T]):
     """Seconds after its last commit when a document may be forgotten; None: never."""
 
 
-class Ledger(Generic[T]):
+class SharedDocument(Generic[T]):
     def __init__(
-        self, name: str, codec: Codec[T], writer: str, watch: Watch, changed: Callable[[], None] = lambda: None
+        self, name: str, codec: Codec[T], writer: str, watch: StoreHealth, changed: Callable[[], None] = lambda: None
     ) -> None:
         self.name = name
         self.changed = changed
@@ -131,7 +131,7 @@ class Ledger(Generic[T]):
         self._waiting: list[_Entry[T]] = []
         self._due = False
         """The uncommitted changes are to be committed now, not with the next commit that is needed anyway."""
-        self._riding: list[Update[T]] = []
+        self._uncommitted: list[Update[T]] = []
         self._tried_at = float("-inf")
         self._later: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
@@ -163,14 +163,14 @@ class Ledger(Generic[T]):
 
     def submit(self, update: Update[T]) -> None:
         """Change the value and start a commit that nobody waits for. If that fails, the change goes with the next."""
-        self.ride(update)
+        self.add_to_next_commit(update)
         self._due = True
         self._start()
 
-    def ride(self, update: Update[T]) -> None:
+    def add_to_next_commit(self, update: Update[T]) -> None:
         """Change the value with the next commit, whenever that is. It is seen here at once."""
-        if len(self._riding) < MOST_RIDING:
-            self._riding.append(update)
+        if len(self._uncommitted) < MOST_UNCOMMITTED:
+            self._uncommitted.append(update)
         else:
             log.error("too many uncommitted changes wait for the store: a change of %s is lost", self.name)
         self.value = update(self.value, self._store.now())
@@ -179,14 +179,14 @@ class Ledger(Generic[T]):
     @property
     def is_full(self) -> bool:
         """Too many uncommitted changes: nothing more should be booked here."""
-        return len(self._riding) >= FULL
+        return len(self._uncommitted) >= FULL
 
     def submit_later(self, update: Update[T]) -> None:
         """As `submit`, for a store that does not answer: it is not asked again with every change."""
         if self._store.now() - self._tried_at >= AGAIN_AFTER:
             self.submit(update)
         else:
-            self.ride(update)
+            self.add_to_next_commit(update)
 
     async def note(self, update: Update[T]) -> None:
         """Change the value and wait for the commit. If the store does not answer, the change goes with a later one."""
@@ -196,11 +196,11 @@ class Ledger(Generic[T]):
         try:
             await self.apply(lambda value, now: (update(value, now), None))
         except StoreUnavailableError:
-            self.ride(update)
+            self.add_to_next_commit(update)
 
     def commit_soon(self, every: float) -> None:
         """Commit the uncommitted changes, now or as soon as the last commit is `every` seconds ago."""
-        if not self._riding:
+        if not self._uncommitted:
             return
         wait = self.committed_at + every - self._store.now()
         if wait <= 0:
@@ -210,7 +210,7 @@ class Ledger(Generic[T]):
 
     def _commit_now(self) -> None:
         self._later = None
-        if self._riding:
+        if self._uncommitted:
             self._start()
 
     @property
@@ -219,9 +219,9 @@ class Ledger(Generic[T]):
         return self._task is not None
 
     @property
-    def riding(self) -> int:
+    def uncommitted(self) -> int:
         """How many changes wait for the next commit, which nobody waits for."""
-        return len(self._riding)
+        return len(self._uncommitted)
 
     @property
     def writers(self) -> frozenset[str]:
@@ -241,7 +241,7 @@ class Ledger(Generic[T]):
         """Commit the uncommitted changes and wait for every commit under way."""
         while self._task is not None:
             await asyncio.shield(self._task)
-        if self._riding:
+        if self._uncommitted:
             self._start()
         while self._task is not None:
             await asyncio.shield(self._task)
@@ -279,11 +279,11 @@ class Ledger(Generic[T]):
             # First of all: a document that cannot be read is never overwritten.
             value, writers = self._unpacked(document, now)
             changed = version != self._version
-            del self._riding[: self._writers.read(writers, changed=changed)]
+            del self._uncommitted[: self._writers.read(writers, changed=changed)]
             self.mine = self.mine and not changed
             self._version = version
             self.value = value
-            for update in self._riding:
+            for update in self._uncommitted:
                 self.value = update(self.value, now)
             self.changed()
         self.seen_at = now
@@ -334,7 +334,7 @@ class Ledger(Generic[T]):
                 self._start()
 
     def _fail(self, waiting: "list[_Entry[T]]", error: Exception) -> None:
-        if self._riding and not isinstance(error, StoreUnavailableError):  # of that `Watch` tells, once
+        if self._uncommitted and not isinstance(error, StoreUnavailableError):  # of that `StoreHealth` tells, once
             log.warning("uncommitted changes of %s wait for a later commit: %s", self.name, error)
         for _, future, _ in waiting:
             if not future.done():
@@ -343,16 +343,16 @@ class Ledger(Generic[T]):
     async def _commit(self, changes: list[Change[T, Any]]) -> list[Any]:
         for _ in range(MOST_CONFLICTS):
             now = self._store.now()
-            riding = len(self._riding)  # these are in self.value already
+            uncommitted = len(self._uncommitted)  # these are in self.value already
             base, value, results = self.value, self.value, []
             for change in changes:
                 value, result = change(value, now)
                 results.append(result)
-            if value is base and not riding:
+            if value is base and not uncommitted:
                 return results
             value = self._codec.tidy(value, now)
             document = self._codec.pack(value)
-            document["writers"] = writers = self._writers.sign(now, riding)
+            document["writers"] = writers = self._writers.sign(now, uncommitted)
             if self._codec.keeps is not None:
                 document["expires"] = math.ceil(now + self._codec.keeps)
             self._tried_at = now
@@ -365,9 +365,9 @@ class Ledger(Generic[T]):
                 if not await self._was_applied(within=2 * SLOW):
                     raise
             else:
-                del self._riding[:riding]
+                del self._uncommitted[:uncommitted]
                 self._writers.committed(writers)
-                for update in self._riding:
+                for update in self._uncommitted:
                     value = update(value, now)
                 self.value, self._version, self.seen_at = value, version, now
                 self.changed()

@@ -56,12 +56,12 @@ class Listing:
         self._attempts = attempts
         self._questions = questions
         self._affinity = affinity
-        self._roster = attempts.pool.roster
+        self._projects = attempts.pool.projects
         self._upstream = attempts.pool.settings.upstream
 
     async def run(self, x: Exchange) -> None:
         own_base = x.own_base()  # an invalid Host is refused before anything is asked
-        await self._roster.ready()
+        await self._projects.ready()
         document, unasked = await (self._of_openai(x) if x.call.api == "openai" else self._of_google(x))
         if document is None:
             return
@@ -73,13 +73,13 @@ class Listing:
 
     async def _of_google(self, x: Exchange) -> tuple[dict[str, Any] | None, list[str]]:
         token, size = asked_page(x.call.query)
-        places = places_of(token) if token else dict.fromkeys(sorted(self._roster.projects), "")
-        gone = [project for project in places if project not in self._roster.projects]
+        places = places_of(token) if token else dict.fromkeys(sorted(self._projects.by_name), "")
+        gone = [project for project in places if project not in self._projects.by_name]
         if len(gone) > GONE_MOST:
             raise foreign_token()
         page = Page({project: place for project, place in places.items() if project not in gone}, size)
         answers = await self._fill(x, page)
-        if not page.told and (answers or not self._roster.projects):
+        if not page.told and (answers or not self._projects.by_name):
             await self._refuse(x, answers)
             return None, []
         unasked = [project for project, told in answers.items() if not isinstance(told, Told)]
@@ -112,12 +112,12 @@ class Listing:
             kind = wire.below(x.call).rstrip("/")
             name = wire.resource(after) or f"{kind}/{after}"
             bound = (await self._owners.of(x, [name])).get(name)
-            if bound is None or bound.project not in self._roster.projects:
+            if bound is None or bound.project not in self._projects.by_name:
                 raise GatewayError(
                     "BAD_REQUEST", "the list cannot go on after that id, which no project is known to own"
                 )
             start = bound.project
-        asked = [project for project in sorted(self._roster.projects) if project >= start]
+        asked = [project for project in sorted(self._projects.by_name) if project >= start]
         targets = {project: target_after(x.call, after if project == start else "", most) for project in asked}
         answers = await self._ask_all(x, targets)
         told = {project: answer for project, answer in answers.items() if isinstance(answer, Told)}
@@ -171,7 +171,7 @@ class Listing:
             await self._attempts.give(x, first)
             return
         now = self._attempts.pool.now()
-        able, refusals = self._roster.candidates("", (), (), now)
+        able, refusals = self._projects.candidates("", (), (), now)
         if able:
             raise GatewayError("UPSTREAM_TIMEOUT", f"no project answered within {WITHIN:g} s")
         raise reasons.problem("", refusals, now, want=Want())

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from pollux import health, quota
-from pollux.announce import Announcer
+from pollux.announce import Alerts
 from pollux.pool import Pool, Reservation
 from pollux.quota import State
 from pollux.store import StoreUnavailableError
@@ -22,25 +22,25 @@ PAUSE_MOST = 60.0
 """The pool must serve within two minutes after Google is well again, whatever else rests by then."""
 
 
-class Outcomes:
+class Feedback:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._denied: dict[str, float] = {}
         """Project -> when it was last refused although its counters had room."""
         self._pauses = 0
         """How many in a row, with nothing served in between."""
-        self._announcer = Announcer()
+        self._alerts = Alerts()
 
     async def served(self, reservation: Reservation) -> None:
         """Writes nothing, unless it ends a probe or a streak."""
-        health_, slot = self._pool.roster.health, reservation.slot
+        health_, slot = self._pool.projects.health, reservation.slot
         reservation.quota.served += 1
         self._pauses = 0
         self._denied.clear()
-        self._announcer.day(reservation)
+        self._alerts.day(reservation)
         self._prove(reservation)
-        if slot.probe or reservation.quota.ledger.value.cooldown is not None:
-            await reservation.quota.ledger.note(partial(quota.succeed, slot=slot))
+        if slot.probe or reservation.quota.document.value.cooldown is not None:
+            await reservation.quota.document.note(partial(quota.succeed, slot=slot))
         key, project = reservation.key.id, reservation.quota.project
         self.took(key)
         aside = health_.value
@@ -54,17 +54,17 @@ class Outcomes:
 
     def took(self, key_id: str) -> None:
         """Google accepted the key. That is written once for each key, with the next commit."""
-        ledger = self._pool.roster.health
-        if key_id not in ledger.value.checked and not ledger.is_full:
-            ledger.ride(lambda value, _: health.taken(value, key_id))
+        document = self._pool.projects.health
+        if key_id not in document.value.checked and not document.is_full:
+            document.add_to_next_commit(lambda value, _: health.taken(value, key_id))
 
     def _prove(self, reservation: Reservation) -> None:
         """Where no limit is known, remember how much was served, with the next commit."""
-        ledger, slot = reservation.quota.ledger, reservation.slot
-        if ("rpm" in reservation.limits and "tpm" in reservation.limits) or ledger.is_full:
+        document, slot = reservation.quota.document, reservation.slot
+        if ("rpm" in reservation.limits and "tpm" in reservation.limits) or document.is_full:
             return
-        if quota.prove(ledger.value, slot) is not ledger.value:
-            ledger.ride(lambda state, _: quota.prove(state, slot))
+        if quota.prove(document.value, slot) is not document.value:
+            document.add_to_next_commit(lambda state, _: quota.prove(state, slot))
 
     async def failed(self, reservation: Reservation, verdict: Verdict) -> Verdict:
         """Let what is to blame rest as long as the verdict says. A probe that the answer does not settle is released.
@@ -97,39 +97,39 @@ class Outcomes:
 
     def _seen_tier(self, project: str, tier: str) -> None:
         """Written with the next commit, and only if it is new."""
-        ledger, now = self._pool.roster.health, self._pool.now()
-        if health.seen_tier(ledger.value, now, project, tier) is not ledger.value:
-            ledger.ride(partial(health.seen_tier, project=project, tier=tier))
+        document, now = self._pool.projects.health, self._pool.now()
+        if health.seen_tier(document.value, now, project, tier) is not document.value:
+            document.add_to_next_commit(partial(health.seen_tier, project=project, tier=tier))
 
     def _end_probe(self, reservation: Reservation, verdict: Verdict) -> None:
         """A call that was refused for its content passed the quota. Only a served one tells when days end."""
         slot = reservation.slot
         if slot.probe == "half-open" and (verdict.blames == "client" or verdict.action == "to-client"):
-            reservation.quota.ledger.submit(partial(quota.succeed, slot=slot))
+            reservation.quota.document.submit(partial(quota.succeed, slot=slot))
         reservation.release()
 
     async def set_aside(self, key_id: str, verdict: Verdict) -> None:
         await self._aside("keys", key_id, verdict)
 
     async def _aside(self, kind: health.Kind, name: str, verdict: Verdict) -> None:
-        self._announcer.aside(kind, name, verdict.cause, self._pool.now(), verdict.cooldown_s or 0.0)
-        await self._pool.roster.set_aside(kind, name, verdict)
+        self._alerts.aside(kind, name, verdict.cause, self._pool.now(), verdict.cooldown_s or 0.0)
+        await self._pool.projects.set_aside(kind, name, verdict)
 
     async def _cool(self, reservation: Reservation, verdict: Verdict) -> None:
-        roster, owned = self._pool.roster, reservation.quota
+        projects, owned = self._pool.projects, reservation.quota
         if verdict.bucket is not None and verdict.bucket != owned.bucket:
             if verdict.bucket.partition("/")[0] in BESIDE:
                 return
-            await roster.health.note(
+            await projects.health.note(
                 lambda value, _: health.learn_bucket(value, reservation.model, verdict.bucket or "")
             )
-            owned = roster.quota(owned.project, verdict.bucket)
+            owned = projects.quota(owned.project, verdict.bucket)
             with suppress(StoreUnavailableError):
-                await owned.ledger.refresh(0)
-        self._announcer.resting(owned.project, owned.bucket, verdict.cause, self._pool.now(), verdict.cooldown_s or 0.0)
-        project = roster.projects.get(owned.project)
+                await owned.document.refresh(0)
+        self._alerts.resting(owned.project, owned.bucket, verdict.cause, self._pool.now(), verdict.cooldown_s or 0.0)
+        project = projects.by_name.get(owned.project)
         tier = project.tier if project else None
-        await owned.ledger.note(partial(self._cooled, reservation=reservation, verdict=verdict, tier=tier))
+        await owned.document.note(partial(self._cooled, reservation=reservation, verdict=verdict, tier=tier))
         owned.wake()
         if _is_too_large(reservation, verdict):
             reservation.settle(0)  # it is larger than the limit, so Google did not count its tokens
@@ -162,7 +162,7 @@ class Outcomes:
             return
         self._denied[reservation.quota.project] = now
         recent = {project for project, when in self._denied.items() if now - when <= PAUSE_EVIDENCE}
-        able, _ = pool.roster.candidates(reservation.model, (), (), now)
+        able, _ = pool.projects.candidates(reservation.model, (), (), now)
         usable = {project.name for project, _ in able}
         if len(usable) > 1 and recent >= usable and now >= pool.booking.pause_until:
             pool.booking.pause_until = now + min(PAUSE_MOST, PAUSE * 2.0**self._pauses)

@@ -77,7 +77,7 @@ class Owners:
             x.own_base()  # an invalid Host is refused before anything is made
             x.pass_on = self._answers.pass_on
         names = set(wire.path_names(call))
-        if call.model is not None and "/" in (model := self._pool.roster.catalog.resolve(call.model)):
+        if call.model is not None and "/" in (model := self._pool.projects.catalog.resolve(call.model)):
             names.update(filter(None, (wire.resource(model),)))  # a tuned one, which an alias or a body may name
         asked_for = frozenset(names)
         references = wire.references(x.parsed, call) if x.parsed is not None else frozenset()
@@ -89,11 +89,11 @@ class Owners:
         if not names:
             if x.method != "POST" or call.kind != "other" or not wire.makes_what_goes_together(call):
                 return None
-            await self._pool.roster.ready()
+            await self._pool.projects.ready()
             x.place = place = Owned(self._affinity, x.record)
             place.home = home_of(x.record.client, self._healthy(()))
             return place
-        await self._pool.roster.ready()
+        await self._pool.projects.ready()
         # Agents of Google's own are called by bare names too: nobody owns those.
         agents = {name for name in names - asked_for if name.startswith("agents/")}
         owners = await self.of(x, sorted(names - agents))
@@ -116,7 +116,7 @@ class Owners:
         files = [] if self.pooled is None else [name for name in names if name.startswith("files/")]
         owners = await self._affinity.certain(files)
         owners |= await self._affinity.owners([name for name in names if name not in owners])
-        projects = self._pool.roster.projects
+        projects = self._pool.projects.by_name
         lost = [name for name in names if name not in owners]
         # A key may have got another project name since: then the search finds it under the new name.
         gone = [name for name, bound in owners.items() if bound.project not in projects]
@@ -159,7 +159,7 @@ class Owners:
                 "requests",
             )
         project, name = next(iter(by_project.items()))
-        if project not in self._pool.roster.projects:
+        if project not in self._pool.projects.by_name:
             raise GatewayError(
                 "OWNER_GONE",
                 f"{name} belongs to project {project}, of which the pool has no key any more; add one, or make {name} "
@@ -173,7 +173,7 @@ class Owners:
         return project if project in self._healthy(()) else None
 
     def _healthy(self, first: Iterable[str | None]) -> Sequence[str]:
-        able, _ = self._pool.roster.candidates("", (), (), self._pool.now())
+        able, _ = self._pool.projects.candidates("", (), (), self._pool.now())
         names = [project.name for project, _ in able]
         return sorted(names, key=lambda name: name not in first)
 
@@ -210,7 +210,7 @@ class Owners:
     async def _asked_everywhere(self, name: str, target: str, client: str) -> Bound | None:
         self._affinity.searches += 1
         order = self._healthy((self._affinity.made_by(client),))
-        unsaid = len(order) < len(self._pool.roster.projects)
+        unsaid = len(order) < len(self._pool.projects.by_name)
         for start in range(0, len(order), AT_ONCE):
             asked = [
                 asyncio.ensure_future(self._questions.ask(project, target, WITHIN))

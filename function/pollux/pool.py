@@ -22,7 +22,7 @@ from pollux.reasons import BUSY, PAUSED, STORE_DOWN, Refusal
 from pollux.recent import Recent
 from pollux.recovery import Recovery
 from pollux.reservation import Ask, Full, Reservation, StoppingError, Tried
-from pollux.roster import Project, Quota, Roster
+from pollux.roster import Project, Projects, Quota
 from pollux.settings import Settings
 from pollux.store import StoreUnavailableError
 from pollux.windows import SLOT
@@ -60,7 +60,7 @@ class _Search:
         self, pool: "Pool", model: str, ask: Ask, tried: Tried, ahead: float, without: Mapping[str, Refusal]
     ) -> None:
         self.ask = ask
-        self.bucket = pool.roster.bucket(model)
+        self.bucket = pool.projects.bucket(model)
         self.choices: dict[str, Choice] = {}
         self.refusals: dict[str, Refusal] = {}
         self._pool = pool
@@ -68,7 +68,7 @@ class _Search:
         self._tried = tried
         self._ahead = ahead
         self._without = without
-        self._smallest = pool.roster.smallest_limits(model)
+        self._smallest = pool.projects.smallest_limits(model)
         self._presumed = pool.candidates.presumed(model)
         self.now = self._soonest()
         """When what is booked now can be sent."""
@@ -82,35 +82,37 @@ class _Search:
 
     async def look_at(self, names: Iterable[str], *, read_ahead: bool = False) -> None:
         """Those that were not looked at yet."""
-        ask, tried, roster = self.ask, self._tried, self._pool.roster
+        ask, tried, projects = self.ask, self._tried, self._pool.projects
         able: list[tuple[Project, Key, Quota]] = []
         unseen: list[Quota] = []
         for name in dict.fromkeys(names):
-            project = roster.projects.get(name)
+            project = projects.by_name.get(name)
             if project is None or name in tried.projects or name in self.choices or name in self.refusals:
                 continue
-            key = roster.usable_key(project, self._model, tried.keys, self.now, ask.prefer_key, ask.tools, tried.trials)
+            key = projects.usable_key(
+                project, self._model, tried.keys, self.now, ask.prefer_key, ask.tools, tried.trials
+            )
             if isinstance(key, Refusal):
                 self.refusals[name] = key
             elif name in self._without:
                 self.refusals[name] = self._without[name]
             elif key is not None:
-                owned = roster.quota(name, self.bucket)
+                owned = projects.quota(name, self.bucket)
                 able.append((project, key, owned))
-                if owned.ledger.seen_at == -math.inf:
+                if owned.document.seen_at == -math.inf:
                     unseen.append(owned)
         if unseen:
             soon = self._pool.candidates.first(self._model, self.now, READ_AT_ONCE) if read_ahead else []
-            await roster.read_unseen(unseen + [roster.quota(name, self.bucket) for name in soon])
+            await projects.read_unseen(unseen + [projects.quota(name, self.bucket) for name in soon])
             self.now = self._soonest()
             # keys may have been removed meanwhile
-            able = [found for found in able if roster.project_of.get(found[1].id) == found[0].name]
+            able = [found for found in able if projects.project_of.get(found[1].id) == found[0].name]
         for project, key, owned in able:
             self._look(project, key, owned)
 
     def _look(self, project: Project, key: Key, owned: Quota) -> None:
         pool, now, want = self._pool, self.now, self.ask.want
-        limits = pool.roster.limits_by(owned.ledger.value, project, self._model)
+        limits = pool.projects.limits_by(owned.document.value, project, self._model)
         found = pool.booking.look(owned, want, limits, now, self.ask.latest(limits), self._presumed)
         if isinstance(found, Refusal):
             self.refusals[project.name] = found
@@ -170,14 +172,18 @@ class _Sleepers:
 
 class Pool:
     def __init__(
-        self, settings: Settings, roster: Roster, *, sleep: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep
+        self,
+        settings: Settings,
+        projects: Projects,
+        *,
+        sleep: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep,
     ) -> None:
         self.settings = settings
-        self.roster = roster
-        self.now = roster.store.now
-        self.booking = Booking(settings, roster)
-        self.recovery = Recovery(roster)
-        self.candidates = Candidates(roster, self.booking, settings.strategy)
+        self.projects = projects
+        self.now = projects.store.now
+        self.booking = Booking(settings, projects)
+        self.recovery = Recovery(projects)
+        self.candidates = Candidates(projects, self.booking, settings.strategy)
         self.waiting = 0
         self._sleepers = _Sleepers(self.now, sleep)
         self._uses = itertools.count(1)
@@ -185,9 +191,9 @@ class Pool:
 
     async def reserve(self, model: str, ask: Ask, tried: Tried) -> Reservation | Full:
         """The best slot for this model, waited for; or what every project said."""
-        await self.roster.ready()
+        await self.projects.ready()
         self.recovery.begin()
-        self.booking.asked(self.roster.bucket(model), ask.want)
+        self.booking.asked(self.projects.bucket(model), ask.want)
         ahead, asked_store = 0.0, False
         while True:
             began = self.now()
@@ -195,7 +201,7 @@ class Pool:
             now = self.now()
             ahead = now - began  # a store this slow: what is taken for now would come too late again
             tried.store.seconds += ahead
-            self.roster.watch.waits.append(ahead)
+            self.projects.store_health.waits.append(ahead)
             if isinstance(found, Reservation):
                 if found.slot.start > now:
                     paused = self.booking.pause_until > now
@@ -212,15 +218,15 @@ class Pool:
                 if not asked_store and await self.booking.store_is_back():
                     asked_store = True
                     continue
-                raise StoreUnavailableError(self.roster.watch.why)
+                raise StoreUnavailableError(self.projects.store_health.why)
             if await self.recovery.revive(model, tried, found.refusals, ask.deadline, ask.tools):
                 continue
             tried.waits_for = min(found.refusals.values()).why if found.refusals else None
             if not await self.rest(found.refusals, ask.deadline):
                 return found
             probed = [name for name, refusal in found.refusals.items() if refusal.why.kind == "probing"]
-            bucket = self.roster.bucket(model)
-            await asyncio.gather(*(self.roster.quota(name, bucket).ledger.refresh(PROBE_AGE) for name in probed))
+            bucket = self.projects.bucket(model)
+            await asyncio.gather(*(self.projects.quota(name, bucket).document.refresh(PROBE_AGE) for name in probed))
 
     async def rest(self, refusals: Mapping[str, Refusal], deadline: float) -> bool:
         """Wait for the first of those who refused that can be asked again in time: a key, a project or a probe. It ends
@@ -229,13 +235,13 @@ class Pool:
         until = max(min((r.until for r in refusals.values()), default=math.inf), self.now() + SHORTEST_SLEEP)
         if until > deadline:
             return False
-        roster = self.roster
-        health, projects = roster.health.value, roster.projects
+        projects = self.projects
+        health, by_name = projects.health.value, projects.by_name
         self.waiting += 1
         try:
-            while self.now() < until and roster.health.value is health and roster.projects is projects:
+            while self.now() < until and projects.health.value is health and projects.by_name is by_name:
                 await self._sleepers.until(until, at_most=REST_CHECK)
-                await roster.ready()
+                await projects.ready()
                 self.recovery.begin()
         finally:
             self.waiting -= 1
@@ -243,7 +249,7 @@ class Pool:
 
     async def _book(self, model: str, ask: Ask, tried: Tried, ahead: float) -> Reservation | Full:
         """Choose and book until one project takes the request or none is left."""
-        roster = self.roster
+        projects = self.projects
         reread: set[str] = set()
         said: dict[str, list[Refusal]] = defaultdict(list)
         without: dict[str, Refusal] = {}
@@ -258,7 +264,7 @@ class Pool:
                 reread.add(name)
                 await self._refresh(owned, STALE)
                 continue
-            others = ask.only is None and len(roster.projects) > 1 and len(said[name]) + 1 < REFUSED_MOST
+            others = ask.only is None and len(projects.by_name) > 1 and len(said[name]) + 1 < REFUSED_MOST
             latest = max(choice.slot.start, now + ahead) + SLOT if others else math.inf
             owned.used_at = next(self._uses)
             large = self.candidates.large
@@ -270,7 +276,7 @@ class Pool:
                 if large:
                     self.candidates.taking(model, owned, -1)
             if isinstance(booked, Reservation):
-                roster.used(choice.key, owned.used_at)
+                projects.used(choice.key, owned.used_at)
                 return booked
             said[name].append(booked)
             if len(said[name]) >= REFUSED_MOST:
@@ -288,11 +294,11 @@ class Pool:
     ) -> Choice | Full:
         """By the last seen states; the commit decides. What is preferred comes first, if there is room at once.
         `guess`: choose also a slot that is assumed to be taken meanwhile, so that its document is read."""
-        roster = self.roster
+        projects = self.projects
         paused, now = self.booking.pause_until, self.now()
         if paused > max(now, ask.deadline):
             now = self.booking.earliest(now)
-            able, refusals = roster.candidates(model, tried.projects, tried.keys, now, ask.prefer_key, ask.tools)
+            able, refusals = projects.candidates(model, tried.projects, tried.keys, now, ask.prefer_key, ask.tools)
             refusals |= {project.name: Refusal(paused, PAUSED) for project, _ in able}
             return Full(model, {name: refusals[name] for name in refusals if ask.only in (None, name)})
         search = _Search(self, model, ask, tried, ahead, without)
@@ -303,7 +309,7 @@ class Pool:
         else:
             first = self.candidates.first(model, self.booking.earliest(now), tools=ask.tools)
             await search.look_at([*tried.trials, *ask.near, *first], read_ahead=True)
-            if len(first) < len(roster.projects) and not search.likely():
+            if len(first) < len(projects.by_name) and not search.likely():
                 await search.look_at_others()
         likely = search.likely() or (list(search.choices.values()) if guess else [])
         if not likely:
@@ -316,11 +322,11 @@ class Pool:
 
     async def _favourite(self, search: _Search) -> Choice | None:
         """The preferred key's project, the conversation's, or one of which a grant is held, if it has room at once."""
-        ask, roster = search.ask, self.roster
+        ask, projects = search.ask, self.projects
         conversation = self.served_by(ask.sticky)
         if ask.near and conversation not in ask.near:  # to bring there what it needs costs more than it saves
             conversation = None
-        for name in (roster.project_of.get(ask.prefer_key or ""), conversation):
+        for name in (projects.project_of.get(ask.prefer_key or ""), conversation):
             if name is not None:
                 await search.look_at([name])
                 choice = search.choices.get(name)
@@ -328,7 +334,7 @@ class Pool:
                 if choice is not None and wanted and choice.slot.start <= search.now:
                     return choice
         if self.settings.strategy == "earliest" and not ask.near:
-            for name in roster.with_grants(search.bucket):
+            for name in projects.with_grants(search.bucket):
                 await search.look_at([name])
                 choice = search.choices.get(name)
                 if choice is not None and choice.slot.until and choice.slot.start <= search.now:
@@ -337,7 +343,7 @@ class Pool:
 
     async def look(self, model: str, ask: Ask) -> Full | None:
         """What every project says now, without reserving anything; None if one has a slot."""
-        await self.roster.ready()
+        await self.projects.ready()
         found = await self._choose(model, ask, Tried())
         return found if isinstance(found, Full) else None
 
@@ -351,17 +357,17 @@ class Pool:
     ) -> Key | None:
         """A healthy key for a call that takes no quota: the preferred, else one of the home project, else the one used
         least recently. `only`: of that project."""
-        roster = self.roster
-        await roster.ready()
+        projects = self.projects
+        await projects.ready()
         self.recovery.begin()
         while True:
             refusals: dict[str, Refusal] = {}
             for project in self._for_a_key(only, prefer, home):
                 if project.name in tried.projects:
                     continue
-                key = roster.usable_key(project, model or "", tried.keys, self.now(), prefer, trials=tried.trials)
+                key = projects.usable_key(project, model or "", tried.keys, self.now(), prefer, trials=tried.trials)
                 if isinstance(key, Key):
-                    roster.used(key, next(self._uses))
+                    projects.used(key, next(self._uses))
                     tried.trials.discard(key.project)
                     return key
                 if key is not None:
@@ -370,11 +376,11 @@ class Pool:
                 return None
 
     def _for_a_key(self, only: str | None, prefer: str | None, home: str | None) -> Iterable[Project]:
-        roster = self.roster
+        projects = self.projects
         if only is not None:
-            return [roster.projects[only]] if only in roster.projects else []
-        first = [roster.projects.get(name or "") for name in (roster.project_of.get(prefer or ""), home)]
-        return itertools.chain([project for project in first if project is not None], roster.by_use())
+            return [projects.by_name[only]] if only in projects.by_name else []
+        first = [projects.by_name.get(name or "") for name in (projects.project_of.get(prefer or ""), home)]
+        return itertools.chain([project for project in first if project is not None], projects.by_use())
 
     async def _wait_for(self, reservation: Reservation) -> bool:
         """Sleep until the slot. False: it was given back: too late, or what it would use rests by now."""
@@ -399,17 +405,17 @@ class Pool:
 
     def _is_void(self, reservation: Reservation, at: float) -> bool:
         """What it would use rests at that time, or a smaller limit was learned than the one that it was booked by."""
-        owned, limits, roster = reservation.quota, reservation.limits, self.roster
-        state, project = owned.ledger.value, roster.projects.get(owned.project)
+        owned, limits, projects = reservation.quota, reservation.limits, self.projects
+        state, project = owned.document.value, projects.by_name.get(owned.project)
         if state.cooldown is not None and state.cooldown.until > at and not reservation.slot.probe:
             return True
-        if not reservation.trial and roster.is_aside(
+        if not reservation.trial and projects.is_aside(
             owned.project, reservation.model, reservation.key.id, at, reservation.tools
         ):
             return True
         if not state.learned or project is None:
             return False
-        known = roster.limits_by(state, project, reservation.model)
+        known = projects.limits_by(state, project, reservation.model)
         return any(limit < limits.get(name, math.inf) for name, limit in known.items())
 
     def is_late(self, reservation: Reservation) -> bool:
@@ -418,16 +424,16 @@ class Pool:
 
     def _margin(self) -> float:
         """What is known of the time only roughly is left out at both ends of a slot's time."""
-        return min(MARGIN_MOST, max(0.0, self.roster.store.error() - CLOCKS_OFF))
+        return min(MARGIN_MOST, max(0.0, self.projects.store.error() - CLOCKS_OFF))
 
     def _is_stale(self, owned: Quota) -> bool:
-        return not owned.ledger.alone and self.now() - owned.ledger.seen_at > STALE
+        return not owned.document.alone and self.now() - owned.document.seen_at > STALE
 
     async def _refresh(self, owned: Quota, old: float = OLD) -> None:
         """What others did meanwhile. The slot is booked: while the store does not answer it may still be used."""
-        if not self.roster.watch.down:
+        if not self.projects.store_health.down:
             with suppress(StoreUnavailableError):
-                await owned.ledger.refresh(OLD_ALONE if owned.ledger.alone else old)
+                await owned.document.refresh(OLD_ALONE if owned.document.alone else old)
 
     def end(self, within: float) -> None:
         """The process stops: a request that would have to wait longer than that is told so at once and gives its slot

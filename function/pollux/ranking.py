@@ -41,19 +41,19 @@ def ranked(
     then the project that was used longest ago."""
     current = math.floor(now / SLOT)
     number: float = max(slot.number, current)
-    if number > current and not owned.ledger.alone:
-        number += min(GUESSED, now - owned.ledger.seen_at) / SLOT
+    if number > current and not owned.document.alone:
+        number += min(GUESSED, now - owned.document.seen_at) / SLOT
     if strategy == "earliest" and slot.until:  # a grant is held already: it costs no commit
         rank: tuple[float, ...] = (number, False, -math.inf, False, owned.used_at)
     else:
-        elsewhere = strategy == "earliest" and bool(limits) and not owned.ledger.mine
+        elsewhere = strategy == "earliest" and bool(limits) and not owned.document.mine
         rank = (number, *load(strategy, owned, limits, smallest, now), elsewhere, owned.used_at)
     return Choice(rank, project, key, owned, limits, slot, now)
 
 
 def load(strategy: str, owned: Quota, limits: Limits, smallest: Limits, now: float) -> quota.Load:
     """By this projects that have room at the same time are ordered, before who was used longest ago."""
-    used = quota.load(owned.ledger.value, now, limits, smallest, owned.coming)
+    used = quota.load(owned.document.value, now, limits, smallest, owned.coming)
     if used.beyond:
         return used
     return quota.Load(False, owned.coming if strategy in IN_TURN else round(used.share, 2))
@@ -65,5 +65,5 @@ def best(choices: Sequence[Choice], strategy: str, now: float) -> Choice:
     if wait <= 0 or strategy != "earliest":
         return first
     latest = first.rank[0] + wait * (LONGER - 1)
-    mine = [choice for choice in choices if choice.quota.ledger.mine and choice.rank[0] <= latest]
+    mine = [choice for choice in choices if choice.quota.document.mine and choice.rank[0] <= latest]
     return min(mine, key=_rank, default=first)

@@ -81,7 +81,7 @@ Way = Callable[[Exchange], Awaitable[None]]
 class Reception:
     def __init__(self, settings: Settings, tokens: TokenSource, pool: Pool, uploads: Uploads, journal: Journal) -> None:
         self._settings = settings
-        self.callers = Callers(tokens, pool.roster.keyring, pool.now)
+        self.callers = Callers(tokens, pool.projects.keyring, pool.now)
         self._pool = pool
         self._uploads = uploads
         self._journal = journal
@@ -209,7 +209,7 @@ class Reception:
 
     async def _known_key(self, wanted: str) -> None:
         """Whether the header names a key in use. The message does not repeat it: it may be a key's value."""
-        keys = await self._pool.roster.keyring.keys()
+        keys = await self._pool.projects.keyring.keys()
         if (named_key := next((key for key in keys if key.id == wanted), None)) is not None:
             if named_key.enabled:
                 return

@@ -16,7 +16,7 @@ from pollux.health import Aside, Health
 from pollux.keys import Key
 from pollux.reasons import Refusal, Why
 from pollux.reservation import StoppingError, Tried
-from pollux.roster import Roster
+from pollux.roster import Projects
 from pollux.store import StoreUnavailableError
 from pollux.verdict.causes import HALF_OPEN, LASTING, PROBED
 from pollux.verdict.rules import Verdict
@@ -44,10 +44,10 @@ FreeCall = Callable[[Key], Awaitable[Verdict | None]]
 
 
 class Recovery:
-    def __init__(self, roster: Roster) -> None:
+    def __init__(self, projects: Projects) -> None:
         self.free_call: FreeCall | None = None
         """Without it a rest simply ends when its time is over."""
-        self._roster = roster
+        self._projects = projects
         self._probes: dict[str, asyncio.Task[None]] = {}
         self._asked: dict[str, float] = {}
         self._refused: set[str] = set()
@@ -62,10 +62,10 @@ class Recovery:
     def begin(self) -> None:
         """Ask about the keys whose rest is over. Nobody waits for it, and it costs nothing while none is due."""
         self._look()
-        while self._due and self._due[0][0] <= self._roster.store.now() and len(self._probes) < AT_ONCE:
+        while self._due and self._due[0][0] <= self._projects.store.now() and len(self._probes) < AT_ONCE:
             _, key_id = heapq.heappop(self._due)
             if self.free_call is None:
-                self._roster.health.ride(partial(health.found_well, key_id=key_id))
+                self._projects.health.add_to_next_commit(partial(health.found_well, key_id=key_id))
             else:
                 self._start(key_id)
 
@@ -81,11 +81,11 @@ class Recovery:
         well, or because it may try a project that rests."""
         if not any(refusal.why.kind in RESTS for refusal in refusals.values()):
             return False
-        before = self._roster.health.value
-        if not self._roster.watch.down:
+        before = self._projects.health.value
+        if not self._projects.store_health.down:
             with suppress(StoreUnavailableError):
-                await self._roster.health.refresh(FRESH)
-        if self._roster.health.value is not before and self._usable(model, tried, refusals, tools):
+                await self._projects.health.refresh(FRESH)
+        if self._projects.health.value is not before and self._usable(model, tried, refusals, tools):
             return True
         if await self._keys_well(model, tried, refusals, deadline, tools):
             return True
@@ -97,7 +97,7 @@ class Recovery:
         if self.free_call is None:
             return dict(refusals)
         self._look()
-        soon = self._roster.store.now() + SOONEST
+        soon = self._projects.store.now() + SOONEST
         worth: dict[str, Refusal] = {}
         for name, refusal in refusals.items():
             asked = self._asked_of(name) if refusal.why.cause in PROBED else ()
@@ -109,7 +109,7 @@ class Recovery:
 
     def _asked_of(self, name: str) -> list[str]:
         """The keys of a project that wait for a probe."""
-        project = self._roster.projects.get(name)
+        project = self._projects.by_name.get(name)
         return [key.id for key in project.keys if key.id in self._keys] if project is not None else []
 
     def end(self, within: float) -> None:
@@ -125,14 +125,14 @@ class Recovery:
 
     def _look(self) -> None:
         """Which keys wait for a probe, and when; again only when keys or their health changed."""
-        value, projects = self._roster.health.value, self._roster.projects
-        if self._seen is not None and self._seen[0] is value and self._seen[1] is projects:
+        value, by_name = self._projects.health.value, self._projects.by_name
+        if self._seen is not None and self._seen[0] is value and self._seen[1] is by_name:
             return
-        self._seen = (value, projects)
+        self._seen = (value, by_name)
         waiting = {key_id: entry for key_id, entry in value.keys.items() if health.awaits_probe(entry)}
         keys: dict[str, Key] = {}
         if waiting:
-            everyone = (key for project in projects.values() for key in project.keys)
+            everyone = (key for project in by_name.values() for key in project.keys)
             keys = {key.id: key for key in everyone if key.enabled and key.id in waiting}
         if keys != self._keys:
             self._keys = keys
@@ -156,7 +156,7 @@ class Recovery:
                 if waiting is not None and self._usable(model, tried, refusals, tools):
                     return True
                 waiting, wanted = self._keys, self._wanted(tried, refusals)
-            now = self._roster.store.now()
+            now = self._projects.store.now()
             if self.free_call is not None and len(self._probes) < AT_ONCE:
                 self._ask(wanted, now)
             running = [probe for key_id, probe in self._probes.items() if key_id in wanted]
@@ -172,7 +172,7 @@ class Recovery:
 
     def _ask(self, wanted: Collection[str], now: float) -> None:
         """Start as many probes as there may be, of the keys asked longest ago."""
-        entries = self._roster.health.value.keys
+        entries = self._projects.health.value.keys
         due = []
         for key_id in wanted:
             entry = entries.get(key_id)
@@ -190,12 +190,12 @@ class Recovery:
 
     def _usable(self, model: str, tried: Tried, refusals: Mapping[str, Refusal], tools: Collection[str]) -> bool:
         """Whether one of those that were set aside is not any more."""
-        roster, now = self._roster, self._roster.store.now()
+        projects, now = self._projects, self._projects.store.now()
         for name, refusal in refusals.items():
-            project = roster.projects.get(name)
+            project = projects.by_name.get(name)
             if project is None or refusal.why.kind != "aside":
                 continue
-            if isinstance(roster.usable_key(project, model, tried.keys, now, tools=tools), Key):
+            if isinstance(projects.usable_key(project, model, tried.keys, now, tools=tools), Key):
                 return True
         return False
 
@@ -203,7 +203,7 @@ class Recovery:
         key = self._keys.get(key_id)
         if key is None or key_id in self._probes:
             return
-        self._asked[key_id] = self._roster.store.now()
+        self._asked[key_id] = self._projects.store.now()
         task = asyncio.get_running_loop().create_task(self._probe(key))
         self._probes[key_id] = task
         task.add_done_callback(partial(self._ended, key_id))
@@ -212,7 +212,7 @@ class Recovery:
         del self._probes[key_id]
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("the probe of key %s failed by a fault in Pollux: %r", key_id, error)
-        heapq.heappush(self._due, (self._roster.store.now() + SOONEST, key_id))  # if nothing was learned
+        heapq.heappush(self._due, (self._projects.store.now() + SOONEST, key_id))  # if nothing was learned
 
     async def _probe(self, key: Key) -> None:
         verdict = None if self.free_call is None else await self.free_call(key)
@@ -220,11 +220,11 @@ class Recovery:
             return  # nothing was said of the key
         if verdict.blames == "key":
             self._refused.add(key.id)
-            await self._roster.set_aside("keys", key.id, verdict)
+            await self._projects.set_aside("keys", key.id, verdict)
             return
         if verdict.blames == "project":
-            await self._roster.set_aside("projects", key.project, verdict)
-        await self._roster.health.note(partial(health.found_well, key_id=key.id))
+            await self._projects.set_aside("projects", key.project, verdict)
+        await self._projects.health.note(partial(health.found_well, key_id=key.id))
         log.warning(
             "the key %s is taken by Google again, and serves from now on",
             key.id,
@@ -237,7 +237,7 @@ class Recovery:
         """Let this request try what was tried longest ago, if nobody else can serve it. One at a time for each."""
         if len(tried.tries) >= MOST_TRIES or any(_serves_soon(refusal.why) for refusal in refusals.values()):
             return False
-        now = self._roster.store.now()
+        now = self._projects.store.now()
         due = [(when, name) for name, when in self._tries(model, tried, refusals, now) if now - when >= TRY_EVERY]
         if not due:
             return False
@@ -245,20 +245,20 @@ class Recovery:
         self._tried[name, model] = now
         tried.tries.add(name)
         tried.trials.add(name)
-        owned = self._roster.quotas.get((name, self._roster.bucket(model)))
-        if owned is not None and owned.ledger.value.cooldown is not None:
-            await owned.ledger.note(quota.try_early)
+        owned = self._projects.quotas.get((name, self._projects.bucket(model)))
+        if owned is not None and owned.document.value.cooldown is not None:
+            await owned.document.note(quota.try_early)
         return True
 
     def _tries(
         self, model: str, tried: Tried, refusals: Mapping[str, Refusal], now: float
     ) -> Iterator[tuple[str, float]]:
         """The projects that a request may try, and when they were tried last."""
-        if len(self._tried) >= max(MOST_REMEMBERED, MOST_REMEMBERED_EACH * len(self._roster.projects)):
+        if len(self._tried) >= max(MOST_REMEMBERED, MOST_REMEMBERED_EACH * len(self._projects.by_name)):
             self._tried.clear()
-        aside = self._roster.health.value
+        aside = self._projects.health.value
         for name, refusal in refusals.items():
-            project = self._roster.projects.get(name)
+            project = self._projects.by_name.get(name)
             if project is None or name in tried.projects or name in tried.tries:
                 continue
             cause, kind, tool = refusal.why

@@ -62,7 +62,7 @@ class Relay:
         self.attempts = attempts
         self._count = count
         self._settings = self.pool.settings
-        self._catalog = self.pool.roster.catalog
+        self._catalog = self.pool.projects.catalog
         self._sleep = sleep
         self._jitter = jitter
 
@@ -107,7 +107,7 @@ class Relay:
             if isinstance(found, Full):
                 progress.full = found if model == progress.wanted else progress.full
                 asked_all = not found.refusals and (tried.projects or tried.keys)
-                limits = self.pool.roster.limits_of_all(model) if asked_all else ()
+                limits = self.pool.projects.limits_of_all(model) if asked_all else ()
                 said = reasons.no_slot(model, found.refusals, self.pool.now(), ask.deadline, ask.want, limits)
                 x.record.note(Attempt(model, "", "", said.cause, None, detail=said.detail))
                 return False
@@ -170,9 +170,9 @@ class Relay:
         """Whether to ask the project again after its rest: the refusal taught its limit, no other project can serve, or
         a tool rests, which rests for every model of the chain."""
         now, owned = self.pool.now(), found.quota
-        cooling = owned.ledger.value.cooldown
+        cooling = owned.document.value.cooldown
         rests = cooling is not None and cooling.until > now
-        rests = rests or self.pool.roster.is_aside(owned.project, found.model, found.key.id, now, found.tools)
+        rests = rests or self.pool.projects.is_aside(owned.project, found.model, found.key.id, now, found.tools)
         alone = x.place.only is not None or failure.verdict.cause == "tool-quota"
         return rests and (alone or not failure.verdict.learned.keys().isdisjoint(MINUTE_LIMITS))
 
@@ -211,13 +211,15 @@ class Relay:
         if (told := x.place.exhausted() or progress.told) is not None:
             await self.attempts.give(x, told)
             return
-        model, full, roster = progress.wanted, progress.full, self.pool.roster
-        asked = 1 if only or x.place.prepares else len(roster.projects)  # few may be reachable
+        model, full, projects = progress.wanted, progress.full, self.pool.projects
+        asked = 1 if only or x.place.prepares else len(projects.by_name)  # few may be reachable
         if full is None or len(full.refusals) < asked:
             full = await self.pool.look(model, replace(ask, only=only, deadline=self.pool.now(), patient=False))
         if full is None:
             raise reasons.busy(x.record.sent, only)
-        limits = [roster.limits(project, model) for project in roster.projects.values() if only in (None, project.name)]
+        limits = [
+            projects.limits(project, model) for project in projects.by_name.values() if only in (None, project.name)
+        ]
         problem = reasons.problem(model, full.refusals, self.pool.now(), want=ask.want, limits=limits)
         raise reasons.of_owner(problem, only, x.place.names)
 

@@ -111,7 +111,7 @@ class Reservation:
                 self.grant.add(self.want.times(-1))
             else:
                 slot, want = self.slot, self.want
-                self.quota.ledger.submit(lambda state, _: quota.give_back(state, slot, want))
+                self.quota.document.submit(lambda state, _: quota.give_back(state, slot, want))
 
     def let_go(self) -> None:
         """However the request ended: free what it still holds, its slot and its probe."""
@@ -120,15 +120,15 @@ class Reservation:
 
     def release(self) -> None:
         """Let other requests probe, if no answer settled this probe. Does nothing for others, or a second time."""
-        slot, ledger = self.slot, self.quota.ledger
+        slot, document = self.slot, self.quota.document
         if slot.probe:
             self.slot = slot._replace(probe="")  # another request may hold a lease of the same slot later
-            if quota.release(ledger.value, slot) is not ledger.value:
-                ledger.submit(lambda state, _: quota.release(state, slot))
+            if quota.release(document.value, slot) is not document.value:
+                document.submit(lambda state, _: quota.release(state, slot))
 
     def settle(self, tokens: int | None) -> "asyncio.Future[None] | None":
         """Put the true tokens in the place of the estimate. A commit to wait for, only where the difference matters."""
-        slot, booked, ledger = self.slot, self.want, self.quota.ledger
+        slot, booked, document = self.slot, self.want, self.quota.document
         if tokens is None or tokens == booked.tokens:
             return None
         self.want = booked._replace(tokens=tokens)
@@ -142,10 +142,10 @@ class Reservation:
         more = abs(tokens - booked.tokens)
         limit = self.limits.get("tpm") or self.limits.get("tpd")
         if limit and more * 100 > limit:
-            ledger.submit(update)
-            return asyncio.ensure_future(ledger.flush())
+            document.submit(update)
+            return asyncio.ensure_future(document.flush())
         if more:
-            ledger.ride(update)
+            document.add_to_next_commit(update)
         return None
 
 

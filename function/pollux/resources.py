@@ -53,7 +53,7 @@ class Owned(Placement):
             return False
         projects = {bound.project for bound in (await self._affinity.owners(self.names)).values()}
         project = projects.pop() if len(projects) == 1 else self.only
-        if project == self.only or project not in self._affinity.roster.projects:
+        if project == self.only or project not in self._affinity.projects.by_name:
             return False
         self.only = self._record.owner = project
         return True

@@ -17,12 +17,12 @@ from pollux.grants import Grant
 from pollux.health import Health
 from pollux.instance import new_name
 from pollux.keys import Key, Keyring
-from pollux.ledger import Codec, Ledger
+from pollux.ledger import Codec, SharedDocument
 from pollux.quota import State
 from pollux.reasons import Refusal, Why
 from pollux.safe import SafeShare
 from pollux.store import Store, StoreUnavailableError
-from pollux.storewatch import Watch
+from pollux.storewatch import StoreHealth
 from pollux.verdict.rules import Verdict
 from pollux.windows import NOTHING, Limits
 
@@ -50,7 +50,7 @@ class Quota:
 
     project: str
     bucket: str
-    ledger: Ledger[State]
+    document: SharedDocument[State]
     used_at: int = 0
     """A running number, not a time: what was used last."""
     coming: int = 0
@@ -69,14 +69,14 @@ class Quota:
     @property
     def is_idle(self) -> bool:
         """Nothing is lost if it is forgotten: the store has all of it, and a request may go on with what it holds."""
-        ledger = self.ledger
-        return not ledger.riding and not ledger.busy and self.grant is None and ledger.value.cooldown is None
+        document = self.document
+        return not document.uncommitted and not document.busy and self.grant is None and document.value.cooldown is None
 
     def retire(self) -> None:
         """What is left of a grant goes back with the next commit."""
         grant, self.grant = self.grant, None
         if grant is not None and not grant.closed and (rest := grant.close()) != NOTHING:
-            self.ledger.ride(lambda state, _: quota.amend(state, grant.slot, rest))
+            self.document.add_to_next_commit(lambda state, _: quota.amend(state, grant.slot, rest))
 
     def wake(self) -> None:
         """Those who wait for a slot look again."""
@@ -95,13 +95,13 @@ class Project:
     keys: list[Key] = field(default_factory=list)
 
 
-class Roster:
+class Projects:
     def __init__(self, store: Store, keyring: Keyring, catalog: Catalog) -> None:
         self.store = store
         self.keyring = keyring
         self.catalog = catalog
-        self.watch = Watch(store)
-        self.projects: dict[str, Project] = {}
+        self.store_health = StoreHealth(store)
+        self.by_name: dict[str, Project] = {}
         """A new dictionary whenever keys change."""
         self.project_of: dict[str, str] = {}
         """Key id -> its project."""
@@ -114,7 +114,7 @@ class Roster:
         self._by_use: dict[str, None] = {}
         """The projects, those first whose keys were used least recently."""
         self._writer = new_name(one_machine=getattr(store, "one_machine", False))
-        self.health: Ledger[Health] = Ledger("health", HEALTH_CODEC, self._writer, self.watch)
+        self.health: SharedDocument[Health] = SharedDocument("health", HEALTH_CODEC, self._writer, self.store_health)
         self._keys: tuple[Key, ...] | None = None
         self._generations: dict[str, int] = {}
         self._declared: dict[tuple[str, str], dict[str, int]] = {}
@@ -129,11 +129,11 @@ class Roster:
             projects: dict[str, Project] = {}
             for key in keys:
                 projects.setdefault(key.project, Project(key.project, key.tier)).keys.append(key)
-            self.projects = projects
+            self.by_name = projects
             self.project_of = {key.id: key.project for key in keys}
             self._by_use = {name: None for name in self._by_use if name in projects} | dict.fromkeys(projects)
             self._forgive(keys)
-        if self.store.now() - self.health.seen_at > HEALTH_AGE and not (self.watch.down and self._knows_health):
+        if self.store.now() - self.health.seen_at > HEALTH_AGE and not (self.store_health.down and self._knows_health):
             self.health.commit_soon(HEALTH_AGE)  # which keys were taken meanwhile; it tells as much as a read
             try:
                 await self.health.refresh(HEALTH_AGE)
@@ -156,7 +156,7 @@ class Roster:
         for key in keys:
             if key.generation > self._generations.setdefault(key.id, key.generation):
                 self._generations[key.id] = key.generation
-                self.health.ride(partial(_forgiven, key_id=key.id))
+                self.health.add_to_next_commit(partial(_forgiven, key_id=key.id))
                 self.health.commit_soon(0)
 
     def candidates(
@@ -171,7 +171,7 @@ class Roster:
         """The projects that may serve a model, each with a key; and why the others may not."""
         able: list[tuple[Project, Key]] = []
         refusals: dict[str, Refusal] = {}
-        for project in self.projects.values():
+        for project in self.by_name.values():
             if project.name in tried_projects:
                 continue
             found = self.usable_key(project, model, tried_keys, now, prefer, tools)
@@ -237,7 +237,7 @@ class Roster:
 
     def by_use(self) -> Iterable[Project]:
         """The one first whose keys were used least recently."""
-        return (self.projects[name] for name in self._by_use)
+        return (self.by_name[name] for name in self._by_use)
 
     def used(self, key: Key, number: int) -> None:
         """A request uses the key. `number` grows with each."""
@@ -273,13 +273,15 @@ class Roster:
             if len(self.quotas) >= self._most_quotas:
                 self._forget()
             name = f"{QUOTA}{quote(project, safe='')}:{quote(bucket, safe='')}"
-            ledger = Ledger(name, QUOTA_CODEC, self._writer, self.watch, partial(self.quota_changed, project, bucket))
-            owned = self.quotas[project, bucket] = Quota(project, bucket, ledger)
+            document = SharedDocument(
+                name, QUOTA_CODEC, self._writer, self.store_health, partial(self.quota_changed, project, bucket)
+            )
+            owned = self.quotas[project, bucket] = Quota(project, bucket, document)
         return owned
 
     @property
     def _most_quotas(self) -> int:
-        return max(MOST_QUOTAS, MOST_QUOTAS_EACH * len(self.projects))
+        return max(MOST_QUOTAS, MOST_QUOTAS_EACH * len(self.by_name))
 
     def _forget(self) -> None:
         """Clients may invent names of models: of the quotas that hold nothing the half not used for longest goes."""
@@ -290,7 +292,7 @@ class Roster:
 
     def limits(self, project: Project, model: str) -> Limits:
         """What is in force: newest learned before the key file before the catalog."""
-        return self.limits_by(self.quota(project.name, self.bucket(model)).ledger.value, project, model)
+        return self.limits_by(self.quota(project.name, self.bucket(model)).document.value, project, model)
 
     def limits_by(self, state: State, project: Project, model: str) -> Limits:
         """The same by a state that may be newer than the last one seen."""
@@ -316,10 +318,10 @@ class Roster:
         """The smallest limits that projects without a tier were refused at. Others are presumed to have the same."""
         bucket, now = self.bucket(model), self.store.now()
         found: dict[str, int] = {}
-        for project in self.projects.values():
+        for project in self.by_name.values():
             owned = self.quotas.get((project.name, bucket))
-            if owned is not None and owned.ledger.value.learned and project.tier is None:
-                for name, value in quota.effective(owned.ledger.value, now, {}, None).items():
+            if owned is not None and owned.document.value.learned and project.tier is None:
+                for name, value in quota.effective(owned.document.value, now, {}, None).items():
                     found[name] = min(value, found.get(name, value))
         return found
 
@@ -327,33 +329,33 @@ class Roster:
         return min((limits["tpm"] for limits in self.limits_of_all(model) if limits.get("tpm")), default=None)
 
     def limits_of_all(self, model: str) -> list[Limits]:
-        return [self.limits(project, model) for project in self.projects.values()]
+        return [self.limits(project, model) for project in self.by_name.values()]
 
     async def read_unseen(self, quotas: Iterable[Quota]) -> None:
         """Read, in one round trip, what was never seen."""
-        unseen = [owned.ledger for owned in quotas if owned.ledger.seen_at == -math.inf]
-        if unseen and not self.watch.down:
-            asked = [ledger.tries for ledger in unseen]
+        unseen = [owned.document for owned in quotas if owned.document.seen_at == -math.inf]
+        if unseen and not self.store_health.down:
+            asked = [document.tries for document in unseen]
             try:
-                found = await self.watch.read([ledger.name for ledger in unseen])
+                found = await self.store_health.read([document.name for document in unseen])
             except StoreUnavailableError:  # others may be known; a request that has only these fails when it chooses
                 return
-            for ledger, tries in zip(unseen, asked, strict=True):
-                if ledger.seen_at == -math.inf:  # another request may have read it meanwhile
-                    ledger.saw(found.get(ledger.name), tries)
+            for document, tries in zip(unseen, asked, strict=True):
+                if document.seen_at == -math.inf:  # another request may have read it meanwhile
+                    document.saw(found.get(document.name), tries)
 
     async def load_all(self) -> None:
         """Know every quota that the store holds, also those that only other processes used."""
         await self.ready()
-        asked = {owned.ledger.name: owned.ledger.tries for owned in self.quotas.values()}
-        for name, found in (await self.watch.scan(QUOTA)).items():
+        asked = {owned.document.name: owned.document.tries for owned in self.quotas.values()}
+        for name, found in (await self.store_health.scan(QUOTA)).items():
             project, bucket = map(unquote, name.removeprefix(QUOTA).split(":"))
-            self.quota(project, bucket).ledger.saw(found, asked.get(name, 0))
+            self.quota(project, bucket).document.saw(found, asked.get(name, 0))
 
     def instances(self) -> int:
         """How many wrote within the last minute, as far as this one knows; itself included."""
         others = {self._writer}
-        return len(others.union(*(owned.ledger.writers for owned in self.quotas.values())))
+        return len(others.union(*(owned.document.writers for owned in self.quotas.values())))
 
     async def close(self) -> None:
         """Give back what is left of grants and commit what is uncommitted, all documents at once, for a few seconds."""
@@ -362,7 +364,7 @@ class Roster:
         _, late = await asyncio.wait(flushes, timeout=CLOSE_WITHIN)
         for flush in late:
             flush.cancel()
-        lost = sum(owned.ledger.riding > 0 for owned in self.quotas.values())
+        lost = sum(owned.document.uncommitted > 0 for owned in self.quotas.values())
         if lost:
             log.error("at the end %d documents could not be written: their last counts are lost", lost)
 
@@ -370,7 +372,7 @@ class Roster:
     async def _flushed(owned: Quota) -> None:
         while True:
             owned.retire()
-            await owned.ledger.flush()
+            await owned.document.flush()
             if owned.grant is None:  # else one that was on its way came meanwhile
                 return
 

@@ -38,7 +38,7 @@ class StoreUse(Counters):
     seconds: float = 0.0
 
 
-class Watch:
+class StoreHealth:
     """The store as all documents of a process use it: counted, timed and judged.
 
     Trouble is "down" from a call that was not answered until one that is (of a commit: until a commit is), and "slow"

@@ -24,14 +24,14 @@ async def run(
     pool, place = attempts.pool, x.place
     tried = Tried()
     troubles, until = 0, math.inf
-    model = pool.roster.catalog.resolve(x.call.model) if x.call.model else None
+    model = pool.projects.catalog.resolve(x.call.model) if x.call.model else None
     last: Failure | None = None
 
     def refusals(tried: Tried) -> dict[str, Refusal]:
-        _, found = pool.roster.candidates(model or "", tried.projects, tried.keys, pool.now())
+        _, found = pool.projects.candidates(model or "", tried.projects, tried.keys, pool.now())
         return {name: refusal for name, refusal in found.items() if place.only in (None, name)}
 
-    await pool.roster.ready()
+    await pool.projects.ready()
     while x.can_be_sent and troubles < pool.settings.max_attempts and pool.now() <= until:
         prefer = x.prefer_key if last is None else None
         key = await pool.pick(model, tried.elsewhere(), place.only, prefer, place.home)
@@ -67,6 +67,6 @@ async def run(
         await attempts.give(x, last)
         return
     found = refusals(Tried())
-    if last is not None and len(found) < (1 if place.only else len(pool.roster.projects)):
+    if last is not None and len(found) < (1 if place.only else len(pool.projects.by_name)):
         raise reasons.busy(x.record.sent, place.only)
     raise reasons.of_owner(reasons.problem(model or "", found, pool.now(), want=Want()), place.only, place.names)

@@ -83,7 +83,7 @@ class Uploads:
 
     async def _address(self, base: str, session: Session) -> bytes:
         try:
-            return address_of(base, session, await self._pool.roster.keyring.value(session.key))
+            return address_of(base, session, await self._pool.projects.keyring.value(session.key))
         except UploadTokenError as error:
             raise GatewayError("UPSTREAM_ERROR", str(error)) from None
         except KeySourceError as error:

@@ -11,7 +11,7 @@ from pollux.pooled.documents import Lease, PooledFile
 from pollux.pooled.shelf import Shelf
 from pollux.settings import Settings, SettingsError
 from pollux.store.memory import MemoryStore
-from pollux.storewatch import Watch
+from pollux.storewatch import StoreHealth
 from pollux.wiring import make_app
 from tests.gateway import BEGAN, FakeUpstream, now, play, projects
 from tests.pools import FaultyStore
@@ -22,7 +22,7 @@ FILE = PooledFile("files/a", "me", "00", 3, "text/plain", "", "hash", "p1", BEGA
 async def shelves(count: int, delay: float = 0.0) -> tuple[MemoryStore, list[Shelf]]:
     inner = MemoryStore(now)
     await inner.open()
-    return inner, [Shelf(Watch(FaultyStore(inner, lambda: delay))) for _ in range(count)]
+    return inner, [Shelf(StoreHealth(FaultyStore(inner, lambda: delay))) for _ in range(count)]
 
 
 def used(file: PooledFile) -> PooledFile:
@@ -46,7 +46,7 @@ def test_what_is_known_is_changed_with_one_commit_and_what_is_not_wanted_is_look
     async def scene() -> None:
         inner, (_, two) = await shelves(2)
         store = FaultyStore(inner)
-        one = Shelf(Watch(store))
+        one = Shelf(StoreHealth(store))
         await one.put(FILE)
         reads, commits = store.reads, store.commits
         await one.change(FILE.name, used)

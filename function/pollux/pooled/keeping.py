@@ -169,7 +169,7 @@ class Keeping:
         project = str(holder.lease["project"])
         troubles = 0
         while troubles < self._pool.settings.max_attempts:
-            if project not in self._pool.roster.projects or project in tried.projects:
+            if project not in self._pool.projects.by_name or project in tried.projects:
                 if (picked := await self._pool.pick(None, tried)) is None:
                     break
                 project = picked.project

@@ -29,7 +29,7 @@ class Pooling:
         instance = secrets.token_hex(6)
         # A bucket has a lifecycle of its own; a folder has nobody else.
         self._contents = Contents(blobs, pool.now, sweeps=pool.settings.blobs_url.startswith("file:"))
-        shelf = Shelf(pool.roster.watch)
+        shelf = Shelf(pool.projects.store_health)
         sender = Sender(attempts, questions)
         self._copies = Copies(shelf, self._contents, sender, instance, lingers=not pool.settings.in_cloud)
         self._keeping = Keeping(pool, affinity, shelf, self._contents, sender, instance)

@@ -88,7 +88,7 @@ class Receiving:
         if key is None:
             raise GatewayError("NO_USABLE_KEY", "there is no usable key in the pool: add one with `pollux keys add`")
         try:
-            value = await self._pool.roster.keyring.value(key.id)
+            value = await self._pool.projects.keyring.value(key.id)
         except KeySourceError as error:
             raise GatewayError("NO_USABLE_KEY", str(error), retry_after=5.0) from None
         name = secrets.token_hex(12)

@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 from pollux.pooled.documents import CONTENT, FILE, UPLOAD, PooledFile, packed, unpacked
 from pollux.recent import Recent
 from pollux.store import ConflictError, Document, Store, StoreError, Version, Write
-from pollux.storewatch import Counters, Watch
+from pollux.storewatch import Counters, StoreHealth
 
 REMEMBERED = 5000
 TRIES = 20
@@ -31,7 +31,7 @@ class Turns:
 
 
 class Shelf:
-    def __init__(self, watch: Watch, most: int = REMEMBERED) -> None:
+    def __init__(self, watch: StoreHealth, most: int = REMEMBERED) -> None:
         self._watch = watch
         self._known: Recent[str, tuple[PooledFile, Version]] = Recent(most)
         self._turns = Turns()

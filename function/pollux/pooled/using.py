@@ -160,7 +160,7 @@ class Copied(Owned):
 
     async def choose(self) -> None:
         """A project that has the files, if there is one."""
-        able, _ = self._pool.roster.candidates("", (), (), self._pool.now())
+        able, _ = self._pool.projects.candidates("", (), (), self._pool.now())
         names = [self.only] if self.only is not None else [project.name for project, _ in able]
         near = self._near()
         far = await self._out_of_reach()
@@ -218,7 +218,7 @@ class Copied(Owned):
     def _near(self) -> frozenset[str]:
         """The projects that have all files."""
         now = self._shelf.now()
-        everywhere = frozenset(self._pool.roster.projects)
+        everywhere = frozenset(self._pool.projects.by_name)
         for name in self._files:
             file = self._shelf.known(name)
             everywhere &= frozenset() if file is None else file.ready_at(now)
@@ -226,7 +226,7 @@ class Copied(Owned):
 
     async def _out_of_reach(self) -> set[str]:
         """Projects that have no copy and cannot get one at the moment."""
-        far, contents = set(self._pool.roster.projects) - self._near(), self._using.contents
+        far, contents = set(self._pool.projects.by_name) - self._near(), self._using.contents
         if far and not await contents.usable():
             contents.counts["kept_to_copies"] += 1
             log.error(
