@@ -14,4 +14,4 @@ VOLUME /data
 ENV PORT=8080 POLLUX_DATA=/data PYTHONUNBUFFERED=1
 EXPOSE 8080
 # exec: SIGTERM reaches the gateway itself, which then finishes what runs.
-CMD ["sh", "-c", "exec python -m pollux.cli serve --host 0.0.0.0 --port \"$PORT\""]
+CMD ["sh", "-c", "exec python -m pollux serve --host 0.0.0.0 --port \"$PORT\""]

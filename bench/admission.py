@@ -14,13 +14,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 
 from bench.scheduling import FixedKeys
-from pollux import packing, quota
-from pollux.catalog import Catalog, builtin_text
-from pollux.quota import Slot, State
-from pollux.reasons import Refusal
-from pollux.roster import Projects
-from pollux.store import open_store
-from pollux.windows import Want
+from pollux.backends.store.contract import open_store
+from pollux.gemini.catalog import Catalog, builtin_text
+from pollux.pool import quota, quota_document
+from pollux.pool.projects import Projects
+from pollux.pool.quota import Slot, State
+from pollux.pool.refusals import Refusal
+from pollux.pool.windows import Want
 
 MODEL = "gemini-2.5-flash"
 LIMITS = {"rpm": 10_000_000, "tpm": 10_000_000_000, "rpd": 1_000_000_000}
@@ -87,11 +87,11 @@ async def by_transactions(url: str, documents: int) -> AsyncIterator[Way]:
         nonlocal tried
         found = await reference.get(transaction=transaction)
         now = time.time()
-        state = packing.unpack(found.to_dict()) if found.exists else State()
+        state = quota_document.unpack(found.to_dict()) if found.exists else State()
         state, slot = admit(quota.tidy(state, now), now)
         assert isinstance(slot, Slot)
         tried += 1
-        transaction.set(reference, packing.pack(state))
+        transaction.set(reference, quota_document.pack(state))
 
     async def one(number: int) -> None:
         await change(client.transaction(), references[number])
@@ -107,13 +107,13 @@ async def counted(mode: str, url: str) -> int:
     if mode == "commits":
         store = open_store(url)
         await store.open()
-        found = [packing.unpack(document) for document, _ in (await store.scan("quota:")).values()]
+        found = [quota_document.unpack(document) for document, _ in (await store.scan("quota:")).values()]
         await store.close()
     else:
         from google.cloud import firestore
 
         client = firestore.AsyncClient(project=url.removeprefix("firestore://"))
-        found = [packing.unpack(entry.to_dict() or {}) async for entry in client.collection(COLLECTION).stream()]
+        found = [quota_document.unpack(entry.to_dict() or {}) async for entry in client.collection(COLLECTION).stream()]
         client.close()  # type: ignore[no-untyped-call]
     return sum(requests for state in found for requests, _ in state.days.values())
 

@@ -21,13 +21,13 @@ from typing import Any
 import pollux
 from bench.load import ANSWER, BODY
 from bench.overhead import PATH, TOKEN, show
-from pollux.app import App
-from pollux.auth import Tokens
-from pollux.inbound import Message
-from pollux.keys import Key, Secret
+from pollux.backends.keys.contract import Key, Secret
+from pollux.backends.keys.tokens import Tokens
+from pollux.backends.upstream import Streamed
+from pollux.relay.client import Message
+from pollux.server.app import App
+from pollux.server.wiring import make_app
 from pollux.settings import Settings
-from pollux.upstream import Streamed
-from pollux.wiring import make_app
 
 PACKAGE = Path(pollux.__file__).parent
 PROJECTS = 3

@@ -127,7 +127,7 @@ def gateways(case: Case, upstream: str, folder: Path, environment: Mapping[str, 
         for _ in range(case.instances):
             port = free_port()
             url = f"http://127.0.0.1:{port}"
-            command = ["-m", "pollux.cli", "serve", "--port", str(port)]
+            command = ["-m", "pollux", "serve", "--port", str(port)]
             log = folder / f"{case.name}-{port}.log"
             found[url] = stack.enter_context(process(command, settings, url, core=None, log=log)).pid
         yield found

@@ -6,7 +6,7 @@ import sys
 
 import uvloop
 
-from pollux.simulator import Simulator, demo_keys, serve
+from gemini_simulator import Simulator, demo_keys, serve
 
 KEPT = 200_000
 

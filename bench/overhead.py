@@ -118,7 +118,7 @@ def gateway(
         "POLLUX_WINDOW": window,
         **(settings or {}),
     }
-    with process([*python, "-m", "pollux.cli", "serve", "--port", str(port)], environment, url, core) as child:
+    with process([*python, "-m", "pollux", "serve", "--port", str(port)], environment, url, core) as child:
         yield url, child
 
 

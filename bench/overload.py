@@ -49,7 +49,7 @@ async def measure(minutes: float, enforce: str, load: float, folder: Path, windo
     statuses: list[tuple[float, int]] = []
     rng = random.Random(1)
     with (
-        process(["-m", "pollux.cli", "simulate", *flags], {}, simulator),
+        process(["-m", "pollux", "simulate", *flags], {}, simulator),
         gateway(simulator, folder, keys=PROJECTS, limits=LIMITS, value="simulated-key-", window=window) as (url, _),
     ):
         payload = request(url, PATH, [("x-goog-api-key", TOKEN), ("x-pollux-fallback", "off")], BODY)

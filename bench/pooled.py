@@ -35,7 +35,7 @@ def simulator(port: int) -> None:
 
     import uvicorn
 
-    from pollux.simulator import Owning, Simulator
+    from gemini_simulator import Owning, Simulator
 
     keys = [(f"key-{number}", f"key-{number}", f"{VALUE}{number}") for number in range(1, PROJECTS + 1)]
     limits = {MODEL: {"rpm": RPM}, LARGE_MODEL: {"rpm": 1}}
@@ -66,7 +66,7 @@ def servers(folder: Path) -> Iterator[tuple[Server, Server]]:
     }
     with (
         process(["-m", "bench.pooled", "--simulator", str(google)], {}, url, core=None) as upstream,
-        process(["-m", "pollux.cli", "serve", "--port", str(own)], environment, ours, None) as gateway,
+        process(["-m", "pollux", "serve", "--port", str(own)], environment, ours, None) as gateway,
     ):
         yield Server(url, upstream.pid), Server(ours, gateway.pid)
 

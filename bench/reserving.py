@@ -14,14 +14,14 @@ from collections.abc import Mapping, Sequence
 from bench.many_keys import VARIANTS
 from bench.scheduling import STRATEGIES, FixedKeys
 from bench.virtual import table
-from pollux.catalog import Catalog, builtin_text
-from pollux.keys import Key
-from pollux.outcome import Feedback
-from pollux.pool import Ask, Full, Pool, Tried
-from pollux.roster import Projects
+from pollux.backends.keys.contract import Key
+from pollux.backends.store.memory import MemoryStore
+from pollux.gemini.catalog import Catalog, builtin_text
+from pollux.pool.feedback import Feedback
+from pollux.pool.pool import Ask, Full, Pool, Tried
+from pollux.pool.projects import Projects
+from pollux.pool.windows import Want
 from pollux.settings import Settings
-from pollux.store.memory import MemoryStore
-from pollux.windows import Want
 
 MODEL = "gemini-3.8-flash"
 ESTIMATED, USED = 57, 60

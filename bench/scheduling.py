@@ -16,16 +16,16 @@ from dataclasses import dataclass, field, replace
 from bench import cost
 from bench.plot import bars
 from bench.virtual import run, table
-from pollux.catalog import Catalog, builtin_text
-from pollux.keys import Key, Secret
-from pollux.outcome import Feedback
-from pollux.pool import Ask, Full, Pool, Tried
-from pollux.roster import Projects
+from gemini_simulator.quota import Enforcer
+from pollux.backends.keys.contract import Key, Secret
+from pollux.backends.store.memory import MemoryStore
+from pollux.gemini.catalog import Catalog, builtin_text
+from pollux.gemini.verdict.rules import Verdict
+from pollux.pool.feedback import Feedback
+from pollux.pool.pool import Ask, Full, Pool, Tried
+from pollux.pool.projects import Projects
+from pollux.pool.windows import Want
 from pollux.settings import Settings
-from pollux.simulator.quota import Enforcer
-from pollux.store.memory import MemoryStore
-from pollux.verdict.rules import Verdict
-from pollux.windows import Want
 
 PAGE = cost.ROOT / "docs/scheduling.md"
 BEGAN = 1_790_000_000.0

@@ -28,10 +28,10 @@ from bench import cost
 from bench.overhead import show
 from bench.scheduling import ENFORCEMENTS, FIRST_WINDOW, PAGE, STRATEGIES
 from bench.virtual import table
-from pollux.app import App
-from pollux.simulator.errors import Case, quota_error
-from pollux.simulator.quota import Enforcer
-from pollux.upstream import Answer, Streamed
+from gemini_simulator.errors import Case, quota_error
+from gemini_simulator.quota import Enforcer
+from pollux.backends.upstream import Answer, Streamed
+from pollux.server.app import App
 from tests.gateway import FLASH, FakeAnswer, Got, Keys, answer, call, gateway, now, play, projects, value_of, whole
 
 PROJECTS = 8

@@ -38,7 +38,7 @@ def simulator(port: int, size: int, pem: str | None) -> None:
 
     import uvicorn
 
-    from pollux.simulator import Simulator
+    from gemini_simulator import Simulator
 
     made = Simulator([("key-1", "key-1", KEY)], {}, keep=0)
     made.service.files.generate("key-1", "video/mp4", _PIECE * (size // MIB), "bench")

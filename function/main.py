@@ -4,7 +4,7 @@ from typing import Any
 
 import functions_framework.aio
 
-from pollux.entry import Entry
+from pollux.server.functions import Entry
 
 entry = Entry()
 

@@ -6,7 +6,7 @@ from typing import Any
 import click
 import pytest
 
-from pollux.cli import root
+from pollux.cli.main import root
 
 
 def parsed(words: list[str]) -> tuple[str, dict[str, Any]]:

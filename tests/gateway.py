@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from bench.virtual import run as run_virtually
-from pollux.app import App
-from pollux.auth import Tokens
-from pollux.inbound import Message, Scope
-from pollux.keys import Key, Keyring, Secret
-from pollux.outbound import BrokenAnswerError
+from gemini_simulator import Simulator
+from gemini_simulator.errors import Case, error
+from gemini_simulator.exchange import BrokenConnectionError
+from pollux.backends.keys.contract import Key, Keyring, Secret
+from pollux.backends.keys.tokens import Tokens
+from pollux.backends.store.contract import Store
+from pollux.backends.store.memory import MemoryStore
+from pollux.backends.upstream import Answer, Streamed, Upstream, UpstreamError
+from pollux.relay.client import Message, Scope
+from pollux.relay.passing import BrokenAnswerError
+from pollux.server.app import App
+from pollux.server.wiring import make_app
 from pollux.settings import Settings
-from pollux.simulator import Simulator
-from pollux.simulator.errors import Case, error
-from pollux.simulator.exchange import BrokenConnectionError
-from pollux.store import Store
-from pollux.store.memory import MemoryStore
-from pollux.upstream import Answer, Streamed, Upstream, UpstreamError
-from pollux.wiring import make_app
 
 T = TypeVar("T")
 BEGAN = 1_790_000_000.0  # a morning in California: no midnight is near

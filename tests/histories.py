@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from bench.virtual import run_pure
-from pollux.store import StoreUnavailableError
-from pollux.store.clock import StoreClock
-from pollux.store.memory import MemoryStore
-from pollux.verdict.causes import Action, Blames
-from pollux.verdict.rules import Verdict
-from pollux.windows import Want
+from pollux.backends.store.clock import StoreClock
+from pollux.backends.store.contract import StoreUnavailableError
+from pollux.backends.store.memory import MemoryStore
+from pollux.gemini.verdict.causes import Action, Blames
+from pollux.gemini.verdict.rules import Verdict
+from pollux.pool.windows import Want
 from tests.history_plans import TRANSIT, UTC_MIDNIGHT, Body, Plan, Request, body
 from tests.pools import Ask, FaultyStore, Full, House, Reservation, StoppingError, Tried, keys_of
 

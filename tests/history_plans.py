@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from pollux.windows import PACIFIC, Want
+from pollux.pool.windows import PACIFIC, Want
 from tests.pools import BEGAN, MODEL
 
 TRANSIT = 0.1

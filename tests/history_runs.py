@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from unittest.mock import patch
 
 from bench.virtual import HangError
-from pollux.ledger import SharedDocument
-from pollux.quota import Slot
-from pollux.windows import GRANT_SLOTS, WINDOW
+from pollux.pool.quota import Slot
+from pollux.pool.shared_document import SharedDocument
+from pollux.pool.windows import GRANT_SLOTS, WINDOW
 from tests.histories import play
 from tests.history_checks import fullest, wrong
 from tests.history_plans import draw

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from pollux.app import App
-from pollux.packing import unpack
-from pollux.store import Document, StoreUnavailableError, Version
-from pollux.store.memory import MemoryStore
+from pollux.backends.store.contract import Document, StoreUnavailableError, Version
+from pollux.backends.store.memory import MemoryStore
+from pollux.pool.quota_document import unpack
+from pollux.server.app import App
 from tests.gateway import ADMIN, Got, Simulated, call, gateway, now, projects, simulated, value_of
 from tests.pools import FaultyStore
 

@@ -13,19 +13,20 @@ from typing import Any, TypeVar
 from unittest.mock import patch
 
 from bench.virtual import run
-from pollux import candidates, quota, roster, windows
-from pollux.catalog import Catalog, builtin_text
-from pollux.keys import Key, Secret
-from pollux.ledger import Codec, SharedDocument, Update
-from pollux.outcome import Feedback
-from pollux.pool import Ask, Choice, Full, Pool, Reservation, StoppingError, Tried
-from pollux.roster import Projects
+from pollux.backends.keys.contract import Key, Secret
+from pollux.backends.store.clock import StoreClock
+from pollux.backends.store.contract import ConflictError, Document, StoreUnavailableError, Version, Write
+from pollux.backends.store.memory import MemoryStore
+from pollux.gemini.catalog import Catalog, builtin_text
+from pollux.pool import candidates, quota, windows
+from pollux.pool import projects as roster
+from pollux.pool.feedback import Feedback
+from pollux.pool.pool import Ask, Choice, Full, Pool, Reservation, StoppingError, Tried
+from pollux.pool.projects import Projects
+from pollux.pool.shared_document import Codec, SharedDocument, Update
+from pollux.pool.store_health import StoreHealth
+from pollux.pool.windows import Want
 from pollux.settings import Settings
-from pollux.store import ConflictError, Document, StoreUnavailableError, Version, Write
-from pollux.store.clock import StoreClock
-from pollux.store.memory import MemoryStore
-from pollux.storewatch import StoreHealth
-from pollux.windows import Want
 
 __all__ = ["Ask", "Choice", "Feedback", "Full", "Pool", "Projects", "Reservation", "StoppingError", "Tried"]
 

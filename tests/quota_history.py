@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
 
-from pollux.quota import Slot, State, give_back, reserve, settle, tidy
-from pollux.windows import WINDOW, Limits, Want
+from pollux.pool.quota import Slot, State, give_back, reserve, settle, tidy
+from pollux.pool.windows import WINDOW, Limits, Want
 
 NOON = 1_800_043_200.0  # a Pacific noon, a full minute
 MIDNIGHT = 1_800_000_000.0  # a Pacific midnight

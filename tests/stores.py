@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from pollux.store import Write
-from pollux.store.sqlite import SqliteStore
+from pollux.backends.store.contract import Write
+from pollux.backends.store.sqlite import SqliteStore
 
 Scene = Callable[[SqliteStore], Awaitable[None]]
 

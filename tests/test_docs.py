@@ -1,5 +1,6 @@
 """The pages of docs/ and what is beside them, held to the code: modules, dependencies, faults, links, the image."""
 
+import itertools
 import re
 import shlex
 import tomllib
@@ -10,8 +11,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from pollux.affinity import DAY, KEPT_ELSE, KEPT_FOR
-from pollux.wire.bound import COLLECTIONS
+from pollux.gemini.names import COLLECTIONS
+from pollux.resources.ownership import DAY, KEPT_ELSE, KEPT_FOR
 from tests.command_line import parsed
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +41,8 @@ def first_cells(text: str) -> list[str]:
 
 
 def test_the_architecture_names_every_module_once_and_none_that_is_not_there() -> None:
-    modules = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+    paths = [path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
+    modules = sorted(path.relative_to(PACKAGE).as_posix() for path in paths)
     assert sorted(first_cells(page("architecture.md"))) == modules
 
 
@@ -49,25 +51,17 @@ def test_every_module_says_in_its_first_line_what_lives_there() -> None:
         assert path.read_text().startswith('"""'), path
 
 
-def test_nothing_imports_the_app_or_the_command_line_but_what_starts_them() -> None:
-    importers = {
-        path.name
-        for path in PACKAGE.rglob("*.py")
-        if re.search(
-            r"^(?:    )*from pollux(?:\.app import|\.cli import| import (?:app|cli)\b)", path.read_text(), re.M
-        )
-    }
-    assert importers <= {"wiring.py", "serving.py", "entry.py", "admin.py", "routes.py"}
-    for name in ("admin.py", "routes.py", "serving.py"):
-        assert "if TYPE_CHECKING:\n    from pollux.app import App" in (PACKAGE / name).read_text()
-
-
-def test_the_diagrams_speak_of_modules_that_exist() -> None:
+def test_the_diagram_shows_the_packages_in_their_column() -> None:
     chart = page("architecture.md").partition("```mermaid\nflowchart")[2].partition("```")[0]
-    outside = {"client", "operator", "gemini", "store", "sources", "gateway", "subgraph", "end"}
-    named = {name for line in chart.splitlines()[1:] for name in re.findall(r"(?:^|> ?)\s*([a-z]+)", line)}
-    assert named - outside <= {name for path in PACKAGE.rglob("*.py") for name in (path.stem, path.parent.name)}
-    assert len(named) > 15
+    arrows = re.findall(r"^ +(\w+)\S* --> (\w+)", chart, re.MULTILINE)
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    column = next(
+        contract["layers"] for contract in PROJECT["tool"]["importlinter"]["contracts"] if "layers" in contract
+    )
+    order = [name.removeprefix("pollux.") for name in column]
+    assert set(order) == packages
+    within = [(upper, lower) for upper, lower in arrows if {upper, lower} <= packages]
+    assert within == list(itertools.pairwise(order))
 
 
 # --- dependencies ----------------------------------------------------------------------------------------------------
@@ -141,7 +135,18 @@ def test_the_compiled_file_names_no_index_and_no_host() -> None:
 
 
 def test_the_code_imports_nothing_that_is_not_deployed() -> None:
-    ours = {"pollux", "click", "httptools", "httpx2", "rich", "starlette", "uvicorn", "uvloop", "functions_framework"}
+    ours = {
+        "pollux",
+        "gemini_simulator",
+        "click",
+        "httptools",
+        "httpx2",
+        "rich",
+        "starlette",
+        "uvicorn",
+        "uvloop",
+        "functions_framework",
+    }
     brought = {"google", "grpc", "httpcore2"}  # by the two clients of the cloud extra, and by httpx2
     imported = {
         name
@@ -150,7 +155,7 @@ def test_the_code_imports_nothing_that_is_not_deployed() -> None:
     }
     third = {name for name in imported if not _standard(name)}
     assert third <= ours | brought
-    assert {canonicalize_name(name) for name in ours - {"pollux"}} <= set(compiled())
+    assert {canonicalize_name(name) for name in ours - {"pollux", "gemini_simulator"}} <= set(compiled())
 
 
 def test_google_s_clients_are_imported_where_they_are_used_and_nowhere_else() -> None:
@@ -161,7 +166,7 @@ def test_google_s_clients_are_imported_where_they_are_used_and_nowhere_else() ->
         if re.search(r"^(?:from|import) (?:google|grpc)", path.read_text(), re.MULTILINE)
     }
     assert importers
-    assert all(name.startswith(("store/firestore", "keys/secret")) for name in importers), importers
+    assert all(name.startswith(("backends/store/firestore", "backends/keys/secret")) for name in importers), importers
 
 
 def _standard(name: str) -> bool:
@@ -184,14 +189,14 @@ TESTS = {path.relative_to(ROOT / "tests").as_posix(): path for path in (ROOT / "
 
 @pytest.mark.parametrize("row", fault_rows(), ids=lambda row: row.split("|")[1].strip().replace("`", ""))
 def test_every_line_about_faults_is_held_by_tests_that_exist(row: str) -> None:
-    held = re.findall(r"`((?:e2e/)?test_\w+\.py)::(test_\w+)`", row.rpartition("|")[0].rpartition("|")[2])
+    held = re.findall(r"`((?:\w+/)*test_\w+\.py)::(test_\w+)`", row.rpartition("|")[0].rpartition("|")[2])
     assert held, "no test is named"
     for file, name in held:
         assert f"def {name}(" in TESTS[file].read_text(), f"{file} has no {name}"
 
 
 def test_every_error_of_ours_that_speaks_of_a_fault_is_a_known_one() -> None:
-    from pollux.wire import ERRORS
+    from pollux.gemini import ERRORS
 
     named = set(re.findall(r"\d{3} `([A-Z_]+)`", page("faults.md")))
     assert named <= set(ERRORS)
@@ -220,7 +225,7 @@ def test_the_image_runs_a_command_that_exists_and_not_as_root() -> None:
     lines = (ROOT / "Dockerfile").read_text().splitlines()
     command = next(line for line in lines if line.startswith("CMD"))
     words = shlex.split(re.findall(r'"((?:[^"\\]|\\.)*)"', command)[-1].replace('\\"', '"'))
-    assert words[:4] == ["exec", "python", "-m", "pollux.cli"]
+    assert words[:4] == ["exec", "python", "-m", "pollux"]
     port = next(line for line in lines if line.startswith("ENV")).split("PORT=")[1].split()[0]
     arguments = [word.replace("$PORT", port) for word in words[4:]]
     assert parsed(arguments) == ("pollux serve", {"host": "0.0.0.0", "port": 8080, "demo": False})  # noqa: S104

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from pollux import log
-from pollux.journal import Attempt, Record
 from pollux.log_safety import LONGEST
+from pollux.relay.journal import Attempt, Record
 
 KEY = "AIza" + "x" * 35
 FIELDS: dict[str, Any] = {

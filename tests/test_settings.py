@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from pollux import settings as module
+from pollux.gemini import GUARDS
 from pollux.settings import Proxy, Settings, SettingsError, data_folder, describe, proxy_for, table
-from pollux.wire import GUARDS
 
 PAGE = Path(__file__).parent.parent / "docs/settings.md"
 

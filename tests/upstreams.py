@@ -10,10 +10,10 @@ from typing import TypeVar
 
 import uvloop
 
-from pollux.connection import HttpUpstream
+from pollux.backends.connection import HttpUpstream
+from pollux.backends.through_httpx import HttpxUpstream
+from pollux.backends.upstream import Upstream
 from pollux.settings import Proxy
-from pollux.through_httpx import HttpxUpstream
-from pollux.upstream import Upstream
 
 T = TypeVar("T")
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"

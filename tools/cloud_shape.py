@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pollux.cli import load_settings
-from pollux.keys import KeySourceError, Secret
-from pollux.keys.keyfile import KeyFile
-from pollux.serving import listen, serve
+from gemini_simulator import DEFAULTS, Simulator, demo_keys, running
+from pollux.backends.keys.contract import KeySourceError, Secret
+from pollux.backends.keys.keyfile import KeyFile
+from pollux.cli.main import load_settings
+from pollux.server.serve import listen, serve
+from pollux.server.wiring import DEMO_KEYS, open_keyring
 from pollux.settings import Settings, SettingsError
-from pollux.simulator import DEFAULTS, Simulator, demo_keys, running
-from pollux.wiring import DEMO_KEYS, open_keyring
 from tools.emulator import VARIABLE, EmulatorError, available
 from tools.instances import InstanceError, run
 

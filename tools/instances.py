@@ -9,9 +9,9 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 
-from pollux.auth import TokenError, greeting
+from pollux.backends.keys.tokens import TokenError, greeting
+from pollux.server.wiring import open_tokens
 from pollux.settings import PREFIX, Settings
-from pollux.wiring import open_tokens
 
 STOP_WITHIN = 35.0
 """A gateway finishes what runs, within 30 s."""
@@ -25,7 +25,7 @@ def watch():
     os.read(0, 1)  # ends when the other end of the pipe is gone, however that came
     os.kill(os.getpid(), signal.SIGTERM)
 threading.Thread(target=watch, daemon=True).start()
-from pollux.cli import main
+from pollux.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 """The command line, with an orderly end also when who started it was killed."""

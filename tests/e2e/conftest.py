@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from pollux.simulator import Simulator
+from gemini_simulator import Simulator
 from tests.e2e.processes import (
     ADMIN,
     FOREIGN,

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pollux.packing import unpack
-from pollux.simulator import Simulator
-from pollux.store import Document
-from pollux.store.firestore import FirestoreStore
+from gemini_simulator import Simulator
+from pollux.backends.store.contract import Document
+from pollux.backends.store.firestore import FirestoreStore
+from pollux.pool.quota_document import unpack
 from tests.e2e.processes import (
     ADMIN,
     FLASH,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pollux.simulator import Simulator, running
+from gemini_simulator import Simulator, running
 
 FUNCTION = Path(__file__).parents[2] / "function"
 TOKEN = "test-client-token-of-nobody"
@@ -169,7 +169,7 @@ def gateway(
 
 @contextlib.contextmanager
 def serving(folder: Path, environ: Mapping[str, str], *arguments: str) -> Iterator[Gateway]:
-    command = [sys.executable, "-m", "pollux.cli", "serve", "--port", "0", *arguments]
+    command = [sys.executable, "-m", "pollux", "serve", "--port", "0", *arguments]
     with (folder / "stderr").open("wb") as stderr:
         process = subprocess.Popen(command, cwd=folder, env=dict(environ), stdout=stderr, stderr=stderr)
     found = Gateway(process, folder, "")
@@ -244,7 +244,7 @@ def eventually(seconds: float, true: Callable[[], Any]) -> Any:
 
 def pollux(folder: Path, environ: Mapping[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
     """A command of the command line, run to its end."""
-    command = [sys.executable, "-m", "pollux.cli", *arguments]
+    command = [sys.executable, "-m", "pollux", *arguments]
     return subprocess.run(
         command,
         cwd=folder,

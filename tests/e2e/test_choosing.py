@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pollux.simulator import Fault
+from gemini_simulator import Fault
 from tests.e2e.conftest import Pair
 from tests.e2e.processes import FLASH, LAST, gateway, simulated
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from pollux.simulator import Fault, Simulator
+from gemini_simulator import Fault, Simulator
 from tests.e2e.processes import FLASH, Gateway, eventually, gateway, simulated
 
 LIMITS = {"rpm": 40, "tpm": 250_000, "rpd": 500}

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pollux.reception import AT_HOME, IN_CLOUD, Patience
-from pollux.simulator import Fault
+from gemini_simulator import Fault
+from pollux.server.admission import AT_HOME, IN_CLOUD, Patience
 from tests.e2e.processes import (
     ADMIN,
     FUNCTION,
@@ -27,9 +27,9 @@ from tests.e2e.processes import (
 from tests.e2e.test_leaving import CHAT, asking, generating
 
 SOON = (
-    "import pollux.reception as r, pollux.cli\n"
+    "import pollux.server.admission as r, pollux.cli.main\n"
     "r.AT_HOME = r.AT_HOME._replace(cut=1.0)\n"
-    "pollux.cli.main(['serve', '--port', '0'])"
+    "pollux.cli.main.main(['serve', '--port', '0'])"
 )
 """Half a minute is too long for a test."""
 

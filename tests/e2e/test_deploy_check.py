@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from pollux.simulator import Fault
+from gemini_simulator import Fault
 from tests.e2e.conftest import Pair
 from tests.e2e.processes import ADMIN, TOKEN, environment, gateway, pollux, simulated
 

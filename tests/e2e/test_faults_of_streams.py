@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pollux.simulator import Fault
+from gemini_simulator import Fault
 from tests.e2e.conftest import Pair
 from tests.e2e.processes import ADMIN, FLASH, TOKEN, gateway, key_value, prompt, simulated
 

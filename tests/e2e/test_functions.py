@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from pollux.packing import unpack
-from pollux.simulator import Fault, Simulator
-from pollux.store.sqlite import SqliteStore
+from gemini_simulator import Fault, Simulator
+from pollux.backends.store.sqlite import SqliteStore
+from pollux.pool.quota_document import unpack
 from tests.e2e.conftest import COUNTED, Pair
 from tests.e2e.processes import (
     ADMIN,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pollux.simulator import Simulator
+from gemini_simulator import Simulator
 from tests.e2e.processes import ADMIN, TOKEN, Gateway, call, environment, eventually, functions, key_value, simulated
 from tests.secret_manager import PROJECT, SecretManager
 from tests.secret_manager import serving as secret_manager

@@ -9,7 +9,7 @@ import pytest
 from google import genai
 from google.genai import errors, types
 
-from pollux.simulator import Fault
+from gemini_simulator import Fault
 from tests.e2e.conftest import Pair
 from tests.e2e.processes import FLASH, LAST, TOKEN
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from pollux.simulator import Fault
+from gemini_simulator import Fault
 from tests.e2e.processes import Gateway, environment, eventually, gateway, key_value, pollux, simulated, write_keys
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pollux.simulator import Fault
+from gemini_simulator import Fault
 from tests.e2e.processes import ADMIN, TOKEN, Gateway, environment, eventually, key_value, pollux, serving, simulated
 from tests.secret_manager import PROJECT, SecretManager
 from tests.secret_manager import serving as secret_manager
@@ -94,7 +94,7 @@ def test_the_command_rotates_a_key_that_google_refused(tmp_path: Path) -> None:
         simulator.faults.append(Fault(kind="invalid-key", key="key-1"))
         assert started.generate().status == 503
         environ = environ_of(google, tmp_path, url)
-        command = [sys.executable, "-m", "pollux.cli", "keys", "rotate", "key-1"]
+        command = [sys.executable, "-m", "pollux", "keys", "rotate", "key-1"]
         options: dict[str, Any] = {"cwd": tmp_path, "env": environ, "capture_output": True}
         rotated = subprocess.run(command, input=key_value(2).encode(), timeout=30, check=False, **options)
         assert (rotated.returncode, rotated.stderr) == (0, b"")

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from pollux.simulator import Fault
+from gemini_simulator import Fault
 from tests.e2e.conftest import Pair
 from tests.e2e.processes import FLASH, TOKEN, Answered, call, eventually, gateway, prompt, simulated
 

@@ -17,19 +17,9 @@ import pytest
 from google import genai
 from google.genai import errors, types
 
-from pollux.simulator import Fault, Owning, Simulator
-from tests.blobs.storage_server import BUCKET, storage
-from tests.e2e.processes import (
-    FLASH,
-    Gateway,
-    call,
-    environment,
-    eventually,
-    gateway,
-    serving,
-    simulated,
-    write_keys,
-)
+from gemini_simulator import Fault, Owning, Simulator
+from tests.backends.blobs.storage_server import BUCKET, storage
+from tests.e2e.processes import FLASH, Gateway, call, environment, eventually, gateway, serving, simulated, write_keys
 from tests.e2e.test_google_genai import client
 
 ONE, TWO = "pooled-token-of-one", "pooled-token-of-two"

@@ -14,7 +14,7 @@ from google import genai
 from google.genai import errors, types
 from openai import OpenAI
 
-from pollux.simulator import Simulator
+from gemini_simulator import Simulator
 from tests.e2e.conftest import Pair
 from tests.e2e.processes import FLASH, LAST, TOKEN, Gateway, environment, gateway, serving, simulated, write_keys
 from tests.e2e.test_google_genai import client

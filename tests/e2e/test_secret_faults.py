@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pollux.simulator import Fault, Simulator
+from gemini_simulator import Fault, Simulator
 from tests.e2e.outages import Load, complaints, load, nothing_lost_nothing_twice
 from tests.e2e.processes import Gateway, environment, eventually, key_value, serving, simulated
 from tests.e2e.test_keys_in_secret_manager import filled

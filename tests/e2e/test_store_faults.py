@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pollux.simulator import Simulator
+from gemini_simulator import Simulator
 from tests.e2e.outages import (
     NO_WAIT,
     Shape,

@@ -15,8 +15,8 @@ from google import genai
 from google.genai import _api_client, types
 
 from bench.overhead import free_port
-from pollux.simulator import Fault
-from pollux.simulator.api import Simulator
+from gemini_simulator import Fault
+from gemini_simulator.api import Simulator
 from tests.e2e.conftest import Pair
 from tests.e2e.processes import (
     ADMIN,

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from pollux.simulator import Fault
+from gemini_simulator import Fault
 from tests.e2e.conftest import Pair
 from tests.e2e.processes import ADMIN, FLASH, LAST, TOKEN, call, environment, key_value, pollux
 

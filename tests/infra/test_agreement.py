@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from pollux.catalog import tier_name
-from pollux.keys import Key, entries, records
-from pollux.keys.secrets_api import SecretInfo
+from pollux.backends.keys import entries, records
+from pollux.backends.keys.contract import Key
+from pollux.backends.keys.secrets_api import SecretInfo
+from pollux.backends.store import firestore_documents
+from pollux.gemini.catalog import tier_name
 from pollux.settings import Settings, SettingsError
-from pollux.store import firestore_documents
 from tests.infra.terraform import MODULE, Plan, calling
 
 NOT_SETTABLE = {

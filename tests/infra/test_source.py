@@ -78,7 +78,7 @@ def test_it_imports_by_itself(archive: zipfile.ZipFile, tmp_path: Path) -> None:
 
     archive.extractall(tmp_path / "source")
     script = (
-        "import sys; sys.path.insert(0, '.'); import main, pollux, pollux.app, pollux.simulator, pollux.catalog as c;"
+        "import sys; sys.path.insert(0, '.'); import main, pollux, pollux.server.app, pollux.gemini.catalog as c;"
         "c.Catalog.parse(c.builtin_text()); print(pollux.__file__)"
     )
     done = subprocess.run(

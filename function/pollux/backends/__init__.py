@@ -1,0 +1,1 @@
+"""Everything outside the process: the store, keys, blobs, and the Gemini API."""

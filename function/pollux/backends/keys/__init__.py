@@ -1,0 +1,1 @@
+"""API keys and client tokens, in local files or in Secret Manager."""

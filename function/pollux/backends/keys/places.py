@@ -1,0 +1,359 @@
+"""Where commands read and write keys: a keys.json of this machine, or the Secret Manager of a project."""
+
+import asyncio
+import difflib
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from pollux.backends.keys.contract import Key, KeySourceError, Secret
+from pollux.backends.keys.entries import Entry, KeyFileError, Problem, id_fault
+from pollux.backends.keys.files import Variable, decode, parse, parse_env, recognise
+from pollux.backends.keys.keyfile import KeyFile
+from pollux.backends.keys.local import LocalKeyring, home_folder
+from pollux.backends.keys.records import ID, changed, foreign, secret_name
+from pollux.backends.keys.secret_manager import SecretManagerKeyring
+from pollux.backends.keys.secrets_api import SecretError, SecretInfo, SecretsApi, known_as
+from pollux.settings import Settings
+
+AT_ONCE = 4
+
+T = TypeVar("T")
+Progress = Callable[[int, str], AbstractContextManager[Callable[[], None]]]
+"""`with progress(50, "reading keys") as step`: call `step` for each that is done."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The keys of a place, in order."""
+
+    keys: tuple[Key, ...]
+    entries: Mapping[str, Entry]
+    """By id, of the keys that were wanted. One whose value cannot be read has an empty value and is in `unread`."""
+    unread: Mapping[str, KeySourceError] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
+    notices: tuple[Problem, ...] = ()
+    ids: Collection[str] = ()
+    """All ids that are taken, also by entries that are not usable as keys."""
+    owned: Mapping[Secret, str] = field(default_factory=dict)
+    """Values that are in the place itself, with their ids. Other sources of this machine may hold more keys."""
+
+
+class KeyPlace(Protocol):
+    """Failures are KeySourceErrors. Calls block: so Ctrl-C ends a prompt between two of them at once."""
+
+    project: str = ""
+    """The Google Cloud project whose Secret Manager this is; "" is this machine."""
+    where: str = ""
+    """What a suggested command needs at its end, such as " --secrets PROJECT"."""
+    name: str
+    title: str
+
+    def read(self, wanted: Callable[[Key], bool] | None = None, *, writing: bool = False) -> Contents:
+        """All keys, and the values of those that are `wanted`; without it of all. `writing`: raise if the place cannot
+        be written, and fill in `ids` and `owned`."""
+
+    def location(self, key_id: str) -> str:
+        """Where a key is written, for people."""
+
+    def require(self, key_id: str) -> None:
+        """Raise unless the key can be changed here."""
+
+    def add(self, key_id: str, secret: Secret, details: Mapping[str, Any]) -> None: ...
+
+    def adopt(self, entries: Mapping[str, Entry]) -> Iterator[str]:
+        """Add entries of another source under these ids. Yields each id that is done."""
+
+    def edit(self, key_id: str, details: Mapping[str, Any], secret: Secret | None = None) -> None:
+        """Change what is named; None removes. `details`: project, tier, limits, enabled."""
+
+    def replace(self, key_id: str, secret: Secret, accepted: Callable[[Secret, str], bool]) -> tuple[str, str] | None:
+        """Give the key a new value if it is `accepted`, which gets the value as it is stored, and its name. Returns
+        details of what was done and a warning; None: nothing has changed."""
+
+    def question(self, key_id: str) -> str:
+        """What to ask before the key is removed. Raises if it cannot be."""
+
+    def remove(self, key_id: str) -> None: ...
+
+    def value(self, key_id: str) -> Secret | None:
+        """The value that a change would give up, if other sources may hold it too."""
+        return None
+
+    def copies(self, secret: Secret) -> tuple[list[Entry], str | None]:
+        """Other entries with this value, and the id under which one of them serves."""
+        return [], None
+
+    def reads(self, path: Path) -> bool:
+        """Whether the keys of this file are in use where it is."""
+        return False
+
+    def close(self) -> None:
+        return None
+
+
+def text_of(path: Path) -> str:
+    try:
+        return decode(path.read_bytes(), str(path))
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror}"
+    raise KeyFileError(Problem(str(path), 0, reason))
+
+
+def variables_here(environ: Mapping[str, str]) -> dict[str, Variable]:
+    env_file = Path.cwd() / ".env"
+    below = parse_env(text_of(env_file), ".env") if env_file.is_file() else {}
+    return below | {name: Variable(name, value) for name, value in environ.items() if value}
+
+
+def no_such_key(key_id: str, known: Collection[str], where: str = "") -> KeySourceError:
+    """Repeats the id only if it cannot be the value of a key, typed in the wrong place."""
+    if id_fault(key_id):
+        return KeySourceError(f"there is no such key; see: pollux keys list{where}")
+    folded = {other.casefold(): other for other in known}
+    near = difflib.get_close_matches(key_id.casefold(), folded, n=1)
+    meant = f" (did you mean {folded[near[0]]}?)" if near else ""
+    return KeySourceError(f"there is no key {key_id!r}{meant}; see: pollux keys list{where}")
+
+
+class FilePlace(KeyPlace):
+    """The sources of this machine are read; written is POLLUX_KEYS_FILE or keys.json in the data folder."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._data = Path(settings.data)
+        self._environ = settings.environ
+        self._named = Path(settings.keys_file).expanduser() if settings.keys_file else None
+        self._path = self._named or self._data / "keys.json"
+        self.name = str(self._path)
+        self.title = f"file {self.name}"
+
+    def read(self, wanted: Callable[[Key], bool] | None = None, *, writing: bool = False) -> Contents:
+        if writing:
+            ids = self._file.ids()
+            new = self._named is not None and not self._named.exists()
+            found = Contents((), {}) if new else self.read(wanted)
+            owned = {entry.secret: entry.id for entry in self._own_entries()}
+            return replace(found, ids={*found.entries, *ids}, owned=owned)
+        keyring = self._keyring()
+        entries = {key_id: replace(entry, id=key_id) for key_id, entry in keyring.entries().items()}
+        keys = tuple(entry.key(key_id) for key_id, entry in entries.items())
+        chosen = {key.id: entries[key.id] for key in keys if wanted is None or wanted(key)}
+        return Contents(keys, chosen, {}, keyring.problems, keyring.notices)
+
+    def location(self, key_id: str) -> str:
+        return self.name
+
+    def require(self, key_id: str) -> None:
+        if key_id in self._file.ids():
+            return
+        contents = self.read(writing=True)
+        if entry := contents.entries.get(key_id):
+            raise KeySourceError(
+                f"{key_id!r} comes from {entry.place}: change it there, or take it over with: pollux keys import FILE"
+            )
+        raise no_such_key(key_id, contents.ids)
+
+    def add(self, key_id: str, secret: Secret, details: Mapping[str, Any]) -> None:
+        self._file.add(key_id, secret, **details)
+
+    def adopt(self, entries: Mapping[str, Entry]) -> Iterator[str]:
+        if entries:
+            self._file.adopt(entries)
+        yield from entries
+
+    def edit(self, key_id: str, details: Mapping[str, Any], secret: Secret | None = None) -> None:
+        self.require(key_id)
+        written = dict(details)
+        if written.get("enabled"):
+            written["enabled"] = None  # what is not written is enabled
+        self._file.edit(key_id, secret=secret, **written)
+
+    def replace(self, key_id: str, secret: Secret, accepted: Callable[[Secret, str], bool]) -> tuple[str, str] | None:
+        if not accepted(secret, "the new one"):
+            return None
+        self.edit(key_id, {}, secret)
+        return "", ""
+
+    def question(self, key_id: str) -> str:
+        self.require(key_id)
+        return f"Remove {key_id} from {self.name}?"
+
+    def remove(self, key_id: str) -> None:
+        self._file.remove(key_id)
+
+    def value(self, key_id: str) -> Secret | None:
+        return next((entry.secret for entry in self._own_entries() if entry.id == key_id), None)
+
+    def copies(self, secret: Secret) -> tuple[list[Entry], str | None]:
+        keyring = self._keyring()
+        serving = (key_id for key_id, e in keyring.entries().items() if e.secret == secret and e.enabled)
+        return list(keyring.entries_with(secret)), next(serving, None)
+
+    def reads(self, path: Path) -> bool:
+        return path.resolve() != self._path.resolve() and self._keyring().reads(path)
+
+    @property
+    def _file(self) -> KeyFile:
+        """A list of lines or variables is left to its owner."""
+        text = text_of(self._named) if self._named and self._named.exists() else ""
+        if self._named and recognise(text, self.name) != "json":
+            raise KeySourceError(
+                f"POLLUX_KEYS_FILE={self.name} is not a keys.json, the only kind that is written here: edit it "
+                f"yourself, or unset POLLUX_KEYS_FILE and run: pollux keys import {self.name}"
+            )
+        return KeyFile(self._path)
+
+    def _keyring(self) -> LocalKeyring:
+        return LocalKeyring(self._named, data=self._data, folder=Path.cwd(), environ=self._environ, home=home_folder())
+
+    def _own_entries(self) -> tuple[Entry, ...]:
+        return (
+            parse(text_of(self._path), self.name, variables_here(self._environ)).entries if self._path.exists() else ()
+        )
+
+
+class SecretManager:
+    """The Secret Manager of one project, for code that is not async: `google.run(google.api.versions(name))`."""
+
+    def __init__(self, project: str) -> None:
+        self.project = project
+        self.api = SecretsApi(project)
+        self._runner = asyncio.Runner()
+
+    def run(self, call: Coroutine[Any, Any, T]) -> T:
+        return self._runner.run(call)
+
+    async def create(self, name: str, labels: Mapping[str, str], notes: Mapping[str, str], value: Secret) -> int:
+        """A secret and its first version, or neither."""
+        await self.api.create(name, labels, notes)
+        try:
+            return await self.api.add_version(name, value)
+        except BaseException:
+            with suppress(SecretError):
+                await self.api.delete(name)
+            raise
+
+    def close(self) -> None:
+        self.run(self.api.close())
+        self._runner.close()
+
+
+class SecretManagerPlace(SecretManager, KeyPlace):
+    """Every key is a secret, every value of it a version."""
+
+    def __init__(self, project: str, progress: Progress) -> None:
+        super().__init__(project)
+        self.name = project
+        self.where = f" --secrets {project}"
+        self.title = f"Secret Manager of {project}"
+        self._progress = progress
+
+    def read(self, wanted: Callable[[Key], bool] | None = None, *, writing: bool = False) -> Contents:
+        keyring = SecretManagerKeyring(self.project, api=self.api)
+        keys = self.run(keyring.keys())
+        chosen = [key for key in keys if wanted is None or wanted(key)]
+        unread: dict[str, KeySourceError] = {}
+        with self._progress(len(chosen), "reading keys") as step:
+
+            async def one(key: Key) -> Entry:
+                try:
+                    value = await keyring.value(key.id)
+                except SecretError as error:
+                    unread[key.id] = error
+                    value = Secret("")
+                step()
+                details = (key.project, key.tier, key.limits, key.enabled)
+                return Entry(key.id, value, self.location(key.id), 0, *details)
+
+            found = self.run(_all(map(one, chosen)))
+        owned = {entry.secret: entry.id for entry in found if entry.id not in unread}
+        entries = {entry.id: entry for entry in found}
+        return Contents(keys, entries, unread, keyring.problems, ids=keyring.ids, owned=owned)
+
+    def location(self, key_id: str) -> str:
+        return f"secret {secret_name(key_id)} of {self.project}"
+
+    def require(self, key_id: str) -> None:
+        self._versions(key_id)
+
+    def add(self, key_id: str, secret: Secret, details: Mapping[str, Any]) -> None:
+        self.run(self._add(key_id, secret, details))
+
+    async def _add(self, key_id: str, secret: Secret, details: Mapping[str, Any]) -> None:
+        name = secret_name(key_id)
+        labels, annotations = changed(None, details)
+        if key_id not in name:
+            annotations[ID] = key_id
+        await self.create(name, labels, annotations, secret)
+
+    def adopt(self, entries: Mapping[str, Entry]) -> Iterator[str]:
+        """Some at a time. What is done before one fails stays, and the same again does the rest."""
+        added, waiting = 0, list(entries.items())
+
+        async def one(key_id: str, entry: Entry) -> KeySourceError | None:
+            details = {"project": entry.project, "tier": entry.tier, "limits": entry.limits, "enabled": entry.enabled}
+            try:
+                await self._add(key_id, entry.secret, details)
+            except KeySourceError as error:
+                return error
+            return None
+
+        while waiting:
+            turn, waiting = waiting[:AT_ONCE], waiting[AT_ONCE:]
+            failed = self.run(_all(one(*item) for item in turn))
+            done = [key_id for (key_id, _), error in zip(turn, failed, strict=True) if error is None]
+            added += len(done)
+            yield from done
+            for error in filter(None, failed):
+                raise KeySourceError(f"{error} ({added} of {len(entries)} were added; import again for the rest)")
+
+    def edit(self, key_id: str, details: Mapping[str, Any], secret: Secret | None = None) -> None:
+        info = self._info(key_id)
+        self.run(self.api.describe(info, *changed(info, details)))
+
+    def replace(self, key_id: str, secret: Secret, accepted: Callable[[Secret, str], bool]) -> tuple[str, str] | None:
+        """A new version, which is announced to gateways. The old ones are disabled after it was accepted; one that was
+        not is disabled itself."""
+        name, old, warning = secret_name(key_id), self._versions(key_id), ""
+        number = self.run(self.api.add_version(name, secret))
+        keep = False
+        try:
+            keep = accepted(self.run(self.api.access(name, number)), f"the new one, version {number},")
+        finally:
+            if not keep:
+                self.run(self.api.disable(name, number))
+        if not keep:
+            return None
+        try:
+            self.edit(key_id, {"version": number})
+        except KeySourceError as error:
+            warning = f"gateways were not told, and take it when the old is refused: {error}"
+        for version in old:
+            self.run(self.api.disable(name, version))
+        disabled = f"; disabled {', '.join(map(str, sorted(old)))}" if old else ""
+        return f": version {number}{disabled}", warning
+
+    def question(self, key_id: str) -> str:
+        return f"Remove {self.location(key_id)}, with all its versions?{foreign(self._info(key_id))}"
+
+    def remove(self, key_id: str) -> None:
+        self.run(self.api.delete(self._secret(key_id)))
+
+    def _secret(self, key_id: str) -> str:
+        if id_fault(key_id):  # it may be a value: neither asked for nor repeated
+            raise KeySourceError(f"no such key in project {self.project}; see: pollux keys list{self.where}")
+        return secret_name(key_id)
+
+    def _info(self, key_id: str) -> SecretInfo:
+        with known_as(f"key {key_id!r}", self.project):
+            return self.run(self.api.secret(self._secret(key_id)))
+
+    def _versions(self, key_id: str) -> list[int]:
+        with known_as(f"key {key_id!r}", self.project):
+            return [version.number for version in self.run(self.api.versions(self._secret(key_id)))]
+
+
+async def _all(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    return await asyncio.gather(*calls)

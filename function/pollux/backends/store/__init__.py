@@ -1,0 +1,1 @@
+"""Stores for counters and other small documents: memory, SQLite, Firestore."""

@@ -1,0 +1,182 @@
+"""The command line: which commands there are. Each loads what it needs when it is called."""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pollux import __version__
+from pollux.settings import ENVIRON, Settings, SettingsError, describe
+
+ELSEWHERE = {
+    "keys": ("pollux.cli.keys:keys", "Add, list, change and check Gemini API keys."),
+    "tokens": ("pollux.cli.tokens:tokens", "Make, list and revoke the tokens that clients call with."),
+    "deploy": ("pollux.cli.deploy:deploy", "Check an endpoint, deployed or here."),
+    "status": ("pollux.cli.watch:status", "Show keys, quotas and totals of a running gateway."),
+    "explain": ("pollux.cli.watch:explain", "Tell where a request would go, or what became of one."),
+}
+"""Name -> where the click command is, and its line in the help, which is shown without loading the command."""
+ORDER = ("serve", "keys", "tokens", "deploy", "status", "explain", "judge", "simulate", "settings")
+
+LoadSettings = Callable[[], Settings]
+"""What `@click.pass_obj` gives a command: settings are read when the command runs, so that --help needs none."""
+
+
+def load_settings() -> Settings:
+    """From the environment, and for what is not set there from .env in the working directory."""
+    from pollux.backends.keys.files import parse_env
+
+    environ = dict(ENVIRON)
+    file = Path(".env")
+    if file.is_file():
+        for name, variable in parse_env(file.read_text(errors="replace"), str(file)).items():
+            if name.startswith("POLLUX_"):
+                environ.setdefault(name, variable.value)
+    return Settings.from_env(environ)
+
+
+def main(argv: Sequence[str] | None = None, load: LoadSettings = load_settings) -> int:
+    """The exit code. 0: done. 1: something is not well. 2: it cannot be done as asked; stderr says why in one line."""
+    try:
+        return root.main(argv, "pollux", standalone_mode=False, obj=load) or 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return 2
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "pollux"
+        said = error.format_message()
+        if isinstance(error, click.UsageError):
+            said = f"{said.rstrip('.')}; see: {command} --help"
+        print(f"{command}: {said}", file=sys.stderr)
+        return 2
+    except SettingsError as error:
+        print(f"pollux: {error}", file=sys.stderr)
+        return 2
+    except click.Abort:  # Ctrl-C
+        return 130
+
+
+class LazyGroup(click.Group):
+    """Imports the module of a command in ELSEWHERE when the command is called; the help imports none."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(ORDER)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in ELSEWHERE:
+            return self.commands.get(cmd_name)
+        module, _, attribute = ELSEWHERE[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            # Of an option without its argument click does not say which command it belongs to.
+            if error.ctx is None and ctx.invoked_subcommand:
+                command = self.get_command(ctx, ctx.invoked_subcommand)
+                error.ctx = click.Context(command or self, ctx, ctx.invoked_subcommand)
+            raise
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        here = {name: command.get_short_help_str(formatter.width) for name, command in self.commands.items()}
+        lines = here | {name: text for name, (_, text) in ELSEWHERE.items()}
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, lines[name]) for name in ORDER])
+
+
+@click.group(
+    cls=LazyGroup,
+    help="A gateway that spreads Gemini API calls over a pool of projects.",
+    epilog="Every command reads POLLUX_* settings from the environment and from .env in this folder; "
+    "`pollux settings` lists them.",
+)
+@click.version_option(__version__, message="pollux %(version)s")
+def root() -> None:
+    pass
+
+
+@root.command(help="Run the gateway.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=3145,
+    show_default=True,
+    help="Port to listen on; 0 takes a free one.",
+)
+@click.option("--demo", is_flag=True, help="In front of a simulated Gemini, without any key.")
+@click.pass_obj
+def serve(load: LoadSettings, host: str, port: int, demo: bool) -> int:
+    from pollux.server import serve
+
+    return serve.serve(load(), host, port, demo=demo)
+
+
+@root.command()
+@click.option("--status", type=int, metavar="CODE", help="The HTTP status that came with it.")
+@click.argument("file", default="-", metavar="[FILE]")
+def judge(status: int | None, file: str) -> int:
+    """Tell what an error body of the Gemini API means.
+
+    FILE is the body; - or nothing is standard input. The verdict is printed as JSON: cause, blames, action, …
+    """
+    import time
+
+    from pollux.gemini.verdict.rules import judge_command
+
+    try:
+        text = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        print(f"pollux judge: {file}: {error.strerror}", file=sys.stderr)
+        return 2
+    print(judge_command(status, text, time.time()))
+    return 0
+
+
+@root.command(
+    add_help_option=False,
+    short_help="Run a simulated Gemini API that enforces quotas.",
+    context_settings={"ignore_unknown_options": True},
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def simulate(arguments: tuple[str, ...]) -> int:
+    """Hands its arguments over: the simulator is a program of its own."""
+    try:
+        import gemini_simulator
+    except ImportError as error:
+        print(
+            f"pollux simulate: the simulator is not installed ({error}); it comes with a checkout of Pollux",
+            file=sys.stderr,
+        )
+        return 2
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="pollux simulate", description="Run a simulated Gemini API.")
+    gemini_simulator.add_arguments(parser)
+    return gemini_simulator.run(parser.parse_args(arguments))
+
+
+@root.command(help="List every setting with its default.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for scripts.")
+def settings(as_json: bool) -> int:
+    rows = describe()
+    if as_json:
+        import json
+
+        shown = [{"name": name, "default": default, "text": text} for name, default, text in rows]
+        print(json.dumps({"settings": shown}, indent=2))
+        return 0
+    width = max(len(name) for name, _, _ in rows)
+    for name, default, text in rows:
+        print(f"{name.ljust(width)}  {text}" + (f" [{default}]" if default else ""))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

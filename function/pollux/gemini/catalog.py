@@ -1,0 +1,334 @@
+"""Models, limits per tier, fallback chains, aliases: what the entries mean together. catalog_file.py reads them."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pollux.gemini.catalog_file import ALONE, NAMES, TEXT, CatalogError, check_name, load, tier_name
+
+__all__ = [
+    "MODES",
+    "Catalog",
+    "CatalogError",
+    "Limits",
+    "Model",
+    "NeverBelowError",
+    "builtin_text",
+    "markdown",
+    "tier_name",
+]
+
+MODES = ("both", *(f"{kind}_only" for kind in TEXT))
+
+# The words that decide the kind of a model nobody listed. The first match wins: a "flash-image" is no flash.
+_WORDS = {
+    "embedding": "embedding",
+    "image|imagen|banana": "image",
+    "tts": "tts",
+    "live|native-audio": "live",
+    "veo": "video",
+    "lyria": "music",
+    "gemma": "gemma",
+    "robotics|computer-use|deep-research|transcribe|omni|audio": "other",
+    "flash-lite": "flash_lite",
+    "flash": "flash",
+    "pro": "pro",
+}
+_KIND = {re.compile(rf"(?:^|-)(?:{words})(?:-|$)"): kind for words, kind in _WORDS.items()}
+_TAIL = re.compile(r"(-preview)?(-\d\d-\d{2,4})?(-\d{3})?(-it)?$")
+
+
+class NeverBelowError(CatalogError):
+    """A model that the setting POLLUX_NEVER_BELOW names, and not the catalog, makes no sense there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one tier may do: 0 is "not on this tier", a missing name is not known. Source and date are for people."""
+
+    values: Mapping[str, int]
+    source: str = ""
+    seen: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One entry. `generation` decides what media cost: 2 for Gemini 2 and Gemma, 3 for what came after."""
+
+    name: str
+    kind: str | None
+    generation: int
+    bucket: str
+    fallback: str = ""
+    note: str = ""
+    limits: Mapping[str, Limits] = field(default_factory=dict)
+
+
+class Catalog:
+    """A listed name costs a dict read. Any other is guessed at each time and not kept: clients choose those names."""
+
+    def __init__(self, layers: Sequence[Mapping[str, Any]], never_below: Sequence[str] = ()) -> None:
+        """The checked files, one's own before the built-in one. `never_below`: what the setting of that name says."""
+        entries: dict[str, dict[str, Any]] = {}
+        for layer in reversed(layers):
+            for name, entry in layer["models"].items():
+                old = entries.get(name, {})
+                entries[name] = {**old, **entry, "limits": {**old.get("limits", {}), **entry.get("limits", {})}}
+        self.models: Mapping[str, Model] = {name: _model(name, entry) for name, entry in entries.items()}
+        self.aliases: Mapping[str, str] = _merge(layers, "aliases")
+        self.defaults: Mapping[str, str] = _merge(layers, "defaults")
+        self._final = {alias: _follow(alias, self.aliases) for alias in self.aliases}
+        self._check()
+        self._floor_set_by: dict[str, str] = {}
+        """Chain -> the setting or the catalog's entry that says which of its models is the lowest."""
+        self._named = _merge(layers, "chains")
+        self._lowest = self._floors(self._named, _merge(layers, "never_below"), never_below)
+        self._below: set[str] = set()
+        self._limits: dict[tuple[str, str], Mapping[str, int]] = {}
+        self._after: dict[str, tuple[str, ...]] = {}
+        replaced: set[str] = set()
+        for layer in layers:  # what one's own file says of a bucket's tier, or of what comes after a model, is final
+            self._limits = _limits(layer["models"], self.models) | self._limits
+            chains = {chain: names for chain, names in layer["chains"].items() if chain not in replaced}
+            self._after = self._ends(chains) | self._after
+            replaced.update(chains)
+        names = (*self.models, *self.aliases)
+        self._chains = {mode: {name: self._build(name, mode) for name in names} for mode in MODES}
+
+    @classmethod
+    def parse(cls, builtin: str, own: str | None = None, never_below: Sequence[str] = ()) -> "Catalog":
+        layers = [] if own is None else [load(own, "your catalog")]
+        return cls([*layers, load(builtin, "the built-in catalog")], never_below)
+
+    def resolve(self, name: str) -> str:
+        name = name.removeprefix("models/")
+        return self._final.get(name, name)
+
+    def chain(self, name: str, mode: str = "both") -> tuple[str, ...]:
+        """The model to ask first, then its fallbacks. A mode chooses among text models and leaves all others alone."""
+        name = name.removeprefix("models/")
+        return self._chains[mode].get(name) or self._build(name, mode)
+
+    def floor(self, name: str) -> str | None:
+        """What ends a model's chain although more models would follow; None if nothing does."""
+        last = self._whole(self.resolve(name))[-1]
+        known = self.models.get(last)
+        for chain, lowest in self._lowest.items():
+            names = self._named[chain]
+            below = names[names.index(lowest) + 1 :]
+            ends = last in names[:-1] and last not in names[: names.index(lowest)]
+            if ends or (known is not None and known.fallback in below):
+                return self._floor_set_by[chain]
+        return None
+
+    def bucket(self, model: str) -> str:
+        known = self.models.get(model)
+        return known.bucket if known else guess_bucket(model)
+
+    def limits(self, model: str, tier: str | None) -> dict[str, int]:
+        found = self._limits.get((self.bucket(model), tier_name(tier) or "")) if tier else None
+        return dict(found) if found else {}
+
+    def smallest_limits(self, model: str) -> dict[str, int]:
+        """The smallest of each limit among the tiers that may use the model at all."""
+        bucket = self.bucket(model)
+        found: dict[str, int] = {}
+        for (counted, _), limits in self._limits.items():
+            if counted == bucket:
+                for name, value in limits.items():
+                    if value:
+                        found[name] = min(value, found.get(name, value))
+        return found
+
+    def generation(self, model: str) -> int:
+        known = self.models.get(model)
+        return known.generation if known else guess_generation(model)
+
+    def kind(self, model: str) -> str | None:
+        known = self.models.get(model)
+        return known.kind if known else guess_kind(model)
+
+    def _build(self, name: str, mode: str) -> tuple[str, ...]:
+        whole = self._whole(self._final.get(name, name))
+        wanted = mode.removesuffix("_only")
+        if wanted == "both" or self.kind(whole[0]) not in TEXT:
+            return whole
+        default = self._whole(self.defaults[wanted])
+        return tuple(m for m in whole if self.kind(m) == wanted) or (
+            default[0],
+            *(m for m in default[1:] if self.kind(m) == wanted),
+        )
+
+    def _whole(self, model: str) -> tuple[str, ...]:
+        path = [model]
+        while path[-1] not in self._after:
+            known = self.models.get(path[-1])
+            if not known or not known.fallback or known.fallback in path or known.fallback in self._below:
+                return tuple(path)
+            path.append(known.fallback)
+        return (*path, *(name for name in self._after[path[-1]] if name not in path))
+
+    def _ends(self, chains: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        """Model -> what comes after it, down to the lowest model of the chain that may be used. Chains may share an
+        end; from one model they may not go different ways."""
+        whole: dict[str, tuple[str, ...]] = {}
+        after: dict[str, tuple[str, ...]] = {}
+        for chain, names in chains.items():
+            lowest = self._lowest.get(chain)
+            end = len(names) if lowest is None else names.index(lowest) + 1
+            self._below.update(names[end:])
+            for place, name in enumerate(names):
+                where, rest = f"chains.{chain}: {name}", names[place + 1 :]
+                self._check_member(name, where)
+                if name in names[:place]:
+                    raise CatalogError(f"{where} stands there twice")
+                if rest and whole.setdefault(name, rest) != rest:
+                    raise CatalogError(f"{where} goes on differently in another chain; it may have one way only")
+                if rest or lowest is not None:
+                    kept = names[place + 1 : end]
+                    after[name] = min(after.get(name, kept), kept, key=len)  # of a shared end the strictest counts
+        return after
+
+    def _floors(
+        self, chains: Mapping[str, Sequence[str]], own: Mapping[str, str], setting: Sequence[str]
+    ) -> dict[str, str]:
+        """Chain -> the lowest of its models that may stand in for another. The setting goes before the catalog."""
+        for chain, name in own.items():
+            if chain not in chains:
+                raise CatalogError(
+                    f"never_below.{chain}: there is no such chain; there are {', '.join(sorted(chains))}"
+                )
+            if name not in chains[chain]:
+                said = (
+                    f"never_below.{chain}: {name} is not in that chain, which has {', '.join(chains[chain]) or 'none'}"
+                )
+                raise CatalogError(said)
+        chosen: dict[str, str] = {}
+        for name in setting:
+            holding = [chain for chain, names in chains.items() if name in names]
+            if not holding:
+                known = ", ".join(dict.fromkeys(model for names in chains.values() for model in names))
+                hint = (
+                    f"it is an alias, name the model: {self._final[name]}"
+                    if name in self._final
+                    else f"expected {known}"
+                )
+                raise NeverBelowError(f"{name} is in no fallback chain; {hint}")
+            for chain in holding:
+                if chosen.setdefault(chain, name) != name:
+                    raise NeverBelowError(f"{chosen[chain]} and {name} are both in the chain {chain}; name one of them")
+        self._floor_set_by = {chain: f"never_below.{chain} of the catalog" for chain in own}
+        self._floor_set_by |= dict.fromkeys(chosen, "POLLUX_NEVER_BELOW")
+        return dict(own) | chosen
+
+    def _check_member(self, name: str, where: str) -> None:
+        if (kind := self.kind(name)) in ALONE:
+            raise CatalogError(f"{where} is for {kind}, and such models have no fallback")
+        if name in self.aliases and name not in self.models:
+            raise CatalogError(f"{where} is an alias; name the model, {self._final[name]}")
+
+    def _check(self) -> None:
+        """What can only be told when both files are together."""
+        for alias, target in self._final.items():
+            check_name(target, f"aliases.{alias}")
+        for kind, name in self.defaults.items():
+            if self.kind(name) not in (kind, None):
+                raise CatalogError(f"defaults.{kind}: {name} is {self.kind(name)}")
+        for model in self.models.values():
+            if model.fallback:
+                self._check_member(model.name, f'models."{model.name}".fallback: {model.name}')
+                self._check_member(model.fallback, f'models."{model.name}".fallback: {model.fallback}')
+
+
+def builtin_text() -> str:
+    return Path(__file__).with_name("catalog.toml").read_text(encoding="utf-8")
+
+
+def guess_kind(name: str) -> str | None:
+    kind = None if "/" in name else next((kind for words, kind in _KIND.items() if words.search(name)), None)
+    return None if kind == "other" else kind
+
+
+def guess_generation(name: str) -> int:
+    return 2 if re.match(r"gemini-[12][.-]|gemma-", name) else 3
+
+
+def guess_bucket(name: str) -> str:
+    """Without the tail, as Google does: gemini-3-flash-preview counts as gemini-3-flash, gemma-4-31b-it without -it."""
+    return name if "/" in name else _TAIL.sub("", name) or name
+
+
+def markdown(catalog: Catalog) -> str:
+    """The tables of docs/models.md."""
+    return "\n\n".join(
+        "\n".join(table) for table in (_models_table(catalog), _limits_table(catalog), _names_table(catalog))
+    )
+
+
+def _models_table(catalog: Catalog) -> Iterator[str]:
+    yield "| model | kind | counted as | falls back to | note |"
+    yield "|---|---|---|---|---|"
+    for model in catalog.models.values():
+        counted = f"`{model.bucket}`" if model.bucket != model.name else ""
+        rest = ", ".join(f"`{name}`" for name in catalog.chain(model.name)[1:])
+        yield f"| `{model.name}` | {model.kind or ''} | {counted} | {rest} | {model.note} |"
+
+
+def _limits_table(catalog: Catalog) -> Iterator[str]:
+    yield f"| model | tier | {' | '.join(NAMES)} | seen | source |"
+    yield f"|---|---|{'---:|' * len(NAMES)}---|---|"
+    for model in catalog.models.values():
+        for tier, limits in model.limits.items():
+            values = " | ".join(f"{limits.values[name]:,}" if name in limits.values else "" for name in NAMES)
+            yield f"| `{model.name}` | {tier} | {values} | {limits.seen} | {limits.source} |"
+
+
+def _names_table(catalog: Catalog) -> Iterator[str]:
+    yield "| alias, or mode when nothing of its kind is in the chain | model |"
+    yield "|---|---|"
+    yield from (f"| `{alias}` | `{catalog.resolve(alias)}` |" for alias in catalog.aliases)
+    yield from (f"| `{kind}_only` | `{model}` |" for kind, model in catalog.defaults.items())
+
+
+def _model(name: str, entry: Mapping[str, Any]) -> Model:
+    kind = entry.get("kind") or guess_kind(name)
+    limits = {
+        tier: Limits({k: table[k] for k in NAMES if k in table}, table.get("source", ""), table.get("seen", ""))
+        for tier, table in entry["limits"].items()
+    }
+    return Model(
+        name,
+        None if kind == "other" else kind,
+        entry.get("generation", guess_generation(name)),
+        entry.get("bucket", guess_bucket(name)),
+        entry.get("fallback", ""),
+        entry.get("note", ""),
+        limits,
+    )
+
+
+def _limits(entries: Mapping[str, Any], models: Mapping[str, Model]) -> dict[tuple[str, str], Mapping[str, int]]:
+    """Per bucket and tier. Where two models of one bucket differ, the smaller number: they are counted together."""
+    found: dict[tuple[str, str], dict[str, int]] = {}
+    for name, entry in entries.items():
+        for tier, table in entry.get("limits", {}).items():
+            values = found.setdefault((models[name].bucket, tier), {})
+            for limit in NAMES:
+                if limit in table:
+                    values[limit] = min(table[limit], values.get(limit, table[limit]))
+    return dict(found)
+
+
+def _follow(alias: str, aliases: Mapping[str, str]) -> str:
+    path = [alias]
+    while (target := aliases.get(path[-1])) is not None:
+        if target in path:
+            raise CatalogError(f"aliases.{alias} goes in a circle: {' -> '.join([*path, target])}")
+        path.append(target)
+    return path[-1]
+
+
+def _merge(layers: Sequence[Mapping[str, Any]], section: str) -> dict[str, Any]:
+    return {name: value for layer in reversed(layers) for name, value in layer[section].items()}

@@ -1,0 +1,234 @@
+"""PURE. Reads a streamed answer while it passes: has content come, an error, an end, and what it says of tokens.
+
+Nothing here changes a byte. Chunks may be cut anywhere. What has passed is not kept, but for a few bytes of overlap and
+what is still incomplete; a chunk costs a handful of searches.
+"""
+
+import json
+import re
+from typing import Any
+
+from pollux.gemini.body import as_usage, prompt_tokens_of, usage_at, usage_marker
+
+LONG = 16 * 1024
+"""An event as long as this is content (an image), whatever it says: it is passed on before it is complete."""
+OVERLAP = 64
+USAGE_MOST = 8 * 1024
+ERROR_MOST = 64 * 1024
+TRIES_MOST = 200
+"""How often what may be an error is parsed before its end: it may come byte by byte."""
+
+# A JSON string has no raw line feed and no bare quote, so that these can only match where they mean it.
+_FINISH = re.compile(rb'"(?:finishReason|blockReason)"\s*:\s*["\d]')
+_OPENAI_FINISH = re.compile(rb'"finish_reason"\s*:\s*"|\ndata: ?\[DONE\]')
+_SSE_ERROR = re.compile(rb'\n(?:data:)?\s*(?=\[?\s*\{\s*"error"\s*:)')
+_ARRAY_ERROR = re.compile(rb'[,\]\n]\s*\[?\s*(?=\{\s*"error"\s*:)')
+_BLANK_LINE = re.compile(rb"\r?\n\r?\n")
+_ERROR_HEAD = re.compile(rb'\s*(?:data:)?[\s,]*\[?\s*\{\s*"error"\s*:')
+_DATA = b"data:"
+_BETWEEN = b"[], \r\n\t"
+_AFTER_LAST = b" \r\n\t]"
+
+_QUIET = frozenset({"candidates", "choices", "promptFeedback", "usageMetadata", "usage", "error"})
+_LABELS = frozenset({"modelVersion", "responseId", "createTime", "serviceTier", "id", "object", "created", "model"})
+_DECODER = json.JSONDecoder()
+
+
+class StreamReader:
+    """`form`: sse or array (native), openai-sse. Feed it every chunk, then `close`."""
+
+    __slots__ = (
+        "_array", "_cold", "_error", "_error_at", "_finish", "_marker", "_rest", "_suspect", "_tries", "_usage",
+        "content_seen", "finished", "form",
+    )  # fmt: skip
+
+    def __init__(self, form: str) -> None:
+        self.form = form
+        self.content_seen = False
+        """An event had content: neither an error, nor without any part."""
+        self.finished = False
+        """A reason to finish or to block was given, or [DONE]. Without it the answer was cut off."""
+        self._array = form == "array"
+        self._finish = _OPENAI_FINISH if form.startswith("openai") else _FINISH
+        self._error_at = _ARRAY_ERROR if self._array else _SSE_ERROR
+        self._marker = usage_marker(form)
+        self._rest = b"\n"  # the start of the stream is the start of a line
+        self._usage: bytes | None = None
+        self._cold = b""
+        """What came and was not judged yet, until there is content."""
+        self._suspect: bytearray | None = None
+        """From where an error seems to begin."""
+        self._tries = 0
+        self._error: bytes | None = None
+
+    def feed(self, chunk: bytes) -> None:
+        text = self._rest + chunk
+        incomplete = self._look_for_usage(text)
+        if not self.finished and (b"eason" in text or b"[DONE]" in text):
+            self.finished = self._finish.search(text) is not None
+        if (self._error is None or self._array) and (self._suspect is not None or b'"error"' in text):
+            self._look_for_error(text, chunk)
+        if not self.content_seen:
+            self._cold += chunk
+            # Only these end an event or an element: to look at each byte of a long one would take for ever.
+            if (b"}" if self._array else b"\n") in chunk:
+                self._look_for_content()
+            if not self.content_seen and len(self._cold) > LONG:
+                waiting = self._cold.rstrip(b" \r\n\t")
+                self.content_seen = len(waiting) > LONG and not _ERROR_HEAD.match(waiting)
+            if self.content_seen:
+                self._cold = b""
+        self._rest = text[incomplete:] if incomplete >= 0 else text[-OVERLAP:]
+
+    def close(self) -> None:
+        """The stream ended: what is incomplete will not become complete."""
+        if not self.content_seen and not self._array and self._cold:
+            self._judge(self._cold)
+        if self._error is None and self._suspect:
+            self._error = self._parsed(self._suspect)
+            if self._error is None and not (self._array and self.content_seen):
+                self._error = bytes(self._suspect.strip())
+
+    @property
+    def error(self) -> bytes | None:
+        """The first error's JSON as it came. In an array only a last element is one: then nothing follows it."""
+        return self._error
+
+    @property
+    def error_begun(self) -> bool:
+        """What came last may be the beginning of an error, whose end has not come yet."""
+        return self._suspect is not None and self._error is None
+
+    @property
+    def prompt_tokens(self) -> int | None:
+        return prompt_tokens_of(self.usage())
+
+    def usage(self) -> dict[str, Any] | None:
+        """What the last event said of it; it is cumulative."""
+        return None if self._usage is None else as_usage(self._usage)
+
+    # --- searches in what passes -------------------------------------------------------------------------------------
+
+    def _look_for_usage(self, text: bytes) -> int:
+        """Keep the last complete usage. Returns where an incomplete one begins, else -1."""
+        last = place = text.rfind(self._marker)
+        while place >= 0:
+            found = usage_at(text, self._marker, place)
+            if found is not None:
+                self._usage = found
+                break
+            place = text.rfind(self._marker, 0, place)
+        return last if last != place and len(text) - last < USAGE_MOST else -1
+
+    def _look_for_error(self, text: bytes, chunk: bytes) -> None:
+        if self._suspect is not None:
+            self._suspect += chunk
+        elif (found := self._error_at.search(text)) is not None:
+            chunk = text[found.end() :]
+            self._suspect, self._tries = bytearray(chunk), 0
+        else:
+            return
+        if b"}" in chunk:
+            self._tries += 1
+            self._error = self._parsed(self._suspect) if self._tries <= TRIES_MOST else None
+        elif chunk.strip(_AFTER_LAST):
+            self._error = None
+        if len(self._suspect) > ERROR_MOST:  # too long for an error: an argument of that name
+            self._suspect = None
+            if self._array:
+                self._error = None
+
+    def _parsed(self, suspect: bytearray) -> bytes | None:
+        text = bytes(suspect)
+        return self._last_element(text) if self._array else _first_value(text)
+
+    def _last_element(self, suspect: bytes) -> bytes | None:
+        place = 0
+        while place >= 0:
+            value = _first_value(suspect[place:])
+            if value is not None and not suspect[place + len(value) :].strip(_AFTER_LAST):
+                return value
+            found = _ARRAY_ERROR.search(suspect, place)
+            place = found.end() if found is not None else -1
+        return None
+
+    # --- is there content yet? ---------------------------------------------------------------------------------------
+
+    def _look_for_content(self) -> None:
+        if self._array:
+            self._read_elements()
+        else:
+            *events, rest = _BLANK_LINE.split(self._cold)
+            for event in events:
+                self._judge(event)
+            self._cold = rest
+
+    def _read_elements(self) -> None:
+        self._cold = self._cold.lstrip(_BETWEEN)
+        while not self.content_seen and b"}" in self._cold and (element := _first_value(self._cold)) is not None:
+            self._judge(element)
+            self._cold = self._cold[len(element) :].lstrip(_BETWEEN)
+
+    def _judge(self, event: bytes) -> None:
+        """An event of SSE as it came, or an element of an array."""
+        if self.content_seen:
+            return
+        if len(event) > LONG:
+            self.content_seen = not _ERROR_HEAD.match(event)
+            return
+        data = event if self._array else _data_of(event)
+        if not data:
+            return
+        try:
+            self.content_seen = _has_content(json.loads(data))
+        except (ValueError, RecursionError):
+            self.content_seen = not data.startswith(b"[DONE]")
+
+
+def _data_of(event: bytes) -> bytes:
+    """The data of an SSE event. Lines without `data:` are comments, other fields, or an error, which is no content."""
+    lines = [line.strip() for line in event.split(b"\n")]
+    return b"\n".join(line[len(_DATA) :].lstrip() for line in lines if line.startswith(_DATA))
+
+
+def _first_value(text: bytes) -> bytes | None:
+    """The JSON value that the text begins with, if it is complete."""
+    try:
+        plain = text.decode("utf-8", "surrogateescape")
+        _, end = _DECODER.raw_decode(plain)
+    except (ValueError, RecursionError):
+        return None
+    return plain[:end].encode("utf-8", "surrogateescape")
+
+
+def _has_content(event: Any) -> bool:
+    """Any part, finish or block; and whatever is not known here: it is the client's to understand."""
+    if isinstance(event, list):
+        return any(_has_content(one) for one in event)
+    if not isinstance(event, dict):
+        return True
+    if event.get("error"):
+        return False
+    feedback = event.get("promptFeedback")
+    return (
+        any(_candidate_says(one) for one in _listed(event.get("candidates")))
+        or any(_choice_says(one) for one in _listed(event.get("choices")))
+        or (isinstance(feedback, dict) and bool(feedback.get("blockReason")))
+        or any(name not in _QUIET and name not in _LABELS for name in event)
+    )
+
+
+def _listed(value: Any) -> list[Any]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _candidate_says(candidate: dict[str, Any]) -> bool:
+    content = candidate.get("content")
+    parts = _listed(content.get("parts")) if isinstance(content, dict) else []
+    return bool(candidate.get("finishReason")) or any(any(part.values()) for part in parts)
+
+
+def _choice_says(choice: dict[str, Any]) -> bool:
+    delta = choice.get("delta")
+    said = isinstance(delta, dict) and any(value for name, value in delta.items() if name != "role")
+    return said or bool(choice.get("finish_reason"))

@@ -1,0 +1,1 @@
+"""Which project serves a request, and when: quotas, windows, health, booking."""

@@ -1,0 +1,77 @@
+"""What an operator should hear of, each once: what rests or is set aside, and a day that is nearly spent.
+
+One log line each, with a field `event` by which alerts find it.
+"""
+
+import logging
+
+from pollux.gemini.verdict.causes import words
+from pollux.pool.reservation import Reservation
+
+log = logging.getLogger("pollux.pool")
+
+NEARLY = 0.9
+"""Of a day's requests or tokens."""
+DAY_LIMITS = (("rpd", "requests"), ("tpd", "tokens"))
+MOST = 4000
+"""Clients may invent names of models."""
+
+
+class Alerts:
+    """Says it once per instance: many requests that are under way together meet the same refusal."""
+
+    def __init__(self) -> None:
+        self._said: dict[tuple[str, ...], float | str] = {}
+
+    def resting(self, project: str, bucket: str, cause: str, now: float, seconds: float) -> None:
+        if self._is_news(("rests", project, bucket), now, seconds):
+            log.warning(
+                "the quota of %s for %s rests for %.0f s: %s",
+                project,
+                bucket,
+                seconds,
+                words(cause),
+                extra={"event": "cooldown", "project": project, "quota": bucket, "cause": cause},
+            )
+
+    def aside(self, kind: str, subject: str, cause: str, now: float, seconds: float) -> None:
+        """`kind`: keys, projects, models or tools, as `health` has them."""
+        if self._is_news(("aside", kind, subject), now, seconds):
+            log.warning(
+                "the %s %s is set aside for %.0f s: %s",
+                kind.removesuffix("s"),
+                subject,
+                seconds,
+                words(cause),
+                extra={"event": "set-aside", "kind": kind.removesuffix("s"), "subject": subject, "cause": cause},
+            )
+
+    def day(self, reservation: Reservation) -> None:
+        """Tell when most of a day is used, by the state as it was last seen."""
+        owned, day, limits = reservation.quota, reservation.slot.day, reservation.limits
+        for (limit, what), used in zip(DAY_LIMITS, owned.document.value.days.get(day, ()), strict=False):
+            most = limits.get(limit)
+            said = ("day", owned.project, owned.bucket, limit)
+            if most and used >= NEARLY * most and self._said.get(said) != day:
+                self._remember(said, day)
+                log.warning(
+                    "%d of %d %s of the day are used in %s for %s",
+                    used,
+                    most,
+                    what,
+                    owned.project,
+                    owned.bucket,
+                    extra={"event": "day-nearly-spent", "project": owned.project, "quota": owned.bucket},
+                )
+
+    def _is_news(self, said: tuple[str, ...], now: float, seconds: float) -> bool:
+        until = self._said.get(said, now)
+        if isinstance(until, float) and until > now:
+            return False
+        self._remember(said, now + seconds)
+        return True
+
+    def _remember(self, said: tuple[str, ...], value: float | str) -> None:
+        if len(self._said) >= MOST:
+            self._said.clear()
+        self._said[said] = value

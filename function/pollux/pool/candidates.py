@@ -1,0 +1,262 @@
+"""The projects that may serve a model, in the order in which a request should look at them.
+
+Looking at a project means finding the slot that the request would get there. That is exact, and too expensive to do for
+hundreds of projects with each request. So their order is kept from request to request and corrected where something
+changed. `pool` looks at the first few; only if none of those has a slot in time, it looks at the others.
+"""
+
+import heapq
+import math
+from bisect import bisect_left, insort
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+from pollux.lru import Recent
+from pollux.pool import strategy as ranking
+from pollux.pool.booking import Booking
+from pollux.pool.projects import Project, Projects, Quota
+from pollux.pool.refusals import BUSY, Refusal, Why
+from pollux.pool.windows import SLOT, WINDOW, Limits, Want
+
+LOOK_AT = 8
+"""How many projects a request looks at. A pool that is not larger needs no order."""
+READ_AT_ONCE = 64
+"""How many documents are read ahead, in the order in which they will be needed."""
+MODELS_MOST = 64
+"""How many orders are kept: clients may invent names of models."""
+LEAST = Want(1)
+"""The smallest want: where it does not fit, no other does."""
+LIMITS_FOR = 5.0
+
+
+class _Place(NamedTuple):
+    slot: float
+    """The slot of the smallest want: 0 if there is one now, inf if there will never be one."""
+    beyond: bool
+    load: float
+    used_at: int
+    position: int
+
+
+class _Known(NamedTuple):
+    """The limits of all projects together."""
+
+    until: float
+    smallest: int | None
+    """Of tokens a minute."""
+    learned: Limits
+
+
+class _Order:
+    """The order for one model. Positions are those in the list of all projects."""
+
+    def __init__(self, bucket: str, size: int) -> None:
+        self.bucket = bucket
+        self.changed: set[int] = set()
+        """What has to be placed anew before the order is used."""
+        self.aside: set[int] = set()
+        """What was found set aside."""
+        self.why: dict[int, Why] = {}
+        """Why there is no slot now."""
+        self.later: dict[int, tuple[int, Refusal]] = {}
+        """The tokens of a want that found no slot in time, and what it was told. The same holds for a larger one until
+        something changes."""
+        self.learned: dict[int, Mapping[str, tuple[int, float]]] = {}
+        self._places = [_Place(0.0, False, 0.0, 0, position) for position in range(size)]
+        self._sorted = list(self._places)
+        self._drops: list[tuple[float, int]] = []
+        """When requests leave a window, so that its load shrinks."""
+        self._drops_at: dict[int, float] = {}
+
+    def place(self, position: int, slot: float, beyond: bool, load: float, used_at: int) -> None:
+        old, new = self._places[position], _Place(slot, beyond, load, used_at, position)
+        if new != old:
+            del self._sorted[bisect_left(self._sorted, old)]
+            insort(self._sorted, new)
+            self._places[position] = new
+
+    def drops_at(self, when: float, position: int) -> None:
+        if self._drops_at.get(position) != when:
+            self._drops_at[position] = when
+            heapq.heappush(self._drops, (when, position))
+
+    def due(self, now: float) -> set[int]:
+        """What changed, or does now because time has passed."""
+        while self._drops and self._drops[0][0] <= now:
+            self.changed.add(heapq.heappop(self._drops)[1])
+        current, at = now / SLOT, bisect_left(self._sorted, (1.0,))
+        while at < len(self._sorted) and self._sorted[at].slot <= current:
+            self.changed.add(self._sorted[at].position)
+            at += 1
+        due, self.changed = self.changed, set()
+        return due
+
+    def positions(self, most: int | None = None) -> list[int]:
+        return [place.position for place in self._sorted[:most]]
+
+    def slot(self, position: int) -> float:
+        return self._places[position].slot
+
+
+class Candidates:
+    def __init__(self, projects: Projects, booking: Booking, strategy: str) -> None:
+        self._projects = projects
+        self._booking = booking
+        self._strategy = strategy
+        self.look_at = LOOK_AT
+        self._of: dict[str, Project] = {}
+        self._in_order: Sequence[Project] = ()
+        self._positions: dict[str, int] = {}
+        self._orders: Recent[str, _Order] = Recent(MODELS_MOST)
+        self._limits: Recent[str, _Known] = Recent(MODELS_MOST)
+        self._aside: frozenset[tuple[str, float]] = frozenset()
+        projects.quota_changed = self._quota_changed
+        projects.health.changed = self._health_changed
+
+    @property
+    def large(self) -> bool:
+        """More projects than a request looks at."""
+        return len(self._projects.by_name) > self.look_at
+
+    def first(self, model: str, now: float, most: int | None = None, *, tools: Collection[str] = ()) -> list[str]:
+        """The projects to look at first: a few where none of these tools rests, or all of a small pool."""
+        order, most = self._order(model, now), most or self.look_at
+        if len(self._in_order) <= most:
+            return list(self._of)
+        aside = self._projects.health.value.tools if tools else {}  # the order knows nothing of tools
+        names = [self._in_order[position].name for position in order.positions(most + len(aside))]
+        if aside:
+            names = [name for name in names if not self._projects.tool_rests(name, tools, now)]
+        return names[:most]
+
+    def others(self, model: str, now: float, want: Want, latest: float) -> tuple[list[str], dict[str, Refusal]]:
+        """The rest: those worth looking at, and what is known of those that surely have no slot up to `latest`."""
+        order = self._order(model, now)
+        worth: list[str] = []
+        refusals: dict[str, Refusal] = {}
+        for position in order.positions():
+            name, starts = self._in_order[position].name, order.slot(position) * SLOT
+            tokens, refusal = order.later.get(position, (0, None))
+            if starts == math.inf and position not in order.why:
+                continue  # it has no key that is enabled
+            if starts > latest:
+                refusals[name] = Refusal(starts, order.why.get(position, BUSY))
+            elif refusal is not None and want.tokens >= tokens and refusal.until > latest:
+                refusals[name] = refusal
+            else:
+                worth.append(name)
+        return worth, refusals
+
+    def refused(self, model: str, project: Project, want: Want, refusal: Refusal) -> None:
+        """A request looked at it in vain."""
+        order, position = self._orders.get(model), self._positions.get(project.name)
+        if order is not None and position is not None and not want.images:
+            tokens, _ = order.later.get(position, (want.tokens, refusal))
+            if want.tokens <= tokens:
+                order.later[position] = (want.tokens, refusal)
+
+    def taking(self, model: str, owned: Quota, requests: int) -> None:
+        """So many requests more are being booked there: those that come meanwhile go elsewhere. In a small pool they
+        rather share a commit."""
+        owned.coming += requests
+        order, position = self._orders.get(model), self._positions.get(owned.project)
+        if order is not None and position is not None:
+            order.changed.add(position)
+
+    def smallest_token_limit(self, model: str) -> int | None:
+        """Of all projects."""
+        return self._known(model).smallest
+
+    def presumed(self, model: str) -> Limits:
+        """What projects without a tier presumably have: the limits at which others like them were refused."""
+        return self._known(model).learned
+
+    def _known(self, model: str) -> _Known:
+        """Of all projects together. Remembered for a moment, as asking all of them takes long."""
+        now, projects = self._projects.store.now(), self._projects
+        known = self._limits.get(model)
+        if known is None or known.until <= now:
+            smallest, learned = projects.smallest_token_limit(model), projects.learned_limits(model)
+            known = self._limits[model] = _Known(now + LIMITS_FOR, smallest, learned)
+        return known
+
+    def _follow_keys(self) -> None:
+        if self._of is not self._projects.by_name:
+            self._of = self._projects.by_name
+            self._in_order = list(self._of.values())
+            self._positions = {project.name: position for position, project in enumerate(self._in_order)}
+            self._orders.clear()
+            self._limits.clear()
+
+    def _order(self, model: str, now: float) -> _Order:
+        self._follow_keys()
+        bucket, order = self._projects.bucket(model), self._orders.get(model)
+        if order is None or order.bucket != bucket:
+            order = self._orders[model] = _Order(bucket, len(self._in_order))
+            order.changed.update(range(len(self._in_order)))
+            for position, project in enumerate(self._in_order):
+                if (owned := self._projects.quotas.get((project.name, bucket))) and owned.document.value.learned:
+                    order.learned[position] = owned.document.value.learned
+        self._orders.move_to_end(model)  # invented names push out no order that is used
+        if self.large:
+            for position in order.due(now):
+                self._place(order, model, position, now)
+        return order
+
+    def _place(self, order: _Order, model: str, position: int, now: float) -> None:
+        project = self._in_order[position]
+        owned = self._projects.quotas.get((project.name, order.bucket))
+        order.later.pop(position, None)
+        order.aside.discard(position)
+        order.why.pop(position, None)
+        key = self._projects.usable_key(project, model, (), now)
+        if isinstance(key, Refusal) or key is None:
+            order.aside.add(position)
+            until = math.inf
+            if key is not None:
+                until, order.why[position] = key
+            order.place(position, until / SLOT, False, 0.0, 0)
+            return
+        if owned is None:
+            order.place(position, 0.0, False, 0.0, 0)
+            return
+        state = owned.document.value
+        limits = self._projects.limits_by(state, project, model)
+        slot = self._slot(order, position, owned, model, limits, now)
+        load = ranking.load(self._strategy, owned, limits, self._projects.smallest_limits(model), now)
+        if oldest := min(state.slots, default=0):
+            order.drops_at((oldest + WINDOW + 1) * SLOT, position)
+        order.place(position, slot, *load, owned.used_at)
+
+    def _slot(self, order: _Order, position: int, owned: Quota, model: str, limits: Limits, now: float) -> float:
+        presumed = self.presumed(model)
+        found = self._booking.look(owned, LEAST, limits, now, math.inf, presumed)
+        if isinstance(found, Refusal):
+            order.why[position] = found.why
+            return found.until / SLOT
+        if found.start <= now:
+            return 0.0
+        order.why[position] = self._booking.why_later(owned, LEAST, limits, now, presumed)
+        return float(found.number)
+
+    def _quota_changed(self, project: str, bucket: str) -> None:
+        position = self._positions.get(project)
+        if position is not None and (project, bucket) in self._projects.quotas:
+            learned = self._projects.quotas[project, bucket].document.value.learned
+            for model, order in self._orders.items():
+                if order.bucket == bucket:
+                    order.changed.add(position)
+                    if learned != order.learned.get(position, {}):
+                        order.learned[position] = learned
+                        order.changed.update(range(len(self._in_order)))  # it is presumed of others
+                        self._limits.pop(model, None)
+
+    def _health_changed(self) -> None:
+        """Those that were set aside may be back, and others aside instead."""
+        if self.large:
+            aside = self._projects.named_aside()
+            names = {name for name, _ in aside ^ self._aside}
+            changed = {self._positions[name] for name in names if name in self._positions}
+            self._aside = aside
+            for order in self._orders.values():
+                order.changed |= changed | order.aside

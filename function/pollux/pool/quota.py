@@ -1,0 +1,361 @@
+"""The arithmetic of one quota, PURE: reserve, settle, cool, learn. The time is always an argument.
+
+A quota is what Google counts for one (project, bucket). `State` is a value: every function gives a new one and leaves
+the old as it was. `windows` finds where a want fits among what is booked; `packing` makes a document of a state.
+"""
+
+import math
+from typing import NamedTuple
+
+from pollux.gemini.verdict.causes import HALF_OPEN, SPENT
+from pollux.pool.refusals import BUSY, Refusal, Why
+from pollux.pool.windows import (
+    LONGEST,
+    MINUTE_LIMITS,
+    SLOT,
+    WINDOW,
+    Limits,
+    Slots,
+    Want,
+    all_spent,
+    current,
+    day_of,
+    fast,
+    fit_minute,
+    fit_sliding,
+    spent,
+    total,
+)
+
+LATE = 0.5
+"""A reservation is sent at the latest this long after its slot has ended."""
+MIDNIGHT_GUARD = 1.0
+LEARNED_FOR = 7 * 86400.0
+DAY = 86400.0
+CLOCKS = 4
+"""Slots kept beyond the window: two clocks may differ by two seconds, and the slower one still counts them."""
+DISTANCE = 2
+"""In slots: half a second at least."""
+PROBE_LEASE = 60.0
+"""How long others wait for the outcome of a probe, if nobody reports it."""
+_COUNTED = (("rpm", 0), ("tpm", 1), ("ipm", 2), ("rpd", 0), ("tpd", 1))
+"""Which part of a want each limit counts."""
+
+
+class Slot(NamedTuple):
+    """A place that was found. `probe`: "" or why this request goes ahead of all others ("half-open", "utc")."""
+
+    number: int
+    day: str
+    probe: str = ""
+    until: float = 0.0
+    """Until when it may be sent, if it is a grant's."""
+
+    @property
+    def start(self) -> float:
+        return self.number * SLOT
+
+    @property
+    def latest(self) -> float:
+        """After this it must not be sent any more."""
+        return self.until or (self.number + 1) * SLOT + LATE
+
+
+class Cooldown(NamedTuple):
+    until: float
+    reason: str
+    streak: int
+
+
+class State(NamedTuple):
+    """Nothing in it is ever changed in place. A NamedTuple: its `_replace` costs a quarter of a dataclass's."""
+
+    slots: Slots = Slots({})
+    days: dict[str, tuple[int, int]] = {}  # noqa: RUF012
+    learned: dict[str, tuple[int, float]] = {}  # noqa: RUF012
+    tier: str | None = None
+    """The tier for which `learned` was learned."""
+    cooldown: Cooldown | None = None
+    probe_until: float = 0.0
+    sliding_until: float = 0.0
+    """Until then the wall-clock minute is not trusted here, because a 429 contradicted it."""
+    zone: str = "pacific"
+    spent_at: float = 0.0
+    utc_probe_at: float = 0.0
+    granted: int = 0
+    """The slot of the newest grant. As long as it matters the window is the longer one, whatever the limits are now."""
+    proved: tuple[int, int] = (0, 0)
+    """The most requests and tokens served in one window without a refusal. Only kept where no limit is known."""
+
+
+def effective(state: State, now: float, declared: Limits, tier: str | None) -> dict[str, int]:
+    """The limits in force: what a 429 taught in the last seven days comes before what was declared."""
+    limits = dict(declared)
+    if state.learned and state.tier == tier:
+        limits |= {name: value for name, (value, when) in state.learned.items() if now - when < LEARNED_FOR}
+    return limits
+
+
+def find(
+    state: State, now: float, want: Want, limits: Limits, deadline: float, window: str = "sliding"
+) -> Slot | Refusal:
+    """The earliest slot, now or later, in which the want fits every window that contains it."""
+    if limits and (refusal := _never(want, limits)):
+        return refusal
+    latest = max(now, deadline)
+    window = "sliding" if state.sliding_until > now else window
+    first = Slot(math.floor(now / SLOT), "")
+    if state.spent_at and _utc_probe_due(state, now, limits):
+        found = _place(state, first._replace(probe="utc"), BUSY, want, limits, latest, window)
+        if day_of(found.start if isinstance(found, Slot) else found.until) == day_of(now):
+            return found  # on the next day it would teach nothing
+    why = BUSY
+    if state.cooldown is not None:
+        gate = _gate(state.cooldown, state.probe_until, now)
+        if isinstance(gate, Refusal):
+            return gate
+        first, why = Slot(max(first.number, gate[0]), "", gate[1]), gate[2]
+    return _place(state, first, why, want, limits, latest, window)
+
+
+def _place(
+    state: State, first: Slot, why: Why, want: Want, limits: Limits, latest: float, window: str
+) -> Slot | Refusal:
+    """The earliest slot from `first` on. A refusal names the slot that there would be, and what moved it too far:
+    `why` if nothing else did."""
+    fit = fit_sliding if window == "sliding" else fit_minute
+    number = first.number
+    span = LONGEST if limits and (fast(limits) or state.granted > number - LONGEST) else WINDOW
+    while True:
+        fitted, full = fit(state.slots, number, want, limits, span)
+        placed, closed, day = _fit_day(state, fitted, want, limits, first.probe == "utc")
+        if number * SLOT <= latest and (cause := closed or full):
+            why = Why(cause)
+        if placed == fitted:
+            return Slot(placed, day, first.probe) if placed * SLOT <= latest else Refusal(placed * SLOT, why)
+        number = placed
+
+
+def _never(want: Want, limits: Limits) -> Refusal | None:
+    why = ""
+    for name, which in _COUNTED:
+        limit = limits.get(name)
+        if limit is not None and (want[which] > limit or (not limit and name != "ipm")):
+            why = "too-large" if limit and why != "unsupported" else "unsupported"
+    return Refusal(math.inf, Why(why)) if why else None
+
+
+def _gate(cooldown: Cooldown, probe_until: float, now: float) -> Refusal | tuple[int, str, Why]:
+    """What a cooldown leaves: the first slot after it, and whether only one request may go first."""
+    probed = cooldown.reason in HALF_OPEN
+    if probed and probe_until > now:
+        sent = probe_until - PROBE_LEASE
+        return Refusal(min(probe_until, max(sent, now) + 1), Why(cooldown.reason, "probing"))
+    return math.ceil(cooldown.until / SLOT), "half-open" if probed else "", Why(cooldown.reason, "cooling")
+
+
+def _utc_probe_due(state: State, now: float, limits: Limits) -> bool:
+    """A quota spent before 00:00 UTC is tried once after it in the same Pacific day: sources disagree on when days end.
+
+    It must be spent still: a reservation may have been given back, and what is then served would teach a lie.
+    """
+    midnight = now // DAY * DAY
+    day, begins, _ = day_of(now)
+    if state.zone != "pacific" or not begins <= state.spent_at < midnight or now < midnight + MIDNIGHT_GUARD:
+        return False
+    if state.utc_probe_at >= midnight or state.probe_until > now:
+        return False
+    cooling = state.cooldown
+    if cooling is not None and cooling.reason in SPENT:
+        return True
+    return (cooling is None or cooling.until <= now) and all_spent(state.days.get(day, (0, 0)), limits)
+
+
+def _fit_day(state: State, number: int, want: Want, limits: Limits, ignore_spent: bool) -> tuple[int, str, str]:
+    """(the slot or the first one after a midnight or a spent day, what moved it, its day)"""
+    start = number * SLOT
+    day, begins, ends = day_of(start, state.zone)
+    if start < begins + MIDNIGHT_GUARD:
+        return math.ceil((begins + MIDNIGHT_GUARD) / SLOT), "midnight", day
+    if start + SLOT + LATE > ends - MIDNIGHT_GUARD:
+        return math.ceil((ends + MIDNIGHT_GUARD) / SLOT), "midnight", day
+    if limits and not ignore_spent and (why := spent(state.days.get(day, (0, 0)), want, limits)):
+        return math.ceil((ends + MIDNIGHT_GUARD) / SLOT), why, day
+    return number, "", day
+
+
+def book(state: State, now: float, slot: Slot, want: Want, limits: Limits) -> State:
+    """Take a slot that `find` gave for the same state."""
+    slots = state.slots.plus(slot.number, want)
+    requests, tokens = state.days.get(slot.day, (0, 0))
+    used = (requests + want.requests, tokens + want.tokens)
+    state = state._replace(slots=slots, days=current(state.days | {slot.day: used}, now))
+    if slot.probe:
+        utc_probe_at = now if slot.probe == "utc" else state.utc_probe_at
+        return state._replace(probe_until=slot.start + PROBE_LEASE, utc_probe_at=utc_probe_at)
+    return state._replace(spent_at=max(now, slot.start)) if limits and all_spent(used, limits) else state
+
+
+def reserve(
+    state: State, now: float, want: Want, limits: Limits, deadline: float, window: str = "sliding"
+) -> tuple[State, Slot | Refusal]:
+    found = find(state, now, want, limits, deadline, window)
+    return (state, found) if isinstance(found, Refusal) else (book(state, now, found, want, limits), found)
+
+
+def settle(state: State, slot: Slot, booked: Want, tokens: int) -> State:
+    """Put the true tokens in the place of the estimate. When the slot is gone, only the day's total changes."""
+    return amend(state, slot, Want(0, max(0, tokens) - booked.tokens, 0))
+
+
+def give_back(state: State, slot: Slot, booked: Want) -> State:
+    """Return a reservation that was never sent, once. One that reached Google is not: failures count there too."""
+    return release(amend(state, slot, booked.times(-1)), slot)
+
+
+def release(state: State, slot: Slot) -> State:
+    """A probe ended without a word on the quota: the next request may probe at once. It stays counted."""
+    if not slot.probe or state.probe_until != slot.start + PROBE_LEASE:
+        return state  # an answer settled it, or another request holds the lease by now
+    return state._replace(probe_until=0.0, utc_probe_at=0.0 if slot.probe == "utc" else state.utc_probe_at)
+
+
+def amend(state: State, slot: Slot, change: Want) -> State:
+    """Correct what is booked in a slot. When it is gone, only the day's total changes."""
+    slots, days = state.slots, state.days
+    if slot.number in slots:
+        slots = slots.plus(slot.number, change)
+    if used := days.get(slot.day):
+        days = days | {slot.day: (max(0, used[0] + change.requests), max(0, used[1] + change.tokens))}
+    return state._replace(slots=slots, days=days)
+
+
+def cool(state: State, now: float, reason: str, seconds: float, ceiling: float | None = None) -> State:
+    """Rest for a while; twice as long each time it is refused again right after a rest, up to the ceiling.
+
+    Refusals of requests that were under way together are one event: they do not double it, and none shortens it.
+    """
+    last = state.cooldown
+    again = last is not None and last.reason == reason
+    fresh = last is None or now >= last.until
+    streak = (last.streak + fresh if last else 1) if again else 1
+    if ceiling is not None:
+        seconds = min(ceiling, seconds * 2.0 ** min(streak - 1, 32))
+    until = now + seconds
+    if reason in SPENT:
+        state = state._replace(spent_at=now, zone="pacific")
+    elif state.proved != (0, 0):  # what is used now was too much
+        taken = used(state, now)
+        proved = (min(state.proved[0], taken.requests), min(state.proved[1], taken.tokens))
+        state = state._replace(proved=proved)
+    if state.probe_until - PROBE_LEASE <= now:  # a probe booked ahead was not sent yet and keeps its lease
+        state = state._replace(probe_until=0.0)
+    if last is None or until > last.until:
+        state = state._replace(cooldown=Cooldown(until, reason, streak))
+    return state
+
+
+def try_early(state: State, now: float) -> State:
+    """End the rest now, where a rest ends with one request that goes first. Its streak stays."""
+    cooling = state.cooldown
+    if cooling is None or cooling.until <= now or cooling.reason not in HALF_OPEN:
+        return state
+    return state._replace(cooldown=cooling._replace(until=now))
+
+
+def learn(state: State, now: float, limits: Limits, tier: str | None) -> State:
+    """Remember what a 429 said of the limits. What was learned on another tier is forgotten."""
+    known = state.learned if state.tier == tier else {}
+    return state._replace(learned=known | {name: (value, now) for name, value in limits.items()}, tier=tier)
+
+
+def distrust_minute(state: State, now: float) -> State:
+    """A 429 contradicted the wall-clock minute: count by the sliding window for a day."""
+    return state._replace(sliding_until=now + DAY)
+
+
+def succeed(state: State, now: float, slot: Slot) -> State:
+    """It was served: that ends the cooldown and its streak, unless it was sent before the rest and proves nothing."""
+    if slot.probe == "utc" and state.zone == "pacific":
+        day, _, _ = day_of(slot.start, "utc")
+        since = total([taken for number, taken in state.slots.items() if number >= slot.number])
+        days = state.days | {day: (max(1, since.requests), since.tokens)}
+        state = state._replace(zone="utc", spent_at=0.0, days=current(days, now))
+    if state.cooldown is None or not (slot.probe or slot.start >= state.cooldown.until):
+        return state
+    return state._replace(cooldown=None, probe_until=0.0)
+
+
+def tidy(state: State, now: float) -> State:
+    """Drop what no window and no day needs any more."""
+    oldest = math.floor(now / SLOT) - LONGEST - CLOCKS
+    days = current(state.days, now)
+    if days is state.days and min(state.slots, default=oldest) >= oldest:
+        return state
+    slots = Slots({slot: taken for slot, taken in state.slots.items() if slot >= oldest})
+    return state._replace(slots=slots, days=days)
+
+
+def used(state: State, now: float) -> Want:
+    """What the last window holds, bookings of the future included."""
+    oldest = math.floor(now / SLOT) - WINDOW
+    return total([taken for slot, taken in state.slots.items() if slot > oldest])
+
+
+def prove(state: State, slot: Slot) -> State:
+    """A request was served: the project may send at least what it sent in the window up to this request."""
+    held = state.slots.held
+    if held.requests <= state.proved[0] and held.tokens <= state.proved[1]:
+        return state
+    first = slot.number - WINDOW
+    sent = total([taken for number, taken in state.slots.items() if first < number <= slot.number])
+    proved = (max(state.proved[0], sent.requests), max(state.proved[1], sent.tokens))
+    return state if proved == state.proved else state._replace(proved=proved)
+
+
+def spaced(state: State, slot: Slot, want: Want, limits: Limits, presumed: Limits) -> Slot:
+    """Where a limit is not known, but others of the same kind were refused at `presumed`: beyond that, requests keep a
+    distance. A refusal comes sooner than the next one is sent, so that only one meets it."""
+    unknown = [i for i, name in enumerate(MINUTE_LIMITS) if name in presumed and name not in limits]
+    number = max(state.slots, default=0) + DISTANCE
+    if not unknown or number <= slot.number:
+        return slot
+    taken = used(state, slot.start)
+    if all(taken[i] + want[i] <= presumed[MINUTE_LIMITS[i]] for i in unknown):
+        return slot
+    return slot._replace(number=number, day=day_of(number * SLOT, state.zone)[0])
+
+
+class Load(NamedTuple):
+    """How much of a quota is used. `share` is of the limits, or, if it is beyond them, a number of requests."""
+
+    beyond: bool
+    """More is used than the project is known to have: the next request may be refused."""
+    share: float
+
+
+def load(state: State, now: float, limits: Limits, smallest: Limits, coming: int = 0) -> Load:
+    """The use of the window against the limits, with so many requests more that are about to be booked.
+
+    Where no limit is known, against the most that was served in a window, or the smallest limit that Google gives
+    anyone for this model (`smallest`), whichever is more. A share above 1 is booked ahead.
+    """
+    slots = state.slots
+    fresh = next(iter(slots), math.inf) > math.floor(now / SLOT) - WINDOW
+    taken = slots.held if fresh else used(state, now)
+    if coming:
+        taken = taken._replace(requests=taken.requests + coming)
+    share, beyond = 0.0, False
+    for i, name in enumerate(MINUTE_LIMITS):
+        limit = limits.get(name)
+        if limit is None:
+            limit = max(smallest.get(name, 0), state.proved[i] if i < 2 else 0)
+            beyond = beyond or 0 < limit <= taken[i]
+        if limit:
+            share = max(share, taken[i] / limit)
+    most = 0 if beyond or "rpd" in limits else smallest.get("rpd", 0)
+    if most and max(state.days.values(), default=(0, 0))[0] >= most:
+        day = day_of(now, state.zone)[0]
+        served = max([amounts[0] for date, amounts in state.days.items() if date != day], default=0)
+        beyond = state.days.get(day, (0, 0))[0] >= max(most, served)
+    return Load(True, taken.requests) if beyond else Load(False, share)

@@ -1,0 +1,282 @@
+"""Brings back what is set aside: keys by a free call; projects, models and quotas by one request that tries them.
+
+No work outlives requests, so requests start it: in the background while other keys serve. When nothing else can serve,
+they wait for the result.
+"""
+
+import asyncio
+import heapq
+import logging
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
+
+from pollux.backends.keys.contract import Key
+from pollux.backends.store.contract import StoreUnavailableError
+from pollux.gemini.verdict.causes import HALF_OPEN, LASTING, PROBED
+from pollux.gemini.verdict.rules import Verdict
+from pollux.pool import health, quota
+from pollux.pool.health import Aside, Health
+from pollux.pool.projects import Projects
+from pollux.pool.refusals import Refusal, Why
+from pollux.pool.reservation import StoppingError, Tried
+
+log = logging.getLogger("pollux.pool")
+
+AT_ONCE = 8
+"""How many keys are asked about at the same time."""
+SOONEST, SLOWEST = 3.0, 60.0
+"""While nothing else can serve, a key is asked about at most so often: from the first, doubling with each refusal that
+followed upon a rest, to the second."""
+TRY_EVERY = 45.0
+"""While nothing else can serve, a project, a model or a quota that rests is tried so often with a request."""
+MOST_TRIES = 3
+"""By one request, for each model."""
+FRESH = 2.0
+"""Before a request is refused, what others did about the keys is read again if it is older than that."""
+MOST_REMEMBERED, MOST_REMEMBERED_EACH = 4000, 10
+"""Tries, and of each project in a large pool: of as many models."""
+
+RESTS = ("aside", "cooling")
+
+FreeCall = Callable[[Key], Awaitable[Verdict | None]]
+"""What Google says to a free call with this key; None if nothing can be learned of the key."""
+
+
+class Recovery:
+    def __init__(self, projects: Projects) -> None:
+        self.free_call: FreeCall | None = None
+        """Without it a rest simply ends when its time is over."""
+        self._projects = projects
+        self._probes: dict[str, asyncio.Task[None]] = {}
+        self._asked: dict[str, float] = {}
+        self._refused: set[str] = set()
+        """Keys that a free call found refused since they were set aside."""
+        self._tried: dict[tuple[str, str], float] = {}
+        self._seen: tuple[Health, object] | None = None
+        self._due: list[tuple[float, str]] = []
+        self._stopping = asyncio.Event()
+        self._keys: dict[str, Key] = {}
+        """Those that wait for a probe. A new dictionary whenever they change, and only then."""
+
+    def begin(self) -> None:
+        """Ask about the keys whose rest is over. Nobody waits for it, and it costs nothing while none is due."""
+        self._look()
+        while self._due and self._due[0][0] <= self._projects.store.now() and len(self._probes) < AT_ONCE:
+            _, key_id = heapq.heappop(self._due)
+            if self.free_call is None:
+                self._projects.health.add_to_next_commit(partial(health.found_well, key_id=key_id))
+            else:
+                self._start(key_id)
+
+    async def revive(
+        self,
+        model: str,
+        tried: Tried,
+        refusals: Mapping[str, Refusal],
+        deadline: float,
+        tools: Collection[str] = (),
+    ) -> bool:
+        """Nothing can serve a request, which would be refused now. True: it should look again, because a key was found
+        well, or because it may try a project that rests."""
+        if not any(refusal.why.kind in RESTS for refusal in refusals.values()):
+            return False
+        before = self._projects.health.value
+        if not self._projects.store_health.down:
+            with suppress(StoreUnavailableError):
+                await self._projects.health.refresh(FRESH)
+        if self._projects.health.value is not before and self._usable(model, tried, refusals, tools):
+            return True
+        if await self._keys_well(model, tried, refusals, deadline, tools):
+            return True
+        return await self._trial(model, tried, refusals)
+
+    def worth_a_wait(self, refusals: Mapping[str, Refusal]) -> dict[str, Refusal]:
+        """The refusals whose rest a request should wait for. A key that Google refused twice is probably wrong: no
+        request waits for it. A key that was refused once is waited for until its free call is answered."""
+        if self.free_call is None:
+            return dict(refusals)
+        self._look()
+        soon = self._projects.store.now() + SOONEST
+        worth: dict[str, Refusal] = {}
+        for name, refusal in refusals.items():
+            asked = self._asked_of(name) if refusal.why.cause in PROBED else ()
+            if asked and not self._refused.issuperset(asked):
+                worth[name] = refusal._replace(until=min(refusal.until, soon))
+            elif not asked:
+                worth[name] = refusal
+        return worth
+
+    def _asked_of(self, name: str) -> list[str]:
+        """The keys of a project that wait for a probe."""
+        project = self._projects.by_name.get(name)
+        return [key.id for key in project.keys if key.id in self._keys] if project is not None else []
+
+    def end(self, within: float) -> None:
+        """The process stops: requests that still wait for a free call then get StoppingError."""
+        asyncio.get_running_loop().call_later(within, self._stopping.set)
+
+    async def close(self) -> None:
+        for probe in self._probes.values():
+            probe.cancel()
+        await asyncio.gather(*self._probes.values(), return_exceptions=True)
+
+    # --- keys -----------------------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Which keys wait for a probe, and when; again only when keys or their health changed."""
+        value, by_name = self._projects.health.value, self._projects.by_name
+        if self._seen is not None and self._seen[0] is value and self._seen[1] is by_name:
+            return
+        self._seen = (value, by_name)
+        waiting = {key_id: entry for key_id, entry in value.keys.items() if health.awaits_probe(entry)}
+        keys: dict[str, Key] = {}
+        if waiting:
+            everyone = (key for project in by_name.values() for key in project.keys)
+            keys = {key.id: key for key in everyone if key.enabled and key.id in waiting}
+        if keys != self._keys:
+            self._keys = keys
+        self._asked = {key_id: when for key_id, when in self._asked.items() if key_id in waiting}
+        self._refused &= waiting.keys()
+        self._due = [
+            (max(waiting[key_id].until, self._asked.get(key_id, 0.0) + SOONEST), key_id) for key_id in self._keys
+        ]
+        heapq.heapify(self._due)
+
+    async def _keys_well(
+        self, model: str, tried: Tried, refusals: Mapping[str, Refusal], deadline: float, tools: Collection[str]
+    ) -> bool:
+        """Ask about the keys that could serve, also before their rests end, until one is well or none is left to ask.
+        Requests that come meanwhile wait for the same calls."""
+        waiting: dict[str, Key] | None = None
+        wanted: frozenset[str] = frozenset()
+        while True:
+            self._look()
+            if waiting is not self._keys:  # somebody is well, or new
+                if waiting is not None and self._usable(model, tried, refusals, tools):
+                    return True
+                waiting, wanted = self._keys, self._wanted(tried, refusals)
+            now = self._projects.store.now()
+            if self.free_call is not None and len(self._probes) < AT_ONCE:
+                self._ask(wanted, now)
+            running = [probe for key_id, probe in self._probes.items() if key_id in wanted]
+            if not running or deadline <= now:
+                return False
+            if self._stopping.is_set():
+                raise StoppingError
+            stops = asyncio.ensure_future(self._stopping.wait())
+            try:
+                await asyncio.wait([*running, stops], timeout=deadline - now, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                stops.cancel()
+
+    def _ask(self, wanted: Collection[str], now: float) -> None:
+        """Start as many probes as there may be, of the keys asked longest ago."""
+        entries = self._projects.health.value.keys
+        due = []
+        for key_id in wanted:
+            entry = entries.get(key_id)
+            if entry is not None and key_id not in self._probes:
+                asked = self._asked.get(key_id, entry.since)
+                if now - asked >= _spacing(entry):
+                    due.append((asked, key_id))
+        for _, key_id in heapq.nsmallest(AT_ONCE - len(self._probes), due):
+            self._start(key_id)
+
+    def _wanted(self, tried: Tried, refusals: Mapping[str, Refusal]) -> frozenset[str]:
+        """The keys that wait for a probe and could serve this request then."""
+        waiting = self._keys.items()
+        return frozenset(key_id for key_id, key in waiting if key.project in refusals and key_id not in tried.keys)
+
+    def _usable(self, model: str, tried: Tried, refusals: Mapping[str, Refusal], tools: Collection[str]) -> bool:
+        """Whether one of those that were set aside is not any more."""
+        projects, now = self._projects, self._projects.store.now()
+        for name, refusal in refusals.items():
+            project = projects.by_name.get(name)
+            if project is None or refusal.why.kind != "aside":
+                continue
+            if isinstance(projects.usable_key(project, model, tried.keys, now, tools=tools), Key):
+                return True
+        return False
+
+    def _start(self, key_id: str) -> None:
+        key = self._keys.get(key_id)
+        if key is None or key_id in self._probes:
+            return
+        self._asked[key_id] = self._projects.store.now()
+        task = asyncio.get_running_loop().create_task(self._probe(key))
+        self._probes[key_id] = task
+        task.add_done_callback(partial(self._ended, key_id))
+
+    def _ended(self, key_id: str, task: "asyncio.Task[None]") -> None:
+        del self._probes[key_id]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("the probe of key %s failed by a fault in Pollux: %r", key_id, error)
+        heapq.heappush(self._due, (self._projects.store.now() + SOONEST, key_id))  # if nothing was learned
+
+    async def _probe(self, key: Key) -> None:
+        verdict = None if self.free_call is None else await self.free_call(key)
+        if verdict is None or verdict.blames in ("model", "gateway"):
+            return  # nothing was said of the key
+        if verdict.blames == "key":
+            self._refused.add(key.id)
+            await self._projects.set_aside("keys", key.id, verdict)
+            return
+        if verdict.blames == "project":
+            await self._projects.set_aside("projects", key.project, verdict)
+        await self._projects.health.note(partial(health.found_well, key_id=key.id))
+        log.warning(
+            "the key %s is taken by Google again, and serves from now on",
+            key.id,
+            extra={"event": "well-again", "kind": "key", "subject": key.id},
+        )
+
+    # --- projects, models, quotas -----------------------------------------------------------------------------------
+
+    async def _trial(self, model: str, tried: Tried, refusals: Mapping[str, Refusal]) -> bool:
+        """Let this request try what was tried longest ago, if nobody else can serve it. One at a time for each."""
+        if len(tried.tries) >= MOST_TRIES or any(_serves_soon(refusal.why) for refusal in refusals.values()):
+            return False
+        now = self._projects.store.now()
+        due = [(when, name) for name, when in self._tries(model, tried, refusals, now) if now - when >= TRY_EVERY]
+        if not due:
+            return False
+        _, name = min(due)
+        self._tried[name, model] = now
+        tried.tries.add(name)
+        tried.trials.add(name)
+        owned = self._projects.quotas.get((name, self._projects.bucket(model)))
+        if owned is not None and owned.document.value.cooldown is not None:
+            await owned.document.note(quota.try_early)
+        return True
+
+    def _tries(
+        self, model: str, tried: Tried, refusals: Mapping[str, Refusal], now: float
+    ) -> Iterator[tuple[str, float]]:
+        """The projects that a request may try, and when they were tried last."""
+        if len(self._tried) >= max(MOST_REMEMBERED, MOST_REMEMBERED_EACH * len(self._projects.by_name)):
+            self._tried.clear()
+        aside = self._projects.health.value
+        for name, refusal in refusals.items():
+            project = self._projects.by_name.get(name)
+            if project is None or name in tried.projects or name in tried.tries:
+                continue
+            cause, kind, tool = refusal.why
+            if kind == "cooling" and cause in HALF_OPEN:
+                yield name, self._tried.setdefault((name, model), now)
+            elif kind == "aside":
+                entries = [aside.projects.get(name), aside.models.get(f"{name}/{model}")]
+                if tool:
+                    entries.append(aside.tools.get(f"{name}/{tool}"))
+                since = [entry.since for entry in entries if entry is not None and entry.until > now]
+                if since:
+                    yield name, self._tried.get((name, model), max(since))
+
+
+def _spacing(entry: Aside) -> float:
+    return min(SLOWEST, SOONEST * 2.0 ** min(entry.streak - 1, 8))
+
+
+def _serves_soon(why: Why) -> bool:
+    """Not if it rests, nor if the pool's own counts leave no room for long."""
+    return why.kind == "probing" or (not why.kind and why.cause not in LASTING)

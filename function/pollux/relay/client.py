@@ -1,0 +1,209 @@
+"""What a client sends, from ASGI: its body within the limits, and whether it is still there. `wire` reads it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
+from itertools import chain
+from typing import Any
+
+from pollux.gemini.errors import GatewayError
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+RawHeaders = Iterable[tuple[bytes, bytes]]
+
+WATCH_AFTER = 0.25
+STALLED_AFTER = 60.0
+"""A body of which nothing comes for so many seconds will not be complete any more."""
+HEAD_MOST = 1 << 16
+
+
+class ClientGoneError(Exception):
+    """The client left before its request was complete."""
+
+
+class BodyMemory:
+    """How many bytes of request bodies are held at once, over all requests."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.held = 0
+
+    def hold(self, size: int) -> None:
+        if self.held + size > self.most:
+            raise GatewayError(
+                "OVERLOADED_GATEWAY",
+                f"request bodies under way fill the memory set aside for them ({self.most} bytes, POLLUX_BODY_MEMORY)",
+                retry_after=2.0,
+            )
+        self.held += size
+
+    def release(self, size: int) -> None:
+        self.held -= size
+
+
+def header(headers: RawHeaders, name: bytes) -> str | None:
+    for key, value in headers:
+        if key == name:
+            return value.decode("latin-1")
+    return None
+
+
+def body_length(headers: RawHeaders) -> int | None:
+    """What Content-Length says, if it says anything."""
+    declared = header(headers, b"content-length") or ""
+    return int(declared) if declared.isascii() and declared.isdigit() else None
+
+
+def head_size(scope: Scope) -> int:
+    """The bytes of a request's line and headers, nearly."""
+    headers = scope["headers"]
+    size = len(scope.get("raw_path") or scope["path"]) + len(scope.get("query_string", b""))
+    return size + sum(map(len, chain.from_iterable(headers))) + 4 * len(headers)
+
+
+class _Stall:
+    """Cancels the current task when a body stalls: asyncio.timeout at half its price, as every request pays."""
+
+    __slots__ = ("_loop", "_task", "_timer", "passed")
+
+    def __init__(self) -> None:
+        self.passed = False
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._timer = self._loop.call_later(STALLED_AFTER, self._pass)
+
+    def renew(self) -> None:
+        self._timer.cancel()
+        self._timer = self._loop.call_later(STALLED_AFTER, self._pass)
+
+    def end(self) -> None:
+        self._timer.cancel()
+
+    def _pass(self) -> None:
+        self.passed = True
+        if self._task is not None:
+            self._task.cancel()
+
+
+async def read_body(headers: RawHeaders, receive: Receive, limit: int, memory: BodyMemory) -> bytes:
+    """The whole body. Too large a one is refused by its Content-Length, or as soon as it has grown too large; one that
+    stops coming, after a minute.
+
+    What is held is released by the caller: it holds exactly len(body) when this returns, nothing when it raises.
+    """
+    expected = body_length(headers) or 0
+    if expected > limit:
+        raise _too_large(limit)
+    memory.hold(expected)
+    held, size = expected, 0
+    chunks: list[bytes] = []
+    stall = _Stall()
+    try:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            if chunk := message.get("body", b""):
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > limit:
+                    raise _too_large(limit)
+                if size > held:
+                    memory.hold(size - held)
+                    held = size
+            if not message.get("more_body", False):
+                break
+            stall.renew()
+    except asyncio.CancelledError:
+        memory.release(held)
+        if not stall.passed:
+            raise
+        uncancel()
+        raise _stalled(size) from None
+    except BaseException:
+        memory.release(held)
+        raise
+    finally:
+        stall.end()
+    if size < held:
+        memory.release(held - size)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+class PassingBody:
+    """A body that is not held: its pieces as the client sends them, each when it is asked for.
+
+    `length` is None if the client did not announce it. Raises like `read_body`.
+    """
+
+    def __init__(self, headers: RawHeaders, receive: Receive, ended: Callable[[], None]) -> None:
+        self.length = body_length(headers)
+        if self.length is None and header(headers, b"transfer-encoding") is None:
+            self.length = 0
+        self.asked = False
+        self.passed = 0
+        self._receive = receive
+        self._ended = ended
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        more = self.asked = True
+        while more:
+            try:
+                async with asyncio.timeout(STALLED_AFTER):
+                    message = await self._receive()
+            except TimeoutError:
+                raise _stalled(self.passed) from None
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            more = message.get("more_body", False)
+            if piece := message.get("body", b""):
+                self.passed += len(piece)
+                yield piece
+        self._ended()
+
+
+def uncancel() -> None:
+    """The current task goes on: it was cancelled to be told something, and was told."""
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()
+
+
+def _stalled(size: int) -> GatewayError:
+    return GatewayError("BODY_STALLED", f"{size} bytes of the body came, then none for a minute")
+
+
+def _too_large(limit: int) -> GatewayError:
+    return GatewayError("BODY_TOO_LARGE", f"the request body is larger than {limit} bytes (POLLUX_MAX_BODY)")
+
+
+class Watch:
+    """Cancels the current task when the client leaves. Quick requests never pay: it looks only after a moment."""
+
+    def __init__(self, receive: Receive, after: float | None = WATCH_AFTER) -> None:
+        """`after` None: only once it is told to `begin`, since somebody else still reads the body."""
+        self.gone = False
+        self._receive = receive
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._listener: asyncio.Task[None] | None = None
+        self._timer = None if after is None else self._loop.call_later(after, self.begin)
+
+    def begin(self) -> None:
+        self._listener = self._loop.create_task(self._listen())
+
+    async def _listen(self) -> None:
+        # Under the Functions Framework `send` never raises: only `receive` tells that the client is gone.
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._listener is not None:
+            self._listener.cancel()

@@ -1,0 +1,198 @@
+"""What goes back to a client: Google's bytes as they come, or an error of our own in the shape of the API called."""
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from pollux import gemini
+from pollux.backends.upstream import UpstreamError
+from pollux.gemini.stream import StreamReader
+from pollux.gemini.verdict.error_body import read as read_error
+from pollux.relay.client import Scope, Send, uncancel
+from pollux.relay.journal import Record
+from pollux.relay.send import CoveredAnswer
+
+WHOLE_MOST = 1 << 20
+"""An answer up to this size is read whole before it starts to leave: a connection that breaks can still be retried."""
+TAIL = 1 << 14
+PATH_READ = 256
+_TOKENS = re.compile(rb'(?<!\\)"(?:promptTokenCount|prompt_tokens|total_input_tokens)"\s*:\s*(\d{1,15})')
+
+Settle = Callable[[int | None], Awaitable[None]]
+
+
+class BrokenAnswerError(Exception):
+    """The answer broke after it had begun, and its form has no way to say so: the connection must be cut."""
+
+
+def prompt_tokens(body: bytes) -> int | None:
+    """The input tokens that an answer reports near its end."""
+    found = _TOKENS.findall(body[-TAIL:])
+    return int(found[-1]) if found else None
+
+
+class Reply:
+    """One answer to a client. Knows whether it has begun: from then on nothing can be retried."""
+
+    def __init__(self, send: Send, record: Record, *, head: bool, extra: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        self._send = send
+        self._record = record
+        self._head = head
+        self._extra = list(extra)
+        self.begun = False
+        self.ending = False
+        """All that came is passed on; the end waits for the settlement only."""
+        self.cut = False
+        """The gateway stops: what is not passed on yet is not waited for any more."""
+
+    async def begin(self, status: int, headers: Sequence[tuple[bytes, bytes]], length: int | None = None) -> None:
+        """`length`: of the body, where it is known. What `headers` say of that does not count."""
+        self.begun = True
+        record = self._record
+        record.status = status
+        record.first_byte = time.monotonic() - record.started
+        sent = self._extra.copy()
+        for header in headers:
+            if header[0] != b"content-length":
+                sent.append(header)
+        if length is not None:
+            sent.append((b"content-length", b"%d" % length))
+        sent.append((b"x-pollux-request-id", record.id.encode()))
+        sent.append((b"x-pollux-attempts", b"%d" % record.sent))
+        sent.append((b"x-pollux-wait-ms", b"%d" % (record.waited * 1000)))
+        if record.key:
+            sent.append((b"x-pollux-key", record.key.encode("latin-1", "replace")))
+        if record.used:
+            sent.append((b"x-pollux-model", record.used.encode("latin-1", "replace")))
+        if status < 400 and record.fallback_from:
+            sent.append((b"x-pollux-fallback", b"from " + record.fallback_from.encode("latin-1", "replace")))
+        await self._send({"type": "http.response.start", "status": status, "headers": sent})
+
+    async def chunk(self, data: bytes) -> None:
+        if data and not self._head:
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self, data: bytes = b"") -> None:
+        await self._send({"type": "http.response.body", "body": b"" if self._head else data, "more_body": False})
+
+    async def whole(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
+        await self.begin(status, headers, len(body))
+        await self.end(body)
+
+    async def error(self, reason: str, message: str, *, retry_after: float | None = None) -> None:
+        """An error of our own; after the start nothing can be said any more."""
+        record = self._record
+        kind = gemini.ERRORS[reason]
+        record.reason = reason
+        body = gemini.error_body(record.api, reason, message, retry_after=retry_after, request_id=record.id)
+        headers = [(b"content-type", b"application/json; charset=utf-8")]
+        if kind.http in (408, 431):  # nobody wants to read the rest of it
+            headers.append((b"connection", b"close"))
+        if retry_after is not None:
+            headers.append((b"retry-after", b"%d" % max(1, -int(-retry_after // 1))))
+        await self.whole(kind.http, headers, body)
+
+
+def api_of(scope: Scope) -> str:
+    """In whose shape an error is told, before anything else of the request is looked at."""
+    bearer = any(name == b"authorization" for name, _ in scope["headers"])
+    path = scope.get("raw_path") or scope["path"].encode()
+    try:
+        return gemini.read_target(scope["method"], path[:PATH_READ], bearer=bearer).api
+    except gemini.GatewayError:
+        return "native"
+
+
+async def refuse(scope: Scope, send: Send, reason: str, message: str, *, retry_after: float) -> None:
+    """An error of our own where there is no gateway yet, or none any more, to take the request in."""
+    reply = Reply(send, Record(api=api_of(scope)), head=scope["method"] == "HEAD")
+    await reply.error(reason, message, retry_after=retry_after)
+
+
+async def nothing_to_settle(_: int | None) -> None:
+    """For an answer that took no quota."""
+
+
+async def collect(answer: CoveredAnswer) -> tuple[bytes, bool]:
+    """The beginning of a plain answer, and whether that is all: up to WHOLE_MOST it can still be asked for again."""
+    if answer.length is not None:
+        return (await answer.read(), True) if answer.length <= WHOLE_MOST else (b"", False)
+    held: list[bytes] = []
+    size = 0
+    while size <= WHOLE_MOST:
+        data = await answer.chunk()
+        if not data:
+            return b"".join(held), True
+        held.append(data)
+        size += len(data)
+    return b"".join(held), False
+
+
+async def pass_on(
+    reply: Reply, answer: CoveredAnswer, settle: Settle, first: bytes = b"", *, whole: bool = False
+) -> None:
+    """A plain answer, of which `first` was read already (all of it, if `whole`). The rest passes in pieces as it
+    comes. The last piece waits for the settlement if the length is known.
+    """
+    if whole:
+        reply.ending = True
+        await settle(prompt_tokens(first))
+        await reply.whole(answer.status, answer.headers, first)
+        return
+    await reply.begin(answer.status, answer.headers, answer.length)
+    tail, missing = b"", answer.length
+    try:
+        data = first or await answer.chunk()
+        while data:
+            tail = data[-TAIL:] if len(data) >= TAIL else (tail + data)[-TAIL:]
+            if missing is not None and (missing := missing - len(data)) <= 0:
+                break
+            await reply.chunk(data)
+            data = await answer.chunk()
+    except UpstreamError as error:
+        raise BrokenAnswerError(str(error)) from None
+    reply.ending = True
+    await settle(prompt_tokens(tail))
+    await reply.end(data)
+
+
+async def pass_stream(reply: Reply, answer: CoveredAnswer, reader: StreamReader, first: bytes, settle: Settle) -> str:
+    """A stream whose first content is in `first`. Returns how it ended: "" is well."""
+    await reply.begin(answer.status, answer.headers)
+    ended, data = "", first
+    held: list[bytes] = []
+    broken = ""
+    try:
+        while data:
+            held.append(data)
+            if not reader.error_begun:  # an error may echo the key in another spelling, cut between two chunks
+                text = b"".join(held) if len(held) > 1 else data
+                held.clear()
+                await reply.chunk(text if reader.error is None else answer.redact(text))
+            if data := await answer.chunk():
+                reader.feed(data)
+        reader.close()
+    except UpstreamError as error:
+        ended, broken = "broken", f"the stream from Gemini broke: {error}"
+    except asyncio.CancelledError:
+        if not reply.cut:
+            raise
+        uncancel()
+        ended, broken = "cut", "the gateway stops, and this stream had not ended"
+    reply.ending = True
+    if held:
+        await reply.chunk(answer.redact(b"".join(held)))
+    if broken:
+        await reply.chunk(gemini.stream_error(reader.form, 503, "UNAVAILABLE", broken))
+    elif reader.error is not None:
+        ended = "error"
+        if reader.form.startswith("openai"):  # Google writes a bare list there, which OpenAI's SDKs do not see
+            found = read_error(None, reader.error)
+            said = answer.redact(found.message)
+            await reply.chunk(gemini.stream_error(reader.form, found.code or 500, "UNAVAILABLE", said))
+    elif not reader.finished:
+        ended = "truncated"
+    await settle(reader.prompt_tokens)
+    await reply.end()
+    return ended

@@ -1,0 +1,160 @@
+"""One request as relayed: what came, what goes upstream for a key and model, and its record."""
+
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pollux import gemini
+from pollux.gemini import Call, tools
+from pollux.gemini.estimate import estimate
+from pollux.pool.pool import Ask
+from pollux.pool.windows import Want
+from pollux.relay.client import PassingBody
+from pollux.relay.journal import Record
+from pollux.relay.passing import Reply, Settle
+from pollux.relay.placement import ANYWHERE, Placement
+from pollux.relay.send import CoveredAnswer, Readdress
+
+PassOn = Callable[["Exchange", CoveredAnswer, str, Settle], Awaitable[None]]
+"""Passes on a good answer of a project, and settles it."""
+
+OPENING = 1000
+"""How many characters of each opening text identify a conversation."""
+
+
+@dataclass(slots=True)
+class Exchange:
+    call: Call
+    method: str
+    headers: Sequence[tuple[str, str]]
+    """The client's headers that go upstream; each attempt adds the credential."""
+    body: bytes
+    readable: bytes
+    """The body, inflated if it came compressed."""
+    parsed: Mapping[str, Any] | None
+    record: Record
+    reply: Reply
+    deadline: float
+    patient: bool = True
+    stream: str = "no"
+    fallback: bool = True
+    mode: str = "both"
+    prefer_key: str | None = None
+    sticky: int | None = None
+    """Identifies the conversation."""
+    goes_on: bool = False
+    """Whether it has earlier turns of the model: then it prefers the project that they came from."""
+    passing: PassingBody | None = None
+    """Replaces `body` if the body is not held: it can be sent only once."""
+    readdress: Readdress | None = None
+    begins_upload: bool = False
+    own_base: Callable[[], str] = str
+    """This gateway's address as the client knows it."""
+    place: Placement = ANYWHERE
+    pass_on: PassOn | None = None
+    """For a call whose answer must be read before it passes."""
+
+    @property
+    def can_be_sent(self) -> bool:
+        """A body that passes through can be sent only once."""
+        return self.passing is None or not self.passing.asked
+
+    @property
+    def harmless(self) -> bool:
+        """Whether it may be sent twice: it only asks, or begins an upload that may be abandoned."""
+        return self.method in ("GET", "HEAD") or self.call.kind == "count" or self.begins_upload
+
+    def exchange(self, readable: bytes) -> None:
+        """Replace the client's body by the same one with other addresses in it."""
+        self.body = self.readable = readable
+        self.parsed = json.loads(readable)
+        self.headers = [(name, value) for name, value in self.headers if name != "content-encoding"]
+
+    @property
+    def stream_form(self) -> str:
+        return "openai-sse" if self.call.api == "openai" else self.stream
+
+    def ask(self, generation: int, kind: str | None = None) -> Ask:
+        """What it takes of a quota, estimated. A model for images makes at least one."""
+        found = estimate(self.parsed, size=len(self.readable), verb=self.call.verb, generation=generation)
+        want = Want(found.requests, found.tokens, max(found.images, kind == "image"))
+        sticky = self.sticky if self.goes_on else None
+        asked = tools.asked(self.parsed)
+        return Ask(want, self.deadline, self.patient, sticky, self.prefer_key, self.place.only, tools=asked)
+
+    def outgoing(self, model: str | None) -> tuple[str, Sequence[tuple[str, str]], bytes]:
+        """Target, headers and body of an attempt: the client's own, but perhaps for the model."""
+        call, body, headers = self.call, self.body, self.headers
+        path = call.path
+        if model is not None and model != call.model:
+            if call.kind == "get-model" or (call.api == "native" and call.verb != gemini.INTERACTION):
+                path = gemini.path_for(call, model)
+                if path != call.path:  # the client's own was checked when it came
+                    path = gemini.gated(path)
+            elif self.body:
+                body = gemini.replace_model(self.readable, model)
+                headers = [(name, value) for name, value in headers if name != "content-encoding"]
+        if self.place.prepares:
+            body = self.place.rewritten(body)
+        return (f"{path}?{call.query}" if call.query else path), headers, body
+
+    def size_question(self, model: str) -> tuple[str, bytes] | None:
+        """Target and body of the countTokens call for this request; None if it has none."""
+        if self.call.kind != "generate" or self.call.verb == gemini.INTERACTION or self.parsed is None:
+            return None
+        inner = dict(self.parsed) if self.call.api == "native" else _as_contents(self.parsed)
+        if not inner:
+            return None
+        body = {"generateContentRequest": {**inner, "model": gemini.full_name(model)}}
+        return gemini.gated(gemini.count_path(self.call, model)), json.dumps(body).encode()
+
+
+def _as_contents(parsed: Mapping[str, Any]) -> dict[str, Any]:
+    """The text of an OpenAI-shaped chat, for counting only."""
+    messages = parsed.get("messages")
+    texts = [part for message in messages for part in _texts(message)] if isinstance(messages, list) else []
+    return {"contents": [{"role": "user", "parts": [{"text": text} for text in texts]}]} if texts else {}
+
+
+def _texts(message: Any) -> list[str]:
+    """The texts of a native content or an OpenAI message."""
+    if not isinstance(message, dict):
+        return []
+    parts = message.get("parts", message.get("content"))
+    if isinstance(parts, str):
+        return [parts]
+    texts = []
+    for part in parts if isinstance(parts, list) else ():
+        if isinstance(part, dict) and isinstance(text := part.get("text"), str):
+            texts.append(text)
+    return texts
+
+
+def goes_on(parsed: Mapping[str, Any] | None) -> bool:
+    """Whether the body has earlier turns of the model. A first question belongs to no project."""
+    for turn in _turns(parsed):
+        role = turn.get("role") if isinstance(turn, dict) else None
+        if role in ("model", "assistant"):
+            return True
+    return False
+
+
+def conversation(client: str, parsed: Mapping[str, Any] | None) -> int | None:
+    """The same for every request of one conversation: made from its client, its instruction and its first message."""
+    turns = _turns(parsed)
+    if not parsed or not turns:
+        return None
+    first = [parsed.get("systemInstruction") or parsed.get("system_instruction"), turns[0]]
+    if isinstance(turns[0], dict) and turns[0].get("role") in ("system", "developer"):
+        first += turns[1:2]
+    opening = [client]
+    for turn in first:
+        for text in _texts(turn)[:2] if turn is not None else ():
+            opening.append(text[:OPENING])
+    return hash(tuple(opening)) if len(opening) > 1 else None
+
+
+def _turns(parsed: Mapping[str, Any] | None) -> list[Any]:
+    turns = (parsed.get("contents") or parsed.get("messages")) if parsed else None
+    return turns if isinstance(turns, list) else []

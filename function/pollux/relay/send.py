@@ -1,0 +1,194 @@
+"""One call upstream with one key. A key's value is read here and nowhere else, and nothing that comes back shows it."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from pollux import gemini
+from pollux.backends.keys.contract import Key, Keyring, KeySourceError
+from pollux.backends.upstream import Answer, Streamed, Upstream, UpstreamError
+from pollux.gemini.errors import GatewayError
+from pollux.gemini.verdict.rules import Verdict, judge, verdict_of
+from pollux.log import guard
+from pollux.redaction import MARK, SHORTEST, Screen, redact, without
+
+API_KEY, BEARER, NO_CREDENTIAL = "x-goog-api-key", "authorization", ""
+"""How a key travels: in a header of Google's, in that of the OpenAI paths, or not at all."""
+ERROR_MOST = 1 << 20
+"""No error is larger, inflated."""
+
+Headers = Sequence[tuple[bytes, bytes]]
+Readdress = Callable[[Headers, Key], Awaitable[list[tuple[bytes, bytes]]]]
+"""Rewrites the headers of an upload's answer (with wire.OF_UPLOADS among them) for the client, given the key used."""
+Text = TypeVar("Text", str, bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A call that was refused, or got no answer: what Google said, covered, and what it means."""
+
+    verdict: Verdict
+    key: Key
+    status: int
+    headers: Headers
+    body: bytes
+    problem: GatewayError | None = None
+    """Set when there was no answer to pass on."""
+
+    unsent: bool = False
+    """Nothing of the request reached Google."""
+
+    @property
+    def timed_out(self) -> bool:
+        return self.problem is not None and self.problem.code == "UPSTREAM_TIMEOUT"
+
+
+class CoveredAnswer:
+    """An answer as a client may see it: only allowed headers, and the key replaced in headers and body.
+
+    Either `read` all of it, or take it `chunk` by chunk.
+    """
+
+    __slots__ = ("_answer", "_screen", "_secret", "_value", "body", "headers", "length", "status")
+
+    def __init__(self, answer: Answer, secret: str, *, uploads: bool = False) -> None:
+        """`uploads`: keep the headers that only uploads need, too."""
+        self.status = answer.status
+        self.length = answer.length
+        self.headers = gemini.client_headers(answer.headers, gemini.OF_UPLOADS if uploads else ())
+        self.body = b""
+        """Set by `send` if it was told to read the whole answer."""
+        self._answer = answer
+        self._secret = secret
+        self._screen: Screen | None = None
+        value = secret.encode("utf-8", "replace")
+        self._value = value if len(value) >= SHORTEST else b""
+        for at, (name, text) in enumerate(self.headers):
+            if self._value and self._value in text:
+                self.headers[at] = name, text.replace(self._value, MARK.encode())
+
+    async def read(self) -> bytes:
+        try:
+            body = await self._answer.read()
+        except UpstreamError as error:
+            raise _covered(error, self._secret) from None
+        return body.replace(self._value, MARK.encode()) if self._value and self._value in body else body
+
+    async def chunk(self) -> bytes:
+        """The next bytes; b"" at the end. If Content-Length was announced, exactly that many come."""
+        if self._screen is None:
+            self._screen = Screen(self._secret, same_length=self.length is not None)
+        try:
+            while data := await self._answer.chunk():
+                if passed := self._screen.through(data):
+                    return passed
+        except UpstreamError as error:
+            raise _covered(error, self._secret) from None
+        return self._screen.rest()
+
+    def redact(self, text: Text) -> Text:
+        """For text that is surely an error: replaces this key however it is escaped, and whatever looks like a key."""
+        return redact(text, [self._secret])
+
+    def refusal(self, key: Key, body: bytes, now: float) -> Failure:
+        """Judge this answer as an error. A stream may begin with one, too."""
+        headers, body = _inflated(self.headers, body)
+        # Before judging, since messages are cut and half a key would not be recognised; and after, since they are
+        # unescaped.
+        body = without(body, [self._secret])
+        verdict = judge(self.status, body, now=now)
+        verdict = replace(verdict, message=self.redact(verdict.message))
+        return Failure(verdict, key, self.status, headers, redact(body))
+
+    def close(self) -> None:
+        self._answer.close()
+
+
+class KeyedUpstream:
+    """Calls the upstream with keys of the keyring."""
+
+    def __init__(self, upstream: Upstream, keyring: Keyring, now: Callable[[], float]) -> None:
+        self._upstream = upstream
+        self._keyring = keyring
+        self._now = now
+        self._guarded: set[int] = set()
+        """Hashes of the values that logs are told to leave out already."""
+
+    async def send(
+        self,
+        key: Key,
+        method: str,
+        target: str,
+        headers: Sequence[tuple[str, str]],
+        body: bytes | Streamed = b"",
+        *,
+        credential: str = API_KEY,
+        whole: bool = False,
+        readdress: Readdress | None = None,
+        begins: Callable[[], None] | None = None,
+    ) -> CoveredAnswer | Failure:
+        """`whole`: read a good answer to its end, into its `body`. `readdress`: rewrite an upload's headers. `begins`:
+        called when the value is at hand, just before sending. Errors of these, and of a streamed body, propagate.
+        """
+        try:
+            value = (await self._keyring.value(key.id)).reveal()
+        except KeySourceError as error:
+            return _unreadable(key, error)
+        if hash(value) not in self._guarded:
+            guard(value)
+            self._guarded.add(hash(value))
+        if credential:
+            headers = [*headers, (credential, f"Bearer {value}" if credential == BEARER else value)]
+        if begins is not None:
+            begins()
+        answer = None
+        try:
+            came = await self._upstream.send(method, target, headers, body)
+            answer = CoveredAnswer(came, value, uploads=readdress is not None)
+            if readdress is not None:
+                answer.headers = await readdress(answer.headers, key)
+            good = 200 <= answer.status < 300
+            if whole or not good:
+                answer.body = await answer.read()
+                answer.close()
+            return answer if good else answer.refusal(key, answer.body, self._now())
+        except BaseException as error:
+            if answer is not None:
+                answer.close()
+            if isinstance(error, UpstreamError):
+                return broken(key, _covered(error, value), self._now())
+            raise
+
+
+def broken(key: Key, error: UpstreamError, now: float) -> Failure:
+    """No answer came, or not all of it. `error` comes from here, so that its text is covered already."""
+    reason, setting = "UPSTREAM_UNREACHABLE", ""
+    if error.kind == "timeout":
+        reason, setting = "UPSTREAM_TIMEOUT", " (POLLUX_TIMEOUT)"
+    verdict = replace(judge(None, b"", now=now), message=str(error))
+    problem = GatewayError(reason, f"Gemini did not answer: {error}{setting}")
+    return Failure(verdict, key, 0, (), b"", problem, unsent=error.kind == "unreachable")
+
+
+def _unreadable(key: Key, error: KeySourceError) -> Failure:
+    verdict = verdict_of("key-source", str(error))
+    if error.passing:  # trouble of this instance: others may hold the value, so the key is not set aside
+        verdict = replace(verdict, cooldown_s=0.0)
+    problem = GatewayError("NO_USABLE_KEY", str(error), retry_after=5.0)
+    return Failure(verdict, key, 0, (), b"", problem, unsent=True)
+
+
+def _covered(error: UpstreamError, secret: str) -> UpstreamError:
+    return UpstreamError(error.kind, redact(str(error), [secret]))
+
+
+def _inflated(headers: Headers, body: bytes) -> tuple[Headers, bytes]:
+    """A compressed error, inflated. If that fails the body is dropped: it might hold the key."""
+    encoding = b",".join(value for name, value in headers if name == b"content-encoding").decode("latin-1")
+    if not encoding:
+        return headers, body
+    headers = [(name, value) for name, value in headers if name != b"content-encoding"]
+    try:
+        return headers, gemini.inflate(body, encoding, ERROR_MOST)
+    except GatewayError:
+        return headers, b""

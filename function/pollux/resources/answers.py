@@ -1,0 +1,136 @@
+"""The placement of requests that name resources, and the answers about resources: what an answer names is bound to its
+project before the client has it, and our addresses take the place of Google's.
+"""
+
+import json
+import re
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+from pollux import gemini
+from pollux.backends.upstream import UpstreamError
+from pollux.gemini.verdict.causes import OF_RESOURCES
+from pollux.gemini.verdict.rules import verdict_of
+from pollux.relay.journal import Record
+from pollux.relay.passing import TAIL, BrokenAnswerError, Settle, collect, pass_on, prompt_tokens
+from pollux.relay.placement import Placement
+from pollux.relay.request import Exchange
+from pollux.relay.send import CoveredAnswer, Failure
+from pollux.resources.ownership import Affinity
+
+HELD_MOST = 1 << 16
+"""A longer event is content and names nothing."""
+_EVENT_END = re.compile(rb"\r?\n\r?\n")
+_NAMING = (b'"id"', b"environment_id", b"interaction_id")
+SHOWN_MOST = 20
+
+
+class Owned(Placement):
+    """The placement of a request that names resources: it goes to the project that owns them."""
+
+    def __init__(self, affinity: Affinity, record: Record, names: Collection[str] = ()) -> None:
+        self.names = tuple(sorted(names))
+        self.one_model = any(name.startswith("cachedContents/") for name in self.names)
+        self._affinity = affinity
+        self._record = record
+        record.bound = self.names[:SHOWN_MOST]
+
+    def judged(self, failure: Failure) -> Failure:
+        """A resource that its owner does not know or does not show is the client's matter, whatever the words are. No
+        project rests for it."""
+        if not self.names or failure.verdict.cause not in OF_RESOURCES:
+            return failure
+        for name in self.names:
+            self._affinity.drop(name)
+        if failure.verdict.cause != "model-access":
+            return failure
+        return replace(failure, verdict=verdict_of("resource-permission", failure.verdict.message))
+
+    async def moved(self, failure: Failure) -> bool:
+        """What was deleted can be made again by another instance, in another project."""
+        if not self._record.owner or failure.verdict.cause not in OF_RESOURCES:
+            return False
+        projects = {bound.project for bound in (await self._affinity.owners(self.names)).values()}
+        project = projects.pop() if len(projects) == 1 else self.only
+        if project == self.only or project not in self._affinity.projects.by_name:
+            return False
+        self.only = self._record.owner = project
+        return True
+
+    async def choose(self) -> None:
+        """Before a call without quota: choose one project, if the call must be prepared there."""
+
+    async def close(self) -> None:
+        """The request is over."""
+
+
+class Resources:
+    def __init__(self, affinity: Affinity, upstream: str) -> None:
+        self._affinity = affinity
+        self._upstream = upstream
+
+    async def answered(self, x: Exchange, project: str, body: bytes) -> bytes:
+        """Bind what the answer names to its project; return it as the client gets it."""
+        body = x.place.shown(body)
+        try:
+            document = json.loads(body)
+        except (ValueError, RecursionError):
+            return body
+        await self._bind(x, project, document)
+        return gemini.to_client(body, self._upstream, x.own_base()) if b"://" in body or b":\\/" in body else body
+
+    async def pass_on(self, x: Exchange, answer: CoveredAnswer, project: str, settle: Settle) -> None:
+        """A resource call's good answer. What is neither JSON nor events, or is too long, passes without being read."""
+        if x.method == "DELETE":
+            for name in gemini.path_names(x.call):
+                if gemini.names_exactly(x.call, name):
+                    await self._affinity.forget(name)
+        kind = next((value for name, value in answer.headers if name == b"content-type"), b"").lower()
+        encoded = any(name == b"content-encoding" for name, _ in answer.headers)
+        if kind.startswith(b"text/event-stream") and not encoded:
+            await self._pass_events(x, answer, project, settle)
+            return
+        body, whole = await collect(answer) if b"json" in kind and not encoded else (b"", False)
+        if whole and x.method != "DELETE":
+            body = await self.answered(x, project, body)
+        await pass_on(x.reply, answer, settle, body, whole=whole)
+
+    async def _bind(self, x: Exchange, project: str, document: Any) -> None:
+        names = gemini.answer_names(document, x.call, (gemini.GOOGLE, self._upstream))
+        if names:
+            await self._affinity.bind(names, project, x.record.client)
+
+    async def _pass_events(self, x: Exchange, answer: CoveredAnswer, project: str, settle: Settle) -> None:
+        """Byte for byte, but an event passes only when it is complete and what it names is bound."""
+        await x.reply.begin(answer.status, answer.headers)
+        held, tail = b"", b""
+        try:
+            while data := await answer.chunk():
+                held += data
+                ends = [found.end() for found in _EVENT_END.finditer(held)]
+                end = ends[-1] if ends else 0
+                if end and any(mark in held[:end] for mark in _NAMING):
+                    for event in _EVENT_END.split(held[:end]):
+                        if (document := _data_of(event)) is not None:
+                            await self._bind(x, project, document)
+                if len(held) - end > HELD_MOST:
+                    end = len(held)
+                if end:
+                    await x.reply.chunk(held[:end])
+                    tail = (tail + held[:end])[-TAIL:]
+                    held = held[end:]
+        except UpstreamError as error:
+            raise BrokenAnswerError(str(error)) from None
+        x.reply.ending = True
+        await settle(prompt_tokens(tail + held))
+        await x.reply.end(held)
+
+
+def _data_of(event: bytes) -> Any:
+    """The JSON of an event's data; None if it is not JSON."""
+    lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
+    try:
+        return json.loads(b"\n".join(lines)) if lines else None
+    except (ValueError, RecursionError):
+        return None

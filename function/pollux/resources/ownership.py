@@ -1,0 +1,273 @@
+"""Which project owns what: remembered in this instance, kept in the store for all instances. Nothing is sent from here.
+
+A binding is a document `bound/NAME`. A file never moves, so a binding that is remembered is not read again.
+"""
+
+import asyncio
+import logging
+import math
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pollux.backends.store.contract import ConflictError, Document, StoreError, StoreUnavailableError, Version
+from pollux.lru import Recent
+from pollux.pool.projects import Projects
+from pollux.pool.store_health import Counters
+
+log = logging.getLogger("pollux.store")
+
+BOUND = "bound/"
+REMEMBERED, CLIENTS = 20_000, 10_000
+ABSENT_FOR = 5.0
+"""How long the store is not asked again for a name that it does not have."""
+READ_MOST = 500
+"""The most names of one request that are read from the store, which costs money for each; a body may hold 100,000."""
+CLAIMS = 5
+SHOWN_MOST = 20
+NOWHERE_FOR = 60.0
+"""How long no project is asked again for a name that none of them has."""
+WITHIN = 2.0
+"""How long a request waits for the store to read, write or delete a binding."""
+LATER = 60.0
+"""An expiry that moved by less is not worth a commit."""
+DAY = 86400.0
+KEPT_FOR = {"files": 2 * DAY, "generatedFiles": 2 * DAY, "interactions": 60 * DAY}
+KEPT_ELSE = 30 * DAY
+
+
+class Bound(NamedTuple):
+    project: str
+    client: str
+    """Who made it, or was the first to use it here."""
+    expires: float
+    pooled: bool = False
+    """A file whose content is kept here: other projects can get a copy of it, other clients cannot use it."""
+
+
+class Affinity:
+    def __init__(self, projects: Projects, most: int = REMEMBERED) -> None:
+        self.projects = projects
+        self._watch = projects.store_health
+        self._bound: Recent[str, Bound] = Recent(most)
+        self._absent: Recent[str, float] = Recent(most)
+        self._nowhere: Recent[str, float] = Recent(most)
+        self._made: Recent[str, str] = Recent(CLIENTS)
+        self._tasks: set[asyncio.Task[bool]] = set()
+        self.counters = Counters()
+        self.unread = 0
+        """How often the store failed to say who owns something."""
+        self.searches = 0
+        """How often the projects were asked for a name."""
+
+    async def owner(self, name: str) -> Bound | None:
+        return (await self.owners((name,))).get(name)
+
+    async def owners(self, names: Iterable[str]) -> dict[str, Bound]:
+        """The known owners. What is not remembered is read in one round trip, as far as the store answers."""
+        found: dict[str, Bound] = {}
+        unknown: list[str] = []
+        for name in names:
+            if (bound := self.remembered(name)) is not None:
+                found[name] = bound
+            elif self._absent.get(name, 0.0) <= self._now():
+                unknown.append(name)
+        if unknown:
+            found |= await self._read(unknown[:READ_MOST])
+        return found
+
+    async def certain(self, names: Iterable[str]) -> dict[str, Bound]:
+        """As `owners`, for names that decide who may see a file: all that are not known to be pooled are read from the
+        store. Raises StoreUnavailableError if it does not answer."""
+        known = {name: self.remembered(name) for name in names}
+        found = {name: bound for name, bound in known.items() if bound is not None}
+        asked = [name for name, bound in known.items() if bound is None or not bound.pooled]
+        for start in range(0, len(asked), READ_MOST):
+            some, unread = asked[start : start + READ_MOST], self.unread
+            found |= await self._read(some)
+            if self.unread != unread and (unsaid := [name for name in some if name not in found]):
+                raise StoreUnavailableError(f"the store does not say whose {_some(unsaid)} is")
+        return found
+
+    async def claim(self, name: str, project: str, client: str, expires: float) -> bool:
+        """Before a pooled file is made: reserve its name for this client. False: the name is taken."""
+        bound = Bound(project, client, expires, pooled=True)
+        version: Version | None = None
+        for _ in range(CLAIMS):
+            try:
+                await self._watch.commit(BOUND + name, _packed(bound), version, self.counters)
+            except ConflictError:
+                there, version = await self._document(name)
+                held = _unpacked(there)
+                if held is not None and held.expires > self._now() and (held.client != client or not held.pooled):
+                    return False
+            else:
+                self._remember(name, bound)
+                return True
+        raise StoreUnavailableError(f"the document of {BOUND + name} was changed by others {CLAIMS} times in a row")
+
+    async def unclaim(self, name: str) -> None:
+        """Undo a claim: Google has another file of that name already."""
+        self.drop(name)
+        await self._all_of({name: self._delete(name)}, "deleted")
+
+    def _remember(self, name: str, bound: Bound) -> None:
+        self._bound[name] = bound
+        self._absent.pop(name, None)
+        self._nowhere.pop(name, None)
+
+    def remembered(self, name: str) -> Bound | None:
+        """What this instance knows, without reading the store."""
+        bound = self._bound.get(name)
+        if bound is None or bound.expires <= self._now():
+            return None
+        self._bound.move_to_end(name)
+        return bound
+
+    async def _read(self, names: list[str]) -> dict[str, Bound]:
+        try:
+            async with asyncio.timeout(WITHIN):
+                documents = await self._watch.read([BOUND + name for name in names])
+        except (StoreError, TimeoutError) as error:
+            self.unread += 1
+            if not isinstance(error, StoreUnavailableError):  # the store's watch logs that, once
+                log.error("the owner of %s cannot be read: %s", _some(names), str(error) or "no answer in time")
+            return {}
+        found: dict[str, Bound] = {}
+        for name in names:
+            document, _ = documents.get(BOUND + name, ({}, ""))
+            bound = _unpacked(document)
+            if bound is not None and bound.expires > self._now():
+                found[name] = self._bound[name] = bound
+            else:
+                self._absent[name] = self._now() + ABSENT_FOR
+        return found
+
+    async def bind(self, names: Mapping[str, float | None], project: str, client: str, *, pooled: bool = False) -> None:
+        """Remember and store that these belong to the project until they expire (None: after the usual time). Never
+        fails: trouble with the store is logged, and this instance remembers."""
+        changed: dict[str, Bound] = {}
+        for name, end in names.items():
+            known = self.remembered(name)
+            if known is not None and known.pooled and known.client != client and known.project in self.projects.by_name:
+                continue  # another file has that name in another project: a name leads to one thing
+            if known is not None and known.project == project and not pooled:
+                if end is None or abs(end - known.expires) < LATER:
+                    continue
+                changed[name] = known._replace(expires=end)
+            else:
+                end = self._now() + _kept_for(name) if end is None else end
+                kept = known is not None and known.pooled  # its project may have another name by now
+                changed[name] = Bound(project, known.client if known and kept else client, end, pooled or kept)
+        for name, bound in changed.items():
+            self._remember(name, bound)
+        if changed:
+            self._made[client] = project
+            await self._all_of({name: self._commit(name, bound) for name, bound in changed.items()}, "kept")
+
+    def remember(self, names: Mapping[str, float | None], project: str, client: str) -> None:
+        """In this instance only: for what a list named. The project can be asked again."""
+        for name, end in names.items():
+            if self.remembered(name) is None:
+                self._bound[name] = Bound(project, client, self._now() + _kept_for(name) if end is None else end)
+                self._nowhere.pop(name, None)
+
+    async def forget(self, name: str) -> None:
+        """It was deleted."""
+        self.drop(name)
+        self._absent[name] = self._now() + ABSENT_FOR
+        self.nowhere(name)
+        await self._all_of({name: self._delete(name)}, "deleted")
+
+    def drop(self, name: str) -> None:
+        """Its owner does not have it any more: the next request for it reads the store again."""
+        self._bound.pop(name, None)
+
+    def made_by(self, client: str) -> str | None:
+        """The project where this client last made something."""
+        return self._made.get(client)
+
+    def as_json(self) -> dict[str, int]:
+        """For `status`."""
+        return {"remembered": len(self._bound), "searches": self.searches, "commits": self.counters.commits}
+
+    def is_nowhere(self, name: str) -> bool:
+        return self._nowhere.get(name, 0.0) > self._now()
+
+    def nowhere(self, name: str) -> None:
+        self._nowhere[name] = self._now() + NOWHERE_FOR
+
+    def _now(self) -> float:
+        return self.projects.store.now()
+
+    async def _all_of(self, changes: Mapping[str, Coroutine[Any, Any, None]], what: str) -> None:
+        """In tasks of their own: a client that leaves cancels none of them."""
+        tasks = {asyncio.create_task(_applied(name, change, what)): name for name, change in changes.items()}
+        self._tasks.update(tasks)
+        for task in tasks:
+            task.add_done_callback(self._tasks.discard)
+        _, late = await asyncio.wait(tasks, timeout=WITHIN)
+        failed = [name for task, name in tasks.items() if task in late or not task.result()]
+        if failed:
+            log.error(
+                "the store has not %s who owns %s: until it does, other instances have to look for that themselves",
+                what,
+                _some(failed),
+            )
+
+    async def _document(self, name: str) -> tuple[Mapping[str, Any], Version | None]:
+        return (await self._watch.read([BOUND + name])).get(BOUND + name, ({}, None))
+
+    async def _commit(self, name: str, bound: Bound) -> None:
+        document = _packed(bound)
+        try:
+            await self._watch.commit(BOUND + name, document, None, self.counters)
+        except ConflictError:
+            there, version = await self._document(name)
+            held = _unpacked(there)
+            if held is not None and held.pooled and not bound.pooled and held.expires > self._now():
+                self._bound[name] = held
+            elif there != document:
+                await self._watch.commit(BOUND + name, document, version, self.counters)
+
+    async def _delete(self, name: str) -> None:
+        _, version = await self._document(name)
+        if version is not None:
+            await self._watch.store.delete(BOUND + name, version)
+
+
+async def _applied(name: str, change: Coroutine[Any, Any, None], what: str) -> bool:
+    try:
+        await change
+    except ConflictError:  # another instance changed it at the same moment, by what its own answer said
+        return True
+    except StoreError as error:
+        log.warning("the owner of %s could not be %s: %s", name, what, error)
+        return False
+    return True
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN_MOST} more" if len(names) > SHOWN_MOST else ""
+    return ", ".join(names[:SHOWN_MOST]) + more
+
+
+def _kept_for(name: str) -> float:
+    return KEPT_FOR.get(name.partition("/")[0], KEPT_ELSE)
+
+
+def _packed(bound: Bound) -> Document:
+    document: Document = {
+        "v": 1,
+        "project": bound.project,
+        "client": bound.client,
+        "expires": math.ceil(bound.expires),
+    }
+    return document | {"pooled": True} if bound.pooled else document
+
+
+def _unpacked(document: Mapping[str, Any]) -> Bound | None:
+    """None for a document of another form, from an older or newer version."""
+    project, client, expires = document.get("project"), document.get("client"), document.get("expires")
+    if not isinstance(project, str) or not isinstance(client, str) or not isinstance(expires, int | float):
+        return None
+    return Bound(project, client, float(expires), document.get("pooled") is True)

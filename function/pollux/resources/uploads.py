@@ -1,0 +1,178 @@
+"""Uploads: a start gets an address of ours in the place of Google's, and what comes to that address goes on there.
+
+Nothing is kept here: the address carries a sealed token (`upload_token`) that says which session at Google it stands
+for. Any instance goes on with any upload. Bodies pass through and are never held.
+"""
+
+import asyncio
+import json
+from functools import partial
+
+from pollux import gemini
+from pollux.backends.keys.contract import Key, KeySourceError
+from pollux.backends.upstream import UpstreamError
+from pollux.gemini import Call
+from pollux.gemini.errors import GatewayError
+from pollux.pool.pool import Pool
+from pollux.relay.address import own_base
+from pollux.relay.client import PassingBody, Receive, Scope, Watch, body_length, uncancel
+from pollux.relay.journal import Attempt, Record
+from pollux.relay.passing import Reply, collect, nothing_to_settle, pass_on
+from pollux.relay.send import NO_CREDENTIAL, CoveredAnswer, Failure, Headers, KeyedUpstream, Readdress, broken
+from pollux.resources.ownership import Affinity
+from pollux.resources.pooled.taking import HeldBody
+from pollux.resources.pooled.uploads import POOLED, Arrival, Receiving
+from pollux.resources.upload_token import LIFETIME, Session, UploadTokenError, address_of
+
+HELD_MOST = 1 << 20
+"""An upload in one request, up to this size, is read whole."""
+GO_ON = 308
+"""In the older protocol: more is to come."""
+
+
+class Uploads:
+    def __init__(self, pool: Pool, upstream: KeyedUpstream, affinity: Affinity) -> None:
+        self._settings = pool.settings
+        self._pool = pool
+        self._upstream = upstream
+        self._affinity = affinity
+        self.receiving: Receiving | None = None
+        """With POLLUX_FILES=pooled."""
+
+    async def kept_here(
+        self,
+        scope: Scope,
+        call: Call,
+        upload: gemini.Upload,
+        body: bytes,
+        passing: PassingBody | None,
+        reply: Reply,
+        record: Record,
+    ) -> bool:
+        """Whether the file is pooled: then the client has its answer. `passing`: the body, if it is not held."""
+        if self.receiving is None or not await self.receiving.takes(upload, call, scope["headers"]):
+            return False
+        arrival = self._arrival(scope, call, reply, record)
+        if upload.form == "start":
+            await self.receiving.start(arrival, body)
+        else:
+            await self.receiving.once(arrival, passing or HeldBody(body))
+        return True
+
+    def _arrival(self, scope: Scope, call: Call, reply: Reply, record: Record) -> Arrival:
+        return Arrival(call, scope["headers"], record, reply, self._base(scope))
+
+    def readdress(self, scope: Scope, call: Call, client: str) -> Readdress:
+        """Rewrites the headers of an upload's answers: Google's address of the session becomes one of ours."""
+        return partial(self._readdressed, self._base(scope) + call.path, client)
+
+    def _base(self, scope: Scope) -> str:
+        return own_base(scope, self._settings.public_url, proxied=self._settings.in_cloud)
+
+    async def _readdressed(self, base: str, client: str, headers: Headers, key: Key) -> list[tuple[bytes, bytes]]:
+        shown = []
+        for name, text in headers:
+            if name in gemini.UPLOAD_ADDRESSES:
+                target = gemini.session_target(text, self._settings.upstream)
+                if not target:
+                    raise GatewayError("UPSTREAM_ERROR", "Gemini began an upload and returned an invalid upload URL")
+                session = Session(target, key.project, key.id, client, self._pool.now() + LIFETIME)
+                text = await self._address(base, session)
+            shown.append((name, text))
+        return shown
+
+    async def _address(self, base: str, session: Session) -> bytes:
+        try:
+            return address_of(base, session, await self._pool.projects.keyring.value(session.key))
+        except UploadTokenError as error:
+            raise GatewayError("UPSTREAM_ERROR", str(error)) from None
+        except KeySourceError as error:
+            raise GatewayError("NO_USABLE_KEY", str(error), retry_after=5.0) from None
+
+    async def go_on(
+        self, scope: Scope, receive: Receive, call: Call, session: Session, reply: Reply, record: Record
+    ) -> None:
+        """Send a request of an upload's session on, once, to the session's address at Google.
+
+        No key is sent: Google asks for the address only. So the upload goes on even if its key is disabled by now.
+        """
+        base = self._base(scope)
+        watch = Watch(receive, None)
+        body = PassingBody(scope["headers"], receive, watch.begin)
+        cause, status = "cut-short", None
+        try:
+            if session.target.startswith(POOLED):
+                kept = await self._gone_on_here(scope, call, session, reply, record, body)
+                if kept is None:
+                    return
+                session = kept
+            record.project, record.key = session.project, session.key
+            answer = await self._upstream.send(
+                Key(session.key, session.project),
+                scope["method"],
+                session.target,
+                gemini.upstream_headers(scope["headers"], content=body.length != 0),
+                body,
+                credential=NO_CREDENTIAL,
+                readdress=self.readdress(scope, call, session.client),
+                begins=partial(setattr, record, "sent", 1),
+            )
+            status = answer.status or None
+            refused = answer if isinstance(answer, Failure) else await self._passed(base, session, answer, reply)
+            if refused is None or refused.status == GO_ON:
+                cause = "ok"
+            else:
+                cause = "timeout" if refused.timed_out else refused.verdict.cause
+            if refused is not None:  # what it means for the upload is the client's to judge
+                if refused.problem is not None:
+                    raise refused.problem
+                await reply.whole(refused.status, refused.headers, refused.body)
+        except asyncio.CancelledError:
+            if not watch.gone:
+                raise
+            uncancel()
+            record.status, record.ended = record.status or 499, "client-gone"
+        finally:
+            watch.stop()
+            said = f"{body.passed} bytes passed"
+            if record.sent:
+                record.attempts.append(Attempt("", session.project, session.key, cause, status, detail=said))
+
+    async def _gone_on_here(
+        self, scope: Scope, call: Call, session: Session, reply: Reply, record: Record, body: PassingBody
+    ) -> Session | None:
+        """None: the client has its answer. Else the session at Google where the upload goes on."""
+        if self.receiving is None:
+            raise GatewayError("BAD_UPLOAD_ID", "the upload began while POLLUX_FILES was pooled: begin it anew")
+        arrival = self._arrival(scope, call, reply, record)
+        return await self.receiving.go_on(arrival, session.target.removeprefix(POOLED), body)
+
+    async def _passed(self, base: str, session: Session, answer: CoveredAnswer, reply: Reply) -> Failure | None:
+        """Pass a good answer on, with our addresses in the place of Google's."""
+        try:
+            body, whole = await collect(answer)
+            body = await self._made(body, base, session) if whole else body
+            await pass_on(reply, answer, nothing_to_settle, body, whole=whole)
+        except UpstreamError as error:
+            return broken(Key(session.key, session.project), error, self._pool.now())
+        finally:
+            answer.close()
+        return None
+
+    async def _made(self, body: bytes, base: str, session: Session) -> bytes:
+        """An answer that names what came of the upload: that is bound, and its URI points to us."""
+        try:
+            document = json.loads(body) if body else None
+        except (ValueError, RecursionError):
+            document = None
+        upstream = self._settings.upstream
+        path, _, query = session.target.partition("?")
+        names = gemini.answer_names(document, gemini.read_target("POST", path, query), (upstream, gemini.GOOGLE))
+        await self._affinity.bind(names, session.project, session.client)
+        return gemini.to_client(body, upstream, base) if names else body
+
+
+def is_large(headers: Headers, most: int) -> bool:
+    """Too large to be held, so that it can be sent only once. A smaller one is sent again if its key is refused."""
+    length = body_length(headers)
+    return length is None or length > min(HELD_MOST, most)

@@ -1,0 +1,185 @@
+"""The routing table: which requests there are, and what answers each of them.
+
+A row is found by method and path alone, or, for the Gemini API, by the call that the head of a request names. The first
+row that fits counts. The table is ours, and Starlette's router serves only what lies below a row, because each request
+would pay for its matching: 5 µs against 0.4.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from pollux import gemini
+from pollux.gemini.errors import GatewayError
+from pollux.relay.address import inside
+from pollux.relay.client import HEAD_MOST, Receive, Scope, Send, head_size, header
+from pollux.resources.listing import is_list
+from pollux.server.admission import Asked, Way
+
+if TYPE_CHECKING:
+    from pollux.server.app import App
+
+CORS_METHODS = b"GET, POST, PUT, PATCH, DELETE, OPTIONS"
+CORS_EXPOSED = (
+    b", ".join(
+        b"x-pollux-" + name
+        for name in (b"request-id", b"key", b"model", b"fallback", b"attempts", b"wait-ms", b"not-asked")
+    )
+    + b", retry-after, "
+    + b", ".join(b"x-goog-upload-" + name for name in (b"url", b"status", b"chunk-granularity", b"size-received"))
+)
+READS = frozenset({"GET", "HEAD"})
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class Route(NamedTuple):
+    """A row that is found by method and path."""
+
+    name: str
+    requests: str
+    serve: Callable[[Scope, Receive, Send, Headers], Awaitable[None]]
+    methods: frozenset[str] | None = None
+    """None: any."""
+    path: str = ""
+    below: str | None = None
+    """Also what begins with this."""
+
+
+class ApiRoute(NamedTuple):
+    """A row that is found by the call to the Gemini API."""
+
+    name: str
+    requests: str
+    serve: Callable[[Asked], Awaitable[None]]
+    matches: Callable[[Asked], bool]
+
+
+class Routes:
+    def __init__(self, app: "App", counted: Way, listed: Way, free: Way) -> None:
+        """The ways of a request that was let in: what takes quota, lists over all projects, anything else."""
+        self._app = app
+        self._settings = settings = app.settings
+        self._reception = reception = app.reception
+        self._admin: Callable[[Scope, Receive, Send], Awaitable[None]] | None = None
+        self.own = (
+            Route("health", "GET or HEAD /health", health, READS, "/health"),
+            Route("admin", "/admin and all below", self._admin_api, None, "/admin", "/admin/"),
+            Route("preflight", "OPTIONS, any path", self._preflight, frozenset({"OPTIONS"}), below=""),
+        )
+        self.api = (
+            ApiRoute(
+                "generate",
+                "what takes quota: `:generateContent`, `:embedContent`, `chat/completions`, `interactions`, …",
+                partial(reception.let_in, way=counted),
+                lambda asked: (
+                    asked.call.kind in gemini.COUNTED or gemini.makes_interaction(asked.scope["method"], asked.call)
+                ),
+            ),
+            ApiRoute("live", "GET, any path, with `Upgrade: websocket`", _no_live_api, _upgrades),
+            ApiRoute(
+                "upload session",
+                "more of an upload, at the address that its start was answered with",
+                reception.go_on,
+                lambda asked: asked.upload is not None and asked.upload.form == "session",
+            ),
+            ApiRoute(
+                "upload",
+                "POST `/upload/…`, `openai/files`: the start of an upload, or all of it",
+                partial(reception.let_in, way=free),
+                lambda asked: asked.upload is not None,
+            ),
+            ApiRoute(
+                "guarded",
+                "paths that hand out or bypass what is guarded here, unless POLLUX_ALLOW_PATHS names them",
+                reception.forbid,
+                lambda asked: asked.call.kind == "guarded" and asked.call.guard not in settings.allow_paths,
+            ),
+            ApiRoute(
+                "list",
+                "GET `files`, `cachedContents`, `batches`, …: what the projects own, as one list",
+                partial(reception.let_in, way=listed),
+                lambda asked: is_list(asked.scope["method"], asked.call),
+            ),
+            ApiRoute(
+                "everything else",
+                "`:countTokens`, `models`, one file, …: what takes no quota",
+                partial(reception.let_in, way=free),
+                lambda asked: True,
+            ),
+        )
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Any HTTP request."""
+        settings = self._settings
+        if scope.get("root_path") or settings.public_url:
+            scope = inside(scope, settings.public_url)
+        cors = self._cors(scope) if settings.cors_origins else ()
+        method, path = scope["method"], scope["path"]
+        for route in self.own:
+            if (route.methods is None or method in route.methods) and (
+                path == route.path or (route.below is not None and path.startswith(route.below))
+            ):
+                await route.serve(scope, receive, send, cors)
+                return
+        await self._reception.serve(scope, receive, send, cors, self.found)
+
+    def found(self, asked: Asked) -> ApiRoute:
+        for route in self.api[:-1]:
+            if route.matches(asked):
+                return route
+        return self.api[-1]
+
+    async def _admin_api(self, scope: Scope, receive: Receive, send: Send, cors: Headers) -> None:
+        if head_size(scope) > HEAD_MOST:
+            await self._reception.serve(scope, receive, send, cors, self.found)  # which refuses it
+            return
+        if self._admin is None:
+            from pollux.server.admin import Admin
+
+            self._admin = Admin(self._app)
+        await self._admin(scope, receive, send)
+
+    async def _preflight(self, scope: Scope, receive: Receive, send: Send, cors: Headers) -> None:
+        headers = [(b"allow", CORS_METHODS), *cors]
+        if len(cors) > 1:
+            wanted = header(scope["headers"], b"access-control-request-headers") or "*"
+            headers += [
+                (b"access-control-allow-methods", CORS_METHODS),
+                (b"access-control-allow-headers", wanted.encode("latin-1")),
+                (b"access-control-max-age", b"600"),
+            ]
+        await send({"type": "http.response.start", "status": 204, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+    def _cors(self, scope: Scope) -> Headers:
+        """For pages of the origins that POLLUX_CORS_ORIGINS names. Starlette's middleware wraps each request, and
+        answers `*` where a client may need its own origin."""
+        allowed = self._settings.cors_origins
+        origin = header(scope["headers"], b"origin") or ""
+        if "*" not in allowed and origin not in allowed:
+            return [(b"vary", b"origin")]
+        return [
+            (b"access-control-allow-origin", origin.encode("latin-1") or b"*"),
+            (b"access-control-expose-headers", CORS_EXPOSED),
+            (b"vary", b"origin"),
+        ]
+
+
+def is_health(scope: Scope) -> bool:
+    return scope["path"] == "/health" and scope["method"] in READS
+
+
+async def health(scope: Scope, receive: Receive, send: Send, cors: Headers = ()) -> None:
+    body = b'{"status":"ok"}\n'
+    headers = [(b"content-type", b"application/json"), *cors, (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _upgrades(asked: Asked) -> bool:
+    return asked.scope["method"] == "GET" and asked.headers.get(b"upgrade", b"").lower() == b"websocket"
+
+
+async def _no_live_api(asked: Asked) -> None:
+    raise GatewayError("NO_LIVE_API", "the Live API is not served here: call it at Google itself")

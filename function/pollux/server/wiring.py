@@ -1,0 +1,221 @@
+"""Puts a gateway together from settings: the catalog, the keys, the tokens, the store, the way to Gemini, the blobs."""
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pollux.backends.blobs.contract import BlobError, Blobs, open_blobs
+from pollux.backends.keys.contract import Key, Keyring, Secret
+from pollux.backends.keys.tokens import JoinedTokens, LocalTokens, TokenError, Tokens, TokenSource, load_or_make
+from pollux.backends.store.contract import Store, open_store
+from pollux.backends.upstream import Upstream, open_upstream, way_to
+from pollux.gemini.catalog import Catalog, CatalogError, NeverBelowError, builtin_text
+from pollux.server.app import App, close
+from pollux.settings import Settings, SettingsError
+
+DEMO_KEYS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A gateway that was put together and has not started yet."""
+
+    app: App
+    keys: Sequence[Key]
+    local: LocalTokens | None
+    """The tokens of this machine, if they are in use."""
+    simulated: bool
+
+    @property
+    def ready(self) -> str:
+        return ready(self.app.settings, self.keys, self.local)
+
+
+async def open_gateway(settings: Settings, stack: contextlib.ExitStack, *, demo: bool = False) -> Gateway:
+    """For `pollux serve` and the Functions Framework alike. A failure leaves nothing open.
+
+    `demo`: in front of a simulated Gemini. So is a gateway on one's own machine for which nothing is configured. The
+    simulator runs until the stack ends.
+    """
+    catalog = load_catalog(settings)
+    keyring: Keyring | None = None
+    source: TokenSource | None = None
+    try:
+        keyring = FixedKeyring(()) if demo else open_keyring(settings)
+        source = _token_source(settings)
+        answers = await asyncio.gather(keyring.keys(), source.tokens(), return_exceptions=True)
+        for failure in answers:
+            if isinstance(failure, BaseException):
+                raise failure
+        keys = await keyring.keys()
+        configured = settings.keys_file or settings.secrets or settings.upstream != Settings().upstream
+        simulated = demo or not (keys or configured or settings.in_cloud)
+        if simulated:
+            settings, keyring = _simulated(settings, stack)
+            keys = await keyring.keys()
+        source, local = await _with_local(settings, source)  # last: a token that is made is shown only once
+        app = make_app(settings, source, keyring=keyring, catalog=catalog)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            await close(keyring, source)
+        raise
+    return Gateway(app, keys, local, simulated)
+
+
+def make_app(
+    settings: Settings,
+    tokens: TokenSource,
+    *,
+    keyring: Keyring,
+    store: Store | None = None,
+    upstream: Upstream | None = None,
+    blobs: Blobs | None = None,
+    catalog: Catalog | None = None,
+) -> App:
+    """What is not given is made as the settings say."""
+    if blobs is None and settings.files == "pooled":
+        try:
+            blobs = open_blobs(settings.blobs_url, settings.environ)
+        except BlobError as error:
+            raise SettingsError(f"POLLUX_BLOBS: {error}") from None
+    return App(
+        settings,
+        tokens,
+        keyring,
+        store or open_store(settings.store_url, environ=settings.environ),
+        upstream
+        or open_upstream(
+            settings.upstream, timeout=settings.timeout, connect_timeout=settings.connect_timeout, http=settings.http
+        ),
+        catalog or load_catalog(settings),
+        blobs,
+    )
+
+
+def load_catalog(settings: Settings) -> Catalog:
+    own = None
+    if settings.catalog:
+        try:
+            own = Path(settings.catalog).expanduser().read_text()
+        except OSError as error:
+            raise SettingsError(f"POLLUX_CATALOG={settings.catalog}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise SettingsError(f"POLLUX_CATALOG={settings.catalog}: not UTF-8 text") from None
+    try:
+        return Catalog.parse(builtin_text(), own, settings.never_below)
+    except NeverBelowError as error:
+        raise SettingsError(f"POLLUX_NEVER_BELOW={','.join(settings.never_below)}: {error}") from None
+    except CatalogError as error:
+        raise SettingsError(f"POLLUX_CATALOG={settings.catalog}: {error}") from None
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------
+
+
+class FixedKeyring:
+    """Keys that never change: those of the demo."""
+
+    simulated = True
+
+    def __init__(self, keys: Sequence[tuple[Key, str]]) -> None:
+        self._keys = tuple(key for key, _ in keys)
+        self._values = {key.id: Secret(value) for key, value in keys}
+
+    async def keys(self) -> tuple[Key, ...]:
+        return self._keys
+
+    async def value(self, key_id: str) -> Secret:
+        return self._values[key_id]
+
+    async def reread(self, key_id: str) -> bool:
+        return False
+
+
+def open_keyring(settings: Settings) -> Keyring:
+    if settings.secrets:
+        from pollux.backends.keys.secret_manager import SecretManagerKeyring
+
+        return SecretManagerKeyring(settings.secrets)
+    from pollux.backends.keys.local import LocalKeyring, home_folder
+
+    keys_file = Path(settings.keys_file).expanduser() if settings.keys_file else None
+    data = Path(settings.data)
+    return LocalKeyring(keys_file, data=data, folder=Path.cwd(), environ=settings.environ, home=home_folder())
+
+
+def _simulated(settings: Settings, stack: contextlib.ExitStack) -> tuple[Settings, Keyring]:
+    """Settings and keys for a simulated Gemini. A store that is named stays."""
+    from gemini_simulator import DEFAULTS, Simulator, demo_keys, running
+
+    made = demo_keys(DEMO_KEYS)
+    keys = [(Key(id_, project, limits={"*": DEFAULTS}), value) for id_, project, value in made]
+    url = stack.enter_context(running(Simulator(made, DEFAULTS, keep=0)))
+    return replace(settings, upstream=url, store=settings.store or "memory://"), FixedKeyring(keys)
+
+
+# --- tokens ----------------------------------------------------------------------------------------------------------
+
+
+async def open_tokens(settings: Settings) -> tuple[TokenSource, LocalTokens | None]:
+    """The tokens of the settings, of Secret Manager, and where a kind is missing in both, those of this machine."""
+    source = _token_source(settings)
+    try:
+        return await _with_local(settings, source)
+    except BaseException:
+        await close(source)
+        raise
+
+
+def _token_source(settings: Settings) -> TokenSource:
+    own = Tokens(settings.token, settings.admin_token, query_token=settings.query_token)
+    if not settings.secrets:
+        return own
+    from pollux.backends.keys.secret_manager import SecretManagerTokens
+
+    far = SecretManagerTokens(settings.secrets, query_token=settings.query_token)
+    return JoinedTokens(own, far) if own.for_clients or own.for_admin else far
+
+
+async def _with_local(settings: Settings, source: TokenSource) -> tuple[TokenSource, LocalTokens | None]:
+    """This machine's own tokens beside those of `source`, for the kind of which that has none.
+
+    On Cloud Run none are made: every instance would make others, and nobody would see them.
+    """
+    known = await source.tokens()
+    if settings.in_cloud and known.complete and not known.for_clients and not known.for_admin:
+        there = f"as a secret pollux-token-NAME of {settings.secrets} " if settings.secrets else ""
+        raise TokenError(f"no token is there: add one {there}(pollux tokens add), or set POLLUX_TOKEN")
+    if settings.in_cloud or not known.complete or (known.for_clients and known.for_admin):
+        return source, None
+    local = load_or_make(Path(settings.data))
+    clients = () if known.for_clients else (local.client,)
+    admins = () if known.for_admin else (local.admin,)
+    beside = Tokens(clients, admins, query_token=settings.query_token)
+    return JoinedTokens(beside, source), local if clients else replace(local, client="", made=False)
+
+
+# --- what it was put together from -----------------------------------------------------------------------------------
+
+
+def ready(settings: Settings, keys: Sequence[Key], local: LocalTokens | None) -> str:
+    """One line without a secret."""
+    emulator = settings.environ.get("FIRESTORE_EMULATOR_HOST") if settings.store.startswith("firestore://") else ""
+    store = settings.store_url + (f" (emulator {emulator})" if emulator else "")
+    projects = len({key.project for key in keys})
+    counted = f"{len(keys)} key{'s' * (len(keys) != 1)} of {projects} project{'s' * (projects != 1)}"
+    counted = counted if keys else "NO KEY (every request gets 503: add one with `pollux keys add`)"
+    files = f"files pooled in {settings.blobs_url}, " if settings.files == "pooled" else ""
+    tokens = f"tokens from {_sources(settings, local)}"
+    upstream = f"upstream {settings.upstream} ({way_to(settings.upstream, settings.http)})"
+    return f"ready: store {store}, {files}{counted}, {tokens}, {upstream}"
+
+
+def _sources(settings: Settings, local: LocalTokens | None) -> str:
+    sources = ["the settings"] if settings.token or settings.admin_token else []
+    if settings.secrets:
+        sources.append(f"Secret Manager of {settings.secrets}")
+    if local is not None:
+        sources.append(str(Path(settings.data) / "tokens.json"))
+    return " and ".join(sources)

@@ -1,0 +1,246 @@
+"""Who owns what: remembered, kept in the store, and never a reason for an error."""
+
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from bench import virtual
+from pollux.resources.ownership import ABSENT_FOR, BOUND, DAY, NOWHERE_FOR, READ_MOST, Affinity, Bound
+from tests.pools import BEGAN, FaultyStore, Keys, Projects, catalog, keys_of, memory, play
+
+
+async def instance(store: FaultyStore | None = None, keys: Keys | None = None, most: int = 100) -> Affinity:
+    found = store or FaultyStore(await memory())
+    return Affinity(Projects(found, keys or keys_of(4), catalog()), most)
+
+
+def store_of(affinity: Affinity) -> FaultyStore:
+    store = affinity.projects.store
+    assert isinstance(store, FaultyStore)
+    return store
+
+
+def scene(test: Any) -> Any:
+    """In virtual time."""
+
+    def run(*args: Any, **more: Any) -> None:
+        made: Coroutine[Any, Any, None] = test(*args, **more)
+        play(made)
+
+    run.__name__ = test.__name__
+    return run
+
+
+@scene
+async def test_one_instance_makes_another_finds() -> None:
+    one = await instance()
+    await one.bind({"files/a": BEGAN + DAY}, "p1", "alice")
+    other = await instance(store_of(one))
+    assert await other.owner("files/a") == Bound("p1", "alice", BEGAN + DAY)
+    found = await store_of(one).inner.read([BOUND + "files/a"])
+    assert found[BOUND + "files/a"][0] == {"v": 1, "project": "p1", "client": "alice", "expires": int(BEGAN + DAY)}
+
+
+@scene
+async def test_what_is_remembered_costs_the_store_nothing() -> None:
+    affinity = await instance()
+    await affinity.bind({"files/a": None, "files/b": None}, "p1", "alice")
+    reads, commits = affinity._watch.counters.reads, store_of(affinity).commits
+    for _ in range(3):
+        assert {bound.project for bound in (await affinity.owners(["files/a", "files/b"])).values()} == {"p1"}
+        await affinity.bind({"files/a": None}, "p1", "bob")
+    assert (affinity._watch.counters.reads, store_of(affinity).commits) == (reads, commits)
+    assert reads == 0
+    assert commits == 2
+
+
+@scene
+async def test_unknown_names_are_read_at_once_and_not_again_for_some_seconds() -> None:
+    store = FaultyStore(await memory())
+    affinity = await instance(store)
+    assert await affinity.owners(["files/a", "files/b", "caches/c"]) == {}
+    assert store.reads == 1
+    assert await affinity.owners(["files/a", "files/b"]) == {}
+    assert store.reads == 1
+    await (await instance(store)).bind({"files/a": None}, "p2", "alice")
+    await store.sleep(ABSENT_FOR + 0.1)
+    bound = await affinity.owner("files/a")
+    assert bound is not None
+    assert bound.project == "p2"
+    assert store.reads == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "days"),
+    [("files/a", 2), ("interactions/i", 60), ("fileSearchStores/s", 30), ("models/m/operations/o", 30)],
+)
+def test_a_binding_ends_as_such_things_do(name: str, days: int) -> None:
+    async def months() -> None:
+        affinity = await instance()
+        await affinity.bind({name: None}, "p1", "alice")
+        bound = await affinity.owner(name)
+        assert bound is not None
+        assert bound.expires == pytest.approx(BEGAN + days * DAY)
+        await store_of(affinity).sleep(days * DAY + 1)
+        assert await affinity.owner(name) is None
+        assert await (await instance(store_of(affinity))).owner(name) is None
+
+    virtual.run(months())
+
+
+@scene
+async def test_a_later_end_is_written_and_who_made_it_stays() -> None:
+    affinity = await instance()
+    await affinity.bind({"cachedContents/c": BEGAN + 600}, "p1", "alice")
+    await affinity.bind({"cachedContents/c": BEGAN + 610}, "p1", "bob")  # not worth it
+    assert store_of(affinity).commits == 1
+    await affinity.bind({"cachedContents/c": BEGAN + 7200}, "p1", "bob")
+    assert await (await instance(store_of(affinity))).owner("cachedContents/c") == Bound("p1", "alice", BEGAN + 7200)
+
+
+@scene
+async def test_what_google_says_wins_over_what_was_written() -> None:
+    one = await instance()
+    await one.bind({"tunedModels/mine": None}, "p1", "alice")
+    other = await instance(store_of(one))
+    await other.bind({"tunedModels/mine": None}, "p3", "bob")  # made anew elsewhere, under the same name
+    third = await instance(store_of(one))
+    bound = await third.owner("tunedModels/mine")
+    assert bound is not None
+    assert bound.project == "p3"
+    one.drop("tunedModels/mine")
+    found = await one.owner("tunedModels/mine")
+    assert found is not None
+    assert found.project == "p3"
+
+
+@scene
+async def test_forgotten_is_forgotten_for_all() -> None:
+    one = await instance()
+    await one.bind({"files/a": None}, "p1", "alice")
+    await one.forget("files/a")
+    assert await one.owner("files/a") is None
+    assert await (await instance(store_of(one))).owner("files/a") is None
+    await one.forget("files/never")
+
+
+@pytest.mark.parametrize("fault", ["down", "late", "lost", "spurious"])
+def test_trouble_of_the_store_is_told_and_this_instance_remembers(fault: str, caplog: pytest.LogCaptureFixture) -> None:
+    @scene
+    async def run() -> None:
+        affinity = await instance()
+        store_of(affinity).faults = [fault]
+        await affinity.bind({"files/a": None}, "p1", "alice")
+        bound = await affinity.owner("files/a")
+        assert bound is not None
+        assert bound.project == "p1"
+
+    run()
+    told = [
+        record.message for record in caplog.records if record.levelno == logging.ERROR and "files/a" in record.message
+    ]
+    assert bool(told) == (fault in ("down", "late", "lost"))
+
+
+@scene
+async def test_nobody_waits_long_for_a_store_that_hangs() -> None:
+    store = FaultyStore(await memory())
+    affinity = await instance(store)
+    store.delay = lambda: 30.0
+    began = store.now()
+    await affinity.bind({"files/a": None}, "p1", "alice")
+    assert store.now() - began == pytest.approx(2.0)
+    assert (await affinity.owner("files/a")) is not None
+    assert await affinity.owner("files/b") is None
+    assert store.now() - began == pytest.approx(4.0)
+    await affinity.forget("files/a")
+    assert store.now() - began == pytest.approx(6.0)
+    await store.sleep(100)
+
+
+@scene
+async def test_a_body_of_countless_names_costs_few_reads() -> None:
+    affinity = await instance()
+    store = store_of(affinity)
+    asked: list[str] = []
+    inner = store.inner.read
+
+    async def read(names: Any) -> Any:
+        asked.extend(names)
+        return await inner(names)
+
+    store.inner.read = read  # type: ignore[method-assign]
+    await affinity.bind({"files/z": None}, "p1", "alice")
+    found = await affinity.owners([*(f"files/{number}" for number in range(100_000)), "files/z"])
+    assert set(found) == {"files/z"}, "what is remembered counts, wherever it stands"
+    assert len(asked) == READ_MOST
+
+
+def test_a_read_that_takes_too_long_is_told_with_its_reason_and_few_names(caplog: pytest.LogCaptureFixture) -> None:
+    @scene
+    async def run() -> None:
+        store = FaultyStore(await memory(), lambda: 30.0)
+        await (await instance(store)).owners([f"files/{number}" for number in range(100)])
+        await store.sleep(100)
+
+    run()
+    (told,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert told.endswith("files/19 and 80 more cannot be read: no answer in time")
+
+
+@scene
+async def test_a_store_that_does_not_answer_is_not_taken_for_one_that_knows_nothing() -> None:
+    one = await instance()
+    await one.bind({"files/a": None}, "p1", "alice")
+    store = FaultyStore(store_of(one).inner)
+    other = await instance(store)
+    store.read_faults = ["down"]
+    assert await other.owner("files/a") is None
+    found = await other.owner("files/a")
+    assert found is not None
+    assert found.project == "p1"
+
+
+@scene
+async def test_memory_is_bounded_and_the_oldest_goes() -> None:
+    affinity = await instance(most=3)
+    for name in "abc":
+        await affinity.bind({f"files/{name}": None}, "p1", "alice")
+    assert affinity.remembered("files/a") is not None  # used: not the oldest any more
+    await affinity.bind({"files/d": None}, "p1", "alice")
+    assert affinity.remembered("files/b") is None
+    assert affinity.remembered("files/a") is not None
+    assert await affinity.owner("files/b") is not None
+
+
+@scene
+async def test_a_list_is_remembered_here_only() -> None:
+    affinity = await instance()
+    affinity.remember({"files/a": None}, "p1", "alice")
+    assert affinity.remembered("files/a") is not None
+    assert store_of(affinity).commits == 0
+
+
+@scene
+async def test_where_a_client_made_something_last_and_what_is_nowhere() -> None:
+    affinity = await instance()
+    assert affinity.made_by("alice") is None
+    await affinity.bind({"files/a": None}, "p1", "alice")
+    await affinity.bind({"files/b": None}, "p2", "alice")
+    assert affinity.made_by("alice") == "p2"
+    affinity.nowhere("files/x")
+    assert affinity.is_nowhere("files/x")
+    await store_of(affinity).sleep(NOWHERE_FOR + 1)
+    assert not affinity.is_nowhere("files/x")
+    affinity.nowhere("files/x")
+    await affinity.bind({"files/x": None}, "p1", "alice")
+    assert not affinity.is_nowhere("files/x")
+
+
+@scene
+async def test_a_document_of_another_form_is_no_owner() -> None:
+    affinity = await instance()
+    await store_of(affinity).inner.commit(BOUND + "files/a", {"v": 9, "owners": ["p1"], "expires": 9e9}, None)
+    assert await affinity.owner("files/a") is None
