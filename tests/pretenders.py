@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from pollux import gemini
+from pollux.gemini.errors import error_body
 
 TOKEN, ADMIN, IDENTITY = "pretended-token-of-a-client", "pretended-token-of-the-admin", "pretended.id.token"
 STATUS: dict[str, Any] = {
@@ -60,7 +60,7 @@ class Handler(BaseHTTPRequestHandler):
             right = sent.get("authorization") == f"Bearer {ADMIN}"
             self.say(*((200, STATUS) if right else (401, {"error": {"code": 401, "message": "needed"}})))
         elif TOKEN not in (sent.get("x-goog-api-key"), sent.get("authorization", "").removeprefix("Bearer ")):
-            self.say(401, gemini.error_body("native", "NO_TOKEN", "needs a token"))
+            self.say(401, error_body("native", "NO_TOKEN", "needs a token"))
         elif ":stream" in path:
             self.begin(200, {"content-type": "text/event-stream", "transfer-encoding": "chunked"})
             for number in range(1, EVENTS + 1):

@@ -196,7 +196,7 @@ def test_every_line_about_faults_is_held_by_tests_that_exist(row: str) -> None:
 
 
 def test_every_error_of_ours_that_speaks_of_a_fault_is_a_known_one() -> None:
-    from pollux.gemini import ERRORS
+    from pollux.gemini.errors import ERRORS
 
     named = set(re.findall(r"\d{3} `([A-Z_]+)`", page("faults.md")))
     assert named <= set(ERRORS)

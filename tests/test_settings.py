@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pollux import settings as module
-from pollux.gemini import GUARDS
+from pollux.gemini.guard import GUARDS
 from pollux.settings import Proxy, Settings, SettingsError, data_folder, describe, proxy_for, table
 
 PAGE = Path(__file__).parent.parent / "docs/settings.md"

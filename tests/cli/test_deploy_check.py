@@ -322,7 +322,7 @@ def test_a_token_of_another_gateway(
 
 
 def test_an_error_of_pollux_comes_with_its_remedy(gateway: tuple[Pretender, str], check: Any) -> None:
-    from pollux.gemini import ERRORS, error_body
+    from pollux.gemini.errors import ERRORS, error_body
 
     server, url = gateway
     body = error_body("openai", "NO_USABLE_KEY", "no key")

@@ -440,7 +440,7 @@ def test_without_the_library_it_says_what_to_install(shell: Shell) -> None:
     shell.patch.setitem(sys.modules, "google.cloud.secretmanager_v1", None)
     code, _, err = shell("list")
     assert (code, err.count("\n")) == (2, 1)
-    assert "pip install 'pollux[cloud]'" in err
+    assert "pip install 'pollux-gateway[cloud]'" in err
 
 
 def test_the_setting_names_the_project_too(shell: Shell) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pollux.gemini import GOOGLE, to_client, to_upstream
+from pollux.gemini.addresses import to_client, to_upstream
+from pollux.gemini.names import GOOGLE
 
 OWN = "http://127.0.0.1:3145/gemini"
 NAMES = st.sampled_from(["uri", "fileUri", "file_uri", "downloadUri", "url", "text", "name", "video"])

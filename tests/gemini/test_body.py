@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pollux.gemini import Call, GatewayError, inflate, read_target, replace_model, total_tokens, with_aliases, with_body
+from pollux.gemini.body import inflate, replace_model, total_tokens, with_aliases, with_body
+from pollux.gemini.call import Call, read_target
+from pollux.gemini.errors import GatewayError
 
 TEXT = b'{"contents": "' + b"hello " * 500 + b'"}'
 MARK = "where the model stands"

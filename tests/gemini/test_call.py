@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pollux.gemini import Call, GatewayError, path_for, read_target
+from pollux.gemini.call import Call, path_for, read_target
+from pollux.gemini.errors import GatewayError
 
 
 def target(path: str, method: str = "POST", query: str = "", *, bearer: bool = False) -> Call:

@@ -13,8 +13,7 @@ import pytest
 from google import genai
 from google.genai import errors, types
 
-from pollux.gemini import ERRORS, error_body, stream_error
-from pollux.gemini.errors import describe
+from pollux.gemini.errors import ERRORS, describe, error_body, stream_error
 
 ROOT = Path(__file__).parents[2]
 EVENT = {"candidates": [{"content": {"parts": [{"text": "Hello"}], "role": "model"}}]}

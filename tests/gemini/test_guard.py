@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pollux.gemini import CREDENTIALS, GUARDS, Call, GatewayError, read_target, strip_query
+from pollux.gemini.call import Call, read_target
+from pollux.gemini.errors import GatewayError
+from pollux.gemini.guard import CREDENTIALS, GUARDS, strip_query
 
 
 def target(path: str, method: str = "POST", query: str = "") -> Call:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pollux.gemini import TO_CLIENT, TO_UPSTREAM, GatewayError, client_deadline, client_headers, upstream_headers
+from pollux.gemini.errors import GatewayError
+from pollux.gemini.headers import TO_CLIENT, TO_UPSTREAM, client_deadline, client_headers, upstream_headers
 
 NEVER_UP = (
     "authorization",

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pollux.gemini import GatewayError, Part, boundary_of, parts
+from pollux.gemini.errors import GatewayError
+from pollux.gemini.multipart import Part, boundary_of, parts
 
 BOUNDARY = b"=_b"
 

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pollux.gemini import GOOGLE, Call, answer_names, may_name, named_by, path_names, read_target, references
+from pollux.gemini.answered import answer_names
+from pollux.gemini.call import Call, read_target
+from pollux.gemini.names import GOOGLE, may_name, named_by, path_names, references
 
 OWN = "https://pollux.example/gemini"
 BASES = (GOOGLE, OWN)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pollux.gemini import renamed
+from pollux.gemini.renamed import renamed
 
 URI = "https://generativelanguage.googleapis.com/v1beta/files/abc"
 NEW = "https://generativelanguage.googleapis.com/v1beta/files/px-1"

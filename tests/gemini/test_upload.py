@@ -2,7 +2,8 @@
 
 import pytest
 
-from pollux.gemini import Upload, read_target, read_upload, session_target
+from pollux.gemini.call import read_target
+from pollux.gemini.upload import Upload, read_upload, session_target
 
 TOKEN = "abc.def"
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from pollux import gemini
+from pollux.gemini.body import with_body
+from pollux.gemini.call import read_target
+from pollux.gemini.errors import GatewayError
 from pollux.relay.journal import Record
 from pollux.relay.passing import Reply
 from pollux.relay.request import Exchange, conversation, goes_on
@@ -21,10 +23,10 @@ async def _nowhere(_: Any) -> None: ...
 def exchange(path: str, body: Any = HELLO, method: str = "POST", **more: Any) -> Exchange:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     plain, _, query = path.partition("?")
-    call = gemini.read_target(method, plain, query)
+    call = read_target(method, plain, query)
     parsed = body if isinstance(body, dict) else json.loads(more.get("readable", data) or b"null")
     if call.api == "openai" and parsed is not None:
-        call = gemini.with_body(call, parsed)
+        call = with_body(call, parsed)
     record = Record()
     given: dict[str, Any] = {"headers": [TYPE], "readable": data} | more
     return Exchange(
@@ -105,7 +107,7 @@ def test_no_model_name_leads_to_another_path(path: str, model: str) -> None:
     x = exchange(path, HELLO if path == GENERATE else {"model": FLASH, "messages": [{"content": "A"}]})
     for made in (lambda: x.size_question(model), lambda: x.outgoing(model)):
         found = None
-        with contextlib.suppress(gemini.GatewayError):
+        with contextlib.suppress(GatewayError):
             found = made()
         target = found[0].removeprefix("/v1beta/models/") if found else ""
         assert target == CHAT or not set(target) & set("/?#\r\n ")
@@ -115,7 +117,7 @@ def test_no_model_name_leads_to_another_path(path: str, model: str) -> None:
 def test_no_model_name_leads_to_a_guarded_path(model: str) -> None:
     x = exchange(GENERATE)
     for made in (lambda: x.size_question(model), lambda: x.outgoing(model)):
-        with pytest.raises(gemini.GatewayError) as refused:
+        with pytest.raises(GatewayError) as refused:
             made()
         assert (refused.value.status, refused.value.code) == (403, "FORBIDDEN_PATH")
 

@@ -229,4 +229,5 @@ def test_nothing_of_it_prints_the_key(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_value_is_read_here_and_where_keys_are_kept_and_nowhere_else() -> None:
     package = Path(send.__file__).parents[1]
     readers = {path.relative_to(package) for path in package.rglob("*.py") if ".reveal()" in path.read_text()}
-    assert {path for path in readers if "keys" not in path.parts} == {Path(send.__file__).relative_to(package)}
+    typed = Path("cli/keys.py")  # hands on what was typed
+    assert {path for path in readers if "keys" not in path.parts} - {typed} == {Path("relay/send.py")}

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pollux.backends.upstream import UpstreamError
-from pollux.gemini import GOOGLE
+from pollux.gemini.names import GOOGLE
 from pollux.resources.ask import ASKED_AT_ONCE
 from pollux.server.app import App
 from tests.gateway import HOST, FakeUpstream, Got, Says, Sent, call, gateway, play, projects, refuses, whole

@@ -17,7 +17,7 @@ from pollux.backends.keys.contract import Key
 from pollux.backends.store.contract import StoreUnavailableError
 from pollux.backends.store.memory import MemoryStore
 from pollux.backends.upstream import UpstreamError
-from pollux.gemini import GOOGLE
+from pollux.gemini.names import GOOGLE
 from pollux.resources.locate import AT_ONCE, SEARCHES_AT_ONCE, home_of
 from tests.gateway import (
     ADMIN,

@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit
 import httpx2
 
 from pollux.cli.watch import transport_options
-from pollux.gemini import ERRORS
+from pollux.gemini.errors import ERRORS
 from pollux.gemini.verdict import error_body
 from pollux.log_safety import clean
 from pollux.redaction import without

@@ -4,9 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pollux import gemini
-from pollux.gemini import Call
+from pollux.gemini.body import inflate, read_once
+from pollux.gemini.call import Call
 from pollux.gemini.errors import GatewayError
+from pollux.gemini.names import may_name
 from pollux.relay.client import header
 
 READ_KINDS = frozenset({"generate", "embed", "predict", "count"})
@@ -24,13 +25,13 @@ def is_read(call: Call, headers: RawHeaders, body: bytes) -> bool:
     if call.kind in READ_KINDS:
         return True
     compressed = header(headers, b"content-encoding") is not None
-    return call.kind == "other" and bool(body) and (compressed or gemini.may_name(body, call))
+    return call.kind == "other" and bool(body) and (compressed or may_name(body, call))
 
 
 def as_it_is(call: Call, headers: RawHeaders, body: bytes, most: int) -> Read:
     """What cannot be read is forwarded as it is: to judge it is Google's business."""
     try:
-        readable = gemini.inflate(body, header(headers, b"content-encoding"), most)
+        readable = inflate(body, header(headers, b"content-encoding"), most)
     except GatewayError as error:
         if call.kind not in READ_KINDS or (error.status == 415 and call.api == "native"):
             return body, None
@@ -48,12 +49,12 @@ def as_it_is(call: Call, headers: RawHeaders, body: bytes, most: int) -> Read:
 
 def wholly(call: Call, headers: RawHeaders, body: bytes, most: int) -> Read:
     """A body that may name a pooled file: what is not read here just as Google reads it could name anybody's."""
-    readable = gemini.inflate(body, header(headers, b"content-encoding"), most)
+    readable = inflate(body, header(headers, b"content-encoding"), most)
     if _values(readable) > VALUES_MOST:
         raise _too_many()
     if call.api == "openai" and (header(headers, b"content-type") or "").lower().startswith("multipart/"):
         return readable, None  # a picture or a sound: no field of it names a file
-    parsed = gemini.read_once(readable)
+    parsed = read_once(readable)
     if parsed is None:
         raise GatewayError(
             "BAD_REQUEST",

@@ -5,10 +5,10 @@ import logging
 from dataclasses import replace
 from functools import partial
 
-from pollux import gemini
 from pollux.backends.keys.contract import Key
 from pollux.backends.store.contract import StoreError
 from pollux.backends.upstream import Upstream, UpstreamError
+from pollux.gemini.body import with_aliases
 from pollux.gemini.errors import GatewayError
 from pollux.gemini.stream import StreamReader
 from pollux.gemini.verdict.rules import Verdict
@@ -133,7 +133,7 @@ class Attempts:
                 body, whole = await collect(answer)
             await self._well(x, key, model, answer, reservation)
             if x.call.kind == "list-models" and x.method == "GET":
-                body, whole = gemini.with_aliases(await answer.read(), x.call, self._aliases), True
+                body, whole = with_aliases(await answer.read(), x.call, self._aliases), True
             if x.pass_on is not None:
                 await x.pass_on(x, answer, key.project, settle)
             else:

@@ -5,8 +5,9 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from pollux import gemini
 from pollux.backends.upstream import UpstreamError
+from pollux.gemini.call import read_target
+from pollux.gemini.errors import ERRORS, GatewayError, error_body, stream_error
 from pollux.gemini.stream import StreamReader
 from pollux.gemini.verdict.error_body import read as read_error
 from pollux.relay.client import Scope, Send, uncancel
@@ -83,9 +84,9 @@ class Reply:
     async def error(self, reason: str, message: str, *, retry_after: float | None = None) -> None:
         """An error of our own; after the start nothing can be said any more."""
         record = self._record
-        kind = gemini.ERRORS[reason]
+        kind = ERRORS[reason]
         record.reason = reason
-        body = gemini.error_body(record.api, reason, message, retry_after=retry_after, request_id=record.id)
+        body = error_body(record.api, reason, message, retry_after=retry_after, request_id=record.id)
         headers = [(b"content-type", b"application/json; charset=utf-8")]
         if kind.http in (408, 431):  # nobody wants to read the rest of it
             headers.append((b"connection", b"close"))
@@ -99,8 +100,8 @@ def api_of(scope: Scope) -> str:
     bearer = any(name == b"authorization" for name, _ in scope["headers"])
     path = scope.get("raw_path") or scope["path"].encode()
     try:
-        return gemini.read_target(scope["method"], path[:PATH_READ], bearer=bearer).api
-    except gemini.GatewayError:
+        return read_target(scope["method"], path[:PATH_READ], bearer=bearer).api
+    except GatewayError:
         return "native"
 
 
@@ -184,13 +185,13 @@ async def pass_stream(reply: Reply, answer: CoveredAnswer, reader: StreamReader,
     if held:
         await reply.chunk(answer.redact(b"".join(held)))
     if broken:
-        await reply.chunk(gemini.stream_error(reader.form, 503, "UNAVAILABLE", broken))
+        await reply.chunk(stream_error(reader.form, 503, "UNAVAILABLE", broken))
     elif reader.error is not None:
         ended = "error"
         if reader.form.startswith("openai"):  # Google writes a bare list there, which OpenAI's SDKs do not see
             found = read_error(None, reader.error)
             said = answer.redact(found.message)
-            await reply.chunk(gemini.stream_error(reader.form, found.code or 500, "UNAVAILABLE", said))
+            await reply.chunk(stream_error(reader.form, found.code or 500, "UNAVAILABLE", said))
     elif not reader.finished:
         ended = "truncated"
     await settle(reader.prompt_tokens)

@@ -5,9 +5,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pollux import gemini
-from pollux.gemini import Call, tools
+from pollux.gemini import tools
+from pollux.gemini.body import replace_model
+from pollux.gemini.call import INTERACTION, Call, count_path, full_name, path_for
 from pollux.gemini.estimate import estimate
+from pollux.gemini.guard import gated
 from pollux.pool.pool import Ask
 from pollux.pool.windows import Want
 from pollux.relay.client import PassingBody
@@ -88,12 +90,12 @@ class Exchange:
         call, body, headers = self.call, self.body, self.headers
         path = call.path
         if model is not None and model != call.model:
-            if call.kind == "get-model" or (call.api == "native" and call.verb != gemini.INTERACTION):
-                path = gemini.path_for(call, model)
+            if call.kind == "get-model" or (call.api == "native" and call.verb != INTERACTION):
+                path = path_for(call, model)
                 if path != call.path:  # the client's own was checked when it came
-                    path = gemini.gated(path)
+                    path = gated(path)
             elif self.body:
-                body = gemini.replace_model(self.readable, model)
+                body = replace_model(self.readable, model)
                 headers = [(name, value) for name, value in headers if name != "content-encoding"]
         if self.place.prepares:
             body = self.place.rewritten(body)
@@ -101,13 +103,13 @@ class Exchange:
 
     def size_question(self, model: str) -> tuple[str, bytes] | None:
         """Target and body of the countTokens call for this request; None if it has none."""
-        if self.call.kind != "generate" or self.call.verb == gemini.INTERACTION or self.parsed is None:
+        if self.call.kind != "generate" or self.call.verb == INTERACTION or self.parsed is None:
             return None
         inner = dict(self.parsed) if self.call.api == "native" else _as_contents(self.parsed)
         if not inner:
             return None
-        body = {"generateContentRequest": {**inner, "model": gemini.full_name(model)}}
-        return gemini.gated(gemini.count_path(self.call, model)), json.dumps(body).encode()
+        body = {"generateContentRequest": {**inner, "model": full_name(model)}}
+        return gated(count_path(self.call, model)), json.dumps(body).encode()
 
 
 def _as_contents(parsed: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
-from pollux import gemini
 from pollux.backends.keys.contract import Key
+from pollux.gemini.names import is_resource_call
 from pollux.gemini.verdict.causes import PROBED
 from pollux.pool import refusals
 from pollux.pool.pool import Ask, Full, Reservation, Tried
@@ -166,7 +166,7 @@ class Relay:
         if failure.unsent:
             return False
         paid = ask.want.images > 0 or self._catalog.kind(model) in PAID_BY_THE_PIECE
-        return gemini.is_resource_call(x.call) or (paid and failure.verdict.cause != "overloaded")
+        return is_resource_call(x.call) or (paid and failure.verdict.cause != "overloaded")
 
     def _is_worth_a_wait(self, x: Exchange, found: Reservation, failure: Failure) -> bool:
         """Whether to ask the project again after its rest: the refusal taught its limit, no other project can serve, or

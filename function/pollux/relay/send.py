@@ -4,10 +4,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from pollux import gemini
 from pollux.backends.keys.contract import Key, Keyring, KeySourceError
 from pollux.backends.upstream import Answer, Streamed, Upstream, UpstreamError
+from pollux.gemini.body import inflate
 from pollux.gemini.errors import GatewayError
+from pollux.gemini.headers import client_headers
+from pollux.gemini.upload import OF_UPLOADS
 from pollux.gemini.verdict.rules import Verdict, judge, verdict_of
 from pollux.log import guard
 from pollux.redaction import MARK, SHORTEST, Screen, redact, without
@@ -55,7 +57,7 @@ class CoveredAnswer:
         """`uploads`: keep the headers that only uploads need, too."""
         self.status = answer.status
         self.length = answer.length
-        self.headers = gemini.client_headers(answer.headers, gemini.OF_UPLOADS if uploads else ())
+        self.headers = client_headers(answer.headers, OF_UPLOADS if uploads else ())
         self.body = b""
         """Set by `send` if it was told to read the whole answer."""
         self._answer = answer
@@ -189,6 +191,6 @@ def _inflated(headers: Headers, body: bytes) -> tuple[Headers, bytes]:
         return headers, body
     headers = [(name, value) for name, value in headers if name != b"content-encoding"]
     try:
-        return headers, gemini.inflate(body, encoding, ERROR_MOST)
+        return headers, inflate(body, encoding, ERROR_MOST)
     except GatewayError:
         return headers, b""

@@ -8,8 +8,10 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from pollux import gemini
 from pollux.backends.upstream import UpstreamError
+from pollux.gemini.addresses import to_client
+from pollux.gemini.answered import answer_names
+from pollux.gemini.names import GOOGLE, names_exactly, path_names
 from pollux.gemini.verdict.causes import OF_RESOURCES
 from pollux.gemini.verdict.rules import verdict_of
 from pollux.relay.journal import Record
@@ -78,13 +80,13 @@ class Resources:
         except (ValueError, RecursionError):
             return body
         await self._bind(x, project, document)
-        return gemini.to_client(body, self._upstream, x.own_base()) if b"://" in body or b":\\/" in body else body
+        return to_client(body, self._upstream, x.own_base()) if b"://" in body or b":\\/" in body else body
 
     async def pass_on(self, x: Exchange, answer: CoveredAnswer, project: str, settle: Settle) -> None:
         """A resource call's good answer. What is neither JSON nor events, or is too long, passes without being read."""
         if x.method == "DELETE":
-            for name in gemini.path_names(x.call):
-                if gemini.names_exactly(x.call, name):
+            for name in path_names(x.call):
+                if names_exactly(x.call, name):
                     await self._affinity.forget(name)
         kind = next((value for name, value in answer.headers if name == b"content-type"), b"").lower()
         encoded = any(name == b"content-encoding" for name, _ in answer.headers)
@@ -97,7 +99,7 @@ class Resources:
         await pass_on(x.reply, answer, settle, body, whole=whole)
 
     async def _bind(self, x: Exchange, project: str, document: Any) -> None:
-        names = gemini.answer_names(document, x.call, (gemini.GOOGLE, self._upstream))
+        names = answer_names(document, x.call, (GOOGLE, self._upstream))
         if names:
             await self._affinity.bind(names, project, x.record.client)
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pollux import gemini
 from pollux.backends.keys import probe
 from pollux.backends.keys.contract import Key
 from pollux.backends.upstream import UpstreamError
+from pollux.gemini.body import total_tokens
 from pollux.gemini.verdict.rules import Verdict, judge
 from pollux.pool.pool import Tried
 from pollux.relay.attempt import BACKOFF, Attempts
@@ -115,7 +115,7 @@ class Questions:
                 said = await self._upstream.send(key, "POST", target, JSON, body, whole=True)
         except TimeoutError:
             return None
-        return None if isinstance(said, Failure) else gemini.total_tokens(said.body)
+        return None if isinstance(said, Failure) else total_tokens(said.body)
 
 
 def _document(body: bytes) -> dict[str, Any]:

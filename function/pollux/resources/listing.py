@@ -10,9 +10,11 @@ from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import quote
 
-from pollux import gemini
-from pollux.gemini import Call
+from pollux.gemini.addresses import to_client
+from pollux.gemini.answered import answer_names
+from pollux.gemini.call import Call
 from pollux.gemini.errors import GatewayError
+from pollux.gemini.names import GOOGLE, below, resource
 from pollux.pool import refusals as reasons
 from pollux.pool.windows import Want
 from pollux.relay.attempt import Attempts
@@ -45,7 +47,7 @@ def is_list(method: str, call: Call) -> bool:
     """A list of what projects own. The list of models is nearly the same in all projects."""
     if method != "GET" or call.kind != "other":
         return False
-    what = gemini.below(call).rstrip("/")
+    what = below(call).rstrip("/")
     if call.api == "openai":
         return what in LISTED_BY_OPENAI
     return what in LISTED or (what.startswith("models/") and what.count("/") == 2 and what.endswith("/operations"))
@@ -70,7 +72,7 @@ class Listing:
         headers = [(b"content-type", b"application/json; charset=utf-8")]
         if unasked:
             headers.append((NOT_ASKED, ",".join(map(quote, unasked)).encode()))
-        await x.reply.whole(200, headers, gemini.to_client(body, self._upstream, own_base))
+        await x.reply.whole(200, headers, to_client(body, self._upstream, own_base))
 
     async def _of_google(self, x: Exchange) -> tuple[dict[str, Any] | None, list[str]]:
         token, size = asked_page(x.call.query)
@@ -110,8 +112,8 @@ class Listing:
         most = min(int(limit), OPENAI_MOST) if limit.isascii() and limit.isdigit() and int(limit) else OPENAI_PAGE
         start = ""
         if after:
-            kind = gemini.below(x.call).rstrip("/")
-            name = gemini.resource(after) or f"{kind}/{after}"
+            kind = below(x.call).rstrip("/")
+            name = resource(after) or f"{kind}/{after}"
             bound = (await self._owners.of(x, [name])).get(name)
             if bound is None or bound.project not in self._projects.by_name:
                 raise GatewayError(
@@ -151,7 +153,7 @@ class Listing:
         for project, answer in answers.items():
             if isinstance(answer, Told):
                 x.record.note(Attempt("", project, answer.key.id, "ok", answer.status))
-                names = gemini.answer_names(answer.document, x.call, (gemini.GOOGLE, self._upstream))
+                names = answer_names(answer.document, x.call, (GOOGLE, self._upstream))
                 if (pooled := self._owners.pooled) is not None:
                     hidden = await pooled.hidden(names, x.record.client)
                     names = {name: end for name, end in names.items() if name not in hidden}
@@ -188,7 +190,7 @@ def _leave_out(document: dict[str, Any], hidden: Collection[str]) -> None:
 def _name_of(entry: Mapping[str, Any]) -> str:
     """Google's name, or OpenAI's id."""
     name = entry.get("name", entry.get("id"))
-    return gemini.resource(name) or f"files/{name}" if isinstance(name, str) else ""
+    return resource(name) or f"files/{name}" if isinstance(name, str) else ""
 
 
 def _entries(told: Told) -> list[Any]:

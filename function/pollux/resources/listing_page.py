@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, unquote_plus
 
-from pollux import gemini
 from pollux.backends.keys.entries import project_fault
-from pollux.gemini import Call
+from pollux.gemini.call import Call
 from pollux.gemini.errors import GatewayError
+from pollux.gemini.names import CHAINED, collection
 
 _SIZES, _TOKENS = ("pageSize", "page_size"), ("pageToken", "page_token")
 
@@ -97,7 +97,7 @@ def foreign_token() -> GatewayError:
 
 def _is_snake(call: Call) -> bool:
     """The newer parts of the API have no other spelling."""
-    return gemini.collection(call) in gemini.CHAINED
+    return collection(call) in CHAINED
 
 
 def asked_page(query: str) -> tuple[str, int | None]:

@@ -9,8 +9,12 @@ from contextlib import suppress
 from hashlib import blake2b
 from urllib.parse import quote
 
-from pollux import gemini
+from pollux.gemini.addresses import elsewhere, to_upstream
+from pollux.gemini.answered import answer_names
+from pollux.gemini.call import COUNTED, read_target
 from pollux.gemini.errors import GatewayError
+from pollux.gemini.names import GOOGLE, is_resource_call, makes_what_goes_together, named_by, path_names, resource
+from pollux.gemini.names import references as named_in_body
 from pollux.gemini.verdict.causes import OF_RESOURCES
 from pollux.relay.journal import Attempt
 from pollux.relay.request import Exchange
@@ -47,7 +51,7 @@ class Owners:
 
     async def counted(self, x: Exchange) -> None:
         """A call that takes quota, sent where the resources are that it names."""
-        if x.call.kind not in gemini.COUNTED or not x.call.model:  # the body names no model
+        if x.call.kind not in COUNTED or not x.call.model:  # the body names no model
             await self.free(x)
             return
         place = await self._placed(x)
@@ -73,21 +77,21 @@ class Owners:
     async def _placed(self, x: Exchange) -> Owned | None:
         """Set where the request may go, and turn URIs of ours in its body back into Google's. None: anywhere."""
         call = x.call
-        if gemini.is_resource_call(call):
+        if is_resource_call(call):
             x.own_base()  # an invalid Host is refused before anything is made
             x.pass_on = self._answers.pass_on
-        names = set(gemini.path_names(call))
+        names = set(path_names(call))
         if call.model is not None and "/" in (model := self._pool.projects.catalog.resolve(call.model)):
-            names.update(filter(None, (gemini.resource(model),)))  # a tuned one, which an alias or a body may name
+            names.update(filter(None, (resource(model),)))  # a tuned one, which an alias or a body may name
         asked_for = frozenset(names)
-        references = gemini.references(x.parsed, call) if x.parsed is not None else frozenset()
+        references = named_in_body(x.parsed, call) if x.parsed is not None else frozenset()
         if references:
             names |= await self._of_body(x, references)
         if self.pooled is not None:
             self.pooled.refuse_copies(names)
             await self.pooled.refuse_others(x, references, names)
         if not names:
-            if x.method != "POST" or call.kind != "other" or not gemini.makes_what_goes_together(call):
+            if x.method != "POST" or call.kind != "other" or not makes_what_goes_together(call):
                 return None
             await self._pool.projects.ready()
             x.place = place = Owned(self._affinity, x.record)
@@ -133,20 +137,18 @@ class Owners:
         if any("://" in reference for reference in references):
             with suppress(GatewayError):  # an invalid Host: no URI can be ours then
                 own.append(x.own_base())
-        if settings.upstream != gemini.GOOGLE:  # an upstream that stands in for Google knows only its own address
-            own.append(gemini.GOOGLE)
+        if settings.upstream != GOOGLE:  # an upstream that stands in for Google knows only its own address
+            own.append(GOOGLE)
         own = [base for base in own if base]
-        bases = [gemini.GOOGLE, settings.upstream, *own]
-        strangers = [
-            found for reference in references if (found := gemini.elsewhere(reference)) and found[0] not in bases
-        ]
+        bases = [GOOGLE, settings.upstream, *own]
+        strangers = [found for reference in references if (found := elsewhere(reference)) and found[0] not in bases]
         if strangers:  # the gateway may have had another address when the file was made
             known = await self._affinity.owners(sorted({name for _, name in strangers}))
             own += [base for base, name in strangers if name in known]
             bases += own
         if any(reference.startswith(base + "/") for reference in references for base in own):
-            x.exchange(gemini.to_upstream(x.readable, own, settings.upstream, references))
-        return {name for reference in references if (name := gemini.named_by(reference, bases)) is not None}
+            x.exchange(to_upstream(x.readable, own, settings.upstream, references))
+        return {name for reference in references if (name := named_by(reference, bases)) is not None}
 
     def _one(self, owners: dict[str, Bound]) -> str:
         by_project = {bound.project: name for name, bound in sorted(owners.items(), reverse=True)}
@@ -220,7 +222,7 @@ class Owners:
                 for one in asyncio.as_completed(asked):
                     told = await one
                     if isinstance(told, Told):
-                        names = gemini.answer_names(told.document, gemini.read_target("GET", target))
+                        names = answer_names(told.document, read_target("GET", target))
                         await self._affinity.bind({name: names.get(name)}, told.key.project, client)
                         return self._affinity.remembered(name)
                     unsaid |= told is None or not told.status or told.verdict.cause not in NOT_THERE

@@ -8,11 +8,15 @@ import asyncio
 import json
 from functools import partial
 
-from pollux import gemini
 from pollux.backends.keys.contract import Key, KeySourceError
 from pollux.backends.upstream import UpstreamError
-from pollux.gemini import Call
+from pollux.gemini.addresses import to_client
+from pollux.gemini.answered import answer_names
+from pollux.gemini.call import Call, read_target
 from pollux.gemini.errors import GatewayError
+from pollux.gemini.headers import upstream_headers
+from pollux.gemini.names import GOOGLE
+from pollux.gemini.upload import UPLOAD_ADDRESSES, Upload, session_target
 from pollux.pool.pool import Pool
 from pollux.relay.address import own_base
 from pollux.relay.client import PassingBody, Receive, Scope, Watch, body_length, uncancel
@@ -43,7 +47,7 @@ class Uploads:
         self,
         scope: Scope,
         call: Call,
-        upload: gemini.Upload,
+        upload: Upload,
         body: bytes,
         passing: PassingBody | None,
         reply: Reply,
@@ -72,8 +76,8 @@ class Uploads:
     async def _readdressed(self, base: str, client: str, headers: Headers, key: Key) -> list[tuple[bytes, bytes]]:
         shown = []
         for name, text in headers:
-            if name in gemini.UPLOAD_ADDRESSES:
-                target = gemini.session_target(text, self._settings.upstream)
+            if name in UPLOAD_ADDRESSES:
+                target = session_target(text, self._settings.upstream)
                 if not target:
                     raise GatewayError("UPSTREAM_ERROR", "Gemini began an upload and returned an invalid upload URL")
                 session = Session(target, key.project, key.id, client, self._pool.now() + LIFETIME)
@@ -111,7 +115,7 @@ class Uploads:
                 Key(session.key, session.project),
                 scope["method"],
                 session.target,
-                gemini.upstream_headers(scope["headers"], content=body.length != 0),
+                upstream_headers(scope["headers"], content=body.length != 0),
                 body,
                 credential=NO_CREDENTIAL,
                 readdress=self.readdress(scope, call, session.client),
@@ -167,9 +171,9 @@ class Uploads:
             document = None
         upstream = self._settings.upstream
         path, _, query = session.target.partition("?")
-        names = gemini.answer_names(document, gemini.read_target("POST", path, query), (upstream, gemini.GOOGLE))
+        names = answer_names(document, read_target("POST", path, query), (upstream, GOOGLE))
         await self._affinity.bind(names, session.project, session.client)
-        return gemini.to_client(body, upstream, base) if names else body
+        return to_client(body, upstream, base) if names else body
 
 
 def is_large(headers: Headers, most: int) -> bool:

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from pollux import gemini
 from pollux import log as logs
 from pollux.backends.keys.tokens import TokenSource
 from pollux.backends.store.contract import StoreError, StoreUnavailableError
-from pollux.gemini import Call, reading
+from pollux.gemini import reading
+from pollux.gemini.body import with_body
+from pollux.gemini.call import INTERACTION, Call, read_target
 from pollux.gemini.errors import GatewayError
+from pollux.gemini.headers import client_deadline, upstream_headers
+from pollux.gemini.upload import Upload, read_upload
 from pollux.pool.pool import Pool, StoppingError
 from pollux.relay.address import own_base
 from pollux.relay.client import (
@@ -69,7 +72,7 @@ class Asked:
     reply: Reply
     record: Record
     call: Call
-    upload: gemini.Upload | None
+    upload: Upload | None
     headers: Mapping[bytes, bytes]
     """By name; of several with one name the first."""
 
@@ -193,7 +196,7 @@ class Reception:
                 x.readdress = self._uploads.readdress(scope, call, record.client)
                 x.begins_upload = upload.form == "start"
             if passing is not None:
-                x.passing, x.headers = passing, gemini.upstream_headers(headers, content=True)
+                x.passing, x.headers = passing, upstream_headers(headers, content=True)
             if len(x.readable) != held:  # it was inflated
                 self._memory.hold(len(x.readable) - held)
                 held = len(x.readable)
@@ -235,10 +238,10 @@ class Reception:
         elif reading.is_read(call, headers, body):
             readable, parsed = reading.as_it_is(call, headers, body, settings.max_body)
         if parsed is not None:
-            call = gemini.with_body(call, parsed)
-            record.what = call.verb if call.verb == gemini.INTERACTION else record.what
+            call = with_body(call, parsed)
+            record.what = call.verb if call.verb == INTERACTION else record.what
         record.asked = call.model or ""
-        own, server = gemini.client_deadline(headers)
+        own, server = client_deadline(headers)
         waits = [settings.max_wait]
         waits += [] if own is None else [own]
         waits += [] if server is None else [max(0.0, server - SERVER_TIMEOUT_MARGIN)]
@@ -252,7 +255,7 @@ class Reception:
         return Exchange(
             call=call,
             method=asked.scope["method"],
-            headers=gemini.upstream_headers(headers, content=bool(body)),
+            headers=upstream_headers(headers, content=bool(body)),
             body=body,
             readable=readable,
             parsed=parsed,
@@ -276,8 +279,8 @@ def _read_head(scope: Scope, receive: Receive, reply: Reply, record: Record) -> 
     headers = dict(reversed(scope["headers"]))
     path = scope.get("raw_path") or scope["path"].encode()
     bearer = b"authorization" in headers and b"x-goog-api-key" not in headers
-    call = gemini.read_target(scope["method"], path, scope.get("query_string", b""), bearer=bearer)
-    upload = gemini.read_upload(scope["method"], call, scope["headers"]) if call.kind == "other" else None
+    call = read_target(scope["method"], path, scope.get("query_string", b""), bearer=bearer)
+    upload = read_upload(scope["method"], call, scope["headers"]) if call.kind == "other" else None
     record.api = call.api
     record.what = call.verb or call.kind if upload is None else f"upload-{upload.what}"
     return Asked(scope, receive, reply, record, call, upload, headers)

@@ -8,7 +8,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from pollux import gemini
+from pollux.gemini.errors import ERRORS, error_body
 from pollux.relay.client import HEAD_MOST
 
 HEAD_WITHIN = 60.0
@@ -73,9 +73,9 @@ class Protocol(HttpToolsProtocol):
 
     def _refuse(self) -> None:
         if self.cycle is None or self.cycle.response_complete:
-            kind = gemini.ERRORS[REASON]
+            kind = ERRORS[REASON]
             said = f"the path and the headers are larger than {HEAD_MOST} bytes"
-            body = gemini.error_body("native", REASON, said)
+            body = error_body("native", REASON, said)
             head = (
                 f"HTTP/1.1 {kind.http} Request Header Fields Too Large\r\n"
                 "content-type: application/json; charset=utf-8\r\n"

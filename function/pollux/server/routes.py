@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from pollux import gemini
+from pollux.gemini.body import makes_interaction
+from pollux.gemini.call import COUNTED
 from pollux.gemini.errors import GatewayError
 from pollux.relay.address import inside
 from pollux.relay.client import HEAD_MOST, Receive, Scope, Send, head_size, header
@@ -72,9 +73,7 @@ class Routes:
                 "generate",
                 "what takes quota: `:generateContent`, `:embedContent`, `chat/completions`, `interactions`, …",
                 partial(reception.let_in, way=counted),
-                lambda asked: (
-                    asked.call.kind in gemini.COUNTED or gemini.makes_interaction(asked.scope["method"], asked.call)
-                ),
+                lambda asked: asked.call.kind in COUNTED or makes_interaction(asked.scope["method"], asked.call),
             ),
             ApiRoute("live", "GET, any path, with `Upgrade: websocket`", _no_live_api, _upgrades),
             ApiRoute(

@@ -30,7 +30,7 @@ class GoogleToken:
         try:
             from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
         except ModuleNotFoundError:
-            raise BlobError("blobs in gs:// need Google's libraries: pip install 'pollux[cloud]'") from None
+            raise BlobError("blobs in gs:// need Google's libraries: pip install 'pollux-gateway[cloud]'") from None
         failure: BlobError
         try:
             await asyncio.to_thread(self._refresh)  # may ask the metadata server, and waits for it

@@ -173,7 +173,7 @@ class SecretsApi:
             )
         except ImportError:
             raise SecretError(
-                "library", "Secret Manager", "its library is not installed; run: pip install 'pollux[cloud]'"
+                "library", "Secret Manager", "its library is not installed; run: pip install 'pollux-gateway[cloud]'"
             ) from None
         _keep_quiet()
         options = [("grpc.use_local_subchannel_pool", 1)]  # or a new channel would share the dead connection of the old

@@ -119,7 +119,7 @@ def _firestore(url: str, rest: str, clock: Callable[[], float], environ: Mapping
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("google", "grpc"):
             raise
-        raise StoreError(f"store {url} needs Google's libraries: pip install 'pollux[cloud]'") from error
+        raise StoreError(f"store {url} needs Google's libraries: pip install 'pollux-gateway[cloud]'") from error
     project, slash, database = rest.partition("/")
     return FirestoreStore(
         project, database if slash else "(default)", clock, emulator=environ.get("FIRESTORE_EMULATOR_HOST", "")

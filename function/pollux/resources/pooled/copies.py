@@ -11,9 +11,11 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from pollux import gemini
 from pollux.backends.blobs.contract import BlobError, BlobUnavailableError
 from pollux.backends.store.contract import StoreError
+from pollux.gemini.answered import answer_names
+from pollux.gemini.call import read_target
+from pollux.gemini.names import GOOGLE
 from pollux.lru import Recent
 from pollux.resources.ask import Told
 from pollux.resources.pooled.contents import Contents
@@ -240,7 +242,7 @@ def copy_of(document: dict[str, Any], expires: float) -> Copy:
     """What Google says of a file, as it is noted."""
     name = str(document["name"])
     uri = document.get("uri")
-    names = gemini.answer_names({"file": document}, gemini.read_target("POST", "/upload/v1beta/files"))
+    names = answer_names({"file": document}, read_target("POST", "/upload/v1beta/files"))
     end = names.get(name) or expires
     active = document.get("state") in ("ACTIVE", None)
-    return Copy(name, uri if isinstance(uri, str) else f"{gemini.GOOGLE}/v1beta/{name}", end, active)
+    return Copy(name, uri if isinstance(uri, str) else f"{GOOGLE}/v1beta/{name}", end, active)

@@ -4,8 +4,9 @@ import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from pollux import gemini
 from pollux.gemini.errors import GatewayError
+from pollux.gemini.multipart import Part
+from pollux.gemini.names import resource
 from pollux.relay.client import header
 from pollux.resources.pooled.documents import COPY, given_of
 
@@ -16,7 +17,7 @@ RawHeaders = Sequence[tuple[bytes, bytes]]
 class Parts:
     """What is said of the file, which comes first, and then its content."""
 
-    def __init__(self, found: AsyncIterator["gemini.Part | bytes"]) -> None:
+    def __init__(self, found: AsyncIterator["Part | bytes"]) -> None:
         self._found = found
 
     async def head(self) -> tuple[dict[str, Any], str]:
@@ -54,7 +55,7 @@ def described_by(body: bytes) -> dict[str, Any]:
     if not isinstance(described, dict):
         raise GatewayError("BAD_REQUEST", "Invalid JSON payload received.")
     given = given_of(described)
-    if given and (gemini.resource(given) != given or not given.startswith("files/") or given.startswith(COPY)):
+    if given and (resource(given) != given or not given.startswith("files/") or given.startswith(COPY)):
         raise GatewayError(
             "BAD_REQUEST", f"file.name: it must be files/ and an id, which does not begin with {COPY.partition('/')[2]}"
         )

@@ -9,9 +9,12 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
-from pollux import gemini
 from pollux.backends.store.contract import StoreError
+from pollux.gemini.addresses import mentioned as files_mentioned
 from pollux.gemini.errors import GatewayError
+from pollux.gemini.names import GOOGLE, named_by, names_exactly, path_names
+from pollux.gemini.names import references as named_in_body
+from pollux.gemini.renamed import may_be_named, renamed
 from pollux.pool.pool import Ask, Pool, Tried
 from pollux.relay.journal import Attempt
 from pollux.relay.request import Exchange
@@ -52,8 +55,8 @@ class Using:
     async def refuse_others(self, x: Exchange, references: Iterable[str], names: Collection[str]) -> None:
         """Refuse other clients' files, also behind references that only Google understands, as it may be more lenient.
         `names`: those that Pollux understood."""
-        said = references if x.parsed is None else {*references, *gemini.may_be_named(x.parsed)}
-        mentioned = gemini.mentioned(said) - set(names)
+        said = references if x.parsed is None else {*references, *may_be_named(x.parsed)}
+        mentioned = files_mentioned(said) - set(names)
         if len(names) + len(mentioned) > NAMED_MOST:
             raise GatewayError("BAD_REQUEST", f"the request names more than {NAMED_MOST} files")
         self.refuse_copies(mentioned)
@@ -66,11 +69,11 @@ class Using:
         if not pooled or x.parsed is None:
             return {}
         found = await asyncio.gather(*(self.shelf.find(name) for name in pooled))
-        known = {file.name for file in found if file is not None} - set(gemini.path_names(x.call))
-        bases = {gemini.GOOGLE, self.pool.settings.upstream}
+        known = {file.name for file in found if file is not None} - set(path_names(x.call))
+        bases = {GOOGLE, self.pool.settings.upstream}
         with suppress(GatewayError):  # an address of ours stays in the body if it is spelt oddly
             bases |= {x.own_base(), self.pool.settings.public_url} - {""}
-        named = {reference: gemini.named_by(reference, bases) for reference in gemini.references(x.parsed, x.call)}
+        named = {reference: named_by(reference, bases) for reference in named_in_body(x.parsed, x.call)}
         references = {reference: name for reference, name in named.items() if name is not None and name in known}
         if references:
             _make_readable(x, references)
@@ -87,9 +90,9 @@ class Using:
     async def release(self, x: Exchange) -> bool:
         """A file is deleted. True: the client has its answer, as the same content was uploaded more than once and is
         still in use. Otherwise the file itself is still to be deleted where it lives."""
-        name = next(iter(gemini.path_names(x.call)), "")
+        name = next(iter(path_names(x.call)), "")
         bound = self.affinity.remembered(name)
-        if x.method != "DELETE" or bound is None or not bound.pooled or not gemini.names_exactly(x.call, name):
+        if x.method != "DELETE" or bound is None or not bound.pooled or not names_exactly(x.call, name):
             return False
         file = await self.shelf.change(name, lambda file: replace(file, uses=file.uses - 1))
         if file is None:
@@ -172,7 +175,7 @@ class Copied(Owned):
         raise self._unreachable()
 
     def rewritten(self, body: bytes) -> bytes:
-        return gemini.renamed(body, self._renames)[0] if self._renames else body
+        return renamed(body, self._renames)[0] if self._renames else body
 
     def shown(self, body: bytes) -> bytes:
         for copy, file in self._aliases.items():
@@ -277,7 +280,7 @@ class Copied(Owned):
         for reference, name in self._references.items():
             file = self._shelf.known(name)
             copy = None if file is None else file.copy_at(project, self._shelf.now())
-            known_there = "://" not in reference or reference.startswith((gemini.GOOGLE, self._pool.settings.upstream))
+            known_there = "://" not in reference or reference.startswith((GOOGLE, self._pool.settings.upstream))
             if copy is None or (copy.name == name and known_there):
                 continue
             self._renames[reference] = copy.uri if "://" in reference else copy.name
@@ -288,7 +291,7 @@ class Copied(Owned):
 
 def _make_readable(x: Exchange, references: Mapping[str, str]) -> None:
     """So that they can be renamed: not compressed, and not spelt oddly."""
-    _, found = gemini.renamed(x.readable, {name: name for name in _spellings(references)})
+    _, found = renamed(x.readable, {name: name for name in _spellings(references)})
     if all(found & {*_spellings([reference])} for reference in references):
         x.exchange(x.readable)
     else:

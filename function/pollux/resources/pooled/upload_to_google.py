@@ -11,9 +11,9 @@ from contextlib import aclosing
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from pollux import gemini
 from pollux.backends.keys.contract import Key
 from pollux.backends.upstream import Streamed, UpstreamError
+from pollux.gemini.upload import session_target
 from pollux.pool.pool import Tried
 from pollux.relay.attempt import Attempts
 from pollux.relay.client import header
@@ -132,7 +132,7 @@ class Sender:
         if isinstance(began, Failure):
             return began
         address = (header(began.headers, b"x-goog-upload-url") or "").encode("latin-1")
-        target = gemini.session_target(address, self._pool.settings.upstream)
+        target = session_target(address, self._pool.settings.upstream)
         return target or self._broken(key, "the upload got no address")
 
     async def _with(self, key: Key, described: Mapping[str, Any], kind: str, size: int, read: Read) -> Made | Failure:

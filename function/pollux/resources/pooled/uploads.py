@@ -10,12 +10,15 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pollux import gemini
 from pollux.backends.blobs.contract import BlobError, BlobMissingError
 from pollux.backends.keys.contract import KeySourceError
 from pollux.backends.store.contract import ConflictError, Version
-from pollux.gemini import Call, Upload
-from pollux.gemini.errors import GatewayError
+from pollux.gemini.addresses import to_client
+from pollux.gemini.call import Call
+from pollux.gemini.errors import ERRORS, GatewayError, error_body
+from pollux.gemini.multipart import boundary_of, parts
+from pollux.gemini.names import below
+from pollux.gemini.upload import Upload
 from pollux.pool.pool import Pool, Tried
 from pollux.relay.client import PassingBody, header
 from pollux.relay.journal import Attempt, Record
@@ -62,7 +65,7 @@ class Receiving:
 
     async def takes(self, upload: Upload, call: Call, headers: RawHeaders) -> bool:
         """Whether the file is kept here; else the upload passes through to a project, and the file stays there."""
-        if call.api != "native" or gemini.below(call).rstrip("/") != "files":
+        if call.api != "native" or below(call).rstrip("/") != "files":
             return False
         if upload.form == "start" and (header(headers, b"x-goog-upload-protocol") or "").lower() != "resumable":
             return False
@@ -156,7 +159,7 @@ class Receiving:
     async def _query(self, a: Arrival, upload: Incoming) -> None:
         state = "active" if upload.state == "closing" else upload.state
         received = (b"x-goog-upload-size-received", b"%d" % upload.received)
-        body = gemini.to_client(upload.answer.encode(), self._pool.settings.upstream, a.base)
+        body = to_client(upload.answer.encode(), self._pool.settings.upstream, a.base)
         await a.reply.whole(200, [_status(state), received, *([_JSON] if body else [])], body)
 
     async def _cancel(self, a: Arrival, name: str, upload: Incoming, version: Version | None) -> None:
@@ -231,7 +234,7 @@ class Receiving:
     async def once(self, a: Arrival, body: PassingBody | HeldBody) -> None:
         kind = header(a.headers, b"content-type") or ""
         raw = (header(a.headers, b"x-goog-upload-protocol") or "").lower() == "raw"
-        boundary = None if raw else gemini.boundary_of(kind)
+        boundary = None if raw else boundary_of(kind)
         upload = Incoming(a.record.client, kind, self._pool.now() - LIFETIME)  # it ends as it begins
         name = secrets.token_hex(12)
         described: dict[str, Any] = {}
@@ -239,7 +242,7 @@ class Receiving:
         if boundary is None:
             kind = header(a.headers, b"x-goog-upload-header-content-type") or kind
         else:
-            reader = Parts(gemini.parts(pieces, boundary))
+            reader = Parts(parts(pieces, boundary))
             described, kind = await reader.head()
             pieces = reader.content()
         try:
@@ -281,14 +284,14 @@ class Receiving:
             return None
 
     async def _final(self, a: Arrival, answer: bytes) -> None:
-        body = gemini.to_client(answer, self._pool.settings.upstream, a.base)
+        body = to_client(answer, self._pool.settings.upstream, a.base)
         await a.reply.whole(200, [_JSON, _FINAL], body)
 
     async def _refuse(self, a: Arrival, reason: str, message: str, status: tuple[bytes, bytes]) -> None:
         """The session lives, or does not: without that header a client would send its chunk again and again."""
         a.record.reason = reason
-        body = gemini.error_body(a.record.api, reason, message, request_id=a.record.id)
-        await a.reply.whole(gemini.ERRORS[reason].http, [_JSON, status], body)
+        body = error_body(a.record.api, reason, message, request_id=a.record.id)
+        await a.reply.whole(ERRORS[reason].http, [_JSON, status], body)
 
 
 def _status(state: str) -> tuple[bytes, bytes]:
