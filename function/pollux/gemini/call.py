@@ -83,7 +83,7 @@ def read_target(method: str, raw_path: bytes | str, query: bytes | str = b"", *,
     `/v1/files` and `/v1/batches` from Google's.
     """
     path = raw_path if isinstance(raw_path, str) else raw_path.decode("latin-1")
-    clean = strip_query(query if isinstance(query, str) else query.decode("latin-1"))
+    clean = strip_query(query if isinstance(query, str) else query.decode("latin-1")) if query else ""
     # Nearly every request: the shape and the verb exclude whatever the long way looks for.
     if (found := _PLAIN.fullmatch(path)) is not None and (kind := KINDS.get(found[2])) is not None:
         if method != "POST":

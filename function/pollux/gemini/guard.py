@@ -87,7 +87,7 @@ def gated(path: str) -> str:
 
 def strip_query(query: str) -> str:
     """The query without CREDENTIALS. Order and encoding of the rest stay exactly as they are."""
-    if not query or query == "alt=sse":
+    if query == "alt=sse":
         return query
     query = _ascii(query)
     if _SPACED.search(query):

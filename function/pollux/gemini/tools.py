@@ -38,10 +38,8 @@ def named(text: str) -> str | None:
     return next((name for name, pattern in PATTERNS if pattern.search(text)), None)
 
 
-def asked(parsed: Mapping[str, Any] | None) -> frozenset[str]:
+def asked(parsed: Mapping[str, Any]) -> frozenset[str]:
     """Those that a request asks for: native, OpenAI-shaped or an interaction."""
-    if not parsed or ("tools" not in parsed and "extra_body" not in parsed):
-        return NONE
     extra = parsed.get("extra_body")
     google = extra.get("google") if isinstance(extra, Mapping) else None
     holders = (parsed, google) if isinstance(google, Mapping) else (parsed,)

@@ -82,7 +82,8 @@ class Exchange:
         found = estimate(self.parsed, size=len(self.readable), verb=self.call.verb, generation=generation)
         want = Want(found.requests, found.tokens, max(found.images, kind == "image"))
         sticky = self.sticky if self.goes_on else None
-        asked = tools.asked(self.parsed)
+        parsed = self.parsed
+        asked = tools.asked(parsed) if parsed and ("tools" in parsed or "extra_body" in parsed) else tools.NONE
         return Ask(want, self.deadline, self.patient, sticky, self.prefer_key, self.place.only, tools=asked)
 
     def outgoing(self, model: str | None) -> tuple[str, Sequence[tuple[str, str]], bytes]:
