@@ -5,6 +5,7 @@ import contextlib
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 
 from pollux.backends.blobs.contract import BlobError, Blobs, open_blobs
@@ -12,7 +13,7 @@ from pollux.backends.keys.contract import Key, Keyring, Secret
 from pollux.backends.keys.tokens import JoinedTokens, LocalTokens, TokenError, Tokens, TokenSource, load_or_make
 from pollux.backends.store.contract import Store, open_store
 from pollux.backends.upstream import Upstream, open_upstream, way_to
-from pollux.gemini.catalog import Catalog, CatalogError, NeverBelowError, builtin_text
+from pollux.gemini.catalog import Catalog, CatalogError, NeverBelowError
 from pollux.server.app import App, close
 from pollux.settings import Settings, SettingsError
 
@@ -95,6 +96,11 @@ def make_app(
     )
 
 
+def builtin_catalog() -> str:
+    """The text of the catalog that comes with Pollux."""
+    return files("pollux.gemini").joinpath("catalog.toml").read_text(encoding="utf-8")
+
+
 def load_catalog(settings: Settings) -> Catalog:
     own = None
     if settings.catalog:
@@ -105,7 +111,7 @@ def load_catalog(settings: Settings) -> Catalog:
         except UnicodeDecodeError:
             raise SettingsError(f"POLLUX_CATALOG={settings.catalog}: not UTF-8 text") from None
     try:
-        return Catalog.parse(builtin_text(), own, settings.never_below)
+        return Catalog.parse(builtin_catalog(), own, settings.never_below)
     except NeverBelowError as error:
         raise SettingsError(f"POLLUX_NEVER_BELOW={','.join(settings.never_below)}: {error}") from None
     except CatalogError as error:
