@@ -29,11 +29,6 @@ class Rest(NamedTuple):
     def seconds(self, delay: float | None, now: float) -> float:
         return self.first(delay, now) if callable(self.first) else self.first
 
-    def __str__(self) -> str:
-        if callable(self.first):
-            return self.first.__doc__ or ""
-        return _span(self.first) + (f", doubling to {_span(self.most)}" if self.most else "")
-
 
 def until_midnight(now: float) -> float:
     """Seconds to the next midnight in California: by the calendar, as two days of the year have 23 or 25 hours."""
@@ -162,18 +157,3 @@ def resting_time(cause: str) -> tuple[float, float | None]:
     """How long what is blamed for this cause rests the first time, and at most, if no answer says how long."""
     rest = CAUSES[cause].rest
     return (0.0, None) if rest is None or callable(rest.first) else (rest.first, rest.most)
-
-
-def describe() -> str:
-    """The causes as a Markdown table: docs/verdicts.md holds it."""
-    lines = ["| cause | in words | blames | then | rests | probed by | error |", "|" + "---|" * 7]
-    for cause in TABLE:
-        error = f"`{cause.error}`" if cause.error else "–"
-        row = (f"`{cause.name}`", cause.words, cause.blames, cause.action, str(cause.rest or "–"), cause.probe, error)
-        lines.append("| " + " | ".join(cell or "–" for cell in row) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _span(seconds: float) -> str:
-    units = ((DAY, "day"), (HOUR, "h"), (MINUTE, "min"), (1.0, "s"))
-    return next(f"{seconds / size:g} {unit}" for size, unit in units if seconds >= size)

@@ -253,15 +253,3 @@ def judge_command(status: int | None, text: bytes, now: float) -> str:
         "message": verdict.message,
     }
     return json.dumps(shown, indent=2, ensure_ascii=False)
-
-
-def describe() -> str:
-    """The rules as a Markdown table, in their order: docs/verdicts.md holds it."""
-    lines = ["| what came | cause | other than the cause's |", "|---|---|---|"]
-    for rule in RULES:
-        of = CAUSES[rule.cause]
-        own = [f"blames {rule.blames}"] if rule.blames != of.blames else []
-        own += [f"then {rule.action}"] if rule.action != of.action else []
-        own += [f"rests {rule.rest}"] if rule.rest != of.rest else []
-        lines.append(f"| {rule.what} | `{rule.cause}` | {', '.join(own) or '–'} |")
-    return "\n".join(lines) + "\n"
