@@ -1,12 +1,12 @@
-"""PURE. What an upstream answer means for quota, key, project and client: a table of rules, the first match wins.
+"""PURE. What an upstream answer means for quota, key, project and client: a table of rules. The first match wins.
 
-error_body.py reads the body, quota_error.py finds which counter a 429 names, causes.py says what follows from a cause.
+`error_body` reads the body, `quota_error` finds which counter a 429 names, `causes` has what follows from a cause.
 """
 
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from pollux.gemini.verdict.causes import A_DAY, A_MINUTE, CAUSES, HOUR, Action, Blames, Rest, resting_time
 from pollux.gemini.verdict.error_body import ErrorBody, error_in_stream, read
@@ -19,13 +19,13 @@ class Verdict:
     cause: str
     blames: Blames
     action: Action
-    cooldown_s: float | None = None  # how long what is blamed rests, the first time; None: not at all
-    ceiling_s: float | None = None  # the cooldown doubles up to this while it repeats; None: it does not double
+    cooldown_s: float | None = None  # how long what is blamed rests the first time; None: not at all
+    ceiling_s: float | None = None  # while the cause repeats, the cooldown doubles up to this; None: it does not double
     learned: Mapping[str, int] = field(default_factory=dict)
-    bucket: str | None = None  # the model that Google counts by; "counter/model" for a counter beside generation
+    bucket: str | None = None  # the model that Google counts by; "counter/model" for another counter than generation's
     message: str = ""  # short and redacted
-    vague: bool = False  # it names no counter: of a request with tools that count by themselves, theirs may be meant
-    tier: str | None = None  # "free" or "paid", if the id of the quota that refused says so
+    vague: bool = False  # it names no counter: that of a tool which the request uses may have refused
+    tier: str | None = None  # "free" or "paid", if the refusing quota's id says so
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +58,12 @@ def _rule(
     rest: Rest | None = None,
     vague: bool = False,
 ) -> Rule:
-    """What follows stands in the table of causes, unless the rule says otherwise."""
+    """What the rule does not give comes from the table of causes."""
     of = CAUSES[cause]
     return Rule(cause, when, what, blames or of.blames, action or of.action, rest or of.rest, vague)
 
 
-# A message may quote the request, and a client may write anything there. So rules that blame a key or a project look at
+# A message may quote the request, in which a client may write anything. So rules that blame a key or a project look at
 # the beginning of the message, or at fields that only Google fills.
 
 
@@ -102,7 +102,7 @@ def _names_no_counter(case: _Case) -> bool:
 
 
 def _bare_quota_prose(case: _Case) -> bool:
-    """Not for a body that was cut: the missing part may have named a counter."""
+    """Not if the body was cut: the missing part may have named a counter."""
     return _names_no_counter(case) and case.error.whole and _CHECK_YOUR_PLAN(case)
 
 
@@ -203,7 +203,7 @@ RULES: tuple[Rule, ...] = (
 
 
 def judge(status: int | None, body: bytes | str, *, now: float) -> Verdict:
-    """What an answer means. `status` None: no answer; `body` then may hold a WebSocket's close text, or be empty."""
+    """What an answer means. `status` None: no answer; `body` is then empty or a WebSocket's close text."""
     if status is not None and 200 <= status < 300:
         found = error_in_stream(body if isinstance(body, bytes) else body.encode("utf-8", "replace"))
         if found is None:
@@ -228,13 +228,13 @@ def judge(status: int | None, body: bytes | str, *, now: float) -> Verdict:
 
 
 def verdict_of(cause: str, message: str) -> Verdict:
-    """What follows from a cause that no answer told."""
+    """The verdict for a cause that is not from an answer."""
     of, (seconds, ceiling) = CAUSES[cause], resting_time(cause)
     return Verdict(cause, of.blames, of.action, seconds if of.rest else None, ceiling, message=message)
 
 
 def _short(message: str) -> str:
-    """One redacted line. Without control characters, which would move a terminal's cursor or forge a log line."""
+    """One redacted line, without control characters: they would move a terminal's cursor or forge a log line."""
     printable = "".join(c if c.isprintable() else " " for c in redact(message)[:1000])
     line = redact(" ".join(printable.split()))
     return line if len(line) <= 200 else line[:199] + "…"
@@ -242,14 +242,9 @@ def _short(message: str) -> str:
 
 def judge_command(status: int | None, text: bytes, now: float) -> str:
     """The verdict on a body as JSON, for `pollux judge`."""
-    verdict = judge(status, text, now=now)
-    shown = {
-        "cause": verdict.cause,
-        "blames": verdict.blames,
-        "action": verdict.action,
-        "cooldown_s": None if verdict.cooldown_s is None else round(verdict.cooldown_s, 3),
-        "learned": dict(verdict.learned),
-        "bucket": verdict.bucket,
-        "message": verdict.message,
-    }
+    shown = asdict(judge(status, text, now=now))
+    for internal in ("ceiling_s", "vague", "tier"):
+        del shown[internal]
+    if shown["cooldown_s"] is not None:
+        shown["cooldown_s"] = round(shown["cooldown_s"], 3)
     return json.dumps(shown, indent=2, ensure_ascii=False)
