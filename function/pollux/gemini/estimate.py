@@ -114,7 +114,7 @@ class _Tally:
             self.images = max(1, self.images)
 
     def inputs(self, value: Any) -> None:
-        """OpenAI embeddings: a text, texts, a list of tokens, or lists of tokens. Elsewhere `input` is a conversation."""
+        """OpenAI embeddings: a text, texts, a list of tokens, lists of tokens. Elsewhere `input` is a conversation."""
         if not isinstance(value, list) or not value or isinstance(value[0], dict):
             self.prose.append(value)
         elif isinstance(value[0], int):

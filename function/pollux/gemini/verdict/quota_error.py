@@ -38,8 +38,8 @@ _BESIDE = (
     ("sessions", re.compile(r"concurrent|sessions", re.I)),
 )
 BESIDE = frozenset(name for name, _ in _BESIDE)
-"""Other counters than generation's. Their bucket is "counter" or "counter/model". Their refusals do not rest the model's
-quota, and teach none of its limits.
+"""Other counters than generation's. Their bucket is "counter" or "counter/model". Their refusals do not rest the
+model's quota, and teach none of its limits.
 """
 # "limit: 0.5" and "limit: 05" are not zero.
 _LIMIT = re.compile(
