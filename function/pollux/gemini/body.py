@@ -1,4 +1,4 @@
-"""PURE. Bodies of requests and plain answers: read once, one way; the model replaced; aliases added to model lists."""
+"""Bodies of requests and plain answers: read once, one way; the model replaced; aliases added to model lists."""
 
 import json
 import re

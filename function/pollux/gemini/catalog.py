@@ -1,4 +1,4 @@
-"""PURE. The catalog: models, limits per tier, fallback chains, aliases. It is read from TOML and checked here."""
+"""The catalog: models, limits per tier, fallback chains, aliases. It is read from TOML and checked here."""
 
 import difflib
 import re

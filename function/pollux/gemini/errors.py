@@ -1,4 +1,4 @@
-"""PURE. Every error that Pollux itself makes, in the shapes of both APIs. docs/errors.md shows TABLE."""
+"""Every error that Pollux itself makes, in the shapes of both APIs. docs/errors.md shows TABLE."""
 
 import json
 import math

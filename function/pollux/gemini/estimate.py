@@ -1,4 +1,4 @@
-"""PURE. Estimates the input tokens, requests and images of a request body. `media` estimates pictures and files."""
+"""Estimates the input tokens, requests and images of a request body. `media` estimates pictures and files."""
 
 import math
 from collections.abc import Callable, Mapping

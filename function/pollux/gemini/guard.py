@@ -1,4 +1,4 @@
-"""PURE. Keeps back paths that leave the API or get around the gateway, and query parameters with credentials."""
+"""Keeps back paths that leave the API or get around the gateway, and query parameters with credentials."""
 
 import re
 from urllib.parse import quote, unquote

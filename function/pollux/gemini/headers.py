@@ -1,4 +1,4 @@
-"""PURE. Which headers are passed on, to Gemini and to clients: two allow-lists. And how long a client will wait."""
+"""Which headers are passed on, to Gemini and to clients: two allow-lists. And how long a client will wait."""
 
 import math
 from collections.abc import Container, Iterable

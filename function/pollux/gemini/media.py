@@ -1,4 +1,4 @@
-"""PURE. Estimates the input tokens of pictures, sounds, films and documents, by their header or else by their size.
+"""Estimates the input tokens of pictures, sounds, films and documents, by their header or else by their size.
 
 It takes Base64 and decodes only the bytes that it looks at.
 """

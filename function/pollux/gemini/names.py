@@ -1,4 +1,4 @@
-"""PURE. Which resources of a project a call names, in its path and its body, and which its answer names.
+"""Which resources of a project a call names, in its path and its body, and which its answer names.
 
 A name is that of a resource: `files/ID`, `cachedContents/ID`, `models/M/operations/ID`. What lies below one (documents,
 operations, permissions) belongs to the resource that its first two segments name.
@@ -39,7 +39,7 @@ CHAINED = frozenset({"agents", "environments", "interactions", "triggers"})
 """Collections whose bodies name one another by ids without a collection."""
 MAKING = frozenset({"batchGenerateContent", "asyncBatchEmbedContent", "predictLongRunning", INTERACTION})
 """A model's verbs that make something whose result is fetched later."""
-TOGETHER = frozenset({"cachedContents", "corpora", "fileSearchStores", "files", "ragStores"})
+COMBINED = frozenset({"cachedContents", "corpora", "fileSearchStores", "files", "ragStores"})
 """Collections of which one request may name several resources, or of which one resource may contain another."""
 MARKS = (b"files", b"cachedContents", b"fileSearchStores", b"corpora", b"tunedModels", b"file_id", b"fileName")
 """Every body that names a resource has one of these, except on the paths of CHAINED."""
@@ -80,10 +80,10 @@ def resource(text: str) -> str | None:
 
 def collection(call: Call) -> str:
     """The path's first segment after the version."""
-    return re.split("[/:]", below(call), maxsplit=1)[0]
+    return re.split("[/:]", resource_path(call), maxsplit=1)[0]
 
 
-def below(call: Call) -> str:
+def resource_path(call: Call) -> str:
     """The path after the version, decoded."""
     path = unquote(call.path)
     found = _FRONT.match(path)
@@ -94,7 +94,7 @@ def path_names(call: Call) -> tuple[str, ...]:
     """The resource that the path names; empty if it names none."""
     if call.model is not None and "/" not in call.model:  # nearly every request
         return ()
-    path = below(call)
+    path = resource_path(call)
     if call.api == "openai":  # an id may carry its collection: batches/batches/ID
         first, _, rest = path.partition("/")
         name = resource(rest) or resource(f"{first}/{rest}")
@@ -105,7 +105,7 @@ def path_names(call: Call) -> tuple[str, ...]:
 
 def names_exactly(call: Call, name: str) -> bool:
     """Whether the path names that resource, and nothing below it."""
-    path = below(call)
+    path = resource_path(call)
     return path == name or (call.api == "openai" and path.endswith("/" + name.partition("/")[2]))
 
 
@@ -117,8 +117,9 @@ def is_resource_call(call: Call) -> bool:
     return found and _DOWNLOAD.search(f"{call.path}?{call.query}") is None
 
 
-def makes_what_goes_together(call: Call) -> bool:
-    return call.kind == "other" and collection(call) in TOGETHER
+def may_combine(call: Call) -> bool:
+    """Whether a later request may name what this call makes together with other resources."""
+    return call.kind == "other" and collection(call) in COMBINED
 
 
 def named_by(reference: str, bases: Iterable[str] = (GOOGLE,)) -> str | None:
@@ -137,7 +138,7 @@ def may_name(body: bytes, call: Call) -> bool:
     return any(mark in body for mark in MARKS) or (bool(body) and call.api == "native" and collection(call) in CHAINED)
 
 
-def references(parsed: Mapping[str, Any], call: Call) -> Set[str]:
+def body_references(parsed: Mapping[str, Any], call: Call) -> Set[str]:
     """All strings in the places where a body may name resources, unchanged. Some may name none."""
     found: Found = []
     if call.api == "openai":
@@ -311,7 +312,7 @@ _LAST = 253402300800
 def answer_names(document: Any, call: Call, bases: Iterable[str] = (GOOGLE,)) -> dict[str, float | None]:
     """The resources that an answer names, each with its expiry if the answer has one. Lists name many."""
     found: dict[str, float | None] = {}
-    bare = call.api == "openai" or below(call).count("/") < 2
+    bare = call.api == "openai" or resource_path(call).count("/") < 2
     kind = collection(call) if bare else ""  # of ids without a collection
     holders = _OF_OPENAI if call.api == "openai" else _OF_CHAINED if collection(call) in CHAINED else _HOLDERS
     _add_names(document, kind, tuple(bases), found, holders, 6)

@@ -1,4 +1,4 @@
-"""PURE. Reads a streamed answer while it passes: whether content, an error or the end has come, and how many tokens.
+"""Reads a streamed answer while it passes: whether content, an error or the end has come, and how many tokens.
 
 It changes no byte. Chunks may be cut anywhere. Only a few bytes of overlap and what is incomplete are kept; a chunk
 costs a few searches.

@@ -1,4 +1,4 @@
-"""PURE. Which request of an upload this is, and the headers that only uploads have. It reads no body.
+"""Which request of an upload this is, and the headers that only uploads have. It reads no body.
 
 Google's own protocol uses X-Goog-Upload-… headers; the older one `uploadType`, Content-Range and Location.
 """

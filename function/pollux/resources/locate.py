@@ -14,14 +14,14 @@ from pollux.gemini.errors import GatewayError
 from pollux.gemini.names import (
     GOOGLE,
     answer_names,
+    body_references,
     is_resource_call,
-    makes_what_goes_together,
+    may_combine,
     named_by,
     path_names,
     resource,
 )
-from pollux.gemini.names import references as named_in_body
-from pollux.gemini.rewrite import elsewhere, to_upstream
+from pollux.gemini.rewrite import file_uri_parts, to_upstream
 from pollux.gemini.verdict.causes import OF_RESOURCES
 from pollux.relay.journal import Attempt
 from pollux.relay.request import Exchange
@@ -91,14 +91,14 @@ class Locator:
         if call.model is not None and "/" in (model := self._pool.projects.catalog.resolve(call.model)):
             names.update(filter(None, (resource(model),)))  # a tuned one, which an alias or a body may name
         asked_for = frozenset(names)
-        references = named_in_body(x.parsed, call) if x.parsed is not None else frozenset()
+        references = body_references(x.parsed, call) if x.parsed is not None else frozenset()
         if references:
             names |= await self._of_body(x, references)
         if self.pooled is not None:
             self.pooled.refuse_copies(names)
             await self.pooled.refuse_others(x, references, names)
         if not names:
-            if x.method != "POST" or call.kind != "other" or not makes_what_goes_together(call):
+            if x.method != "POST" or not may_combine(call):
                 return None
             await self._pool.projects.ready()
             x.place = place = OwnerPlacement(self._ownership, x.record)
@@ -148,7 +148,9 @@ class Locator:
             own.append(GOOGLE)
         own = [base for base in own if base]
         bases = [GOOGLE, settings.upstream, *own]
-        strangers = [found for reference in references if (found := elsewhere(reference)) and found[0] not in bases]
+        strangers = [
+            found for reference in references if (found := file_uri_parts(reference)) and found[0] not in bases
+        ]
         if strangers:  # the gateway may have had another address when the file was made
             known = await self._ownership.owners(sorted({name for _, name in strangers}))
             own += [base for base, name in strangers if name in known]

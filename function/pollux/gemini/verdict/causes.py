@@ -1,4 +1,4 @@
-"""PURE. Every cause for which Gemini or the pool refuses a request, and what follows from it: one table.
+"""Every cause for which Gemini or the pool refuses a request, and what follows from it: one table.
 
 `rules` finds the cause of an answer. docs/verdicts.md shows the table.
 """

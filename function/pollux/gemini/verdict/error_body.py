@@ -1,4 +1,4 @@
-"""PURE. Reads an upstream error of any shape into one normal form. `rules` decides what it means.
+"""Reads an upstream error of any shape into one normal form. `rules` decides what it means.
 
 It may be an object, an array of one, an SSE event, a raw object after SSE events, an error whose message is
 the JSON text of another, HTML, a WebSocket close text, JSON that was cut, or nothing. Reading it never raises.

@@ -1,4 +1,4 @@
-"""PURE. Which counter a 429 names: its period, limit and bucket. Read by pattern, not from a list of ids."""
+"""Which counter a 429 names: its period, limit and bucket. Read by pattern, not from a list of ids."""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""PURE. What an upstream answer means for quota, key, project and client: a table of rules. The first match wins.
+"""What an upstream answer means for quota, key, project and client: a table of rules. The first match wins.
 
 `error_body` reads the body, `quota_error` finds which counter a 429 names, `causes` has what follows from a cause.
 """
