@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -52,7 +53,7 @@ async def open_gateway(settings: Settings, stack: contextlib.ExitStack, *, demo:
                 raise failure
         keys = await keyring.keys()
         configured = settings.keys_file or settings.secrets or settings.upstream != Settings().upstream
-        simulated = demo or not (keys or configured or settings.in_cloud)
+        simulated = demo or (not (keys or configured or settings.in_cloud) and _has_simulator())
         if simulated:
             settings, keyring = _simulated(settings, stack)
             keys = await keyring.keys()
@@ -151,8 +152,15 @@ def open_keyring(settings: Settings) -> Keyring:
     return LocalKeyring(keys_file, data=data, folder=Path.cwd(), environ=settings.environ, home=home_folder())
 
 
+def _has_simulator() -> bool:
+    """Neither the zip of the function nor the image has it."""
+    return importlib.util.find_spec("gemini_simulator") is not None
+
+
 def _simulated(settings: Settings, stack: contextlib.ExitStack) -> tuple[Settings, Keyring]:
     """Settings and keys for a simulated Gemini. A store that is named stays."""
+    if not _has_simulator():
+        raise SettingsError("the demo needs the simulator, which is not installed here: it comes with a checkout")
     from gemini_simulator import DEFAULTS, Simulator, demo_keys, running
 
     made = demo_keys(DEMO_KEYS)
