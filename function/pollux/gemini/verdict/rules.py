@@ -130,7 +130,7 @@ RULES: tuple[Rule, ...] = (
     _rule("bad-request", _any(
             _begins(r"Multiple authentication credentials|Method doesn't allow unregistered callers", *_AUTH),
             _begins(r"Request is missing required auth|Missing or invalid Authorization header", *_AUTH)),
-         "several credentials, or none: an error of the gateway's own", "gateway"),
+         "several credentials, or none: a fault of the gateway", "gateway"),
     _rule("leaked-key", _begins(r"(?:Your|This) API key (?:was|has been) .{0,20}leaked", *_AUTH),
          "403 leaked"),
     _rule("suspended", _any(
@@ -142,11 +142,11 @@ RULES: tuple[Rule, ...] = (
     _rule("service-disabled", _any(
             _because(r"(?:API_KEY_)?SERVICE_\w+|CONSUMER_\w+|PROJECT_\w+|USER_PROJECT_DENIED|SECURITY_POLICY_\w+"),
             _begins(r"[\w ]{1,60} API has not been used in|Requests to this API .{1,300} are blocked", 403)),
-         "403 service disabled, or not among those that the key may use"),
+         "403 service disabled, or not allowed for the key"),
     _rule("referrer-blocked", _any(
             _because(r"API_KEY_\w+_BLOCKED"),
             _begins(r"Requests from .{1,300} are blocked|The provided API key has an IP address restriction", 403)),
-         "403 referrer, address or app that the key does not allow"),
+         "403 referrer, address or app not allowed for the key"),
     _rule("resource-permission", _says(r"permission to access the|or it may not exist|\(or permission denied\)", 403),
          "403 on a file, cache or tuned model of another project"),
     _rule("location", _begins(r"User location is not supported(?!.*billing)", 400, 403),
@@ -164,7 +164,7 @@ RULES: tuple[Rule, ...] = (
     _rule("overloaded", _any(
             _because("MODEL_CAPACITY_EXHAUSTED"),
             _says(r"model is overloaded|experiencing high demand", 429)),
-         "429 for want of capacity: the model is overloaded, experiences high demand"),
+         "429 without capacity: the model is overloaded, or in high demand"),
     _rule("spend", _says(r"spend-based|spending rate", 402, 429),
          "429 spend-based"),
     _rule("prepay", _any(
