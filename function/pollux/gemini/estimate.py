@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pollux.gemini.media import Base64, media_tokens, mime_of, remote_tokens, resolution_of
 
@@ -17,14 +16,10 @@ _JOBS = frozenset(("batchGenerateContent", "asyncBatchEmbedContent"))
 _LIGHT = bytes(range(ord("a"), ord("z") + 1)) + b" \t\n\r" + bytes(range(0x80, 0x100))
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """`sure` is False if the body has something of unknown length, or could not be read."""
-
+class Estimate(NamedTuple):
     tokens: int
     requests: int
     images: int
-    sure: bool
 
 
 def text_tokens(text: str) -> int:
@@ -42,13 +37,13 @@ def text_tokens(text: str) -> int:
 def estimate(body: Mapping[str, Any] | None, *, size: int, verb: str | None, generation: int) -> Estimate:
     """For any JSON object, in time linear to its size. `size` counts only if `body` could not be read."""
     if not isinstance(body, Mapping):
-        return Estimate(size // 4, 1, 0, size == 0)
+        return Estimate(size // 4, 1, 0)
     if verb in _JOBS:
-        return Estimate(0, 1, 0, True)
+        return Estimate(0, 1, 0)
     tally = _Tally(generation)
     tally.body(body, verb)
     tally.drain()
-    return Estimate(text_tokens("".join(tally.text)) + tally.extra, tally.requests, tally.images, tally.sure)
+    return Estimate(text_tokens("".join(tally.text)) + tally.extra, tally.requests, tally.images)
 
 
 class _Tally:
@@ -58,7 +53,7 @@ class _Tally:
     calls: there names and punctuation count too, and a "file" or "uri" is an ordinary word.
     """
 
-    __slots__ = ("extra", "generation", "images", "json", "prose", "requests", "resolution", "sure", "text")
+    __slots__ = ("extra", "generation", "images", "json", "prose", "requests", "resolution", "text")
 
     def __init__(self, generation: int) -> None:
         self.generation = generation
@@ -66,7 +61,7 @@ class _Tally:
         self.text: list[str] = []
         self.prose: list[Any] = []
         self.json: list[Any] = []
-        self.extra, self.requests, self.images, self.sure = 0, 1, 0, True
+        self.extra, self.requests, self.images = 0, 1, 0
 
     def body(self, whole: Mapping[str, Any], verb: str | None) -> None:
         bodies, known = [whole], False
@@ -89,7 +84,7 @@ class _Tally:
                 elif key == "modalities":
                     self.modalities(value)
                 elif key in ("cachedContent", "cached_content") and value:
-                    self.extra, self.sure = self.extra + CACHED, False
+                    self.extra += CACHED
                 else:
                     continue
                 known = True
@@ -172,14 +167,12 @@ class _Tally:
     def media(self, mime: str, data: Base64, part: Mapping[str, Any]) -> bool:
         resolution = resolution_of(part.get("mediaResolution") or part.get("media_resolution")) or self.resolution
         clip = part.get("videoMetadata") or part.get("video_metadata")
-        tokens, sure = media_tokens(mime, data, generation=self.generation, resolution=resolution, clip=clip)
-        self.extra, self.sure = self.extra + tokens, self.sure and sure
+        self.extra += media_tokens(mime, data, generation=self.generation, resolution=resolution, clip=clip)
         return True
 
     def remote(self, mime: str, part: Mapping[str, Any]) -> bool:
         resolution = resolution_of(part.get("mediaResolution") or part.get("media_resolution")) or self.resolution
         self.extra += remote_tokens(mime, generation=self.generation, resolution=resolution)
-        self.sure = False
         return True
 
     def url(self, url: Any, mime: str, part: Mapping[str, Any]) -> bool:

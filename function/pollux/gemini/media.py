@@ -57,24 +57,20 @@ class Base64:
         return int.from_bytes(self.read(offset, length), "big")
 
 
-def media_tokens(
-    mime: str, data: Base64, *, generation: int, resolution: str | None = None, clip: Any = None
-) -> tuple[int, bool]:
-    """Tokens, and whether the length was known. `clip` is the part's videoMetadata."""
+def media_tokens(mime: str, data: Base64, *, generation: int, resolution: str | None = None, clip: Any = None) -> int:
+    """`clip`: the part's videoMetadata."""
     kind = mime[:100].lower().strip()
     if kind.startswith("image/"):
         return _image(data, generation, resolution)
     if kind.startswith("video/"):
         return _video(data, generation, resolution, clip)
     if kind.startswith("audio/"):
-        seconds, sure = _sound(kind, data)
-        return math.ceil(seconds * AUDIO), sure
+        return math.ceil(_sound(kind, data) * AUDIO)
     if kind.startswith("application/pdf"):
-        pages, sure = _pages(data)
-        return pages * (_TILE if generation < 3 else _PAGE[resolution]), sure
+        return _pages(data) * (_TILE if generation < 3 else _PAGE[resolution])
     if kind.startswith("text/") or kind.endswith(("json", "xml", "script", "python")):
-        return data.size // 3 + 1, True
-    return min(data.size // 3 + 1, REMOTE), False
+        return data.size // 3 + 1
+    return min(data.size // 3 + 1, REMOTE)
 
 
 def remote_tokens(mime: str, *, generation: int, resolution: str | None = None) -> int:
@@ -91,18 +87,18 @@ def resolution_of(value: Any) -> str | None:
     return word if word in _IMAGE else None
 
 
-def _image(data: Base64, generation: int, resolution: str | None) -> tuple[int, bool]:
+def _image(data: Base64, generation: int, resolution: str | None) -> int:
     if generation >= 3:  # the same for any picture
-        return _IMAGE[resolution], True
+        return _IMAGE[resolution]
     if resolution in ("low", "medium"):
-        return (64 if resolution == "low" else 256), True
+        return 64 if resolution == "low" else 256
     width, height = _pixels(data)
     if not width or not height:
-        return 4 * _TILE, False
+        return 4 * _TILE
     if max(width, height) <= 384:
-        return _TILE, True
+        return _TILE
     # Google scales larger pictures to 3072 pixels; and a header may claim any size.
-    return _TILE * math.ceil(min(width, 3072) / 768) * math.ceil(min(height, 3072) / 768), True
+    return _TILE * math.ceil(min(width, 3072) / 768) * math.ceil(min(height, 3072) / 768)
 
 
 def _pixels(data: Base64) -> tuple[int, int]:
@@ -137,9 +133,8 @@ def _jpeg(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _video(data: Base64, generation: int, resolution: str | None, clip: Any) -> tuple[int, bool]:
+def _video(data: Base64, generation: int, resolution: str | None, clip: Any) -> int:
     seconds = _mp4_seconds(data)
-    sure = seconds is not None
     length = data.size / _VIDEO_RATE if seconds is None else seconds
     frames = 1.0
     if isinstance(clip, dict):
@@ -150,7 +145,7 @@ def _video(data: Base64, generation: int, resolution: str | None, clip: Any) -> 
             frames = fps
     old_frame = 66 if resolution == "low" else 263 - AUDIO  # 263 a second together with its sound
     frame = _FRAME[resolution] if generation >= 3 else old_frame
-    return math.ceil(length * (frame * frames + AUDIO)), sure
+    return math.ceil(length * (frame * frames + AUDIO))
 
 
 def _offset(value: Any, otherwise: float) -> float:
@@ -158,17 +153,18 @@ def _offset(value: Any, otherwise: float) -> float:
     return float(found[1]) if found else otherwise
 
 
-def _sound(kind: str, data: Base64) -> tuple[float, bool]:
+def _sound(kind: str, data: Base64) -> float:
+    """Seconds."""
     seconds = _wav_seconds(data)
     if seconds is None and ("mp4" in kind or "m4a" in kind):
         seconds = _mp4_seconds(data)
     if seconds is not None:
-        return seconds, True
+        return seconds
     if "pcm" in kind or "l16" in kind:  # raw: 16 bits, one channel, 24 kHz unless the type says otherwise
         samples = _SAMPLES.search(kind)
-        return data.size / (2 * int(samples[1] if samples else 24_000)), True
+        return data.size / (2 * int(samples[1] if samples else 24_000))
     rate = next((rate for name, rate in _RATES.items() if name in kind), _RATE)
-    return data.size / rate, False
+    return data.size / rate
 
 
 def _wav_seconds(data: Base64) -> float | None:
@@ -210,7 +206,7 @@ def _mp4_seconds(data: Base64) -> float | None:
     return None
 
 
-def _pages(data: Base64) -> tuple[int, bool]:
+def _pages(data: Base64) -> int:
     """Counts page objects if the whole file is read; newer files compress them, then uses the page tree's count."""
     whole = data.size <= WHOLE
     text = (
@@ -220,9 +216,7 @@ def _pages(data: Base64) -> tuple[int, bool]:
     if not pages:
         claims = [*_PAGE_COUNT.finditer(text), *_LINEARIZED.finditer(text[:1024])]
         pages = max((int(found[1]) for found in claims), default=0)
-    if pages:
-        return min(pages, PAGES), True
-    return min(data.size // _PAGE_SIZE + 1, PAGES), False
+    return min(pages or data.size // _PAGE_SIZE + 1, PAGES)
 
 
 def mime_of(holder: Mapping[str, Any]) -> str:
