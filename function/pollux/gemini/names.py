@@ -202,14 +202,6 @@ def _part(part: Mapping[str, Any], found: Found) -> None:
                 found += _both(data, "fileUri")
 
 
-def _cache(value: Any, found: Found, depth: int) -> None:
-    found.append(in_collection("cachedContents", value))
-
-
-def _itself(value: Any, found: Found, depth: int) -> None:
-    found.append(value)
-
-
 def _tools(value: Any, found: Found, depth: int) -> None:
     """Native tools have a field `fileSearch`; tools of interactions have the names themselves."""
     for tool in dicts(value):
@@ -238,8 +230,8 @@ _FIELDS: dict[str, Callable[[Any, Found, int], None]] = {
     "contents": _contents,
     "content": _contents,
     "systemInstruction": _contents,
-    "cachedContent": _cache,
-    "fileName": _itself,
+    "cachedContent": lambda value, found, _: found.append(in_collection("cachedContents", value)),
+    "fileName": lambda value, found, _: found.append(value),
     "tools": _tools,
     "semanticRetriever": _retriever,
     "instances": _instances,
