@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from pollux.cli import deploy
 from pollux.cli.deploy_check import CHEAP, MOST, STEPS
+from pollux.cli.gateway import is_local
 from pollux.cli.main import main
-from pollux.cli.watch import is_local
 from pollux.gemini.catalog import Catalog, builtin_text
 from tests.pretenders import ADMIN, EVENTS, IDENTITY, STATUS, TOKEN, Answer, Handler, Pretender, event, pretending
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from pollux.backends.keys.document import FIELDS
 from pollux.backends.keys.entries import LIMITS
+from pollux.backends.keys.keys_json import FIELDS
 from pollux.backends.keys.probe import MODEL
 from pollux.cli.keys import keys
 from pollux.cli.main import main

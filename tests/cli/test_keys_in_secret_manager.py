@@ -234,7 +234,7 @@ def test_who_may_not_describe_the_secret_rotates_all_the_same(shell: Shell) -> N
     shell.google.fail("update_secret", "DENIED")
     code, _, err = shell("rotate", "a", stdin=B)
     assert code == 0
-    assert "take it when the old is refused" in err
+    assert "take the new value when Google refuses the old" in err
     assert shell.google.states("pollux-key-a") == ["DISABLED", "ENABLED"]
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pollux.backends.keys.tokens import TokenError, client_of
+from pollux.backends.keys.tokens import TokenError, first_token
+from pollux.cli.gateway import Address, AskError, is_local
 from pollux.cli.terminal import json_option, show_json
-from pollux.cli.watch import Address, AskError, is_local
 from pollux.log_safety import clean
 from pollux.settings import Settings
 
@@ -117,7 +117,7 @@ def _tokens(settings: Settings, token_file: str, admin_token_file: str, *, local
     except OSError:
         own = {}
     try:
-        client = client_of(settings.token[0]) if settings.token else ""
+        client = first_token(settings.token)
     except TokenError as error:
         raise AskError(str(error)) from None
     places: list[tuple[str, Mapping[str, str]]] = [

@@ -12,12 +12,11 @@ from urllib.parse import quote, urlsplit
 
 import httpx2
 
-from pollux.cli.watch import transport_options
+from pollux.cli.gateway import http_options, through_proxy
 from pollux.gemini.errors import ERRORS
 from pollux.gemini.verdict import error_body
 from pollux.log_safety import clean
 from pollux.redaction import without
-from pollux.settings import proxy_for
 
 MOST = 4 << 20
 """Bytes of an answer that are read."""
@@ -187,7 +186,7 @@ class Check:
             headers["x-serverless-authorization"] = f"Bearer {identity}"
         return httpx2.AsyncClient(
             headers=headers,
-            transport=httpx2.AsyncHTTPTransport(**transport_options(self._url)),
+            **http_options(self._url),
             timeout=httpx2.Timeout(None, connect=10),
         )
 
@@ -223,9 +222,7 @@ class Check:
         cause, detail, hint = next(
             (cause, detail, hint) for kind, detail, hint in TROUBLES for cause in causes if isinstance(cause, kind)
         )
-        proxy = proxy_for(self._url)
-        through = f" (through the proxy {proxy.url})" if proxy else ""
-        return TroubleError(detail.format(cause, within=self._within) + through, hint)
+        return TroubleError(detail.format(cause, within=self._within) + through_proxy(self._url), hint)
 
     async def _health(self) -> Finding:
         answer = await self._ask("GET", "/health")

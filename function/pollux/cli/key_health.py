@@ -236,7 +236,7 @@ def _batches(keys: Iterable[str]) -> list[list[tuple[str, str]]]:
 def _asked_gateway(settings: Settings, project: str, path: str) -> dict[str, Any] | None:
     """The answer of the gateway of POLLUX_URL, or for keys of this machine of a gateway here, if there is one. If
     POLLUX_URL names one that does not answer, the user is told."""
-    from pollux.cli.watch import AskError, admin_token, ask
+    from pollux.cli.gateway import AskError, admin_token, ask
 
     if not settings.url and project:
         return None  # a gateway of this machine need not be that of those keys

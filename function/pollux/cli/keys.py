@@ -11,7 +11,16 @@ from typing import Any, NamedTuple
 import click
 
 from pollux.backends.keys.contract import Key, KeySourceError, Secret
-from pollux.backends.keys.entries import LIMITS, Entry, id_fault, limits_fault, project_fault, tier_fault, value_doubt
+from pollux.backends.keys.entries import (
+    LIMITS,
+    Entry,
+    id_fault,
+    limits_fault,
+    project_fault,
+    text_of,
+    tier_fault,
+    value_doubt,
+)
 from pollux.backends.keys.files import parse, recognise
 from pollux.backends.keys.local import free_id
 from pollux.backends.keys.places import (
@@ -20,10 +29,10 @@ from pollux.backends.keys.places import (
     KeyPlace,
     SecretManagerPlace,
     no_such_key,
-    text_of,
     variables_here,
 )
-from pollux.backends.keys.probe import MODEL, REFUSED, Finding, probe
+from pollux.backends.keys.probe import MODEL, REFUSED, TIMEOUT_S, Finding, probe
+from pollux.cli.gateway import http_options
 from pollux.cli.key_health import Lifted, forgive, in_words, leave_aside, lift, read_health, state_of
 from pollux.cli.terminal import (
     Commands,
@@ -440,7 +449,7 @@ def check(place: KeyPlace, settings: Settings, ids: tuple[str, ...], model: str,
         raise KeySourceError(f"no keys to check; add one with: pollux keys add{place.where}")
     asked = {key_id: entry.secret for key_id, entry in contents.entries.items() if key_id not in contents.unread}
     with progress(len(asked), "checking keys") as step:
-        found = asyncio.run(probe(asked, upstream=settings.upstream, model=model, done=step))
+        found = _probed(settings, model, asked, step)
     found |= {key_id: Finding("unreadable", str(error)) for key_id, error in contents.unread.items()}
     rows = [(key_id, entry.secret.masked, found[key_id]) for key_id, entry in contents.entries.items()]
     if as_json:
@@ -473,7 +482,19 @@ def _to_compare(contents: Contents, but: str = "") -> list[Entry]:
 
 
 def _asked(settings: Settings, model: str, key_id: str, secret: Secret) -> Finding:
-    return asyncio.run(probe({key_id: secret}, upstream=settings.upstream, model=model))[key_id]
+    return _probed(settings, model, {key_id: secret})[key_id]
+
+
+def _probed(
+    settings: Settings, model: str, secrets: Mapping[str, Secret], done: Callable[[], None] = lambda: None
+) -> dict[str, Finding]:
+    import httpx2  # here, so that commands without a network start fast
+
+    async def probed() -> dict[str, Finding]:
+        async with httpx2.AsyncClient(**http_options(settings.upstream), timeout=TIMEOUT_S) as http:
+            return await probe(secrets, http, upstream=settings.upstream, model=model, done=done)
+
+    return asyncio.run(probed())
 
 
 def _forgiven(place: KeyPlace, settings: Settings, key_id: str, found: Finding | None = None) -> Lifted:

@@ -14,7 +14,7 @@ from pollux.backends.keys.contract import KeySourceError, Secret
 from pollux.backends.keys.places import SecretManager
 from pollux.backends.keys.records import ADMIN_TOKEN, OURS, TOKEN, TOKEN_NAME, foreign, token_name
 from pollux.backends.keys.secrets_api import SecretError, SecretInfo, Version, known_as
-from pollux.backends.keys.tokens import _new_token, greeting
+from pollux.backends.keys.tokens import greeting, new_token
 from pollux.cli.terminal import Commands, confirmed, json_option, note, secrets_option, show_json, show_table
 from pollux.settings import Settings
 
@@ -58,7 +58,7 @@ def add(load: LoadSettings, name: str | None, admin: bool, url: str, raw: bool, 
     """
     with _secret_manager(load(), secrets) as google:
         secret = _secret_of(name, admin)
-        token = _new_token()
+        token = new_token()
         try:
             number, made = google.run(google.create(secret, OURS, {}, Secret(token))), True
         except SecretError as error:

@@ -1,59 +1,26 @@
 """`pollux status` and `pollux explain`: what a running gateway says of itself, for people or as JSON for scripts."""
 
-import contextlib
-import ipaddress
-import json
 import math
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 import click
 
+from pollux.cli.gateway import admin_token, ask, url_option
 from pollux.cli.terminal import Table, json_option, show_json
-from pollux.settings import Settings, base_url, proxy_for
+from pollux.settings import Settings
 
 WATCH_EVERY = 2.0
 QUOTA_HEAD = ("PROJECT", "MODEL", "RPM", "TPM", "RPD", "NEXT SLOT", "COMMITS", "CONFLICTS", "GRANTS", "WHY")
 
 
-class AskError(click.ClickException):
-    """The gateway gave no answer that can be shown: what happened, and what to do next. Exit code 2."""
-
-    def __init__(self, message: str, status: int = 0) -> None:
-        super().__init__(message)
-        self.status = status
-        self.ctx = click.get_current_context(silent=True)
-
-
 View = list[str | Table]
 """What a command shows: lines and tables, from top to bottom."""
-
-
-class Address(click.ParamType[str]):
-    """A gateway's address. What is refused is not repeated: it may hold a password."""
-
-    name = "url"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            value.encode("ascii")
-            return base_url(value)
-        except ValueError:
-            self.fail("expected one such as http://127.0.0.1:3145 or https://pollux-….run.app, without token or query")
-
-
-url_option = click.option(
-    "--url",
-    type=Address(),
-    metavar="URL",
-    help="The gateway's address (default: POLLUX_URL, else http://127.0.0.1:3145).",
-)
 
 
 @click.command(help="Show keys, quotas and totals of a running gateway.")
@@ -101,61 +68,6 @@ def explain(load: Callable[[], Settings], what: str, tokens: int, as_json: bool,
     )
     found = ask(url or settings.gateway_url, path, admin_token(settings))
     _show(found, request_view if past else explain_view, as_json=as_json)
-
-
-def admin_token(settings: Settings) -> str:
-    """That of the settings, else the one that the first local run made."""
-    path = Path(settings.data) / "tokens.json"
-    try:
-        return settings.admin_token or str(json.loads(path.read_text())["admin"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise AskError(f"no admin token: set POLLUX_ADMIN_TOKEN ({path} has none either)") from None
-
-
-def is_local(url: str) -> bool:
-    """Whether what is sent there stays on this machine."""
-    host = urlsplit(url).hostname or ""
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
-
-
-def transport_options(url: str) -> dict[str, Any]:
-    """For an httpx2 transport: the same proxies and certificates as on the way to Gemini.
-
-    httpx2 alone would ask a proxy for 127.0.0.1, which is another machine there.
-    """
-    import ssl
-
-    import httpx2
-
-    proxy = proxy_for(url)
-    through = httpx2.Proxy(proxy.url, auth=(proxy.user, proxy.password) if proxy.user else None) if proxy else None
-    return {"proxy": through, "verify": ssl.create_default_context()}
-
-
-def ask(url: str, path: str, token: str, *, method: str = "GET") -> dict[str, Any]:
-    import httpx2
-
-    try:
-        transport = httpx2.HTTPTransport(**transport_options(url))
-        with httpx2.Client(transport=transport, timeout=10, follow_redirects=True) as client:
-            answer = client.request(method, url + path, headers={"authorization": f"Bearer {token}"})
-        if answer.is_success:
-            found: dict[str, Any] = answer.json()
-            return found
-    except (httpx2.HTTPError, OSError, ValueError) as error:
-        proxy = proxy_for(url)
-        through = f" through the proxy {proxy.url}" if proxy else ""
-        raise AskError(
-            f"no gateway answers at {url}{through} ({error}); start it with `pollux serve`, or say with --url where it "
-            "is"
-        ) from None
-    try:
-        message = answer.json()["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        message = answer.reason_phrase
-    raise AskError(f"{url} answers {answer.status_code}: {message}", answer.status_code)
 
 
 def _show(found: Mapping[str, Any], view: Callable[[Mapping[str, Any]], View], *, as_json: bool) -> None:
