@@ -45,11 +45,30 @@ url_option = click.option(
 
 def admin_token(settings: Settings) -> str:
     """The admin token of the settings, else the one in tokens.json of this machine."""
-    path = Path(settings.data) / "tokens.json"
+    path = tokens_file(settings)
+    if token := settings.admin_token or tokens_in(path).get("admin"):
+        return token
+    raise AskError(f"no admin token: set POLLUX_ADMIN_TOKEN ({path} has none either)")
+
+
+def tokens_file(settings: Settings) -> Path:
+    return Path(settings.data) / "tokens.json"
+
+
+def tokens_in(path: Path) -> dict[str, str]:
+    """The client and the admin token in a tokens.json; {} if it cannot be read."""
     try:
-        return settings.admin_token or str(json.loads(path.read_text())["admin"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise AskError(f"no admin token: set POLLUX_ADMIN_TOKEN ({path} has none either)") from None
+        return parsed_tokens(path.read_text(errors="replace"))
+    except OSError:
+        return {}
+
+
+def parsed_tokens(text: str) -> dict[str, str]:
+    try:
+        found = json.loads(text)
+        return {kind: str(found[kind]).strip() for kind in ("client", "admin") if found.get(kind)}
+    except (ValueError, RecursionError, AttributeError):
+        return {}
 
 
 def is_local(url: str) -> bool:

@@ -33,7 +33,7 @@ from pollux.backends.keys.places import (
 )
 from pollux.backends.keys.probe import MODEL, REFUSED, TIMEOUT_S, Finding, probe
 from pollux.cli.gateway import http_options
-from pollux.cli.key_health import Lifted, forgive, in_words, leave_aside, lift, read_health, state_of
+from pollux.cli.key_health import Lifted, in_words, leave_aside, lift, read_health, state_of
 from pollux.cli.terminal import (
     Commands,
     ask_value,
@@ -500,7 +500,7 @@ def _probed(
 def _forgiven(place: KeyPlace, settings: Settings, key_id: str, found: Finding | None = None) -> Lifted:
     """What was held against the key before ends, in gateways that run and those that start later."""
     well = found is not None and found.state in ("healthy", "no quota")
-    return asyncio.run(forgive(settings, place.project, key_id, well=well))
+    return asyncio.run(lift(settings, place.project, {key_id: None}, well=well))
 
 
 def _warn_if_doubted(key_id: str, secret: Secret) -> None:
