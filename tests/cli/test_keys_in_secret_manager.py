@@ -159,7 +159,7 @@ def test_remove_asks_and_warns_of_what_others_made(shell: Shell) -> None:
     shell.google.put("pollux-key-a", A)
     code, _, err = shell("remove", "a")
     assert code == 2
-    assert "nobody to ask; say --yes" in err
+    assert "there is no terminal to ask on; use --yes" in err
     shell.terminal("n\n")
     code, out, _ = shell("remove", "a")
     assert (code, out.count("kept")) == (0, 1)

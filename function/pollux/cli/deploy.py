@@ -39,13 +39,13 @@ def _refuse_token(_context: click.Context, _parameter: click.Parameter, value: s
         )
 
 
-@click.group(help="Check an endpoint, deployed or here.")
+@click.group(help="Check a gateway, deployed or on this machine.")
 def deploy() -> None:
     pass
 
 
 @deploy.command(
-    short_help="Try an endpoint as its clients would, and say what is not well.",
+    short_help="Try a gateway as its clients would, and show what does not work.",
     epilog="Tokens come from POLLUX_TOKEN and POLLUX_ADMIN_TOKEN, from a file, or for an address of this machine from "
     "tokens.json in the data folder. Otherwise you are asked for them. A private service wants an ID token too: "
     "IDENTITY_TOKEN in the environment.",

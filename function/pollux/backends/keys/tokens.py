@@ -26,7 +26,7 @@ LOOKED_AT = 4
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
-_NAMED = re.compile(r"([A-Za-z][A-Za-z0-9._-]{0,31})=(?=.*[^=])(.*)")  # only = behind: a padded base64 token
+NAMED = re.compile(r"([A-Za-z][A-Za-z0-9._-]{0,31})=(?=.*[^=])(.*)")  # only = behind: a padded base64 token
 _NAME_ALONE = re.compile(r".{1,32}=+")  # a name whose token is missing, or a base64 token without a name
 _KEY = re.compile(r"(?:^|&)(?:k|%6[bB])(?:e|%65)(?:y|%79)=([^&]+)")
 _TOKEN_HEADERS = (b"x-goog-api-key", b"x-api-key")
@@ -230,7 +230,7 @@ def new_token() -> str:
 
 
 def _entry(written: str, place: int, where: str) -> tuple[str, str]:
-    if named := _NAMED.fullmatch(written):
+    if named := NAMED.fullmatch(written):
         return named[1], named[2]
     if _NAME_ALONE.fullmatch(written):
         raise TokenError(
