@@ -201,7 +201,7 @@ def test_on_one_machine_tokens_are_settings_or_a_file(shell: Shell) -> None:
     for words in (["add", "web"], ["revoke", "web"]):
         code, out, err = shell(*words, secrets=False)
         assert (code, out) == (2, "")
-        assert "without --secrets PROJECT (or POLLUX_SECRETS) tokens are those of POLLUX_TOKEN" in err
+        assert "without --secrets PROJECT (or POLLUX_SECRETS) tokens come from POLLUX_TOKEN" in err
     assert "tokens.json, made at the next start" in shell("list", secrets=False)[1]
     (Path(shell.settings.data) / "tokens.json").write_text("{}")
     assert shell("list", secrets=False)[1].rstrip().endswith("tokens.json")

@@ -454,7 +454,9 @@ def test_a_request_tells_to_which_project_it_was_held_and_why() -> None:
         "  1. team-a: located: files/a was looked for and found there",
     ]
     record.owner, record.reason = "team-a, team-b", "TWO_OWNERS"
-    assert "  of projects team-a, team-b, none sees all of cachedContents/c, files/a" in request_text(record.as_json())
+    assert "  none of the projects team-a, team-b owns all of cachedContents/c, files/a" in request_text(
+        record.as_json()
+    )
     record.owner, record.reason = "", ""
     assert "  no project is known to own cachedContents/c, files/a" in request_text(record.as_json())
 
@@ -479,7 +481,7 @@ def test_status_tells_of_resources_once_there_are_some() -> None:
 
     before, after = play(scene)
     assert "resources:" not in status_text(before)
-    assert "resources: 1 remembered with their owners, 0 looked for, 1 commits" in status_text(after)
+    assert "resources: 1 with a known owner, 0 searched for, 1 commits" in status_text(after)
 
 
 # --- proxies and terminals -------------------------------------------------------------------------------------------

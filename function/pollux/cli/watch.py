@@ -1,4 +1,4 @@
-"""`pollux status` and `pollux explain`: what a running gateway says of itself, for people or as JSON for scripts."""
+"""`pollux status` and `pollux explain`: what a running gateway reports, as text or JSON."""
 
 import math
 import re
@@ -17,7 +17,6 @@ from pollux.settings import Settings
 
 WATCH_EVERY = 2.0
 QUOTA_HEAD = ("PROJECT", "MODEL", "RPM", "TPM", "RPD", "NEXT SLOT", "COMMITS", "CONFLICTS", "GRANTS", "WHY")
-
 
 View = list[str | Table]
 """What a command shows: lines and tables, from top to bottom."""
@@ -56,16 +55,15 @@ def status(load: Callable[[], Settings], watch: bool, as_json: bool, url: str | 
 @url_option
 @click.pass_obj
 def explain(load: Callable[[], Settings], what: str, tokens: int, as_json: bool, url: str | None) -> None:
-    """Tell where a request would go and why it would wait, or what became of one.
+    """Show where a request would go and why it would wait, or what became of one.
 
-    With a model: for every candidate the earliest slot and what holds it back. With the id of a recent request (the
+    With a model: the earliest slot of every candidate, and the reason for it. With the id of a recent request (the
     answer header x-pollux-request-id): what became of it.
     """
     settings = load()
     past = re.fullmatch("[0-9a-f]{16}", what)
-    path = (
-        f"/admin/requests/{quote(what)}" if past else f"/admin/explain?{urlencode({'model': what, 'tokens': tokens})}"
-    )
+    query = urlencode({"model": what, "tokens": tokens})
+    path = f"/admin/requests/{quote(what)}" if past else f"/admin/explain?{query}"
     found = ask(url or settings.gateway_url, path, admin_token(settings))
     _show(found, request_view if past else explain_view, as_json=as_json)
 
@@ -82,12 +80,12 @@ def _show(found: Mapping[str, Any], view: Callable[[Mapping[str, Any]], View], *
 
 
 def _live(found: Callable[[], Mapping[str, Any]]) -> None:
-    """On a screen of its own, which Ctrl-C leaves as the terminal was before."""
+    """On the terminal's alternate screen. Ctrl-C restores the terminal."""
     from rich.live import Live
 
     view = _for_terminal(status_view(found()))
     live = Live(view, screen=True, auto_refresh=False)
-    try:  # not `with`: a Ctrl-C while it starts would leave its screen up
+    try:  # not `with`: after a Ctrl-C while it starts, the alternate screen would stay
         live.start()
         while True:
             time.sleep(WATCH_EVERY)
@@ -97,7 +95,6 @@ def _live(found: Callable[[], Mapping[str, Any]]) -> None:
 
 
 def _for_terminal(view: View) -> Any:
-    """As wide as the terminal, with long cells on several lines."""
     from rich.console import Group
     from rich.text import Text
 
@@ -125,7 +122,7 @@ def status_view(found: Mapping[str, Any]) -> View:
         f"window {found['window']}",
         f"requests: {pool['requests']} ({statuses}), {pool['under_way']} under way, {pool['waiting']} waiting",
     ]
-    view += _owned(found)
+    view += _resources(found)
     view.append(_store(found["store"], pool["requests"]))
     if found["store"]["state"] != "ok":
         since = datetime.fromtimestamp(found["store"]["since"]).strftime("%H:%M:%S")
@@ -173,7 +170,7 @@ def status_view(found: Mapping[str, Any]) -> View:
 
 
 def _key_row(key: Mapping[str, Any], project: Mapping[str, Any], now: float) -> tuple[str, ...]:
-    """A key that is well serves nothing while its project is set aside."""
+    """A healthy key is not used while its project is set aside."""
     state, until, why = key["state"], key["until"], key["why"] or ""
     if project["state"] == "aside" and state in ("healthy", "unchecked"):
         state, until, why = "aside", project["until"], f"its project: {project['why']}"
@@ -192,14 +189,14 @@ def _paused(until: float, now: float) -> str:
 
 
 def _store(store: Mapping[str, Any], requests: int) -> str:
-    """What all instances share, and what this one asked of it."""
-    each = max(1, requests)
-    per = f", {store['commits'] / each:.2f} commits and {store['reads'] / each:.2f} reads a request"
+    per = ""
+    if requests:
+        per = f", {store['commits'] / requests:.2f} commits and {store['reads'] / requests:.2f} reads a request"
     took = f"; a commit takes {store['commit_ms']['median']:g} ms" if store["commit_ms"] else ""
     return (
         f"store: {store['url']} is {store['state']}, instances: {store['instances']}; "
         f"by this one {store['commits']} commits ({store['conflicts']} conflicts), "
-        f"{store['reads']} reads{per if requests else ''}{took}"
+        f"{store['reads']} reads{per}{took}"
     )
 
 
@@ -215,16 +212,16 @@ def _until(moment: float | None, now: float) -> str:
     return f"in {away} s" if away < 120 else datetime.fromtimestamp(moment).strftime("%d %b %H:%M")
 
 
-def _owned(found: Mapping[str, Any]) -> Iterator[str]:
-    """What projects own, and the files that are pooled."""
+def _resources(found: Mapping[str, Any]) -> Iterator[str]:
     if (known := found.get("resources")) and any(known.values()):
         yield (
-            f"resources: {known['remembered']} remembered with their owners, {known['searches']} looked for, "
+            f"resources: {known['remembered']} with a known owner, {known['searches']} searched for, "
             f"{known['commits']} commits"
         )
     if files := found.get("pooled_files"):
         yield (
-            f"pooled files: {files['uploaded']} uploaded, {files['known_again']} known again, {files['copied']} copied"
+            f"pooled files: {files['uploaded']} uploaded, {files['known_again']} known already, "
+            f"{files['copied']} copied"
         )
         if files["blobs"] != "ok":
             yield (
@@ -249,7 +246,7 @@ def explain_view(found: Mapping[str, Any]) -> View:
     if floor := found.get("floor"):
         view.append(f"the chain ends at {found['chain'][-1]}: {floor}")
     if not found["in_catalog"]:
-        view.append(f"{found['model']} is not in the catalog: only Google knows whether there is such a model")
+        view.append(f"{found['model']} is not in the catalog: only Google knows whether the model exists")
     if paused := found.get("paused_until"):
         view.append(_paused(paused, found["now"]))
     if found["store"] != "ok":
@@ -278,7 +275,7 @@ def request_view(found: Mapping[str, Any]) -> View:
     if names := found.get("bound"):
         owner = found["owner"]
         held = f"only project {owner} could serve it, which owns" if owner else "no project is known to own"
-        held = f"of projects {owner}, none sees all of" if found["reason"] == "TWO_OWNERS" else held
+        held = f"none of the projects {owner} owns all of" if found["reason"] == "TWO_OWNERS" else held
         view.append(f"  {held} {', '.join(names)}")
     left_out = found.get("attempts_left_out", {})
     first = len(found["attempts"]) // 2
@@ -300,7 +297,7 @@ def request_view(found: Mapping[str, Any]) -> View:
 
 def _first_byte(found: Mapping[str, Any]) -> str:
     first = found["first_byte_ms"]
-    return "no byte came" if first is None else f"first byte after {first} ms"
+    return "no answer came" if first is None else f"first byte after {first} ms"
 
 
 def _reported(found: Mapping[str, Any]) -> str:
@@ -308,6 +305,6 @@ def _reported(found: Mapping[str, Any]) -> str:
 
 
 def _detail(attempt: Mapping[str, Any]) -> str:
-    """Of what Google said, the first sentence: more of it is links."""
+    """Only the first sentence of a message of Google: the rest is links."""
     said: str = attempt["detail"]
     return re.split(r"(?<=[.!?])\s", said, maxsplit=1)[0].removesuffix(".") if "status" in attempt else said

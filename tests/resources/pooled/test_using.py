@@ -449,7 +449,7 @@ def test_status_tells_of_pooled_files() -> None:
                 assert (await generate(app, file)).status == 200
             asked = await call(app, "GET", "/admin/status", {"authorization": f"Bearer {ADMIN}"})
             said = as_text(status_view(asked.json))
-            assert "pooled files: 1 uploaded, 1 known again, 1 copied" in said
+            assert "pooled files: 1 uploaded, 1 known already, 1 copied" in said
             assert "BLOB STORE" not in said
             blobs.down = True
             await asyncio.sleep(60)
