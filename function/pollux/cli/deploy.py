@@ -13,7 +13,7 @@ import click
 from pollux.backends.keys.tokens import TokenError, first_token
 from pollux.cli.gateway import Address, AskError, is_local, parsed_tokens, tokens_file, tokens_in
 from pollux.cli.terminal import json_option, show_json
-from pollux.log_safety import clean
+from pollux.redaction import clean
 from pollux.settings import Settings
 
 if TYPE_CHECKING:

@@ -15,8 +15,7 @@ import httpx2
 from pollux.cli.gateway import http_options, through_proxy
 from pollux.gemini.errors import ERRORS
 from pollux.gemini.verdict import error_body
-from pollux.log_safety import clean
-from pollux.redaction import without
+from pollux.redaction import clean, without
 
 MOST = 4 << 20
 """Bytes of an answer that are read."""
