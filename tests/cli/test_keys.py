@@ -750,7 +750,7 @@ def test_check_says_when_a_refusal_names_a_free_quota(shell: Shell) -> None:
         shell.settings = Settings(data=str(shell.home / "data"), upstream=url)
         err = shell("check")[2]
     assert err == (
-        "note: on the free quota: p; if that is meant, say so: pollux keys edit alice --tier free; if not, look at the "
+        "note: on the free quota: p; if that is right, run: pollux keys edit alice --tier free; if not, look at the "
         "plan in AI Studio\n"
     )  # of q its key says so
 

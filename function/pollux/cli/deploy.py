@@ -32,13 +32,6 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, value: float)
     return value
 
 
-def _refuse_token(_context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
-    if value is not None:
-        raise click.UsageError(
-            "a token must not be an argument, which every process can read: set POLLUX_TOKEN, or --token-file FILE"
-        )
-
-
 @click.group(help="Check a gateway, deployed or on this machine.")
 def deploy() -> None:
     pass
@@ -59,7 +52,6 @@ def deploy() -> None:
 )
 @click.option("--plain-http", is_flag=True, help="Allow http:// to another machine: tokens can be read on the way.")
 @json_option
-@click.option("--token", "--admin-token", hidden=True, expose_value=False, callback=_refuse_token)
 @click.pass_obj
 def check(
     load: Callable[[], Settings],

@@ -26,9 +26,9 @@ CHEAP = "draft"
 PLATFORM = (".run.app", ".cloudfunctions.net")
 
 TOGETHER = 0.02
-"""Events less than so many seconds apart came together. A model takes ten times as long for an event."""
+"""Events less than this many seconds apart came together. A model takes ten times as long for an event."""
 QUICK = 0.5
-"""A whole answer within so many seconds may come at once although nothing buffers it."""
+"""A whole answer within this many seconds may come at once although nothing buffers it."""
 FEWEST = 3
 """Events that are needed to tell."""
 
@@ -247,7 +247,7 @@ class Check:
         return judge(event_times(self._stream.reads), self._stream.took, length_known=length_known)
 
     async def _path_in_z(self) -> Finding:
-        """run.app reserves some paths that end in z. No token is sent: it only matters who answers."""
+        """run.app reserves some paths that end in z. No token is sent: it only matters which program answers."""
         file = await self._ask("GET", "/v1beta/files/checkz")
         if file.reason != "NO_TOKEN":
             return Finding("warn", f"/v1beta/files/checkz does not reach Pollux: {file.summary}", IN_Z)

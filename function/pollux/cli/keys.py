@@ -499,7 +499,7 @@ def _probed(
 
 
 def _forgiven(place: KeyPlace, settings: Settings, key_id: str, found: Finding | None = None) -> Lifted:
-    """The key has a new value, or is used again: what is held against it says nothing about it now."""
+    """The key has a new value, or is used again: what was held against it does not hold any more."""
     well = found is not None and found.state in ("healthy", "no quota")
     return asyncio.run(lift(settings, place.project, {key_id: None}, well=well))
 
@@ -566,7 +566,7 @@ def _tell_of_free_quota(checked: Iterable[Key], free: set[str], where: str) -> N
         note(f"note: {free_quota(paid)}")
     if untold := [key for key in seen if key.tier is None]:
         note(
-            f"note: on the free quota: {', '.join(key.project for key in untold)}; if that is meant, say so: pollux "
+            f"note: on the free quota: {', '.join(key.project for key in untold)}; if that is right, run: pollux "
             f"keys edit {shlex.quote(untold[0].id)} --tier free{where}{', …' * (len(untold) > 1)}; if not, look at the "
             "plan in AI Studio"
         )

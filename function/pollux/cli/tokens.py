@@ -147,7 +147,7 @@ def _list_of_this_machine(settings: Settings, *, as_json: bool) -> int:
 def revoke(
     load: LoadSettings, name: str | None, admin: bool, version: int | None, every: bool, yes: bool, secrets: str | None
 ) -> int:
-    """End a token for ever.
+    """Revoke a token.
 
     Its version is destroyed, so that it cannot be enabled again. With the last version the client's secret is removed.
     """

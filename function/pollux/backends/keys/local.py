@@ -9,6 +9,7 @@ from pathlib import Path
 from pollux.backends.keys.contract import Key, KeySourceError, Secret
 from pollux.backends.keys.entries import TOKEN_PREFIX, Entry, KeyFileError, Parsed, Problem, clean, decode
 from pollux.backends.keys.files import ROOT, VARIABLES, Variable, is_read, parse, parse_env, parse_variables
+from pollux.settings import Settings
 
 LOOK_EVERY_S = 1.0
 LARGEST = 2**20
@@ -218,12 +219,13 @@ class LocalKeyring:
             self._keys = keys
 
 
-def home_folder() -> Path | None:
-    """None if the user has none, for example because it has no entry in the system's list of users."""
+def open_local(settings: Settings) -> LocalKeyring:
     try:
-        return Path.home()
-    except RuntimeError:
-        return None
+        home = Path.home()
+    except RuntimeError:  # the user has no entry in the system's list of users
+        home = None
+    keys_file = Path(settings.keys_file).expanduser() if settings.keys_file else None
+    return LocalKeyring(keys_file, data=Path(settings.data), folder=Path.cwd(), environ=settings.environ, home=home)
 
 
 def free_id(wanted: str, taken: Iterable[str]) -> str:

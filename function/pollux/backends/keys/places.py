@@ -12,7 +12,7 @@ from pollux.backends.keys.contract import Key, KeySourceError, Secret
 from pollux.backends.keys.entries import Entry, Problem, id_fault, text_of
 from pollux.backends.keys.files import Variable, parse, parse_env, recognise
 from pollux.backends.keys.keys_json import KeyFile
-from pollux.backends.keys.local import LocalKeyring, home_folder
+from pollux.backends.keys.local import open_local
 from pollux.backends.keys.records import ID, changed, foreign, secret_name
 from pollux.backends.keys.secret_manager import SecretManagerKeyring
 from pollux.backends.keys.secrets_api import SecretError, SecretInfo, SecretsApi, known_as
@@ -114,10 +114,9 @@ class FilePlace(KeyPlace):
     """Reads every source of this machine. Writes POLLUX_KEYS_FILE, or keys.json in the data folder."""
 
     def __init__(self, settings: Settings) -> None:
-        self._data = Path(settings.data)
-        self._environ = settings.environ
+        self._settings = settings
         self._named = Path(settings.keys_file).expanduser() if settings.keys_file else None
-        self._path = self._named or self._data / "keys.json"
+        self._path = self._named or Path(settings.data) / "keys.json"
         self.name = str(self._path)
         self.title = f"file {self.name}"
 
@@ -128,7 +127,7 @@ class FilePlace(KeyPlace):
             found = Contents((), {}) if new else self.read(wanted)
             owned = {entry.secret: entry.id for entry in self._own_entries()}
             return replace(found, ids={*found.entries, *ids}, owned=owned)
-        keyring = self._keyring()
+        keyring = open_local(self._settings)
         entries = {key_id: replace(entry, id=key_id) for key_id, entry in keyring.entries().items()}
         keys = tuple(entry.key(key_id) for key_id, entry in entries.items())
         chosen = {key.id: entries[key.id] for key in keys if wanted is None or wanted(key)}
@@ -179,12 +178,12 @@ class FilePlace(KeyPlace):
         return next((entry.secret for entry in self._own_entries() if entry.id == key_id), None)
 
     def copies(self, secret: Secret) -> tuple[list[Entry], str | None]:
-        keyring = self._keyring()
+        keyring = open_local(self._settings)
         serving = (key_id for key_id, e in keyring.entries().items() if e.secret == secret and e.enabled)
         return list(keyring.entries_with(secret)), next(serving, None)
 
     def reads(self, path: Path) -> bool:
-        return path.resolve() != self._path.resolve() and self._keyring().reads(path)
+        return path.resolve() != self._path.resolve() and open_local(self._settings).reads(path)
 
     @property
     def _file(self) -> KeyFile:
@@ -197,13 +196,10 @@ class FilePlace(KeyPlace):
             )
         return KeyFile(self._path)
 
-    def _keyring(self) -> LocalKeyring:
-        return LocalKeyring(self._named, data=self._data, folder=Path.cwd(), environ=self._environ, home=home_folder())
-
     def _own_entries(self) -> tuple[Entry, ...]:
         if not self._path.exists():
             return ()
-        return parse(text_of(self._path), self.name, variables_here(self._environ)).entries
+        return parse(text_of(self._path), self.name, variables_here(self._settings.environ)).entries
 
 
 class SecretManager:
