@@ -20,8 +20,8 @@ import pytest
 
 from pollux.backends.keys.contract import Key
 from pollux.cli.main import main
-from pollux.cli.terminal import Table
-from pollux.cli.watch import as_text, explain_view, request_view, status_view
+from pollux.cli.terminal import Table, as_text
+from pollux.cli.watch import explain_view, request_view, status_view
 from pollux.relay.journal import Attempt, Record
 from pollux.server.admin import status
 from pollux.settings import Settings
@@ -313,7 +313,7 @@ def test_a_request_above_the_limit_is_told_to_be_larger() -> None:
 
 def test_columns_are_as_wide_as_their_widest_cell() -> None:
     table = Table(("A", "LONG"), [("wide", 1), ("x", "")])
-    assert as_text([table]).splitlines() == ["", "A     LONG", "wide  1", "x"]
+    assert as_text(["above", table]).splitlines() == ["above", "", "A     LONG", "wide  1", "x"]
 
 
 # --- asking a gateway ------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -116,16 +117,42 @@ class Table:
         return table
 
 
-def show_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    if not rows:
-        return
-    table = Table(head, rows)
-    if sys.stdout.isatty():
-        from rich.console import Console
+View = list[str | Table]
+"""What a command shows: lines and tables, from top to bottom."""
 
-        Console(highlight=False).print(table.for_terminal())
-    else:
-        print("\n".join(table.lines()))
+
+def show(view: View) -> None:
+    if not sys.stdout.isatty():
+        print(as_text(view))
+        return
+    from rich.console import Console
+
+    Console(highlight=False).print(for_terminal(view))
+
+
+def as_text(view: View) -> str:
+    lines: list[str] = []
+    for part in view:
+        lines += [part] if isinstance(part, str) else [*([""] if lines else []), *part.lines()]
+    return "\n".join(lines)
+
+
+def for_terminal(view: View) -> Any:
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[Any] = []
+    for part in view:
+        if isinstance(part, str):
+            parts.append(Text(part, style="bold red" if re.match("[A-Z]{2}", part) else ""))
+        else:
+            parts += [*([""] if parts else []), part.for_terminal()]
+    return Group(*parts)
+
+
+def show_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    if rows:
+        show([Table(head, rows)])
 
 
 @contextmanager

@@ -12,14 +12,11 @@ from urllib.parse import quote, urlencode
 import click
 
 from pollux.cli.gateway import admin_token, ask, url_option
-from pollux.cli.terminal import Table, json_option, show_json
+from pollux.cli.terminal import Table, View, for_terminal, json_option, show, show_json
 from pollux.settings import Settings
 
 WATCH_EVERY = 2.0
 QUOTA_HEAD = ("PROJECT", "MODEL", "RPM", "TPM", "RPD", "NEXT SLOT", "COMMITS", "CONFLICTS", "GRANTS", "WHY")
-
-View = list[str | Table]
-"""What a command shows: lines and tables, from top to bottom."""
 
 
 @click.command(help="Show keys, quotas and totals of a running gateway.")
@@ -37,7 +34,7 @@ def status(load: Callable[[], Settings], watch: bool, as_json: bool, url: str | 
     if watch and not as_json and sys.stdout.isatty():
         _live(found)
     while True:
-        _show(found(), status_view, as_json=as_json)
+        _show(found(), status_view, as_json)
         if not watch:
             return
         sys.stdout.flush()
@@ -65,53 +62,29 @@ def explain(load: Callable[[], Settings], what: str, tokens: int, as_json: bool,
     query = urlencode({"model": what, "tokens": tokens})
     path = f"/admin/requests/{quote(what)}" if past else f"/admin/explain?{query}"
     found = ask(url or settings.gateway_url, path, admin_token(settings))
-    _show(found, request_view if past else explain_view, as_json=as_json)
+    _show(found, request_view if past else explain_view, as_json)
 
 
-def _show(found: Mapping[str, Any], view: Callable[[Mapping[str, Any]], View], *, as_json: bool) -> None:
+def _show(found: Mapping[str, Any], view: Callable[[Mapping[str, Any]], View], as_json: bool) -> None:
     if as_json:
         show_json(found)
-    elif sys.stdout.isatty():
-        from rich.console import Console
-
-        Console(highlight=False).print(_for_terminal(view(found)))
     else:
-        print(as_text(view(found)))
+        show(view(found))
 
 
 def _live(found: Callable[[], Mapping[str, Any]]) -> None:
     """On the terminal's alternate screen. Ctrl-C restores the terminal."""
     from rich.live import Live
 
-    view = _for_terminal(status_view(found()))
+    view = for_terminal(status_view(found()))
     live = Live(view, screen=True, auto_refresh=False)
     try:  # not `with`: after a Ctrl-C while it starts, the alternate screen would stay
         live.start()
         while True:
             time.sleep(WATCH_EVERY)
-            live.update(_for_terminal(status_view(found())), refresh=True)
+            live.update(for_terminal(status_view(found())), refresh=True)
     finally:
         live.stop()
-
-
-def _for_terminal(view: View) -> Any:
-    from rich.console import Group
-    from rich.text import Text
-
-    parts: list[Any] = []
-    for part in view:
-        if isinstance(part, str):
-            parts.append(Text(part, style="bold red" if re.match("[A-Z]{2}", part) else ""))
-            continue
-        parts += ["", part.for_terminal()]
-    return Group(*parts)
-
-
-def as_text(view: View) -> str:
-    lines: list[str] = []
-    for part in view:
-        lines += [part] if isinstance(part, str) else ["", *part.lines()]
-    return "\n".join(lines)
 
 
 def status_view(found: Mapping[str, Any]) -> View:

@@ -10,7 +10,8 @@ from bench.virtual import run as run_virtually
 from gemini_simulator import Fault
 from pollux.backends.keys.contract import Key
 from pollux.backends.store.memory import MemoryStore
-from pollux.cli.watch import as_text, status_view
+from pollux.cli.terminal import as_text
+from pollux.cli.watch import status_view
 from tests.gateway import ADMIN, CHAT, COUNT, FLASH, HELLO, NEXT, Got, Keys, call, now, play, projects
 from tests.pools import FaultyStore
 from tests.resources.pooled.scenes import (
