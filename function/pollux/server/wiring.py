@@ -145,11 +145,9 @@ def open_keyring(settings: Settings) -> Keyring:
         from pollux.backends.keys.secret_manager import SecretManagerKeyring
 
         return SecretManagerKeyring(settings.secrets)
-    from pollux.backends.keys.local import LocalKeyring, home_folder
+    from pollux.backends.keys.local import open_local
 
-    keys_file = Path(settings.keys_file).expanduser() if settings.keys_file else None
-    data = Path(settings.data)
-    return LocalKeyring(keys_file, data=data, folder=Path.cwd(), environ=settings.environ, home=home_folder())
+    return open_local(settings)
 
 
 def _has_simulator() -> bool:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pollux.backends.keys.contract import Key, Keyring, KeySourceError, Secret
 from pollux.backends.keys.entries import Entry, KeyFileError, id_fault, value_fault
 from pollux.backends.keys.files import Variable, parse, parse_variables, recognise
-from pollux.backends.keys.keyfile import KeyFile
+from pollux.backends.keys.keys_json import KeyFile
 from pollux.backends.keys.local import LocalKeyring, free_id
 from pollux.cli.keys import plan
 
@@ -414,7 +414,7 @@ texts = (
 
 def test_a_project_that_is_a_keys_value_is_refused() -> None:
     text = json.dumps(document({"id": "a", "api_key": B, "project": A}))
-    assert faults(text, "keys.json")[0][1].endswith("and is no key's value")
+    assert faults(text, "keys.json")[0][1].endswith("and is not a key's value")
 
 
 @settings(max_examples=200, deadline=None)

@@ -129,7 +129,7 @@ def test_a_secret_that_was_made_anew_has_other_tokens(google: SecretManager) -> 
         ("pollux-token-web", "abc", "version 1 is not a token: fewer than 4 characters"),
         ("pollux-token-web", "with a space", "version 1 is not a token: has characters that a header cannot carry"),
         ("pollux-token-web", ADMIN, "version 1 is not a token: a client token is the same"),
-        ("pollux-token-web", "web=", "version 1 is not a token: nothing but the name of who has it"),
+        ("pollux-token-web", "web=", "version 1 is not a token: the token is the client's name"),
         ("pollux-token-web", "$UNSET", "version 1 is not a token: a placeholder"),
         ("pollux-admin-token", "changeme", "version 1 is not a token: a placeholder"),
         ("pollux-admin-token", "abc", "version 1 is not a token: fewer than 4 characters"),
