@@ -63,6 +63,25 @@ def without(text: AnyStr, secrets: Sequence[str]) -> AnyStr:
     return text
 
 
+class Forms(tuple[bytes, ...]):
+    """How one exact secret may be written, the longest first. None if it is too short to be one."""
+
+    __slots__ = ()
+
+    def __new__(cls, secret: str) -> "Forms":
+        forms = sorted(_forms(secret), key=len, reverse=True)
+        return super().__new__(cls, (form.encode("utf-8", "replace") for form in forms))
+
+    def __repr__(self) -> str:
+        return "Forms(…)"
+
+    def cover(self, data: bytes) -> bytes:
+        for form in self:
+            if form in data:
+                data = data.replace(form, MARK.encode())
+        return data
+
+
 def _forms(secret: str) -> set[str]:
     """How a secret may be written. Google's JSON writes a few harmless characters as \\u003d and the like."""
     plain = json.dumps(secret, ensure_ascii=False)[1:-1]
@@ -74,18 +93,17 @@ def _forms(secret: str) -> set[str]:
 
 
 class Screen:
-    """Takes one exact secret out of bytes that pass, wherever they are cut. The end of a piece is held back until the
-    next piece comes if it may be the beginning of the secret.
+    """Removes one form of a secret from bytes that pass, wherever they are cut. The end of a piece is held back until
+    the next piece comes if it may be the beginning of the secret.
 
     `same_length`: what is put in its place is as long as the secret, for an answer whose length was announced.
     """
 
     __slots__ = ("_held", "_mark", "_secret")
 
-    def __init__(self, secret: str, *, same_length: bool = False) -> None:
-        value = secret.encode("utf-8", "replace")
-        self._secret = value if len(value) >= SHORTEST else b""
-        self._mark = MARK.encode().ljust(len(value), b".")[: len(value)] if same_length else MARK.encode()
+    def __init__(self, secret: bytes, *, same_length: bool = False) -> None:
+        self._secret = secret
+        self._mark = MARK.encode().ljust(len(secret), b".")[: len(secret)] if same_length else MARK.encode()
         self._held = b""
 
     def __repr__(self) -> str:
@@ -93,8 +111,6 @@ class Screen:
 
     def through(self, data: bytes) -> bytes:
         secret = self._secret
-        if not secret:
-            return data
         text = self._held + data if self._held else data
         if secret in text:
             text = text.replace(secret, self._mark)
