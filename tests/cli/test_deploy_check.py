@@ -22,7 +22,7 @@ from pollux.cli.deploy_check import CHEAP, MOST, STEPS
 from pollux.cli.main import main
 from pollux.cli.watch import is_local
 from pollux.gemini.catalog import Catalog, builtin_text
-from tests.pretenders import ADMIN, EVENTS, IDENTITY, STATUS, TOKEN, Answer, Handler, Pretender, event, pretending
+from tests.cli.fake_gateway import ADMIN, EVENTS, IDENTITY, STATUS, TOKEN, Answer, Handler, Pretender, event, pretending
 
 
 @pytest.fixture(autouse=True)
