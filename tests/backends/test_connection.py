@@ -12,7 +12,7 @@ import uvloop
 
 from pollux.backends.connection import HEADERS_MOST, HIGH_WATER, Address, Connection, UpstreamError, head_of
 from pollux.backends.upstream import Upstream
-from tests.upstreams import OK, Server, Way, listen, server_tls
+from tests.backends.servers import OK, Server, Way, listen, server_tls
 
 T = TypeVar("T")
 Scene = Callable[[Upstream], Awaitable[T]]

@@ -12,8 +12,8 @@ import pytest
 from pollux.backends.connection import HttpUpstream, UpstreamError
 from pollux.backends.through_httpx import HttpxUpstream
 from pollux.backends.upstream import Upstream, open_upstream
+from tests.backends.servers import OK, ProxyServer, Server, Way, listen, run, server_tls
 from tests.backends.test_upstream import HEADERS, Mute, read
-from tests.upstreams import OK, ProxyServer, Server, Way, listen, run, server_tls
 
 
 @pytest.fixture(autouse=True)

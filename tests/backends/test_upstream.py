@@ -11,7 +11,7 @@ from typing import TypeVar
 import pytest
 
 from pollux.backends.upstream import Streamed, Upstream, UpstreamError
-from tests.upstreams import OK, Server, Silent, Way, listen, run
+from tests.backends.servers import OK, Server, Silent, Way, listen, run
 
 T = TypeVar("T")
 HEADERS = [("x-goog-api-key", "AQ.test-value"), ("accept-encoding", "identity")]

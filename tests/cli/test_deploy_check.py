@@ -23,7 +23,7 @@ from pollux.cli.gateway import is_local
 from pollux.cli.main import main
 from pollux.gemini.catalog import Catalog
 from pollux.server.wiring import builtin_catalog
-from tests.pretenders import ADMIN, EVENTS, IDENTITY, STATUS, TOKEN, Answer, Handler, Pretender, event, pretending
+from tests.cli.fake_gateway import ADMIN, EVENTS, IDENTITY, STATUS, TOKEN, Answer, Handler, Pretender, event, pretending
 
 
 @pytest.fixture(autouse=True)

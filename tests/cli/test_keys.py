@@ -24,8 +24,8 @@ from pollux.cli.main import main
 from pollux.pool import health
 from pollux.pool.health import Aside
 from pollux.settings import Settings
+from tests.cli.command_line import without_keys
 from tests.cli.test_key_health import aside, resting, write
-from tests.command_line import without_keys
 
 A, B, C, D = ("AIza" + letter * 35 for letter in "abcd")
 MASKED = "AIza…aa"

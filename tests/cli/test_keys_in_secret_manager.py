@@ -17,9 +17,9 @@ from pollux.backends.keys.records import LIMITS, OURS, VERSION
 from pollux.backends.keys.records import PROJECT as PROJECT_NOTE
 from pollux.cli import main
 from pollux.settings import Settings
+from tests.backends.keys.fake_secret_manager import PROJECT, SecretManager, serving
+from tests.cli.command_line import without_keys
 from tests.cli.test_key_health import aside, resting
-from tests.command_line import without_keys
-from tests.secret_manager import PROJECT, SecretManager, serving
 
 A, B, C, D = ("AIza" + letter * 35 for letter in "abcd")
 MASKED = "AIza…aa"

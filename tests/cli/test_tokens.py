@@ -14,7 +14,7 @@ from pollux.backends.keys.tokens import Tokens
 from pollux.cli import main
 from pollux.cli.tokens import tokens
 from pollux.settings import Settings
-from tests.secret_manager import PROJECT, SecretManager, serving
+from tests.backends.keys.fake_secret_manager import PROJECT, SecretManager, serving
 
 ONE, TWO = (f"pollux-{word}-{'0' * 20}" for word in ("one", "two"))
 WEB, ADMIN = "pollux-token-web", "pollux-admin-token"

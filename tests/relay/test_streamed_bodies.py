@@ -10,8 +10,8 @@ from pollux.backends.connection import HIGH_WATER, UpstreamError
 from pollux.backends.upstream import Answer, Upstream
 from pollux.gemini.errors import GatewayError
 from pollux.relay.client import ClientGoneError, PassingBody
+from tests.backends.servers import OK, Server, Way
 from tests.backends.test_upstream import HEADERS
-from tests.upstreams import OK, Server, Way
 
 PIECE = b"x" * 65536
 

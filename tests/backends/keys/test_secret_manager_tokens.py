@@ -10,7 +10,7 @@ from pollux.backends.keys.contract import KeySourceError
 from pollux.backends.keys.secret_manager import SecretManagerTokens
 from pollux.backends.keys.secrets_api import SecretsApi
 from pollux.backends.keys.tokens import Tokens, TokenSource
-from tests.secret_manager import PROJECT, SecretManager, serving
+from tests.backends.keys.fake_secret_manager import PROJECT, SecretManager, serving
 
 ONE, TWO, THREE, ADMIN, ADMIN_TWO = (f"pollux-{word}-{'0' * 16}" for word in ("one", "two", "three", "boss", "chief"))
 LIST, VERSIONS, ACCESS = "list_secrets", "list_secret_versions", "access_secret_version"

@@ -10,7 +10,7 @@ from pollux.backends.store import sqlite as module
 from pollux.backends.store import sqlite_file as file_module
 from pollux.backends.store.contract import ConflictError, Document, StoreError, StoreUnavailableError, Write
 from pollux.backends.store.sqlite import SqliteStore
-from tests.stores import Naps, file_size_limit, filled, in_store, other
+from tests.backends.store.sqlite_scenes import Naps, file_size_limit, filled, in_store, other
 
 
 def test_it_is_a_write_ahead_log_synced_at_checkpoints_only(tmp_path: Path) -> None:

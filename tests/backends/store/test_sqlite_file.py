@@ -11,7 +11,7 @@ import pytest
 
 from pollux.backends.store.contract import StoreError
 from pollux.backends.store.sqlite import SqliteStore
-from tests.stores import Naps, file_size_limit, filled, in_store, nothing, other
+from tests.backends.store.sqlite_scenes import Naps, file_size_limit, filled, in_store, nothing, other
 
 
 def refusal(path: Path, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep) -> str:
