@@ -1,4 +1,4 @@
-"""desk: grants of fast quotas, and what an instance spends by itself while the store does not answer."""
+"""booking: grants of fast quotas, and what an instance spends by itself while the store does not answer."""
 
 import asyncio
 import math
@@ -12,7 +12,7 @@ from pollux.pool import quota
 from pollux.pool.grants import Grant
 from pollux.pool.shared_document import FULL
 from pollux.pool.windows import LONGEST, SLOT, WINDOW
-from tests.pools import BEGAN, FaultyStore, Full, House, Reservation, Tried, house, keys_of, memory, play
+from tests.pools import BEGAN, FaultyStore, Full, House, Reservation, Tried, house, keys_of, memory, play, until
 
 
 async def _steady(h: House, per_second: float, seconds: float, tokens: int = 0) -> list[Reservation]:
@@ -111,8 +111,8 @@ def test_settling_and_giving_back_inside_a_grant_ask_nothing_of_the_store() -> N
         commits, used = h.store.commits, found.grant.used
         assert found.settle(150) is None
         assert found.grant.used == used._replace(tokens=used.tokens + 50)
-        found.give_back()
-        found.give_back()
+        found.let_go()
+        found.let_go()
         assert found.grant.used == used._replace(requests=used.requests - 1, tokens=used.tokens - 100)
         await asyncio.sleep(0.1)
         assert h.store.commits == commits
@@ -540,7 +540,7 @@ def test_nobody_is_refused_by_a_guess_before_one_document_was_read() -> None:
         taken = await two.reserve()
         assert isinstance(taken, Reservation)
         assert isinstance(await one.reserve(wait=50), Full)
-        taken.give_back()
+        taken.let_go()
         await asyncio.sleep(40)
         assert (await one.send(wait=30)).slot.start < one.pool.now() + 1
 
@@ -571,7 +571,7 @@ def test_the_longest_window_is_only_for_fast_quotas() -> None:
         await asyncio.gather(*(h.send() for _ in range(rpm)))
         found = await h.reserve(wait=0)
         assert isinstance(found, Full)
-        return found.until - math.floor(BEGAN / SLOT) * SLOT
+        return until(found) - math.floor(BEGAN / SLOT) * SLOT
 
     assert play(scene(60)) == WINDOW * SLOT
     assert play(scene(61)) == LONGEST * SLOT

@@ -10,9 +10,9 @@ import pytest
 from pollux.backends.keys.contract import Key
 from pollux.gemini.verdict.rules import Verdict
 from pollux.pool import health, quota
+from pollux.pool.candidates import IN_TURN
 from pollux.pool.quota import State
 from pollux.pool.shared_document import Change
-from pollux.pool.strategy import IN_TURN
 from pollux.pool.windows import day_of
 from tests.pools import (
     BEGAN,
@@ -28,6 +28,7 @@ from tests.pools import (
     keys_of,
     memory,
     play,
+    until,
 )
 
 
@@ -77,7 +78,7 @@ def test_without_waiting_there_is_a_slot_now_or_none() -> None:
         assert isinstance(found, Full)
         assert h.clock == 0
         assert {name: str(refusal.why) for name, refusal in found.refusals.items()} == {"p0": "rpm", "p1": "rpm"}
-        assert found.until == pytest.approx(BEGAN + 61.5)
+        assert until(found) == pytest.approx(BEGAN + 61.5)
 
     play(scene())
 
@@ -254,7 +255,7 @@ def test_where_a_request_has_been_it_does_not_go_again() -> None:
         assert isinstance(found, Reservation)
         assert found.key.id == "b"
         tried.keys.add("b")
-        assert await h.reserve(tried=tried) == Full(MODEL, {})
+        assert await h.reserve(tried=tried) == Full({})
 
     play(scene())
 
@@ -272,7 +273,7 @@ def test_those_who_wait_for_a_project_look_again_when_it_is_refused(learned: dic
         there = next(r for r in [*sent, other] if r.quota is busy)
         free = next(r for r in [*sent, other] if r.quota is not busy)
         free.sent = False
-        free.give_back()  # room elsewhere, of which whoever waits already knows nothing
+        free.let_go()  # room elsewhere, of which whoever waits already knows nothing
         await asyncio.sleep(5)
         assert not waiting.done()
         refusal = Verdict("rpm", "quota", "next-project", 60.0 if not learned else 0.0, learned=learned)
@@ -500,12 +501,12 @@ def test_what_was_sent_is_never_given_back_and_what_was_not_only_once() -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=5))
         sent = await h.send()
-        sent.give_back()
+        sent.let_go()
         unsent = await h.reserve()
         assert isinstance(unsent, Reservation)
         await h.send()
-        unsent.give_back()
-        unsent.give_back()
+        unsent.let_go()
+        unsent.let_go()
         await h.quota().flush()
         assert quota.used(h.quota().value, h.pool.now()).requests == 2
 
@@ -648,7 +649,7 @@ def test_if_the_probe_fails_the_others_wait_on_or_hear_of_it() -> None:
         full = [found for found in results if isinstance(found, Full)]
         assert len(full) == 4
         assert str(full[0].refusals["p0"].why) == "cooling:unknown-429"
-        assert full[0].until == pytest.approx(BEGAN + 65 + 120, abs=1)
+        assert until(full[0]) == pytest.approx(BEGAN + 65 + 120, abs=1)
         assert h.clock < 67
 
     play(scene())
@@ -814,7 +815,7 @@ def test_a_pause_is_waited_for_within_the_deadline_and_a_refusal_beyond_it() -> 
         found = await h.reserve(wait=20)
         assert isinstance(found, Full)
         assert {str(refusal.why) for refusal in found.refusals.values()} == {"paused"}
-        assert found.until == BEGAN + 30
+        assert until(found) == BEGAN + 30
         assert isinstance(await h.reserve(wait=0), Full)
         assert h.clock == 0
         await h.send(wait=40)
