@@ -110,8 +110,8 @@ class Relay:
                 progress.full = found if model == progress.wanted else progress.full
                 asked_all = not found.refusals and (tried.projects or tried.keys)
                 limits = self.pool.projects.limits_of_all(model) if asked_all else ()
-                said = refusals.no_slot(model, found.refusals, self.pool.now(), ask.deadline, ask.want, limits)
-                x.record.note(Attempt(model, "", "", said.cause, None, detail=said.detail))
+                cause, detail = refusals.no_slot(model, found.refusals, self.pool.now(), ask.deadline, ask.want, limits)
+                x.record.note(Attempt(model, "", "", cause, None, detail=detail))
                 return False
             if x.place.prepares and not x.place.ready(found.quota.project):
                 await self._prepare(x, found, tried)
