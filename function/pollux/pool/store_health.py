@@ -41,8 +41,8 @@ class StoreUse(Counters):
 class StoreHealth:
     """Counts, times and judges all calls of a process to its store.
 
-    `trouble` is "down" from a failed call until one succeeds (if a commit failed, until a commit succeeds), and "slow"
-    from three slow commits in a row until a quick one.
+    `trouble` is "down" after a call failed, until one succeeds (if a commit failed, until a commit succeeds). It is
+    "slow" after three slow commits in a row, until a quick one.
     """
 
     def __init__(self, store: Store) -> None:
