@@ -140,7 +140,7 @@ def test_access_to_one_model_is_that_models_affair() -> None:
 
 
 @pytest.mark.parametrize("status", [None, 400, 404, 500, 503, 504])
-def test_what_is_nobodys_fault_here_changes_nothing(status: int | None) -> None:
+def test_a_failure_that_blames_no_quota_project_or_key_changes_nothing(status: int | None) -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=5))
         found = await h.send()
@@ -732,7 +732,7 @@ def test_a_bad_request_does_not_tell_when_days_end() -> None:
     play(scene())
 
 
-def test_release_frees_the_lease_of_whoever_left_and_nothing_else() -> None:
+def test_release_frees_the_lease_of_its_own_probe_and_nothing_else() -> None:
     async def scene() -> None:
         h, found = await _probing()
         used = quota.used(h.quota().value, h.pool.now())

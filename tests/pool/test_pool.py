@@ -261,7 +261,7 @@ def test_where_a_request_has_been_it_does_not_go_again() -> None:
 
 
 @pytest.mark.parametrize("learned", [{}, {"rpm": 1}])
-def test_those_who_wait_for_a_project_look_again_when_it_is_refused(learned: dict[str, int]) -> None:
+def test_requests_that_wait_for_a_project_look_again_when_it_is_refused(learned: dict[str, int]) -> None:
     async def scene() -> None:
         h = await house(keys_of(2, rpm=2))
         sent = [await h.send() for _ in range(3)]
@@ -425,7 +425,7 @@ def test_a_rest_that_is_ended_by_hand_and_a_key_that_is_added_end_the_wait() -> 
     assert play(scene(adds)) <= 11
 
 
-def test_many_who_wait_for_a_rest_choose_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_requests_that_wait_for_a_rest_choose_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene() -> None:
         h = await house(keys_of(3, rpm=15))
         for number in range(3):
@@ -447,7 +447,7 @@ def test_many_who_wait_for_a_rest_choose_seldom(monkeypatch: pytest.MonkeyPatch)
     play(scene())
 
 
-def test_at_the_end_who_would_wait_too_long_for_a_rest_is_told_so_at_once() -> None:
+def test_at_the_end_a_request_that_would_wait_too_long_for_a_rest_fails_at_once() -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=1))
         await _set_aside(h, "keys", "k0", 50)
@@ -482,7 +482,7 @@ def test_a_waiting_client_that_leaves_gives_its_slot_back() -> None:
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.05, 0.1, 0.15, 0.2, 0.25])
-def test_whoever_leaves_during_the_commit_leaves_no_slot_taken(moment: float) -> None:
+def test_a_client_that_leaves_during_the_commit_leaves_no_slot_taken(moment: float) -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=2), delay=lambda: 0.05)
         leaver, other = asyncio.create_task(h.reserve()), asyncio.create_task(h.send())
@@ -686,7 +686,7 @@ def test_a_probe_that_leaves_makes_way_for_the_next() -> None:
     play(scene())
 
 
-def test_without_waiting_nobody_waits_for_a_probe() -> None:
+def test_without_patience_no_request_waits_for_a_probe() -> None:
     async def scene() -> None:
         h = await _resting()
         await asyncio.sleep(61)
@@ -699,7 +699,7 @@ def test_without_waiting_nobody_waits_for_a_probe() -> None:
     play(scene())
 
 
-def test_a_probe_that_nobody_reports_ends_by_itself() -> None:
+def test_a_probe_whose_result_is_not_reported_ends_by_itself() -> None:
     async def scene() -> None:
         h = await _resting()
         await asyncio.sleep(61)
@@ -714,7 +714,7 @@ def test_a_probe_that_nobody_reports_ends_by_itself() -> None:
 # --- no limit known ---------------------------------------------------------------------------------------------------
 
 
-def test_without_limits_nobody_waits_and_at_most_one_commit_a_second_is_made() -> None:
+def test_without_limits_no_request_waits_and_at_most_one_commit_a_second_is_made() -> None:
     async def scene() -> None:
         h = await house(keys_of(1), delay=lambda: 0.02)
         for _ in range(1000):
@@ -837,7 +837,7 @@ def test_a_pause_that_begins_while_a_request_waits_holds_it_back() -> None:
     play(scene())
 
 
-def test_at_the_end_who_would_wait_longer_is_told_so_and_gives_its_slot_back() -> None:
+def test_at_the_end_a_request_that_would_wait_longer_fails_and_gives_its_slot_back() -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=1))
         await h.send()
@@ -853,7 +853,7 @@ def test_at_the_end_who_would_wait_longer_is_told_so_and_gives_its_slot_back() -
     play(scene())
 
 
-def test_at_the_end_who_has_a_slot_soon_is_still_served() -> None:
+def test_at_the_end_a_request_with_a_slot_soon_is_still_served() -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=1))
         await h.send()

@@ -113,7 +113,7 @@ def test_if_one_project_returns_sooner_it_is_a_matter_of_waiting() -> None:
 
 
 @pytest.mark.parametrize("why", ["busy", "tpm", "midnight", "paused", "cooling:unknown-429", "aside:spend"])
-def test_nobody_is_told_to_come_back_at_once(why: str) -> None:
+def test_retry_after_is_never_zero(why: str) -> None:
     error = _problem((NOW - 5, why))
     assert error.code == "QUOTA_BUSY"
     assert error.retry_after == 1

@@ -104,7 +104,7 @@ def test_a_lost_answer_is_applied_once(fault: str) -> None:
 
 
 @pytest.mark.parametrize("fault", ["lost", "conflict"])
-def test_a_lost_answer_is_known_even_if_somebody_else_wrote_since(fault: str) -> None:
+def test_a_lost_answer_is_known_even_if_another_instance_wrote_since(fault: str) -> None:
     async def scene() -> None:
         store = await _store(1)
         other = counts(FaultyStore(store.inner), "other")
@@ -121,7 +121,7 @@ def test_a_lost_answer_is_known_even_if_somebody_else_wrote_since(fault: str) ->
     play(scene())
 
 
-def test_what_was_not_written_is_an_error_for_those_who_wait_and_stays_undone() -> None:
+def test_a_change_that_was_not_written_is_an_error_for_its_caller_and_stays_undone() -> None:
     async def scene() -> None:
         store = await _store()
         document = counts(store)
@@ -200,7 +200,7 @@ def test_a_vanished_document_is_written_back() -> None:
 
 
 @pytest.mark.parametrize("turns", range(6))
-def test_whoever_leaves_gives_back_what_was_taken_and_stops_no_commit(turns: int) -> None:
+def test_a_caller_that_leaves_gives_back_its_change_and_stops_no_commit(turns: int) -> None:
     """At every turn of the loop: before the commit, in it, and when its answer is there but was not looked at yet."""
 
     async def scene() -> None:
@@ -385,7 +385,7 @@ def test_a_document_that_never_stands_still_is_an_error_and_not_an_endless_loop(
     play(scene())
 
 
-def test_an_error_in_a_change_reaches_those_who_wait_and_the_document_goes_on() -> None:
+def test_an_error_in_a_change_reaches_its_callers_and_the_document_goes_on() -> None:
     async def scene() -> None:
         document = counts(await _store())
         with pytest.raises(ZeroDivisionError):

@@ -22,7 +22,7 @@ from pollux.pool.windows import SLOT, Limits, Want, fast
 from pollux.settings import Settings
 
 UNLIMITED_COMMIT = 1.0
-"""Where no limit is known, what was counted is committed at most so often, in seconds."""
+"""Seconds between two commits of a quota without known limits, whose requests are only counted."""
 PACE_FOR = 5.0
 NOTHING_PRESUMED: Limits = MappingProxyType({})
 MOST_PACES = 1000

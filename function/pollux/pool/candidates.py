@@ -35,10 +35,11 @@ LEAST = Want(1)
 LIMITS_FOR = 5.0
 """For how many seconds the limits of all projects together are kept."""
 MOVES_ON_FOR = 30.0
-"""In a document that other instances write, the next slot is assumed to move on with the time since the last read, for
-at most so many seconds: where requests wait, each slot that comes within reach is taken at once."""
+"""The most seconds by which the next slot is assumed to have moved since the last read, in a document that other
+instances write: where requests wait, each slot is taken as soon as it is within reach."""
 LONGER = 1.25
-"""A request that has to wait anyway waits so much longer where this instance wrote last: fewer conflicts there."""
+"""A request that has to wait anyway accepts a wait that is longer by this factor in a document that this instance wrote
+last, because that causes fewer conflicts."""
 _rank = attrgetter("rank")
 
 
@@ -168,8 +169,8 @@ class Candidates:
                 order.later[position] = (want.tokens, refusal)
 
     def taking(self, model: str, owned: Quota, requests: int) -> None:
-        """So many more requests are being booked there: those that come meanwhile go elsewhere. In a small pool it is
-        better that they share a commit."""
+        """Count `requests` more as being booked there, so that the next ones go elsewhere. In a small pool it is better
+        that they share a commit."""
         owned.coming += requests
         order, position = self._orders.get(model), self._positions.get(owned.project)
         if order is not None and position is not None:

@@ -18,7 +18,7 @@ from pollux.pool.reservation import Reservation
 from pollux.pool.windows import MINUTE_LIMITS
 
 PAUSE_EVIDENCE = 5.0
-"""The whole pool pauses if all projects refuse within so many seconds."""
+"""Seconds within which all projects must refuse for the whole pool to pause."""
 PAUSE = 10.0
 PAUSE_MOST = 60.0
 """The pool must serve within two minutes after Google is well again, whatever else rests."""

@@ -7,14 +7,13 @@ projects can serve, `candidates` in which order to look at them.
 import asyncio
 import itertools
 import math
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
 from pollux.backends.keys.contract import Key
 from pollux.backends.store.contract import StoreUnavailableError
-from pollux.lru import Recent
 from pollux.pool.booking import Booking
 from pollux.pool.candidates import READ_AT_ONCE, Candidates
 from pollux.pool.projects import Project, Projects, Quota
@@ -39,8 +38,8 @@ REFUSED_MOST = 3
 LOOKS = 1
 """How many documents are read again before a request is refused because their slots are probably taken."""
 CLOCKS_OFF = 0.2
-"""The window allows for clocks that are off by so much: 61.5 s, less 1 s in which to send, less twice 0.2 s, less 0.1 s
-on the way, is 60 s."""
+"""The clock error that the window allows for: 61.5 s, less 1 s in which to send, less twice 0.2 s, less 0.1 s on the
+way, is 60 s."""
 MARGIN_MOST = 0.4
 """A larger margin would leave no time to send."""
 STICKY_MOST = 10_000
@@ -179,7 +178,7 @@ class Pool:
         self.waiting = 0
         self._sleepers = _Sleepers(self.now, sleep)
         self._uses = itertools.count(1)
-        self._sticky: Recent[int, str] = Recent(STICKY_MOST)
+        self._sticky: OrderedDict[int, str] = OrderedDict()
 
     async def reserve(self, model: str, ask: Ask, tried: Tried) -> Reservation | Full:
         """Reserve the best slot for this model and wait until it begins."""
@@ -438,9 +437,8 @@ class Pool:
         return None if conversation is None else self._sticky.get(conversation)
 
     def stick(self, conversation: int | None, project: str) -> None:
-        if conversation is None or not self.settings.sticky:
-            return
-        if self._sticky.get(conversation) == project:
-            self._sticky.move_to_end(conversation)
-        else:
+        if conversation is not None and self.settings.sticky:
             self._sticky[conversation] = project
+            self._sticky.move_to_end(conversation)
+            if len(self._sticky) > STICKY_MOST:
+                self._sticky.popitem(last=False)

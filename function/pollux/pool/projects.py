@@ -27,7 +27,7 @@ log = logging.getLogger("pollux.store")
 
 HEALTH_AGE = 30.0
 PROBED_WITHIN = 5.0
-"""A key whose rest has ended is being probed: it is worth looking again after so many seconds."""
+"""A key whose rest has ended is being probed: a request looks again after this time."""
 CLOSE_WITHIN = 4.0
 MOST_QUOTAS = 2000
 MOST_QUOTAS_EACH = 10
@@ -36,7 +36,7 @@ ASSUMED = {"rpm": 5}
 """The smallest limit that Google gives a text model, for models whose limits the catalog does not have."""
 QUOTA = "quota:"
 KEPT_FOR = 8 * 86400.0
-"""In a quota that was not used for so long everything has expired, learned limits included."""
+"""When an unused document may be deleted: everything in it has expired by then, learned limits included."""
 QUOTA_CODEC = Codec(State(), quota_document.pack, quota_document.unpack, quota.tidy, KEPT_FOR)
 HEALTH_CODEC = Codec(Health(), health.pack, health.unpack, health.tidy)
 
@@ -51,7 +51,7 @@ class Quota:
     used_at: int = 0
     """A running number, not a time: the quota that was used last has the largest."""
     coming: int = 0
-    """How many requests are being booked: those that come meanwhile rather go elsewhere."""
+    """How many requests are being booked: the next ones rather go elsewhere."""
     served: int = 0
     refused: int = 0
     grant: Grant | None = None

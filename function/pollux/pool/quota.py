@@ -28,7 +28,7 @@ from pollux.pool.windows import (
 )
 
 LATE = 0.5
-"""A reservation is sent at most so many seconds after the end of its slot."""
+"""How long after the end of its slot a reservation may still be sent."""
 MIDNIGHT_GUARD = 1.0
 LEARNED_FOR = 7 * 86400.0
 DAY = 86400.0

@@ -29,7 +29,7 @@ AT_ONCE = 8
 SOONEST, SLOWEST = 3.0, 60.0
 """While nothing else can serve, a key is probed every 3 s, with twice the distance after each refusal, up to 60 s."""
 TRY_EVERY = 45.0
-"""While nothing else can serve, a project, model or quota that rests is tried with a request so often."""
+"""Seconds between two tries of a project, model or quota that rests, while nothing else can serve."""
 MOST_TRIES = 3
 """How many projects one request tries for each model."""
 FRESH = 2.0

@@ -25,10 +25,10 @@ _Entry = tuple[Change[T, Any], "asyncio.Future[Any]", Callable[[Any], Update[T] 
 
 MOST_CONFLICTS = 50
 MOST_UNCOMMITTED = 2000
-"""While the store does not answer, at most so many changes are kept for it."""
+"""The most changes that are kept while the store does not answer."""
 FULL = 1000
 AGAIN_AFTER = 1.0
-"""While the store does not answer, commits in the background are tried at most so often, in seconds."""
+"""Seconds between two commits in the background while the store does not answer."""
 WRITER_FOR = 60.0
 UNKNOWN_KEPT = 64
 
@@ -51,7 +51,7 @@ class Writers:
     """Commits that may or may not have been applied: number -> how many changes in the background they had."""
 
     def sign(self, now: float, uncommitted: int) -> Marks:
-        """The marks for the next commit, which contains so many changes in the background."""
+        """The marks for the next commit. `uncommitted`: how many changes in the background it contains."""
         self.sequence += 1
         self._unknown[self.sequence] = uncommitted
         self._unknown.pop(self.sequence - UNKNOWN_KEPT, None)
@@ -245,7 +245,7 @@ class SharedDocument(Generic[T]):
             await asyncio.shield(self._task)
 
     async def refresh(self, older_than: float) -> None:
-        """Read the document if the last read is older than so many seconds; once for all who ask."""
+        """Read the document if the last read is older than `older_than` seconds; once for all callers."""
         if self._store.now() - self.seen_at <= older_than:
             return
         if self._task is not None:  # the commit under way tells as much as a read

@@ -17,8 +17,8 @@ T = TypeVar("T")
 SLOW = 1.0
 SLOW_IN_A_ROW = 3
 IDLE = 10.0
-"""After so many seconds without a call, a slow first answer does not count: the process may have been frozen or the
-connection closed."""
+"""Seconds without a call after which a slow answer does not count: the process may have been frozen or the connection
+closed."""
 KEPT = 1000
 
 

@@ -11,9 +11,9 @@ SLOT = 0.5
 WINDOW = 123
 """Slots in a window. 61.5 s contain a fixed minute, a sliding one and a bucket, with room for late sending."""
 FAST = 60
-"""Above so many requests a minute an instance takes grants."""
+"""Requests a minute above which an instance takes grants."""
 GRANT_SLOTS = 6
-"""How long a grant may be spent. The window of such a quota is so much longer."""
+"""How long a grant may be spent, in slots. The window of a fast quota is longer by this."""
 LONGEST = WINDOW + GRANT_SLOTS
 
 Limits = Mapping[str, int]
