@@ -14,7 +14,7 @@ from pollux.pool.windows import GRANT_SLOTS, MINUTE_LIMITS, NOTHING, SLOT, Limit
 
 LIFE = GRANT_SLOTS * SLOT
 SHARE, DAY_SHARE = 8, 50
-"""At most an eighth of what is left in the window, and a fiftieth of the day, is taken at once: others need some too."""
+"""At most an eighth of what is left in the window, and a fiftieth of the day, is taken at once: others need some."""
 LEAST = 2
 """For fewer requests no grant is taken: the one that asks books its own slot."""
 

@@ -7,7 +7,7 @@ projects can serve, `candidates` in which order to look at them.
 import asyncio
 import itertools
 import math
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -75,7 +75,7 @@ class _Search:
         return [choice for choice in self.choices.values() if choice.rank[0] * SLOT <= latest]
 
     async def look_at(self, names: Iterable[str], *, read_ahead: bool = False) -> None:
-        """Look at each of these projects once. `read_ahead`: with their documents read those that come next."""
+        """Look at each of these projects once. `read_ahead`: also read the documents that will be needed next."""
         ask, tried, projects = self.ask, self._tried, self._pool.projects
         able: list[tuple[Project, Key, Quota]] = []
         unseen: list[Quota] = []
@@ -101,18 +101,17 @@ class _Search:
             self.now = self._soonest()
             # keys may have been removed meanwhile
             able = [found for found in able if projects.project_of.get(found[1].id) == found[0].name]
+        booking, candidates = self._pool.booking, self._pool.candidates
         for project, key, owned in able:
-            self._look(project, key, owned)
-
-    def _look(self, project: Project, key: Key, owned: Quota) -> None:
-        pool, now, want = self._pool, self.now, self.ask.want
-        limits = pool.projects.limits_by(owned.document.value, project, self._model)
-        found = pool.booking.look(owned, want, limits, now, self.ask.latest(limits), self._presumed)
-        if isinstance(found, Refusal):
-            self.refusals[project.name] = found
-            pool.candidates.refused(self._model, project, want, found)
-        else:
-            self.choices[project.name] = pool.candidates.choice(project, key, owned, limits, found, self._smallest, now)
+            limits = projects.limits_by(owned.document.value, project, self._model)
+            found = booking.look(owned, ask.want, limits, self.now, ask.latest(limits), self._presumed)
+            if isinstance(found, Refusal):
+                self.refusals[project.name] = found
+                candidates.refused(self._model, project, ask.want, found)
+            else:
+                self.choices[project.name] = candidates.choice(
+                    project, key, owned, limits, found, self._smallest, self.now
+                )
 
     async def look_at_others(self) -> None:
         pool, ask = self._pool, self.ask
@@ -243,9 +242,9 @@ class Pool:
         """Choose and book until one project takes the request or none is left."""
         projects = self.projects
         reread: set[str] = set()
-        said: dict[str, list[Refusal]] = defaultdict(list)
+        refused: Counter[str] = Counter()
         without: dict[str, Refusal] = {}
-        """Projects that refused several times are left out: otherwise this could be a busy loop."""
+        """Projects that refused several times: otherwise this could be a busy loop."""
         while True:
             choice = await self._choose(model, ask, tried, ahead, without, likely_only=len(reread) >= LOOKS)
             if isinstance(choice, Full):
@@ -256,7 +255,7 @@ class Pool:
                 reread.add(name)
                 await self._refresh(owned, STALE)
                 continue
-            others = ask.only is None and len(projects.by_name) > 1 and len(said[name]) + 1 < REFUSED_MOST
+            others = ask.only is None and len(projects.by_name) > 1 and refused[name] + 1 < REFUSED_MOST
             latest = max(choice.slot.start, now + ahead) + SLOT if others else math.inf
             owned.used_at = next(self._uses)
             large = self.candidates.large
@@ -270,8 +269,8 @@ class Pool:
             if isinstance(booked, Reservation):
                 projects.used(choice.key, owned.used_at)
                 return booked
-            said[name].append(booked)
-            if len(said[name]) >= REFUSED_MOST:
+            refused[name] += 1
+            if refused[name] >= REFUSED_MOST:
                 without[name] = booked
 
     async def _choose(
