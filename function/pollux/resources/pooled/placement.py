@@ -13,7 +13,8 @@ from pollux.backends.store.contract import StoreError
 from pollux.gemini.errors import GatewayError
 from pollux.gemini.names import GOOGLE, body_references, named_by, names_exactly, path_names
 from pollux.gemini.rewrite import files_mentioned, may_be_named, renamed
-from pollux.pool.pool import Ask, Pool, Tried
+from pollux.pool.pool import Pool
+from pollux.pool.reservation import Ask, Tried
 from pollux.relay.journal import Attempt
 from pollux.relay.request import Exchange
 from pollux.relay.send import Failure

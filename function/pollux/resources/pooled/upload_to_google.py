@@ -14,7 +14,7 @@ from urllib.parse import quote
 from pollux.backends.keys.contract import Key
 from pollux.backends.upstream import Streamed, UpstreamError
 from pollux.gemini.upload import session_target
-from pollux.pool.pool import Tried
+from pollux.pool.reservation import Tried
 from pollux.relay.attempt import Attempts
 from pollux.relay.client import header
 from pollux.relay.send import NO_CREDENTIAL, CoveredAnswer, Failure, broken
