@@ -270,9 +270,9 @@ def test_forged_addresses_are_refused() -> None:
                 "",
                 token[:-1] + ("A" if token[-1] != "A" else "Q"),
                 seal(mine, Secret("AQ.a-value-of-somebody")),
-                seal(replace(mine, key="k9"), Secret(value_of(mine.key))),
-                seal(replace(mine, key="k1" if mine.key == "k2" else "k2"), Secret(value_of(mine.key))),
-                seal(replace(mine, target="/v1beta/models"), Secret(TOKEN)),
+                seal(mine._replace(key="k9"), Secret(value_of(mine.key))),
+                seal(mine._replace(key="k1" if mine.key == "k2" else "k2"), Secret(value_of(mine.key))),
+                seal(mine._replace(target="/v1beta/models"), Secret(TOKEN)),
             ]
             for attempt in forged:
                 for given in (None, TOKEN):  # a client's own token opens no upload

@@ -54,8 +54,8 @@ def is_list(method: str, call: Call) -> bool:
 
 
 class Listing:
-    def __init__(self, attempts: Attempts, asker: Asker, owners: Locator, ownership: Ownership) -> None:
-        self._owners = owners
+    def __init__(self, attempts: Attempts, asker: Asker, locator: Locator, ownership: Ownership) -> None:
+        self._locator = locator
         self._attempts = attempts
         self._asker = asker
         self._ownership = ownership
@@ -114,7 +114,7 @@ class Listing:
         if after:
             kind = below(x.call).rstrip("/")
             name = resource(after) or f"{kind}/{after}"
-            owner = (await self._owners.of(x, [name])).get(name)
+            owner = (await self._locator.owners(x, [name])).get(name)
             if owner is None or owner.project not in self._projects.by_name:
                 raise GatewayError(
                     "BAD_REQUEST", "the list cannot go on after that id, which no project is known to own"
@@ -154,7 +154,7 @@ class Listing:
             if isinstance(answer, JsonAnswer):
                 x.record.note(Attempt("", project, answer.key.id, "ok", answer.status))
                 names = answer_names(answer.document, x.call, (GOOGLE, self._upstream))
-                if (pooled := self._owners.pooled) is not None:
+                if (pooled := self._locator.pooled) is not None:
                     hidden = await pooled.hidden(names, x.record.client)
                     names = {name: end for name, end in names.items() if name not in hidden}
                     _leave_out(answer.document, hidden)

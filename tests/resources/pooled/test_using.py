@@ -417,7 +417,7 @@ def test_without_a_blob_store_files_stay_where_they_are_loudly(caplog: pytest.Lo
             blobs.down = True
             await asyncio.sleep(60)
             pinned = await upload(app, b"something else")
-            assert "passes through to one project" in caplog.text
+            assert "an upload passes to one project" in caplog.text
             assert (await generate(app, pinned)).status == 200
             quick = {**AT, "x-pollux-max-wait": "0", "x-pollux-fallback": "off"}
             second = await call(app, "POST", path_of(FLASH), quick, asks(pinned))
@@ -425,7 +425,7 @@ def test_without_a_blob_store_files_stay_where_they_are_loudly(caplog: pytest.Lo
             assert (await call(app, "POST", path_of(NEXT), quick, asks(before))).status == 200
             held = await call(app, "POST", path_of(NEXT), quick, asks(before))
             assert (held.status, held.reason) == (429, "QUOTA_BUSY")
-            assert "held to the projects that have its files" in caplog.text
+            assert "can only go to projects that have its files" in caplog.text
             assert len(owned(upstream.simulator)) == 2
             said = app.pooled_files.as_json() if app.pooled_files else {}
             assert (said["blobs"], said["passed_through"]) == ("down", 1)
