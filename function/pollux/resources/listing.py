@@ -1,7 +1,7 @@
-"""Lists over all projects: asked in parallel, shown as one. `listing_page` puts a page together.
+"""Lists over all projects: asked at once, shown as one. `listing_page` merges a page.
 
-A page token of Google's API becomes one of ours with a token for each project. OpenAI's API has no page tokens: a list
-goes on after an id, whose owner is known.
+A page token of Google's API becomes one of ours, with a token for each project. OpenAI's API has no page tokens: a list
+continues after an id, whose project is known.
 """
 
 import asyncio
@@ -22,7 +22,15 @@ from pollux.relay.journal import Attempt
 from pollux.relay.request import Exchange
 from pollux.relay.send import Failure
 from pollux.resources.ask import Asker, JsonAnswer
-from pollux.resources.listing_page import Page, asked_page, foreign_token, parameter, places_of, target_after, target_at
+from pollux.resources.listing_page import (
+    Page,
+    asked_page,
+    foreign_token,
+    parameter,
+    target_after,
+    target_at,
+    tokens_of,
+)
 from pollux.resources.locate import Locator
 from pollux.resources.ownership import Ownership
 
@@ -38,9 +46,12 @@ WITHIN = 15.0
 NOT_ASKED = b"x-pollux-not-asked"
 OPENAI_PAGE, OPENAI_MOST = 20, 100
 GONE_MOST = 100
-"""A page token that names more projects which are not in the pool is not ours."""
+"""A page token that names more projects that are not in the pool is not ours."""
 MOST_ROUNDS = 8
-"""How often other projects are asked while a page is empty. Then it stays empty, with a token for the next one."""
+"""How often projects are asked while a page is empty. Then it stays empty, with a token for the next page."""
+
+Answers = dict[str, JsonAnswer | Failure | None]
+"""By project. None: no healthy key, or no answer in time."""
 
 
 def is_list(method: str, call: Call) -> bool:
@@ -63,7 +74,7 @@ class Listing:
         self._upstream = attempts.pool.settings.upstream
 
     async def run(self, x: Exchange) -> None:
-        own_base = x.own_base()  # an invalid Host is refused before anything is asked
+        own_base = x.own_base()  # refuse an invalid Host before anything is asked
         await self._projects.ready()
         document, unasked = await (self._of_openai(x) if x.call.api == "openai" else self._of_google(x))
         if document is None:
@@ -75,39 +86,37 @@ class Listing:
         await x.reply.whole(200, headers, to_client(body, self._upstream, own_base))
 
     async def _of_google(self, x: Exchange) -> tuple[dict[str, Any] | None, list[str]]:
+        """The list, and the projects that are not in it. None: the client has an error."""
         token, size = asked_page(x.call.query)
-        places = places_of(token) if token else dict.fromkeys(sorted(self._projects.by_name), "")
-        gone = [project for project in places if project not in self._projects.by_name]
+        tokens = tokens_of(token) if token else dict.fromkeys(sorted(self._projects.by_name), "")
+        gone = [project for project in tokens if project not in self._projects.by_name]
         if len(gone) > GONE_MOST:
             raise foreign_token()
-        page = Page({project: place for project, place in places.items() if project not in gone}, size)
-        answers = await self._fill(x, page)
-        if not page.told and (answers or not self._projects.by_name):
-            await self._refuse(x, answers)
-            return None, []
-        unasked = [project for project, told in answers.items() if not isinstance(told, JsonAnswer)]
-        return page.document(x.call), gone + unasked
-
-    async def _fill(self, x: Exchange, page: Page) -> dict[str, JsonAnswer | Failure | None]:
-        answers: dict[str, JsonAnswer | Failure | None] = {}
+        page = Page({project: own for project, own in tokens.items() if project not in gone}, size)
+        answers: Answers = {}
         for _ in range(MOST_ROUNDS):
             if not (shares := page.shares()):
                 break
             answers |= await self._ask_page(x, page, shares)
             if unseen := page.unseen():
                 answers |= await self._ask_page(x, page, unseen, peek=True)
-        return answers
+        if not page.answered and (answers or not self._projects.by_name):
+            await self._refuse(x, answers)
+            return None, []
+        unasked = [project for project, answer in answers.items() if not isinstance(answer, JsonAnswer)]
+        return page.document(x.call), gone + unasked
 
     async def _ask_page(
         self, x: Exchange, page: Page, shares: Mapping[str, int | None], *, peek: bool = False
-    ) -> dict[str, JsonAnswer | Failure | None]:
+    ) -> Answers:
         targets = {project: target_at(x.call, page.left[project], share) for project, share in shares.items()}
         answers = await self._ask_all(x, targets)
         for project, answer in answers.items():
-            page.take(project, answer.document if isinstance(answer, JsonAnswer) else None, peek=peek)
+            page.add(project, answer.document if isinstance(answer, JsonAnswer) else None, peek=peek)
         return answers
 
     async def _of_openai(self, x: Exchange) -> tuple[dict[str, Any] | None, list[str]]:
+        """As `_of_google`. Projects are listed one after the other, by name."""
         after, limit = parameter(x.call.query, ("after",)), parameter(x.call.query, ("limit",))
         most = min(int(limit), OPENAI_MOST) if limit.isascii() and limit.isdigit() and int(limit) else OPENAI_PAGE
         start = ""
@@ -116,32 +125,31 @@ class Listing:
             name = resource(after) or f"{kind}/{after}"
             owner = (await self._locator.owners(x, [name])).get(name)
             if owner is None or owner.project not in self._projects.by_name:
-                raise GatewayError(
-                    "BAD_REQUEST", "the list cannot go on after that id, which no project is known to own"
-                )
+                raise GatewayError("BAD_REQUEST", "the list cannot continue after that id: its project is not known")
             start = owner.project
         asked = [project for project in sorted(self._projects.by_name) if project >= start]
         targets = {project: target_after(x.call, after if project == start else "", most) for project in asked}
         answers = await self._ask_all(x, targets)
-        told = {project: answer for project, answer in answers.items() if isinstance(answer, JsonAnswer)}
-        if not told:
+        good = {project: answer.document for project, answer in answers.items() if isinstance(answer, JsonAnswer)}
+        if not good:
             await self._refuse(x, answers)
             return None, []
         data: list[Any] = []
         more = False
-        for answer in told.values():
-            if more:  # the next page goes on with this project, before the others
+        for listed in good.values():
+            if more:  # the next page continues with this project
                 break
-            data += _entries(answer)
-            more = len(data) > most or answer.document.get("has_more") is True
+            entries = listed.get("data")
+            data += entries if isinstance(entries, list) else []
+            more = len(data) > most or listed.get("has_more") is True
         data = data[:most]
         document: dict[str, Any] = {"object": "list", "data": data, "has_more": more}
         ids = [entry.get("id") for entry in data if isinstance(entry, dict)]
         if ids:
             document |= {"first_id": ids[0], "last_id": ids[-1]}
-        return document, [project for project in answers if project not in told]
+        return document, [project for project in answers if project not in good]
 
-    async def _ask_all(self, x: Exchange, targets: Mapping[str, str]) -> dict[str, JsonAnswer | Failure | None]:
+    async def _ask_all(self, x: Exchange, targets: Mapping[str, str]) -> Answers:
         bearer = x.call.api == "openai"
         headers = [(name, value) for name, value in x.headers if not name.startswith("content-")]
         asked = (
@@ -166,13 +174,12 @@ class Listing:
                 x.record.note(Attempt("", project, "", "not-asked", None, "no healthy key, or no answer in time"))
         return answers
 
-    async def _refuse(self, x: Exchange, answers: Mapping[str, JsonAnswer | Failure | None]) -> None:
+    async def _refuse(self, x: Exchange, answers: Answers) -> None:
         """No project answered: the client gets the first refusal that is not about a key."""
-        failures = [answer for answer in answers.values() if isinstance(answer, Failure)]
-        first = next((failure for failure in failures if failure.verdict.blames != "key"), None)
-        if first is not None:
-            await self._attempts.give(x, first)
-            return
+        for answer in answers.values():
+            if isinstance(answer, Failure) and answer.verdict.blames != "key":
+                await self._attempts.give(x, answer)
+                return
         now = self._attempts.pool.now()
         able, refusals = self._projects.candidates("", (), (), now)
         if able:
@@ -191,8 +198,3 @@ def _name_of(entry: Mapping[str, Any]) -> str:
     """Google's name, or OpenAI's id."""
     name = entry.get("name", entry.get("id"))
     return resource(name) or f"files/{name}" if isinstance(name, str) else ""
-
-
-def _entries(told: JsonAnswer) -> list[Any]:
-    data = told.document.get("data")
-    return data if isinstance(data, list) else []
