@@ -1,20 +1,22 @@
-"""Lists over all projects: asked at once, shown as one. `listing_page` merges a page.
+"""Lists over all projects: asked at once, shown as one.
 
 A page token of Google's API becomes one of ours, with a token for each project. OpenAI's API has no page tokens: a list
 continues after an id, whose project is known.
 """
 
 import asyncio
+import base64
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote, unquote_plus
 
+from pollux.backends.keys.entries import project_fault
 from pollux.gemini.addresses import to_client
 from pollux.gemini.answered import answer_names
 from pollux.gemini.call import Call
 from pollux.gemini.errors import GatewayError
-from pollux.gemini.names import GOOGLE, below, resource
+from pollux.gemini.names import CHAINED, GOOGLE, below, collection, resource
 from pollux.pool import refusals as reasons
 from pollux.pool.windows import Want
 from pollux.relay.attempt import Attempts
@@ -22,15 +24,6 @@ from pollux.relay.journal import Attempt
 from pollux.relay.request import Exchange
 from pollux.relay.send import Failure
 from pollux.resources.ask import Asker, JsonAnswer
-from pollux.resources.listing_page import (
-    Page,
-    asked_page,
-    foreign_token,
-    parameter,
-    target_after,
-    target_at,
-    tokens_of,
-)
 from pollux.resources.locate import Locator
 from pollux.resources.ownership import Ownership
 
@@ -49,7 +42,10 @@ GONE_MOST = 100
 """A page token that names more projects that are not in the pool is not ours."""
 MOST_ROUNDS = 8
 """How often projects are asked while a page is empty. Then it stays empty, with a token for the next page."""
+SIZES, TOKENS = ("pageSize", "page_size"), ("pageToken", "page_token")
 
+Tokens = dict[str, str]
+"""Project -> its page token, "" for the first page. A project that is not in it has no more entries."""
 Answers = dict[str, JsonAnswer | Failure | None]
 """By project. None: no healthy key, or no answer in time."""
 
@@ -62,6 +58,64 @@ def is_list(method: str, call: Call) -> bool:
     if call.api == "openai":
         return what in LISTED_BY_OPENAI
     return what in LISTED or (what.startswith("models/") and what.count("/") == 2 and what.endswith("/operations"))
+
+
+class Page:
+    """A page never has more entries than were asked for, and is empty only if it is the last: clients take an empty
+    page for the end, or even for an entry.
+    """
+
+    def __init__(self, left: Tokens, most: int | None) -> None:
+        self.left = left
+        """Where the next page continues."""
+        self.answered = False
+        self._most = most
+        self._merged: dict[str, Any] = {}
+        self._filled = False
+        self._peeked = False
+
+    def shares(self) -> dict[str, int | None]:
+        """Whom to ask next, and for how many entries. Nobody when the page has an entry, or nothing is left."""
+        if self._filled:
+            return {}
+        if self._most is None:
+            return dict.fromkeys(self.left)
+        share, rest = divmod(self._most, len(self.left) or 1)
+        return {project: share + (at < rest) for at, project in enumerate(self.left) if share or at < rest}
+
+    def unseen(self) -> dict[str, int | None]:
+        """Whom to ask, once, whether it has anything at all: if the page is still empty, so as not to ask all projects
+        in shares; or if no other project said that there is a next page.
+        """
+        if self._peeked or (self._filled and any(self.left.values())):
+            return {}
+        self._peeked = True
+        return {project: 1 for project, token in self.left.items() if not token}
+
+    def document(self, call: Call) -> dict[str, Any]:
+        """The page as Google would write it, with a token if there is a next one."""
+        if self.left:
+            token = base64.urlsafe_b64encode(json.dumps(self.left, separators=(",", ":")).encode()).rstrip(b"=")
+            self._merged["next_page_token" if _is_snake(call) else "nextPageToken"] = token.decode()
+        return self._merged
+
+    def add(self, project: str, document: Mapping[str, Any] | None, *, peek: bool) -> None:
+        """A project's answer; None if it gave none. `peek`: see only whether it has entries."""
+        own_token = self.left.pop(project)
+        if document is None:
+            return
+        self.answered = True
+        token = document.get("nextPageToken") or document.get("next_page_token")
+        lists = {field: value for field, value in document.items() if isinstance(value, list)}
+        if peek:
+            if token or any(lists.values()):
+                self.left[project] = own_token
+            return
+        for field, value in lists.items():
+            self._merged.setdefault(field, []).extend(value)
+            self._filled = self._filled or bool(value)
+        if isinstance(token, str) and token:
+            self.left[project] = token
 
 
 class Listing:
@@ -87,11 +141,11 @@ class Listing:
 
     async def _of_google(self, x: Exchange) -> tuple[dict[str, Any] | None, list[str]]:
         """The list, and the projects that are not in it. None: the client has an error."""
-        token, size = asked_page(x.call.query)
-        tokens = tokens_of(token) if token else dict.fromkeys(sorted(self._projects.by_name), "")
+        token, size = _asked_page(x.call.query)
+        tokens = _tokens_of(token) if token else dict.fromkeys(sorted(self._projects.by_name), "")
         gone = [project for project in tokens if project not in self._projects.by_name]
         if len(gone) > GONE_MOST:
-            raise foreign_token()
+            raise _foreign_token()
         page = Page({project: own for project, own in tokens.items() if project not in gone}, size)
         answers: Answers = {}
         for _ in range(MOST_ROUNDS):
@@ -109,7 +163,7 @@ class Listing:
     async def _ask_page(
         self, x: Exchange, page: Page, shares: Mapping[str, int | None], *, peek: bool = False
     ) -> Answers:
-        targets = {project: target_at(x.call, page.left[project], share) for project, share in shares.items()}
+        targets = {project: _target_at(x.call, page.left[project], share) for project, share in shares.items()}
         answers = await self._ask_all(x, targets)
         for project, answer in answers.items():
             page.add(project, answer.document if isinstance(answer, JsonAnswer) else None, peek=peek)
@@ -117,7 +171,7 @@ class Listing:
 
     async def _of_openai(self, x: Exchange) -> tuple[dict[str, Any] | None, list[str]]:
         """As `_of_google`. Projects are listed one after the other, by name."""
-        after, limit = parameter(x.call.query, ("after",)), parameter(x.call.query, ("limit",))
+        after, limit = _parameter(x.call.query, ("after",)), _parameter(x.call.query, ("limit",))
         most = min(int(limit), OPENAI_MOST) if limit.isascii() and limit.isdigit() and int(limit) else OPENAI_PAGE
         start = ""
         if after:
@@ -128,7 +182,7 @@ class Listing:
                 raise GatewayError("BAD_REQUEST", "the list cannot continue after that id: its project is not known")
             start = owner.project
         asked = [project for project in sorted(self._projects.by_name) if project >= start]
-        targets = {project: target_after(x.call, after if project == start else "", most) for project in asked}
+        targets = {project: _target_after(x.call, after if project == start else "", most) for project in asked}
         answers = await self._ask_all(x, targets)
         good = {project: answer.document for project, answer in answers.items() if isinstance(answer, JsonAnswer)}
         if not good:
@@ -198,3 +252,55 @@ def _name_of(entry: Mapping[str, Any]) -> str:
     """Google's name, or OpenAI's id."""
     name = entry.get("name", entry.get("id"))
     return resource(name) or f"files/{name}" if isinstance(name, str) else ""
+
+
+def _tokens_of(token: str) -> Tokens:
+    """The projects' page tokens in one of ours. It is not sealed: its holder may have changed it."""
+    try:
+        tokens = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+        if isinstance(tokens, dict):
+            "".join(tokens.values()).encode()
+    except (ValueError, TypeError, RecursionError):  # ValueError: half a character, or no Base64
+        tokens = None
+    if not isinstance(tokens, dict) or any(map(project_fault, tokens)):
+        raise _foreign_token()
+    return tokens
+
+
+def _foreign_token() -> GatewayError:
+    return GatewayError("BAD_REQUEST", "the page token is none of this gateway's; begin the list anew")
+
+
+def _is_snake(call: Call) -> bool:
+    """The newer parts of the API have no other spelling."""
+    return collection(call) in CHAINED
+
+
+def _asked_page(query: str) -> tuple[str, int | None]:
+    """The page token and size. None: the client leaves the size to Google."""
+    size = _parameter(query, SIZES)
+    number = int(size) if size.isascii() and size.isdigit() and len(size) < 6 else 0
+    return _parameter(query, TOKENS), number or None
+
+
+def _parameter(query: str, names: Sequence[str]) -> str:
+    return next((value for name, value in parse_qsl(query, keep_blank_values=True) if name in names), "")
+
+
+def _target_at(call: Call, token: str, size: int | None) -> str:
+    """The same list from a project's page token on, with this size."""
+    snake, parts = _is_snake(call), _without(call.query, TOKENS if size is None else (*TOKENS, *SIZES))
+    parts += [] if size is None else [f"{SIZES[snake]}={size}"]
+    parts += [f"{TOKENS[snake]}={quote(token, safe='', errors='replace')}"] if token else []
+    return f"{call.path}?{'&'.join(parts)}" if parts else call.path
+
+
+def _target_after(call: Call, after: str, limit: int) -> str:
+    """The same list of OpenAI's from an id on."""
+    parts = [*_without(call.query, ("after", "limit")), f"limit={limit}"]
+    parts += [f"after={quote(after, safe='', errors='replace')}"] if after else []
+    return f"{call.path}?{'&'.join(parts)}"
+
+
+def _without(query: str, names: Sequence[str]) -> list[str]:
+    return [part for part in query.split("&") if part and unquote_plus(part.partition("=")[0]) not in names]

@@ -59,9 +59,6 @@ class Ownership:
 
     # --- who owns it -------------------------------------------------------------------------------------------------
 
-    async def owner(self, name: str) -> Owner | None:
-        return (await self.owners((name,))).get(name)
-
     async def owners(self, names: Iterable[str]) -> dict[str, Owner]:
         """The known owners: from the cache, or else from the store in one round trip, if it answers."""
         found: dict[str, Owner] = {}

@@ -55,14 +55,6 @@ class Part(NamedTuple):
     size: int
 
 
-class GoogleSession(NamedTuple):
-    """The session at Google where an upload continues, because the blob store failed before the first byte."""
-
-    target: str
-    project: str
-    key: str
-
-
 class ChunkError(Exception):
     """This chunk is refused; the upload can continue."""
 
@@ -120,7 +112,8 @@ class PooledUpload:
     state: str = "active"
     """active; closing: all bytes are there and the file is being made; final; cancelled."""
     answer: str = ""
-    passed: GoogleSession | None = None
+    passed: tuple[str, str, str] | None = None
+    """Target, project and key of a session at Google, if the blob store failed before the first byte."""
 
     @property
     def received(self) -> int:
@@ -185,7 +178,7 @@ def unpacked_file(document: Mapping[str, Any]) -> PooledFile | None:
 def unpacked_upload(document: Mapping[str, Any], now: float) -> PooledUpload | None:
     """None for an upload that has expired, and for a document of another form."""
     try:
-        passed = None if document["passed"] is None else GoogleSession(*document["passed"])
+        passed = None if document["passed"] is None else tuple(document["passed"])
         upload = PooledUpload(**_fields(PooledUpload, document) | {"passed": passed})
         return upload if upload.expires > now else None
     except (KeyError, TypeError, ValueError):

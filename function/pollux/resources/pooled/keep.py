@@ -7,7 +7,7 @@ import asyncio
 import json
 import logging
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
@@ -40,49 +40,45 @@ LOOK_EVERY = 0.5
 RELEASE_WITHIN = 2.0
 
 
+@dataclass(eq=False)
 class Keeper:
-    def __init__(
-        self,
-        pool: Pool,
-        ownership: Ownership,
-        records: FileRecords,
-        contents: Contents,
-        google: GoogleFiles,
-        instance: str,
-    ) -> None:
-        self._pool = pool
-        self._ownership = ownership
-        self._records = records
-        self._contents = contents
-        self._google = google
-        self._instance = instance
+    pool: Pool
+    ownership: Ownership
+    records: FileRecords
+    contents: Contents
+    google: GoogleFiles
+    instance: str
+    uploaded: int = 0
+    found: int = 0
+    """Uploads that got an existing file."""
+
+    def __post_init__(self) -> None:
         self._locks: Locks = WeakValueDictionary()
-        self.uploaded = self.found = 0
 
     async def keep(self, upload: PooledUpload, sha256: str) -> bytes:
         """Google's answer for the file. Raises RefusedError if Google refuses it."""
         key = content_hash(upload.client, sha256, upload.kind, upload.described)
         async with lock_of(self._locks, key):  # of several at once the first uploads, the others find its file
             while True:
-                now = self._records.now()
-                known, version = await self._records.document(CONTENT + key)
+                now = self.records.now()
+                known, version = await self.records.document(CONTENT + key)
                 name = known.get("file")
                 if name is not None and known.get("expires", 0) - now >= SHARED_S:
                     if (answer := await self._existing(str(name), upload)) is not None:
                         return answer
-                elif name is None and known.get("until", 0) > now and known.get("by") != self._instance:
+                elif name is None and known.get("until", 0) > now and known.get("by") != self.instance:
                     await asyncio.sleep(LOOK_EVERY)
                     continue
                 began = known if name is None else {}  # another instance may have begun, and died
                 document: Document = {
                     "v": 1,
-                    "by": self._instance,
+                    "by": self.instance,
                     "until": now + LEASED_S,
                     "born": began.get("born", now),
                     "project": began.get("project", ""),
                     "expires": int(now + KEPT_S),
                 }
-                lease = _ContentLease(self._records, key, document, version)
+                lease = _ContentLease(self.records, key, document, version)
                 try:
                     await lease.change()
                 except ConflictError:
@@ -91,36 +87,36 @@ class Keeper:
 
     async def _existing(self, name: str, upload: PooledUpload) -> bytes | None:
         """The file that has this content already, if Google still has it."""
-        file = await self._records.read(name)
-        if file is None or file.uses < 1 or file.expires - self._records.now() < SHARED_S:
+        file = await self.records.read(name)
+        if file is None or file.uses < 1 or file.expires - self.records.now() < SHARED_S:
             return None
         own = file.parts == upload.parts  # the client asked twice for the end of this upload
         if given_of(upload.described) and not own:
-            await self._contents.drop(upload.parts)
+            await self.contents.drop(upload.parts)
             raise _exists()
-        answer = await self._google.get(file.home, name)
+        answer = await self.google.get(file.home, name)
         if isinstance(answer, Failure) and answer.status in (403, 404):
-            await self._records.remove(file)
+            await self.records.remove(file)
             if not own:
-                await self._contents.drop(file.parts)
+                await self.contents.drop(file.parts)
             return None
         if answer is None:  # its project has no healthy key: another one takes the content
             return None
         if not isinstance(answer, JsonAnswer):
             raise RefusedError(file.home, answer)
         if not own:
-            counted = await self._records.change(
+            counted = await self.records.change(
                 name, lambda file: replace(file, uses=file.uses + 1) if file.uses > 0 else None
             )
             if counted is None or counted.uses < 1:
                 return None  # deleted just now
-            await self._contents.drop(upload.parts)
+            await self.contents.drop(upload.parts)
             self.found += 1
         return json.dumps({"file": answer.document}, indent=2).encode()
 
     async def _new(self, lease: "_ContentLease", upload: PooledUpload, sha256: str) -> bytes:
         try:
-            async with renewed(lambda: lease.change(until=self._records.now() + LEASED_S)):
+            async with renewed(lambda: lease.change(until=self.records.now() + LEASED_S)):
                 await self._check_name(lease.key, upload)
                 created = await self._upload(lease, upload, sha256)
         except BaseException:
@@ -135,9 +131,9 @@ class Keeper:
     async def _check_name(self, key: str, upload: PooledUpload) -> None:
         """A name that the client chose is used once, over all projects."""
         name = given_of(upload.described)
-        file = await self._records.read(name) if name else None
+        file = await self.records.read(name) if name else None
         if file is not None and (file.client, file.content, file.parts) != (upload.client, key, upload.parts):
-            await self._contents.drop(upload.parts)
+            await self.contents.drop(upload.parts)
             raise _exists()
 
     async def _upload(self, lease: "_ContentLease", upload: PooledUpload, sha256: str) -> CreatedFile:
@@ -146,9 +142,9 @@ class Keeper:
         last: RefusedError | None = None
         project = str(lease.document["project"])
         troubles = 0
-        while troubles < self._pool.settings.max_attempts:
-            if project not in self._pool.projects.by_name or project in tried.projects:
-                if (picked := await self._pool.pick(None, tried)) is None:
+        while troubles < self.pool.settings.max_attempts:
+            if project not in self.pool.projects.by_name or project in tried.projects:
+                if (picked := await self.pool.pick(None, tried)) is None:
                     break
                 project = picked.project
             if lease.document["project"] != project:
@@ -157,13 +153,13 @@ class Keeper:
             described = dict(upload.described)
             described["name"] = name = given_of(described) or first_name(lease.key, lease.document["born"], project)
             # Claimed first: once the file exists, other clients could use it.
-            if not await self._ownership.claim(name, project, upload.client, self._records.now() + KEPT_S):
+            if not await self.ownership.claim(name, project, upload.client, self.records.now() + KEPT_S):
                 raise _exists()
-            read = partial(self._contents.read, upload.parts)
+            read = partial(self.contents.read, upload.parts)
             try:
-                return await self._google.upload(project, described, upload.kind, upload.received, read, sha256)
+                return await self.google.upload(project, described, upload.kind, upload.received, read, sha256)
             except NameTakenError:
-                await self._ownership.unclaim(name)
+                await self.ownership.unclaim(name)
                 raise
             except RefusedError as error:
                 last = error
@@ -175,9 +171,9 @@ class Keeper:
         raise last or RefusedError(project, None)
 
     async def _note(self, lease: "_ContentLease", upload: PooledUpload, sha256: str, created: CreatedFile) -> None:
-        now, project = self._records.now(), created.key.project
+        now, project = self.records.now(), created.key.project
         copy = copy_of(created.document, now + KEPT_S)
-        await self._ownership.bind({copy.name: copy.expires}, project, upload.client, pooled=True)
+        await self.ownership.bind({copy.name: copy.expires}, project, upload.client, pooled=True)
         file = PooledFile(
             name=copy.name,
             client=upload.client,
@@ -192,7 +188,7 @@ class Keeper:
             parts=upload.parts,
             copies={project: copy},
         )
-        await self._records.put(file)
+        await self.records.put(file)
         try:
             await lease.replace({"v": 1, "file": file.name, "expires": int(file.expires)})
         except ConflictError:  # the lease had ended, and another instance got it

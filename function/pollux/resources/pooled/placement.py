@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from pollux.backends.store.contract import StoreError
 from pollux.gemini.addresses import mentioned as files_mentioned
@@ -35,24 +35,16 @@ NAMED_MOST = 10_000
 """Each unknown file costs a read of the store."""
 
 
+@dataclass(eq=False)
 class FileAccess:
     """Which pooled files a client may use and see, and their deletion."""
 
-    def __init__(
-        self,
-        pool: Pool,
-        ownership: Ownership,
-        records: FileRecords,
-        contents: Contents,
-        copies: Copies,
-        google: GoogleFiles,
-    ) -> None:
-        self.pool = pool
-        self.ownership = ownership
-        self.records = records
-        self.contents = contents
-        self.copies = copies
-        self._google = google
+    pool: Pool
+    ownership: Ownership
+    records: FileRecords
+    contents: Contents
+    copies: Copies
+    google: GoogleFiles
 
     async def check(self, x: Exchange, references: Iterable[str], names: Collection[str]) -> None:
         """Refuse copies, and other clients' files. `references`: all in the body, also those that only Google
@@ -109,7 +101,7 @@ class FileAccess:
         copies.pop(file.home, None)
         with suppress(TimeoutError):  # a copy that stays is not used any more, and expires
             async with asyncio.timeout(DELETE_WITHIN):
-                await asyncio.gather(*(self._google.delete(project, copy.name) for project, copy in copies.items()))
+                await asyncio.gather(*(self.google.delete(project, copy.name) for project, copy in copies.items()))
         await self.contents.drop(file.parts)
         await self.records.remove(file)
         return False

@@ -28,7 +28,6 @@ from pollux.resources.pooled.documents import (
     GRANULARITY,
     UPLOAD,
     ChunkError,
-    GoogleSession,
     PooledUpload,
     packed,
     unpacked_upload,
@@ -68,16 +67,16 @@ class UploadRequest:
         return header(self.headers, b"x-goog-upload-" + name)
 
 
+@dataclass(eq=False)
 class PooledUploads:
-    def __init__(
-        self, pool: Pool, records: FileRecords, contents: Contents, keeper: Keeper, google: GoogleFiles
-    ) -> None:
-        self._pool = pool
-        self._records = records
-        self._contents = contents
-        self._keeper = keeper
-        self._google = google
-        self._parts = PartWriter(contents)
+    pool: Pool
+    records: FileRecords
+    contents: Contents
+    keeper: Keeper
+    google: GoogleFiles
+
+    def __post_init__(self) -> None:
+        self._parts = PartWriter(self.contents)
 
     async def takes(self, upload: Upload, call: Call, headers: RawHeaders) -> bool:
         """Whether the file is pooled. Otherwise the upload passes to one project, and the file stays there."""
@@ -85,13 +84,13 @@ class PooledUploads:
             return False
         if upload.form == "start" and (header(headers, b"x-goog-upload-protocol") or "").lower() != "resumable":
             return False
-        self._contents.sweep()
+        self.contents.sweep()
         return await self._has_blobs()
 
     async def _has_blobs(self) -> bool:
-        if await self._contents.usable():
+        if await self.contents.usable():
             return True
-        self._contents.counts["passed_through"] += 1
+        self.contents.counts["passed_through"] += 1
         log.error("the blob store does not work: an upload passes to one project, and its file stays there")
         return False
 
@@ -102,21 +101,21 @@ class PooledUploads:
         declared = request.header(b"header-content-length")
         if declared is not None and not (declared.isascii() and declared.isdigit()):
             raise GatewayError("BAD_REQUEST", "Invalid X-Goog-Upload-Header-Content-Length.")
-        key = await self._pool.pick(None, Tried())
+        key = await self.pool.pick(None, Tried())
         if key is None:
             raise GatewayError("NO_USABLE_KEY", "there is no usable key in the pool: add one with `pollux keys add`")
         try:
-            value = await self._pool.projects.keyring.value(key.id)
+            value = await self.pool.projects.keyring.value(key.id)
         except KeySourceError as error:
             raise GatewayError("NO_USABLE_KEY", str(error), retry_after=5.0) from None
-        name, now = secrets.token_hex(12), self._pool.now()
+        name, now = secrets.token_hex(12), self.pool.now()
         size = int(declared) if declared else None
         upload = PooledUpload(request.record.client, kind_of(request.headers, described), now, described, size)
         try:
             upload.check_size(size or 0)
         except ChunkError as error:
             raise GatewayError("BAD_REQUEST", str(error)) from None
-        await self._records.write(UPLOAD + name, packed(upload), None)
+        await self.records.write(UPLOAD + name, packed(upload), None)
         session = Session(POOLED + name, "", key.id, upload.client, now + LIFETIME)
         address = address_of(request.base + request.call.path, session, value)
         headers = [
@@ -130,8 +129,8 @@ class PooledUploads:
 
     async def go_on(self, request: UploadRequest, name: str, body: PassingBody) -> Session | None:
         """A request within a session. Returns the session at Google if the upload continues there."""
-        document, version = await self._records.document(UPLOAD + name)
-        upload = unpacked_upload(document, self._pool.now())
+        document, version = await self.records.document(UPLOAD + name)
+        upload = unpacked_upload(document, self.pool.now())
         commands = {word.strip() for word in (request.header(b"command") or "upload").lower().split(",")}
         if upload is None:
             await self._refuse(request, "UPLOAD_GONE", "Requested entity was not found.", "final")
@@ -149,7 +148,7 @@ class PooledUploads:
             elif commands == {"cancel"}:
                 if upload.state == "active":
                     await self._put(name, replace(upload, state="cancelled"), version)
-                    await self._contents.drop(upload.parts)
+                    await self.contents.drop(upload.parts)
                     state = "cancelled"
                 await request.reply.whole(200, [_status(state)], b"")
             elif commands - {"upload", "finalize"}:
@@ -183,7 +182,7 @@ class PooledUploads:
             upload = upload.with_part(part, "closing" if final and error is None else upload.state)
             version = await self._put(name, upload, version)
         except (ChunkError, GatewayError):
-            await self._contents.drop([part] if part else [])
+            await self.contents.drop([part] if part else [])
             raise
         if error is not None:
             raise error
@@ -200,7 +199,7 @@ class PooledUploads:
 
     async def _put(self, name: str, upload: PooledUpload, version: Version | None) -> Version:
         try:
-            return await self._records.write(UPLOAD + name, packed(upload), version)
+            return await self.records.write(UPLOAD + name, packed(upload), version)
         except ConflictError:
             raise GatewayError(
                 "UPLOAD_RACE",
@@ -214,13 +213,13 @@ class PooledUploads:
         """Before the first byte: if the blob store does not work, the upload continues in a session at Google."""
         if await self._has_blobs():
             return upload, version
-        key = await self._pool.pick(None, Tried())
+        key = await self.pool.pick(None, Tried())
         target = None
         if key is not None:
-            target = await self._google.begin(key, upload.described, upload.kind, upload.declared)
+            target = await self.google.begin(key, upload.described, upload.kind, upload.declared)
         if key is None or not isinstance(target, str):
             raise GatewayError("BLOBS_DOWN", "neither the blob store nor a project takes the upload", retry_after=5.0)
-        upload = replace(upload, passed=GoogleSession(target, key.project, key.id))
+        upload = replace(upload, passed=(target, key.project, key.id))
         return upload, await self._put(name, upload, version)
 
     # --- in one request ----------------------------------------------------------------------------------------------
@@ -237,7 +236,7 @@ class PooledUploads:
             items = multipart.parts(pieces, boundary)
             described, kind = await read_metadata(items)
             pieces = read_content(items)
-        name, began = secrets.token_hex(12), self._pool.now() - LIFETIME  # its life as an upload ends at once
+        name, began = secrets.token_hex(12), self.pool.now() - LIFETIME  # its life as an upload ends at once
         upload = PooledUpload(request.record.client, kind or "application/octet-stream", began, described)
         try:
             async with aclosing(pieces):  # type: ignore[type-var]
@@ -245,7 +244,7 @@ class PooledUploads:
         except ChunkError as error:
             raise GatewayError("BAD_REQUEST", str(error)) from None
         if trouble is not None:
-            await self._contents.drop([part] if part else [])
+            await self.contents.drop([part] if part else [])
             raise trouble
         upload = upload.with_part(part, "closing")
         request.record.attempts.append(Attempt("", "", "", "ok", 200, detail=f"{body.passed} bytes received"))
@@ -258,8 +257,8 @@ class PooledUploads:
     async def _kept(self, request: UploadRequest, upload: PooledUpload, digest: Any) -> bytes | None:
         """Google's answer for the file. None: Google refused it, and the client has that answer."""
         try:
-            sha256 = digest.hexdigest() if digest is not None else await self._contents.sha256(upload.parts)
-            return await self._keeper.keep(upload, sha256)
+            sha256 = digest.hexdigest() if digest is not None else await self.contents.sha256(upload.parts)
+            return await self.keeper.keep(upload, sha256)
         except BlobError as error:
             if isinstance(error, BlobMissingError):
                 log.error("a part of an upload cannot be read: %s", error)
@@ -278,7 +277,7 @@ class PooledUploads:
         await request.reply.whole(200, [_JSON, _status("final")], self._as_client_sees(request, answer))
 
     def _as_client_sees(self, request: UploadRequest, answer: bytes) -> bytes:
-        return to_client(answer, self._pool.settings.upstream, request.base)
+        return to_client(answer, self.pool.settings.upstream, request.base)
 
     async def _refuse(self, request: UploadRequest, code: str, message: str, state: str) -> None:
         """Answer an error with the session's state: without that, clients send their chunk again and again."""

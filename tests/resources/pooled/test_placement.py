@@ -32,6 +32,7 @@ from tests.resources.pooled.scenes import (
     upload,
     uploads,
 )
+from tests.resources.test_ownership import owner_of
 
 
 def test_one_request_goes_where_the_file_is_and_nothing_is_copied() -> None:
@@ -335,7 +336,7 @@ def test_with_a_cache_beside_it_the_file_comes_to_the_caches_project() -> None:
             long = {"contents": [{"role": "user", "parts": [{"text": "word " * 6000}]}], "model": f"models/{FLASH}"}
             cache = await call(app, "POST", "/v1beta/cachedContents", AT, long)
             assert cache.status == 200, cache.body
-            owner = await app.ownership.owner(cache.json["name"])
+            owner = await owner_of(app.ownership, cache.json["name"])
             assert owner is not None
             file = await upload(app)
             while owned(upstream.simulator)[file["name"]] == owner.project:
@@ -358,7 +359,7 @@ def test_a_cache_of_a_pooled_file_is_made_where_the_file_is() -> None:
             for _ in range(4):
                 cache = await call(app, "POST", "/v1beta/cachedContents", AT, body)
                 assert cache.status == 200, cache.body
-                owner = await app.ownership.owner(cache.json["name"])
+                owner = await owner_of(app.ownership, cache.json["name"])
                 assert owner is not None
                 assert owner.project == owned(upstream.simulator)[file["name"]]
                 used = await call(app, "POST", path_of(FLASH), AT, HELLO | {"cachedContent": cache.json["name"]})
