@@ -4,13 +4,14 @@ project before the client has it, and Google's addresses in it become ours.
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
 from pollux.backends.upstream import UpstreamError
 from pollux.gemini.addresses import to_client
 from pollux.gemini.answered import answer_names
+from pollux.gemini.call import Call
 from pollux.gemini.names import GOOGLE, names_exactly, path_names
 from pollux.gemini.verdict.causes import OF_RESOURCES
 from pollux.gemini.verdict.rules import verdict_of
@@ -80,22 +81,20 @@ class Answers:
             return
         body, whole = await collect(answer) if b"json" in kind and not encoded else (b"", False)
         if whole and x.method != "DELETE":
-            body = await self._bound(x, project, x.place.shown(body))
+            body = await self.bound(x.place.shown(body), x.call, project, x.record.client, x.own_base)
         await pass_on(x.reply, answer, settle, body, whole=whole)
 
-    async def _bound(self, x: Exchange, project: str, body: bytes) -> bytes:
+    async def bound(self, body: bytes, call: Call, project: str, client: str, own_base: Callable[[], str]) -> bytes:
         """Bind what the answer names; return it with our addresses."""
         try:
             document = json.loads(body)
         except (ValueError, RecursionError):
             return body
-        await self._bind(x, project, document)
-        return to_client(body, self._upstream, x.own_base()) if b"://" in body or b":\\/" in body else body
+        await self._bind(document, call, project, client)
+        return to_client(body, self._upstream, own_base()) if b"://" in body or b":\\/" in body else body
 
-    async def _bind(self, x: Exchange, project: str, document: Any) -> None:
-        names = answer_names(document, x.call, (GOOGLE, self._upstream))
-        if names:
-            await self._ownership.bind(names, project, x.record.client)
+    async def _bind(self, document: Any, call: Call, project: str, client: str) -> None:
+        await self._ownership.bind(answer_names(document, call, (GOOGLE, self._upstream)), project, client)
 
     async def _pass_events(self, x: Exchange, answer: CoveredAnswer, project: str, settle: Settle) -> None:
         """Pass events on unchanged, each when it is complete and what it names is bound."""
@@ -109,7 +108,7 @@ class Answers:
                 if end and any(mark in held[:end] for mark in _NAMING):
                     for event in _EVENT_END.split(held[:end]):
                         if (document := _data_of(event)) is not None:
-                            await self._bind(x, project, document)
+                            await self._bind(document, x.call, project, x.record.client)
                 if len(held) - end > HELD_MOST:
                     end = len(held)
                 if end:

@@ -106,23 +106,22 @@ class Asker:
 
     async def test_key(self, key: Key) -> Verdict | None:
         """What Google says to a call that takes no quota. None: the key's value cannot be read, or no answer came."""
-        try:
-            async with asyncio.timeout(COUNT_WITHIN), self._room:
-                answer = await self.upstream.send(key, "POST", PROBE, JSON, probe.BODY, whole=True)
-        except TimeoutError:
-            return None
+        answer = await self._post(key, PROBE, probe.BODY)
         if isinstance(answer, Failure):
             return answer.verdict if answer.status else None
-        return judge(answer.status, answer.body, now=self.pool.now())
+        return None if answer is None else judge(answer.status, answer.body, now=self.pool.now())
 
     async def count_tokens(self, key: Key, target: str, body: bytes) -> int | None:
         """Google's own count. None if it cannot be had: then the estimate is used."""
+        answer = await self._post(key, target, body)
+        return total_tokens(answer.body) if isinstance(answer, CoveredAnswer) else None
+
+    async def _post(self, key: Key, target: str, body: bytes) -> CoveredAnswer | Failure | None:
         try:
             async with asyncio.timeout(COUNT_WITHIN):
-                answer = await self.upstream.send(key, "POST", target, JSON, body, whole=True)
+                return await self.upstream.send(key, "POST", target, JSON, body, whole=True)
         except TimeoutError:
             return None
-        return None if isinstance(answer, Failure) else total_tokens(answer.body)
 
 
 def _document(body: bytes) -> dict[str, Any]:

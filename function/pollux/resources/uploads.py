@@ -6,17 +6,13 @@ instance can continue any upload. Bodies pass through and are not held. With POL
 """
 
 import asyncio
-import json
 from functools import partial
 
 from pollux.backends.keys.contract import Key, KeySourceError
 from pollux.backends.upstream import UpstreamError
-from pollux.gemini.addresses import to_client
-from pollux.gemini.answered import answer_names
 from pollux.gemini.call import Call, read_target
 from pollux.gemini.errors import GatewayError
 from pollux.gemini.headers import upstream_headers
-from pollux.gemini.names import GOOGLE
 from pollux.gemini.upload import UPLOAD_ADDRESSES, Upload, session_target
 from pollux.pool.pool import Pool
 from pollux.relay.address import own_base
@@ -24,6 +20,7 @@ from pollux.relay.client import PassingBody, Receive, Scope, Watch, body_length,
 from pollux.relay.journal import Attempt, Record
 from pollux.relay.passing import Reply, collect, nothing_to_settle, pass_on
 from pollux.relay.send import NO_CREDENTIAL, CoveredAnswer, Failure, Headers, KeyedUpstream, Readdress, broken
+from pollux.resources.answers import Answers
 from pollux.resources.ownership import Ownership
 from pollux.resources.pooled.parts import HeldBody
 from pollux.resources.pooled.uploads import POOLED, PooledUploads, UploadRequest
@@ -40,7 +37,7 @@ class Uploads:
         self._settings = pool.settings
         self._pool = pool
         self._upstream = upstream
-        self._ownership = ownership
+        self._answers = Answers(ownership, pool.settings.upstream)
         self.pooled: PooledUploads | None = None
         """With POLLUX_FILES=pooled."""
 
@@ -143,25 +140,15 @@ class Uploads:
     async def _pass_on(self, base: str, session: Session, answer: CoveredAnswer, reply: Reply) -> Failure | None:
         try:
             body, whole = await collect(answer)
-            body = await self._bound(body, base, session) if whole else body
+            if whole:
+                call = read_target("POST", *session.target.partition("?")[::2])
+                body = await self._answers.bound(body, call, session.project, session.client, lambda: base)
             await pass_on(reply, answer, nothing_to_settle, body, whole=whole)
         except UpstreamError as error:
             return broken(Key(session.key, session.project), error, self._pool.now())
         finally:
             answer.close()
         return None
-
-    async def _bound(self, body: bytes, base: str, session: Session) -> bytes:
-        """Bind the resource that the answer names; return the answer with our address of it."""
-        try:
-            document = json.loads(body) if body else None
-        except (ValueError, RecursionError):
-            document = None
-        upstream = self._settings.upstream
-        path, _, query = session.target.partition("?")
-        names = answer_names(document, read_target("POST", path, query), (upstream, GOOGLE))
-        await self._ownership.bind(names, session.project, session.client)
-        return to_client(body, upstream, base) if names else body
 
 
 def is_large(headers: Headers, most: int) -> bool:

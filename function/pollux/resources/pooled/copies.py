@@ -40,36 +40,30 @@ class _CopyTask:
     waiters: int = 0
 
 
+@dataclass(eq=False)
 class Copies:
-    def __init__(
-        self,
-        records: FileRecords,
-        contents: Contents,
-        google: GoogleFiles,
-        instance: str,
-        *,
-        lingers: bool,
-    ) -> None:
-        """`lingers`: a copy is still completed when all requests that waited for it have reached their deadline. Not in
-        the cloud, where the CPU stops after the last request."""
-        self._records = records
-        self._contents = contents
-        self._google = google
-        self._instance = instance
-        self._lingers = lingers
+    records: FileRecords
+    contents: Contents
+    google: GoogleFiles
+    instance: str
+    lingers: bool
+    """A copy is completed after the deadlines of all requests that waited for it. Not in the cloud, where the CPU stops
+    after the last request."""
+    made: int = 0
+
+    def __post_init__(self) -> None:
         self._tasks: dict[tuple[str, str], _CopyTask] = {}
         self._refused: Recent[tuple[str, str], tuple[float, str]] = Recent(1000)
-        self.made = 0
 
     def refused(self, name: str, project: str) -> str | None:
         """Why the project refused the file recently."""
         until, why = self._refused.get((name, project), (0.0, ""))
-        return why if until > self._records.now() else None
+        return why if until > self.records.now() else None
 
     async def ensure(self, name: str, project: str, deadline: float) -> None:
         """Return when the copy can be used. Raises CopyError, or CopyPendingError at the deadline."""
-        file = self._records.known(name)
-        if file is not None and project in file.ready_at(self._records.now()):
+        file = self.records.known(name)
+        if file is not None and project in file.ready_at(self.records.now()):
             return
         if (why := self.refused(name, project)) is not None:
             raise CopyError(why)
@@ -81,7 +75,7 @@ class Copies:
         copying.waiters += 1
         left = False
         try:
-            async with asyncio.timeout(max(0.0, deadline - self._records.now())):
+            async with asyncio.timeout(max(0.0, deadline - self.records.now())):
                 await asyncio.shield(copying.task)
         except TimeoutError:
             raise CopyPendingError(f"the copy of {name} at project {project} is not ready yet") from None
@@ -92,7 +86,7 @@ class Copies:
             raise
         finally:
             copying.waiters -= 1
-            if not copying.waiters and not copying.task.done() and (left or not self._lingers):
+            if not copying.waiters and not copying.task.done() and (left or not self.lingers):
                 copying.task.cancel()
                 self._ended(key, copying.task)  # the next request begins anew
                 await asyncio.wait({copying.task}, timeout=RELEASE_WITHIN)
@@ -121,7 +115,7 @@ class Copies:
                 await self._until_active(name, project, copy)
         except (RefusedError, BlobError, StoreError, CopyError) as error:
             if not isinstance(error, BlobUnavailableError):
-                self._refused[name, project] = self._records.now() + REFUSED_S, str(error)
+                self._refused[name, project] = self.records.now() + REFUSED_S, str(error)
             log.warning("%s was not copied to project %s: %s", name, project, error)
             raise CopyError(str(error)) from None
 
@@ -129,18 +123,18 @@ class Copies:
         """Wait for the copy that another instance makes, or get the lease to make it: then None."""
         pause = FIRST_LOOK
         while True:
-            now = self._records.now()
-            mine = Lease(self._instance, now + LEASED_S)
+            now = self.records.now()
+            mine = Lease(self.instance, now + LEASED_S)
 
             def take(file: PooledFile, now: float = now, mine: Lease = mine) -> PooledFile | None:
                 held = file.copies.get(project)
                 if file.uses < 1 or file.copy_at(project, now) is not None:
                     return None
-                if isinstance(held, Lease) and held.until > now and held.by != self._instance:
+                if isinstance(held, Lease) and held.until > now and held.by != self.instance:
                     return None
                 return file.with_copy(project, mine)
 
-            file = await self._records.change(name, take)
+            file = await self.records.change(name, take)
             if file is None or file.uses < 1:
                 raise CopyError(f"{name} is gone")
             if (copy := file.copy_at(project, now)) is not None:
@@ -154,13 +148,13 @@ class Copies:
         """Make the copy under this instance's lease."""
         try:
             async with renewed(lambda: self._set_lease(name, project, LEASED_S)):
-                file = await self._records.find(name)
+                file = await self.records.find(name)
                 if file is None:
                     raise CopyError(f"{name} is gone")
                 copy = copy_of((await self._send(file, project)).document, file.expires)
                 noted = await self._note(name, project, copy)
                 if noted is None or noted.uses < 1:  # the file was deleted meanwhile
-                    await self._google.delete(project, copy.name)
+                    await self.google.delete(project, copy.name)
                     raise CopyError(f"{name} is gone")
                 self.made += 1
                 return copy
@@ -173,31 +167,31 @@ class Copies:
 
     async def _set_lease(self, name: str, project: str, seconds: float) -> None:
         """Extend this instance's lease; 0: end it."""
-        lease = Lease(self._instance, self._records.now() + seconds) if seconds else None
+        lease = Lease(self.instance, self.records.now() + seconds) if seconds else None
 
         def change(file: PooledFile) -> PooledFile | None:
             held = file.copies.get(project)
-            mine = isinstance(held, Lease) and held.by == self._instance
+            mine = isinstance(held, Lease) and held.by == self.instance
             return file.with_copy(project, lease) if mine else None
 
-        await self._records.change(name, change)
+        await self.records.change(name, change)
 
     async def _send(self, file: PooledFile, project: str) -> CreatedFile:
         described = {"displayName": file.shown} if file.shown else {}
-        read = partial(self._contents.read, file.parts)
+        read = partial(self.contents.read, file.parts)
         if project == file.home:  # the file was lost there: make it again, if its name is free
             with suppress(NameTakenError):
-                return await self._google.upload(project, {"name": file.name, **described}, file.kind, file.size, read)
+                return await self.google.upload(project, {"name": file.name, **described}, file.kind, file.size, read)
         named = {"name": copy_name(file, project), **described}
-        return await self._google.upload(project, named, file.kind, file.size, read)
+        return await self.google.upload(project, named, file.kind, file.size, read)
 
     async def _until_active(self, name: str, project: str, copy: Copy) -> None:
         """Wait until Google has processed the copy."""
-        pause, until = FIRST_LOOK, self._records.now() + PROCESSED_WITHIN
-        while self._records.now() < until:
+        pause, until = FIRST_LOOK, self.records.now() + PROCESSED_WITHIN
+        while self.records.now() < until:
             await asyncio.sleep(pause)
             pause = min(pause * LOOK_GROWS, LONGEST_LOOK)
-            answer = await self._google.get(project, copy.name)
+            answer = await self.google.get(project, copy.name)
             if not isinstance(answer, JsonAnswer):
                 if answer is not None and answer.status in (403, 404):
                     await self._note(name, project, None)
@@ -209,9 +203,9 @@ class Copies:
                     return
                 case "FAILED":
                     await self._note(name, project, None)
-                    await self._google.delete(project, copy.name)
+                    await self.google.delete(project, copy.name)
                     raise CopyError(f"Google could not process the copy of {name} at project {project}")
         raise CopyError(f"the copy of {name} at project {project} was processed for too long")
 
     async def _note(self, name: str, project: str, copy: Copy | None) -> PooledFile | None:
-        return await self._records.change(name, lambda file: file.with_copy(project, copy) if file.uses > 0 else None)
+        return await self.records.change(name, lambda file: file.with_copy(project, copy) if file.uses > 0 else None)

@@ -24,9 +24,9 @@ def lock_of(locks: Locks, name: str) -> asyncio.Lock:
 
 
 class FileRecords:
-    def __init__(self, watch: StoreHealth, most: int = REMEMBERED) -> None:
+    def __init__(self, watch: StoreHealth) -> None:
         self._watch = watch
-        self._known: Recent[str, tuple[PooledFile, Version]] = Recent(most)
+        self._known: Recent[str, tuple[PooledFile, Version]] = Recent(REMEMBERED)
         self._locks: Locks = WeakValueDictionary()
         self.counters = Counters()
 
