@@ -14,7 +14,7 @@ from pollux.lru import Recent
 from pollux.resources.ask import JsonAnswer
 from pollux.resources.pooled.contents import Contents
 from pollux.resources.pooled.documents import Copy, Lease, PooledFile, copy_name, copy_of
-from pollux.resources.pooled.records import LEASED_S, FileRecords, renewed
+from pollux.resources.pooled.records import LEASED_S, RELEASE_WITHIN, FileRecords, leased
 from pollux.resources.pooled.upload_to_google import CreatedFile, GoogleFiles, NameTakenError, RefusedError
 
 log = logging.getLogger("pollux.relay")
@@ -23,7 +23,6 @@ REFUSED_S = 60.0
 """How long a project that refused a file is not offered it again."""
 FIRST_LOOK, LONGEST_LOOK, LOOK_GROWS = 0.25, 5.0, 1.6
 PROCESSED_WITHIN = 1800.0
-RELEASE_WITHIN = 2.0
 
 
 class CopyError(Exception):
@@ -146,27 +145,19 @@ class Copies:
 
     async def _upload(self, name: str, project: str) -> Copy:
         """Make the copy under this instance's lease."""
-        try:
-            async with renewed(lambda: self._set_lease(name, project, LEASED_S)):
-                file = await self.records.find(name)
-                if file is None:
-                    raise CopyError(f"{name} is gone")
-                copy = copy_of((await self._send(file, project)).document, file.expires)
-                noted = await self._note(name, project, copy)
-                if noted is None or noted.uses < 1:  # the file was deleted meanwhile
-                    await self.google.delete(project, copy.name)
-                    raise CopyError(f"{name} is gone")
-                self.made += 1
-                return copy
-        except BaseException:
-            # Also when cancelled: others must not wait for a lease that nobody uses.
-            with suppress(StoreError, TimeoutError):
-                async with asyncio.timeout(RELEASE_WITHIN):
-                    await self._set_lease(name, project, 0.0)
-            raise
+        async with leased(partial(self._set_lease, name, project)):
+            file = await self.records.find(name)
+            if file is None:
+                raise CopyError(f"{name} is gone")
+            copy = copy_of((await self._send(file, project)).document, file.expires)
+            noted = await self._note(name, project, copy)
+            if noted is None or noted.uses < 1:  # the file was deleted meanwhile
+                await self.google.delete(project, copy.name)
+                raise CopyError(f"{name} is gone")
+            self.made += 1
+            return copy
 
     async def _set_lease(self, name: str, project: str, seconds: float) -> None:
-        """Extend this instance's lease; 0: end it."""
         lease = Lease(self.instance, self.records.now() + seconds) if seconds else None
 
         def change(file: PooledFile) -> PooledFile | None:

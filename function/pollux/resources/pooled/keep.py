@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
-from pollux.backends.store.contract import ConflictError, Document, StoreError, Version
+from pollux.backends.store.contract import ConflictError, Document, Version
 from pollux.gemini.errors import GatewayError
 from pollux.pool.pool import Pool, Tried
 from pollux.relay.send import Failure
@@ -31,13 +31,12 @@ from pollux.resources.pooled.documents import (
     given_of,
     shown_of,
 )
-from pollux.resources.pooled.records import LEASED_S, FileRecords, Locks, lock_of, renewed
+from pollux.resources.pooled.records import LEASED_S, FileRecords, Locks, leased, lock_of
 from pollux.resources.pooled.upload_to_google import CreatedFile, GoogleFiles, NameTakenError, RefusedError
 
 log = logging.getLogger("pollux.relay")
 
 LOOK_EVERY = 0.5
-RELEASE_WITHIN = 2.0
 
 
 @dataclass(eq=False)
@@ -115,15 +114,9 @@ class Keeper:
         return json.dumps({"file": answer.document}, indent=2).encode()
 
     async def _new(self, lease: "_ContentLease", upload: PooledUpload, sha256: str) -> bytes:
-        try:
-            async with renewed(lambda: lease.change(until=self.records.now() + LEASED_S)):
-                await self._check_name(lease.key, upload)
-                created = await self._upload(lease, upload, sha256)
-        except BaseException:
-            with suppress(StoreError, ConflictError, TimeoutError):
-                async with asyncio.timeout(RELEASE_WITHIN):
-                    await lease.change(until=0)
-            raise
+        async with leased(lease.extend):
+            await self._check_name(lease.key, upload)
+            created = await self._upload(lease, upload, sha256)
         await self._note(lease, upload, sha256, created)
         self.uploaded += 1
         return created.body
@@ -208,6 +201,9 @@ class _ContentLease:
     async def change(self, **fields: Any) -> None:
         async with self._lock:
             await self._write(self.document | fields)
+
+    async def extend(self, seconds: float) -> None:
+        await self.change(until=self._records.now() + seconds if seconds else 0)
 
     async def replace(self, document: Document) -> None:
         async with self._lock:

@@ -13,7 +13,7 @@ from pollux.resources.pooled.documents import CONTENT, FILE, PooledFile, packed,
 
 REMEMBERED = 5000
 TRIES = 20
-LEASED_S, RENEWED_S = 60.0, 20.0
+LEASED_S, RENEWED_S, RELEASE_WITHIN = 60.0, 20.0, 2.0
 
 Locks = WeakValueDictionary[str, asyncio.Lock]
 """A lock by name, while somebody holds it or waits for it."""
@@ -115,21 +115,28 @@ class FileRecords:
 
 
 @asynccontextmanager
-async def renewed(renew: Callable[[], Awaitable[object]]) -> AsyncIterator[None]:
-    """Renew a lease while the block runs."""
+async def leased(set_lease: Callable[[float], Awaitable[object]]) -> AsyncIterator[None]:
+    """Renew a lease while the block runs, and end it if the block fails or is cancelled: others must not wait for it.
+    `set_lease`: commits that the lease lasts so many seconds from now; 0: that it has ended."""
 
-    async def keep() -> None:
+    async def renew() -> None:
         while True:
             await asyncio.sleep(RENEWED_S)
             with suppress(StoreError, ConflictError):
-                await renew()
+                await set_lease(LEASED_S)
 
-    task = asyncio.create_task(keep())
+    task = asyncio.create_task(renew())
     try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+    except BaseException:
+        with suppress(StoreError, ConflictError, TimeoutError):
+            async with asyncio.timeout(RELEASE_WITHIN):
+                await set_lease(0.0)
+        raise
 
 
 def _contended(name: str) -> StoreError:
