@@ -8,7 +8,7 @@ instance can continue any upload. Bodies pass through and are not held. With POL
 import asyncio
 from functools import partial
 
-from pollux.backends.keys.contract import Key, KeySourceError
+from pollux.backends.keys.contract import Key
 from pollux.backends.upstream import UpstreamError
 from pollux.gemini.call import Call, read_target
 from pollux.gemini.errors import GatewayError
@@ -23,8 +23,8 @@ from pollux.relay.send import NO_CREDENTIAL, CoveredAnswer, Failure, Headers, Ke
 from pollux.resources.answers import Answers
 from pollux.resources.ownership import Ownership
 from pollux.resources.pooled.parts import HeldBody
-from pollux.resources.pooled.uploads import POOLED, PooledUploads, UploadRequest
-from pollux.resources.upload_token import LIFETIME, Session, UploadTokenError, address_of
+from pollux.resources.pooled.uploads import POOLED, PooledUploads, UploadRequest, session_address
+from pollux.resources.upload_token import LIFETIME, Session
 
 HELD_MOST = 1 << 20
 """An upload in one request is read whole up to this size."""
@@ -76,12 +76,7 @@ class Uploads:
                 if not target:
                     raise GatewayError("UPSTREAM_ERROR", "Gemini began an upload and returned an invalid upload URL")
                 session = Session(target, key.project, key.id, client, self._pool.now() + LIFETIME)
-                try:
-                    text = address_of(base, session, await self._pool.projects.keyring.value(key.id))
-                except UploadTokenError as error:
-                    raise GatewayError("UPSTREAM_ERROR", str(error)) from None
-                except KeySourceError as error:
-                    raise GatewayError("NO_USABLE_KEY", str(error), retry_after=5.0) from None
+                text = await session_address(self._pool, base, session)
             shown.append((name, text))
         return shown
 

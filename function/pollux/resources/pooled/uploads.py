@@ -45,7 +45,7 @@ from pollux.resources.pooled.parts import (
 )
 from pollux.resources.pooled.records import FileRecords
 from pollux.resources.pooled.upload_to_google import GoogleFiles, RefusedError
-from pollux.resources.upload_token import LIFETIME, Session, address_of
+from pollux.resources.upload_token import LIFETIME, Session, UploadTokenError, address_of
 
 log = logging.getLogger("pollux.relay")
 
@@ -104,10 +104,6 @@ class PooledUploads:
         key = await self.pool.pick(None, Tried())
         if key is None:
             raise GatewayError("NO_USABLE_KEY", "there is no usable key in the pool: add one with `pollux keys add`")
-        try:
-            value = await self.pool.projects.keyring.value(key.id)
-        except KeySourceError as error:
-            raise GatewayError("NO_USABLE_KEY", str(error), retry_after=5.0) from None
         name, now = secrets.token_hex(12), self.pool.now()
         size = int(declared) if declared else None
         upload = PooledUpload(request.record.client, kind_of(request.headers, described), now, described, size)
@@ -115,9 +111,9 @@ class PooledUploads:
             upload.check_size(size or 0)
         except ChunkError as error:
             raise GatewayError("BAD_REQUEST", str(error)) from None
-        await self.records.write(UPLOAD + name, packed(upload), None)
         session = Session(POOLED + name, "", key.id, upload.client, now + LIFETIME)
-        address = address_of(request.base + request.call.path, session, value)
+        address = await session_address(self.pool, request.base + request.call.path, session)
+        await self.records.write(UPLOAD + name, packed(upload), None)
         headers = [
             (b"x-goog-upload-url", address),
             (b"x-goog-upload-control-url", address),
@@ -285,6 +281,16 @@ class PooledUploads:
         record.reason = code
         body = error_body(record.api, code, message, request_id=record.id)
         await request.reply.whole(ERRORS[code].http, [_JSON, _status(state)], body)
+
+
+async def session_address(pool: Pool, base: str, session: Session) -> bytes:
+    """The address that the client gets for a session."""
+    try:
+        return address_of(base, session, await pool.projects.keyring.value(session.key))
+    except UploadTokenError as error:
+        raise GatewayError("UPSTREAM_ERROR", str(error)) from None
+    except KeySourceError as error:
+        raise GatewayError("NO_USABLE_KEY", str(error), retry_after=5.0) from None
 
 
 def _status(state: str) -> tuple[bytes, bytes]:
