@@ -12,11 +12,10 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, unquote_plus
 
 from pollux.backends.keys.entries import project_fault
-from pollux.gemini.addresses import to_client
-from pollux.gemini.answered import answer_names
 from pollux.gemini.call import Call
 from pollux.gemini.errors import GatewayError
-from pollux.gemini.names import CHAINED, GOOGLE, below, collection, resource
+from pollux.gemini.names import CHAINED, GOOGLE, answer_names, below, collection, resource
+from pollux.gemini.rewrite import to_client
 from pollux.pool import refusals as reasons
 from pollux.pool.windows import Want
 from pollux.relay.attempt import Attempts

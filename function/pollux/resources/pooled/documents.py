@@ -12,9 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from pollux.backends.store.contract import Document
-from pollux.gemini.answered import answer_names
 from pollux.gemini.call import read_target
-from pollux.gemini.names import GOOGLE
+from pollux.gemini.names import GOOGLE, answer_names
 from pollux.resources.upload_token import LIFETIME
 
 FILE, CONTENT, UPLOAD = "pooled/", "content/", "upload/"
