@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from pollux.backends.blobs import folder as module
-from pollux.backends.blobs.contract import BlobError, Blobs, BlobUnavailableError, open_blobs
+from pollux.backends.blobs.contract import BlobError, Blobs, BlobUnavailableError
 from pollux.backends.blobs.folder import ABANDONED_S, PARTIAL, PIECE, FolderBlobs
+from pollux.backends.blobs.opening import open_blobs
 from tests.backends.blobs.backends import LATER, Place, got, in_blobs, put
 
 NOW = 1_800_000_000.0

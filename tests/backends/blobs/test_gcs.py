@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from pollux.backends.blobs.contract import BlobError, BlobMissingError, Blobs, BlobUnavailableError, open_blobs
+from pollux.backends.blobs.contract import BlobError, BlobMissingError, Blobs, BlobUnavailableError
 from pollux.backends.blobs.gcs_calls import DEADLINE_S, Times
+from pollux.backends.blobs.opening import open_blobs
 from tests.backends.blobs.backends import LATER, got, put
 from tests.backends.blobs.gcs_scenes import Clock, CountingToken, play
 from tests.backends.blobs.storage_server import BUCKET, Storage, Trouble

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pollux.backends.store.contract import StoreError, open_store
+from pollux.backends.store.contract import StoreError
 from pollux.backends.store.firestore import FirestoreStore
 from pollux.backends.store.memory import MemoryStore
+from pollux.backends.store.opening import open_store
 from pollux.backends.store.sqlite import SqliteStore
 
 

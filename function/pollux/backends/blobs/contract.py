@@ -5,12 +5,9 @@ Every backend passes the same suite (tests/blobs). A blob is there whole or not 
 
 import hashlib
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
 from typing import Protocol
-
-from pollux.settings import ENVIRON
 
 KEPT_S = 48 * 3600.0
 """As long as Google keeps a file."""
@@ -98,24 +95,3 @@ def checked(name: str) -> str:
     if not NAMES.fullmatch(name):
         raise ValueError(f"{name!r} is no name of a blob: it takes lower-case letters, digits, - and _")
     return name
-
-
-def open_blobs(url: str, environ: Mapping[str, str] = ENVIRON) -> Blobs:
-    """The blob store that a URL names; `await blobs.open()` then checks it. BlobError if the URL names none.
-
-    A path is taken literally, without percent-encoding; `file:///~/blobs` lies in the home directory.
-    """
-    scheme, _, rest = url.partition("://")
-    if scheme == "file" and len(rest) > 1 and rest.startswith("/") and "\0" not in rest:
-        from pollux.backends.blobs.folder import FolderBlobs
-
-        try:
-            return FolderBlobs(Path(rest[1:] if rest.startswith("/~") else rest).expanduser())
-        except RuntimeError as error:  # what expanduser says of an unknown ~user
-            raise BlobError(f"blobs {url}: {error}; write the path in full") from None
-    if scheme == "gs":
-        from pollux.backends.blobs.gcs import GcsBlobs
-
-        bucket, _, prefix = rest.partition("/")
-        return GcsBlobs(bucket, prefix, environ=environ)
-    raise BlobError(f"blobs {url!r} are not known: use file:///PATH or gs://BUCKET[/PREFIX]")

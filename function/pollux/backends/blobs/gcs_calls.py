@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from pollux.backends.blobs.contract import BlobError, BlobUnavailableError
-from pollux.backends.upstream import Answer, UpstreamError, open_upstream
+from pollux.backends.transport import open_upstream
+from pollux.backends.upstream import Answer, UpstreamError
 
 SERVICE = "https://storage.googleapis.com"
 EMULATOR = "STORAGE_EMULATOR_HOST"
