@@ -374,7 +374,7 @@ class Mute:
 
 
 @pytest.mark.parametrize("first", [b"", b"HTTP/1.1 200 Connection established\r\n\r\n"], ids=["at once", "in TLS"])
-def test_leaving_while_connecting_closes_the_connection(way: Way, first: bytes) -> None:
+def test_leaving_while_connecting_closes_the_connection_and_nothing_is_kept(way: Way, first: bytes) -> None:
     if first and not way.proxied:
         pytest.skip("there is no CONNECT without a proxy")
 

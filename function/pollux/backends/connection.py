@@ -202,7 +202,7 @@ class Connection(asyncio.Protocol):
         if length is None:
             self._write(b"0\r\n\r\n")
         elif written != length:
-            raise UpstreamError("reset", f"the body has {written} bytes, but {length} were announced")
+            raise wrong_length(length, written)
 
     def _write(self, data: bytes) -> None:
         if self._transport is None:
@@ -326,6 +326,10 @@ def head_of(
 
 def timed_out() -> UpstreamError:
     return UpstreamError("timeout", "no answer within the time allowed")
+
+
+def wrong_length(announced: int | None, written: int) -> UpstreamError:
+    return UpstreamError("reset", f"the body has {written} bytes, but {announced} were announced")
 
 
 def odd_status(status: int) -> str:

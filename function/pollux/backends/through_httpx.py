@@ -12,7 +12,6 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaita
 from http import HTTPStatus
 from typing import Any, TypeVar, cast
 
-import h11
 import httpcore2
 
 from pollux.backends.connection import (
@@ -27,6 +26,7 @@ from pollux.backends.connection import (
     no_connection,
     odd_status,
     timed_out,
+    wrong_length,
 )
 from pollux.backends.upstream import Answer, Streamed, UpstreamError
 from pollux.settings import Proxy
@@ -84,7 +84,7 @@ class _Connection(asyncio.Protocol, httpcore2.AsyncNetworkBackend, httpcore2.Asy
             method,
             self._url(first.split(b" ")[1]),
             headers=[(name, value) for name, _, value in (line.partition(b": ") for line in lines)],
-            content=(body or None) if isinstance(body, bytes) else self._pieces(aiter(body)),
+            content=(body or None) if isinstance(body, bytes) else self._pieces(aiter(body), body.length),
             extensions={"trace": self._trace},
         )
         try:
@@ -94,8 +94,6 @@ class _Connection(asyncio.Protocol, httpcore2.AsyncNetworkBackend, httpcore2.Asy
             raise self.refused(str(error).partition(" ")[0]) from None
         except httpcore2.ProtocolError as error:
             raise self.failure(error) from None
-        except h11.LocalProtocolError:
-            raise UpstreamError("reset", "the body has another length than was announced") from None
         except TimeoutError:
             if not self._deadline.expired():
                 raise  # from the body
@@ -111,13 +109,19 @@ class _Connection(asyncio.Protocol, httpcore2.AsyncNetworkBackend, httpcore2.Asy
         elif event == "http11.receive_response_headers.started" and self._begun:
             self._deadline.reschedule(asyncio.get_running_loop().time() + self._timeout)
 
-    async def _pieces(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def _pieces(self, pieces: AsyncIterator[bytes], length: int | None) -> AsyncIterator[bytes]:
+        written = 0
         try:
             while (piece := await self._unless_answered(_next(pieces))) is not None:
+                written += len(piece)
+                if length is not None and written > length:
+                    break
                 yield piece
         finally:
             if (close := getattr(pieces, "aclose", None)) is not None:
                 await close()
+        if length not in (None, written):
+            raise wrong_length(length, written)
 
     async def _unless_answered(self, doing: Awaitable[T]) -> T:
         """Its result. If an answer or the end of the connection comes first, a WriteError, after which httpcore2 reads

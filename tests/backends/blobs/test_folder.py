@@ -193,5 +193,5 @@ def test_the_home_folder_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest
 
 
 def test_nobodys_home_folder() -> None:
-    with pytest.raises(BlobError, match="write the path in full"):
+    with pytest.raises(BlobError, match="write the whole path"):
         open_blobs("file:///~nobody-of-this-name/blobs", {})

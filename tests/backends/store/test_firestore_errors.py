@@ -257,5 +257,5 @@ def test_without_credentials_it_says_how_to_get_some(monkeypatch: pytest.MonkeyP
 def test_without_the_libraries_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "pollux.backends.store.firestore")
     monkeypatch.setitem(sys.modules, "grpc", None)
-    with pytest.raises(StoreError, match=r"store firestore://demo-none needs .*pip install 'pollux\[cloud\]'"):
+    with pytest.raises(StoreError, match=r"store firestore://demo-none needs .*pip install 'pollux-gateway\[cloud\]'"):
         open_store("firestore://demo-none")

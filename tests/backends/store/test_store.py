@@ -65,7 +65,7 @@ def test_a_url_for_memory() -> None:
         ("sqlite:///:memory:", "use sqlite:///PATH, or memory://"),
         ("sqlite://pollux.db", "is not known"),
         ("sqlite:////a\0b", "is not known"),
-        ("sqlite:///~nobody-of-this-name/x.db", "write the path in full"),
+        ("sqlite:///~nobody-of-this-name/x.db", "write the whole path"),
         ("memory://x", "is not known"),
         ("postgres://host/db", "is not known"),
         ("", "is not known"),

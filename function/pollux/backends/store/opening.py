@@ -5,15 +5,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pollux.backends.store.contract import Store, StoreError
-from pollux.settings import ENVIRON, quiet_grpc
+from pollux.settings import ENVIRON, STORES, quiet_grpc
 
 
 def open_store(url: str, clock: Callable[[], float] = time.time, environ: Mapping[str, str] = ENVIRON) -> Store:
-    """The store that a URL names; `await store.open()` then connects it. StoreError if the URL names none.
+    """Raises StoreError if the URL names no store. `await store.open()` then connects it.
 
-    As in SQLAlchemy, what follows the three slashes of `sqlite:///` is the path: `sqlite:////var/lib/pollux.db` (four)
-    is absolute, `sqlite:///pollux.db` lies in the working directory, `sqlite:///~/pollux.db` in the home directory. It
-    is taken literally: no percent-encoding, no parameters.
+    As in SQLAlchemy, the path follows the three slashes of `sqlite:///`: `sqlite:////var/lib/pollux.db` (four) is
+    absolute, `sqlite:///pollux.db` is in the working directory, `sqlite:///~/pollux.db` in the home directory. It is
+    taken literally: no percent-encoding, no parameters.
     """
     scheme, _, rest = url.partition("://")
     if scheme == "memory" and not rest:
@@ -22,19 +22,16 @@ def open_store(url: str, clock: Callable[[], float] = time.time, environ: Mappin
         return MemoryStore(clock)
     if scheme == "sqlite" and rest.startswith("/") and "\0" not in rest:
         if rest[1:] in ("", ":memory:"):
-            raise StoreError(f"store {url} names no file: use sqlite:///PATH, or memory:// for none")
+            raise StoreError(f"store {url} names no file: use sqlite:///PATH, or memory://")
         from pollux.backends.store.sqlite import SqliteStore
 
         try:
             return SqliteStore(Path(rest[1:]).expanduser(), clock)
-        except RuntimeError as error:  # what expanduser says of an unknown ~user
-            raise StoreError(f"store {url}: {error}; write the path in full") from None
+        except RuntimeError as error:  # from expanduser, for an unknown ~user
+            raise StoreError(f"store {url}: {error}; write the whole path") from None
     if scheme == "firestore":
         return _firestore(url, rest, clock, environ)
-    raise StoreError(
-        f"store {url!r} is not known: use sqlite:///PATH (four slashes if absolute), firestore://PROJECT[/DATABASE] or "
-        "memory://"
-    )
+    raise StoreError(f"store {url!r} is not known: use {STORES}; an absolute path has four slashes")
 
 
 def _firestore(url: str, rest: str, clock: Callable[[], float], environ: Mapping[str, str]) -> Store:
