@@ -70,9 +70,9 @@ def test_a_sweep_takes_what_a_killed_process_left_a_day_ago(folder: Path) -> Non
     [
         (errno.ENOSPC, BlobUnavailableError, "No space left on device; make room there"),
         (errno.EDQUOT, BlobUnavailableError, "uota exceeded; make room there"),
-        (errno.EACCES, BlobError, "Permission denied; give it to who runs this"),
-        (errno.EROFS, BlobError, "Read-only file system; give it to who runs this"),
-        (errno.EIO, BlobUnavailableError, "Input/output error; try again, and look at that disk"),
+        (errno.EACCES, BlobError, "Permission denied; allow this user to write there"),
+        (errno.EROFS, BlobError, "Read-only file system; allow this user to write there"),
+        (errno.EIO, BlobUnavailableError, "Input/output error; try again, and check that disk"),
     ],
 )
 @pytest.mark.parametrize("call", ["fsync", "utime"])
@@ -176,7 +176,7 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
         finally:
             await blobs.close()
 
-    with pytest.raises(BlobError, match="that is no folder; name one"):
+    with pytest.raises(BlobError, match="this is not a folder; name one"):
         asyncio.run(scene(tmp_path / "file"))
     with pytest.raises(BlobError, match="Not a directory"):
         asyncio.run(scene(tmp_path / "file" / "blobs"))

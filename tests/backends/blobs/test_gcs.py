@@ -60,7 +60,7 @@ def test_a_bucket_that_is_not_there(server: Storage, call: Callable[[Blobs], Awa
         if call is CALLS["open"] or call is CALLS["sweep"]:
             said = "there is no bucket elsewhere; create it, or name another in POLLUX_BLOBS"
         else:
-            said = "gs://elsewhere/a: there is no bucket elsewhere; make it"
+            said = "gs://elsewhere/a: there is no bucket elsewhere; create it"
         with pytest.raises(BlobError, match=said) as error:
             await call(blobs)
         assert not isinstance(error.value, BlobMissingError | BlobUnavailableError)

@@ -69,11 +69,11 @@ def test_a_url_for_memory() -> None:
         ("memory://x", "is not known"),
         ("postgres://host/db", "is not known"),
         ("", "is not known"),
-        ("firestore://", "'' is no project id; use firestore://PROJECT"),
-        ("firestore://My_Project", "'My_Project' is no project id"),
-        ("firestore://project/", "'' is no database id"),
-        ("firestore://project/data base", "'data base' is no database id"),
-        ("firestore://project/(default)/x", "is no database id"),
+        ("firestore://", "'' is not a project id; use firestore://PROJECT"),
+        ("firestore://My_Project", "'My_Project' is not a project id"),
+        ("firestore://project/", "'' is not a database id"),
+        ("firestore://project/data base", "'data base' is not a database id"),
+        ("firestore://project/(default)/x", "is not a database id"),
     ],
 )
 def test_a_url_that_names_no_store(url: str, says: str) -> None:
