@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from pollux.backends.store.contract import ConflictError, Document, Version, open_store
+from pollux.backends.store.contract import ConflictError, Document, Version
+from pollux.backends.store.opening import open_store
 from pollux.backends.store.sqlite import SqliteStore
 from pollux.cli.key_health import TRIES, leave_aside, lift
 from pollux.pool import health

@@ -12,7 +12,8 @@ from urllib.parse import quote as quoted
 from urllib.parse import urlencode
 
 from pollux.backends.keys.contract import Key
-from pollux.backends.store.contract import ConflictError, Store, StoreError, StoreUnavailableError, open_store
+from pollux.backends.store.contract import ConflictError, Store, StoreError, StoreUnavailableError
+from pollux.backends.store.opening import open_store
 from pollux.pool import health, quota, quota_document
 from pollux.settings import Settings
 

@@ -16,8 +16,9 @@ from google.cloud import firestore
 from google.cloud.firestore_v1 import types
 from grpc import StatusCode
 
-from pollux.backends.store.contract import ConflictError, StoreError, StoreUnavailableError, Write, open_store
+from pollux.backends.store.contract import ConflictError, StoreError, StoreUnavailableError, Write
 from pollux.backends.store.firestore import FirestoreStore
+from pollux.backends.store.opening import open_store
 
 SECRET = "what-a-document-holds"
 MARK = "1795000000.000000000"
