@@ -10,14 +10,8 @@ from typing import Any
 TIERS = ("free", "tier1", "tier2", "tier3")
 NAMES = ("rpm", "tpm", "rpd", "tpd", "ipm")  # of limits
 TEXT = ("pro", "flash", "flash_lite")  # the kinds that a mode chooses among
-ALONE = (
-    "embedding",
-    "image",
-    "tts",
-    "live",
-    "video",
-    "music",
-)  # no other model can replace one of them
+# Kinds without fallback: no other model can replace one of them.
+ALONE = ("embedding", "image", "tts", "live", "video", "music")
 KINDS = (*TEXT, *ALONE, "gemma", "other")
 
 _MODEL = re.compile(r"(?!models/)([a-zA-Z]+/)?[a-zA-Z0-9]+([-.][a-zA-Z0-9]+)+")

@@ -99,8 +99,8 @@ class _Tally:
 
     def config(self, config: Any) -> None:
         if isinstance(config, dict):
-            if level := config.get("mediaResolution") or config.get("media_resolution"):
-                self.resolution = resolution_of(level)
+            level = config.get("mediaResolution") or config.get("media_resolution")
+            self.resolution = resolution_of(level) if level else None
             self.modalities(config.get("responseModalities") or config.get("response_modalities"))
             self.json.extend(config[key] for key in _SCHEMAS if key in config)
 

@@ -85,9 +85,7 @@ def collection(call: Call) -> str:
 
 def resource_path(call: Call) -> str:
     """The path after the version, decoded."""
-    path = unquote(call.path)
-    found = _FRONT.match(path)
-    return path[found.end() :] if found else path
+    return _FRONT.sub("", unquote(call.path), count=1)
 
 
 def path_names(call: Call) -> tuple[str, ...]:
@@ -128,8 +126,8 @@ def named_by(reference: str, bases: Iterable[str] = (GOOGLE,)) -> str | None:
         return resource(reference)
     for base in bases:
         if reference.startswith(base + "/"):
-            found = _FRONT.match(reference, len(base))
-            return resource(unquote(reference[found.end() :].partition("?")[0])) if found else None
+            path = _FRONT.sub("", reference[len(base) :], count=1)
+            return resource(unquote(path.partition("?")[0]))
     return None
 
 
