@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 
@@ -328,31 +328,27 @@ def remove(place: KeyPlace, settings: Settings, key_id: str, yes: bool) -> int:
 # --- import -----------------------------------------------------------------------------------------------------------
 
 
-class Plan(NamedTuple):
-    added: dict[str, Entry]
-    skipped: list[tuple[Entry, str]]
-    """Entries whose value is in the place already, and the id it has there."""
-
-
 def plan(
     entries: Iterable[Entry], owned: Mapping[Secret, str], known: Mapping[str, Secret], ids: Iterable[str] = ()
-) -> Plan:
-    """`owned`: the values in the place. `known`: all keys in use, from any source. `ids`: other ids that are taken.
+) -> tuple[dict[str, Entry], list[tuple[Entry, str]]]:
+    """The entries to add, by their new ids; and those whose value is in the place already, with the id it has there.
 
-    A key that another source already provides keeps its id there, and so its counters and cooldowns.
+    `owned`: the values in the place. `known`: all keys in use, from any source. `ids`: other ids that are taken. A key
+    that another source already provides keeps its id there, and so its counters and cooldowns.
     """
-    result = Plan({}, [])
+    added: dict[str, Entry] = {}
+    skipped: list[tuple[Entry, str]] = []
     there = dict(owned)
     ids_of = {secret: key_id for key_id, secret in known.items()}
     for entry in entries:
         if entry.secret in there:
-            result.skipped.append((entry, there[entry.secret]))
+            skipped.append((entry, there[entry.secret]))
             continue
         taken = {key_id for key_id in {*ids, *known} if known.get(key_id) != entry.secret}
         key_id = free_id(ids_of.get(entry.secret, entry.id), taken | set(there.values()))
-        result.added[key_id] = entry
+        added[key_id] = entry
         there[entry.secret] = key_id
-    return result
+    return added, skipped
 
 
 @keys.command("import")

@@ -690,17 +690,17 @@ def test_writers_in_several_processes_lose_nothing(tmp_path: Path) -> None:
 def test_taking_over_keeps_ids_in_use_and_never_two_of_one(home: Home) -> None:
     entries = parse(f"{A}\nbob: {B}\neve: {C}\n{C}\n{D}\n", "key.txt", {}).entries
     known = {"gemini": Secret(A), "bob": Secret(NEW_FORM), "key-5": Secret("test-other")}
-    found = plan(entries, {Secret(D): "mine"}, known)
-    assert [(key_id, entry.secret.reveal()) for key_id, entry in found.added.items()] == [
+    added, skipped = plan(entries, {Secret(D): "mine"}, known)
+    assert [(key_id, entry.secret.reveal()) for key_id, entry in added.items()] == [
         ("gemini", A),
         ("bob-2", B),
         ("eve", C),
     ]
-    assert [(entry.line, key_id) for entry, key_id in found.skipped] == [(4, "eve"), (5, "mine")]
+    assert [(entry.line, key_id) for entry, key_id in skipped] == [(4, "eve"), (5, "mine")]
 
 
 def test_an_import_takes_no_id_that_is_taken_by_what_is_no_usable_key() -> None:
-    assert plan([Entry("a", Secret(A), "f")], {}, {}, ["a", "a-2"]).added.keys() == {"a-3"}
+    assert plan([Entry("a", Secret(A), "f")], {}, {}, ["a", "a-2"])[0].keys() == {"a-3"}
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,12 @@ class Entry:
             return f"{self.file}:{self.line}"
         return f"{self.file} ({self.variable})" if self.variable else self.file
 
+    @property
+    def details(self) -> dict[str, Any]:
+        """What else the source says about the key, for writing it elsewhere."""
+        named = {"project": self.project, "tier": self.tier, "limits": dict(self.limits)}
+        return {name: value for name, value in named.items() if value} | ({} if self.enabled else {"enabled": False})
+
     def key(self, key_id: str, generation: int = 0) -> Key:
         return Key(key_id, self.project or key_id, self.tier, self.limits, self.enabled, generation)
 

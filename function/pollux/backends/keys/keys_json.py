@@ -201,14 +201,8 @@ class KeyFile:
         """Add entries of other sources under these ids, all or none. An env:NAME is copied as such."""
         with self._change() as keys:
             for key_id, entry in entries.items():
-                details: dict[str, Any] = {
-                    "project": entry.project,
-                    "tier": entry.tier,
-                    "limits": dict(entry.limits) or None,
-                    "enabled": None if entry.enabled else False,
-                }
                 value = f"env:{entry.variable}" if entry.reference else entry.secret.reveal()
-                _add(keys, key_id, value, details)
+                _add(keys, key_id, value, entry.details)
 
     def edit(self, key_id: str, *, secret: Secret | None = None, **details: Any) -> None:
         """Change the given fields. None removes a field; None for one model's limits removes those."""

@@ -214,7 +214,7 @@ class SecretManager:
         return self._runner.run(call)
 
     async def create(self, name: str, labels: Mapping[str, str], notes: Mapping[str, str], value: Secret) -> int:
-        """Makes a secret with its first version; if that fails, without either."""
+        """Makes a secret with its first version. If the version fails, the secret is deleted again."""
         await self.api.create(name, labels, notes)
         try:
             return await self.api.add_version(name, value)
@@ -280,9 +280,8 @@ class SecretManagerPlace(SecretManager, KeyPlace):
         added, waiting = 0, list(entries.items())
 
         async def one(key_id: str, entry: Entry) -> KeySourceError | None:
-            details = {"project": entry.project, "tier": entry.tier, "limits": entry.limits, "enabled": entry.enabled}
             try:
-                await self._add(key_id, entry.secret, details)
+                await self._add(key_id, entry.secret, entry.details)
             except KeySourceError as error:
                 return error
             return None
