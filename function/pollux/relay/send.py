@@ -20,7 +20,7 @@ ERROR_MOST = 1 << 20
 
 Headers = Sequence[tuple[bytes, bytes]]
 Readdress = Callable[[Headers, Key], Awaitable[list[tuple[bytes, bytes]]]]
-"""Rewrites the headers of an upload's answer (with wire.OF_UPLOADS among them) for the client, given the key used."""
+"""Rewrites the headers of an upload's answer (with OF_UPLOADS among them) for the client, given the key used."""
 Text = TypeVar("Text", str, bytes)
 
 
