@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 from pollux.gemini.names import COLLECTIONS
 from pollux.resources.ownership import DAY, KEPT_ELSE, KEPT_FOR
-from tests.command_line import parsed
+from tests.cli.command_line import parsed
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "function/pollux"

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 
 from pollux.gemini.verdict.causes import PROBED
 from pollux.pool import refusals as reasons
-from pollux.pool.pool import Tried
 from pollux.pool.refusals import Refusal
+from pollux.pool.reservation import Tried
 from pollux.pool.windows import Want
 from pollux.relay.attempt import AGAIN_WITHIN, Attempts, backoff
 from pollux.relay.journal import Attempt

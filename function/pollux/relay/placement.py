@@ -1,6 +1,6 @@
 """Where a request may go, what makes a project ready for it, how it is rewritten for there, and what was lost there."""
 
-from pollux.pool.pool import Ask, Tried
+from pollux.pool.reservation import Ask, Tried
 from pollux.relay.send import Failure
 
 

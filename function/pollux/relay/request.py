@@ -10,7 +10,7 @@ from pollux.gemini.body import replace_model
 from pollux.gemini.call import INTERACTION, Call, count_path, full_name, path_for
 from pollux.gemini.estimate import estimate
 from pollux.gemini.guard import allowed_path
-from pollux.pool.pool import Ask
+from pollux.pool.reservation import Ask
 from pollux.pool.windows import Want
 from pollux.relay.client import PassingBody
 from pollux.relay.journal import Record

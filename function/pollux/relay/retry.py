@@ -13,7 +13,7 @@ from pollux.backends.keys.contract import Key
 from pollux.gemini.names import is_resource_call
 from pollux.gemini.verdict.causes import PROBED
 from pollux.pool import refusals
-from pollux.pool.pool import Ask, Full, Reservation, Tried
+from pollux.pool.reservation import Ask, Full, Reservation, Tried
 from pollux.pool.windows import MINUTE_LIMITS
 from pollux.relay import free
 from pollux.relay.attempt import AGAIN_WITHIN, Attempts, LateError, backoff
@@ -78,7 +78,7 @@ class Relay:
         chain = [wanted, *others] if x.fallback and not x.place.one_model else [wanted]
         x.record.wanted = wanted
         ask = x.ask(self._catalog.generation(wanted), self._catalog.kind(wanted))
-        limit = self.pool.candidates.smallest_token_limit(wanted)
+        limit = self.pool.candidates.known(wanted).tokens_a_minute
         if limit and ask.want.tokens * 4 > limit:
             ask = await self._sized(x, wanted, ask)
         x.record.estimated = ask.want.tokens
@@ -110,8 +110,8 @@ class Relay:
                 progress.full = found if model == progress.wanted else progress.full
                 asked_all = not found.refusals and (tried.projects or tried.keys)
                 limits = self.pool.projects.limits_of_all(model) if asked_all else ()
-                said = refusals.no_slot(model, found.refusals, self.pool.now(), ask.deadline, ask.want, limits)
-                x.record.note(Attempt(model, "", "", said.cause, None, detail=said.detail))
+                cause, detail = refusals.no_slot(model, found.refusals, self.pool.now(), ask.deadline, ask.want, limits)
+                x.record.note(Attempt(model, "", "", cause, None, detail=detail))
                 return False
             if x.place.prepares and not x.place.ready(found.quota.project):
                 await self._prepare(x, found, tried)

@@ -65,10 +65,10 @@ class App:
         uploads = Uploads(self.pool, attempts.upstream, self.ownership)
         self.pooled_files: PooledFiles | None = None
         if blobs is not None:
-            self.pooled_files = PooledFiles(self.pool, self.ownership, attempts, asker, blobs)
+            self.pooled_files = PooledFiles(self.pool, self.ownership, asker, blobs)
             locator.pooled, uploads.pooled = self.pooled_files.access, self.pooled_files.uploads
         self.reception = Reception(settings, tokens, self.pool, uploads, self.journal)
-        self.routes = Routes(self, counted=locator.counted, listed=listing.run, free=locator.free)
+        self.routes = Routes(self, located=locator.serve, listed=listing.run)
 
     async def start(self) -> None:
         """Ask all that is far away at once. A failure leaves nothing open."""

@@ -57,8 +57,8 @@ class ApiRoute(NamedTuple):
 
 
 class Routes:
-    def __init__(self, app: "App", counted: Way, listed: Way, free: Way) -> None:
-        """The ways of a request that was let in: what takes quota, lists over all projects, anything else."""
+    def __init__(self, app: "App", located: Way, listed: Way) -> None:
+        """The ways of a request that was let in: to the project that owns what it names; to all, for a list."""
         self._app = app
         self._settings = settings = app.settings
         self._reception = reception = app.reception
@@ -72,7 +72,7 @@ class Routes:
             ApiRoute(
                 "generate",
                 "what takes quota: `:generateContent`, `:embedContent`, `chat/completions`, `interactions`, …",
-                partial(reception.let_in, way=counted),
+                partial(reception.let_in, way=located),
                 lambda asked: asked.call.kind in COUNTED or makes_interaction(asked.scope["method"], asked.call),
             ),
             ApiRoute("live", "GET, any path, with `Upgrade: websocket`", _no_live_api, _upgrades),
@@ -85,7 +85,7 @@ class Routes:
             ApiRoute(
                 "upload",
                 "POST `/upload/…`, `openai/files`: the start of an upload, or all of it",
-                partial(reception.let_in, way=free),
+                partial(reception.let_in, way=located),
                 lambda asked: asked.upload is not None,
             ),
             ApiRoute(
@@ -103,7 +103,7 @@ class Routes:
             ApiRoute(
                 "everything else",
                 "`:countTokens`, `models`, one file, …: what takes no quota",
-                partial(reception.let_in, way=free),
+                partial(reception.let_in, way=located),
                 lambda asked: True,
             ),
         )

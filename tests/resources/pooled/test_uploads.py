@@ -6,9 +6,10 @@ import json
 import pytest
 
 from gemini_simulator import Fault
+from pollux.backends.keys.contract import Key
 from pollux.backends.store.memory import MemoryStore
 from pollux.resources.upload_token import LIFETIME
-from tests.gateway import HOST, TOKEN, call, now, play, projects
+from tests.gateway import HOST, TOKEN, Keys, call, now, play, projects
 from tests.resources.pooled.scenes import (
     AT,
     FILES,
@@ -118,6 +119,20 @@ def test_what_came_of_a_chunk_that_broke_stays() -> None:
             assert asked.headers["x-goog-upload-size-received"] == "1200"
             assert status(await chunk(app, address, "upload, finalize", data[1200:], 1200)) == (200, "final")
             assert contents(upstream.simulator) == [sha256(data)]
+
+    play(scene)
+
+
+def test_a_chunk_of_unknown_length_beyond_the_declared_size_is_refused() -> None:
+    async def scene() -> None:
+        keys = projects(2)
+        async with gateway(google(keys), keys, MemoryBlobs()) as app:
+            address = await start(app, size=KIB256)
+            headers = {**AT, "x-goog-upload-command": "upload", "x-goog-upload-offset": "0"}
+            got = await call(app, "POST", address, headers, pieces=[b"x" * KIB256, b"y" * KIB256], token=None)
+            assert status(got) == (400, "active")
+            assert got.message == f"Invalid size: {2 * KIB256} bytes, but {KIB256} were declared."
+            assert (await chunk(app, address, "query")).headers["x-goog-upload-size-received"] == "0"
 
     play(scene)
 
@@ -334,6 +349,21 @@ def test_every_project_that_may_take_the_file_is_asked() -> None:
                 upstream.simulator.faults.append(Fault(kind="invalid-key", verb="upload.start", project=f"p{number}"))
             file = await upload(app, TEXT)
             assert owned(upstream.simulator)[file["name"]] == "p8"
+
+    play(scene)
+
+
+def test_an_upload_that_does_not_begin_is_tried_with_the_projects_other_key_and_again() -> None:
+    async def scene() -> None:
+        keys = Keys([Key("k1", "p1"), Key("k2", "p1")])
+        upstream = google(keys)
+        async with gateway(upstream, keys, MemoryBlobs()) as app:
+            upstream.simulator.faults.append(Fault(kind="invalid-key", verb="upload.start", key="k1"))
+            upstream.simulator.faults.append(Fault(kind="overloaded", verb="upload.start", key="k2", count=2))
+            await upload(app, TEXT)
+            assert contents(upstream.simulator) == [sha256(TEXT)]
+            starts = [call.status or 0 for call in upstream.simulator.calls if call.verb == "upload.start"]
+            assert sorted(starts) == [200, 400, 503, 503]
 
     play(scene)
 
