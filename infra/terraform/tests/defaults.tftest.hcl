@@ -1,4 +1,4 @@
-# What comes out when only the project is named, and who may do what on what condition: tests/infra holds the whole plan to it.
+# The plan if only the project is set, and all roles with their conditions. tests/infra checks the whole plan.
 mock_provider "archive" {}
 mock_provider "time" {}
 mock_provider "google" {
@@ -39,12 +39,12 @@ run "defaults" {
 
   assert {
     condition     = google_cloudfunctions2_function.gateway[0].service_config[0].min_instance_count == 0
-    error_message = "It scales to zero: nothing costs while nobody calls."
+    error_message = "It scales to zero: without requests no instance costs anything."
   }
 
   assert {
     condition     = google_cloudfunctions2_function.gateway[0].service_config[0].max_instance_request_concurrency == 80
-    error_message = "A function serves one request at once unless it is told otherwise, which would cost eighty times as much."
+    error_message = "A function serves one request at once by default, which would cost eighty times as much."
   }
 
   assert {
@@ -86,7 +86,7 @@ run "defaults" {
 
   assert {
     condition     = google_firestore_database.pollux.delete_protection_state == "DELETE_PROTECTION_ENABLED"
-    error_message = "What was learned and counted is not deleted by a slip."
+    error_message = "The database must not be deleted by mistake."
   }
 
   assert {
@@ -96,12 +96,12 @@ run "defaults" {
 
   assert {
     condition     = length(google_firestore_field.expires_at.ttl_config) == 1 && google_firestore_field.expires_at.collection == "pollux"
-    error_message = "Documents that nobody uses any more are deleted by Firestore itself."
+    error_message = "Firestore deletes unused documents itself."
   }
 
   assert {
     condition     = google_firestore_field.no_index.field == "*" && length(google_firestore_field.no_index.index_config[0].indexes) == 0
-    error_message = "Nothing is looked up by a field: an index would make every commit dearer."
+    error_message = "Documents are not looked up by fields: an index would make every commit more expensive."
   }
 
   assert {
@@ -111,7 +111,7 @@ run "defaults" {
 
   assert {
     condition     = google_storage_bucket.source[0].public_access_prevention == "enforced" && google_storage_bucket.source[0].uniform_bucket_level_access
-    error_message = "Nobody but who builds reads the bucket."
+    error_message = "Only the build account reads the bucket."
   }
 
   assert {
@@ -178,7 +178,7 @@ run "defaults" {
       google_project_iam_custom_role.secret_lister.permissions == toset(["secretmanager.secrets.list", "secretmanager.versions.list"])
       && google_project_iam_member.run_secret_lister.role == "projects/my-project/roles/pollux_secret_lister"
     )
-    error_message = "Listing cannot be conditioned, so it is all that the custom role holds."
+    error_message = "Listing cannot have a condition, so the custom role contains nothing else."
   }
 
   assert {
@@ -186,7 +186,7 @@ run "defaults" {
       for member in [google_project_iam_member.run_firestore, google_project_iam_member.run_secret_accessor, google_project_iam_member.run_secret_lister] :
       member.member == "serviceAccount:run@example"
     ])
-    error_message = "These roles are the run-time account's alone."
+    error_message = "Only the run-time account has these roles."
   }
 
   assert {

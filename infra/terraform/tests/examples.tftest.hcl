@@ -1,4 +1,4 @@
-# The examples, as they stand, with providers that reach nobody.
+# The examples, unchanged, with providers that make no calls.
 mock_provider "archive" {}
 mock_provider "time" {}
 mock_provider "google" {
@@ -22,7 +22,7 @@ run "private" {
 
   assert {
     condition     = strcontains(output.next_commands, "pollux tokens add batch") && strcontains(output.next_commands, "pollux tokens add people")
-    error_message = "Each client is told how to get its token."
+    error_message = "The commands make a token for each client."
   }
 
   assert {
@@ -51,6 +51,6 @@ run "production" {
 
   assert {
     condition     = output.url == "https://gemini.example.com" && strcontains(output.next_commands, "pollux keys rotate alice")
-    error_message = "Clients call the domain; the first value of a declared key is put there by rotate: add would make a secret."
+    error_message = "Clients call the domain; rotate adds the first value of a declared key: add would make a secret."
   }
 }

@@ -1,5 +1,5 @@
-# What each choice changes. Choices that do not touch each other share a run, and a plan
-# does where nothing is asked of what is known after an apply only: a run costs seconds.
+# What each option changes. Independent options share a run, and a plan is enough where nothing is checked that is
+# known only after an apply: each run takes seconds.
 mock_provider "archive" {}
 mock_provider "time" {}
 mock_provider "google" {
@@ -54,12 +54,12 @@ run "a_private_image_in_a_project_whose_log_is_somebody_elses" {
       length(google_service_account.build) + length(google_project_iam_member.build_log) + length(google_project_iam_member.build_copy)
       + length(google_storage_bucket_iam_member.build_source) + length(google_artifact_registry_repository_iam_member.build_push) == 0
     )
-    error_message = "With an image nobody builds, so nobody may."
+    error_message = "With an image there is no build, so there is no build account."
   }
 
   assert {
     condition     = length(google_logging_project_sink.default) == 0
-    error_message = "Who manages the _Default sink elsewhere can keep it."
+    error_message = "If the _Default sink is managed elsewhere, Terraform does not touch it."
   }
 
   assert {
@@ -95,7 +95,7 @@ run "keys_settings_and_a_key_of_ones_own" {
       && google_firestore_database.pollux.name == "(default)"
       && google_project_iam_member.run_firestore.condition[0].expression == "resource.name == \"projects/my-project/databases/(default)\""
     )
-    error_message = "The default database is named by leaving it out: a shell would stumble over its parentheses in next_commands."
+    error_message = "The default database has no name in next_commands: its parentheses would need quotes in a shell."
   }
 
   assert {
@@ -103,7 +103,7 @@ run "keys_settings_and_a_key_of_ones_own" {
       !can(google_secret_manager_secret.this["pollux-key-bob"].labels.project)
       && google_secret_manager_secret.this["pollux-key-bob"].annotations.pollux-project == "example.com:Team-B"
     )
-    error_message = "A project that no label can hold is an annotation."
+    error_message = "A project name that is not valid as a label is an annotation."
   }
 
   assert {
@@ -117,7 +117,7 @@ run "keys_settings_and_a_key_of_ones_own" {
       && google_secret_manager_secret.this["pollux-key-carol"].labels == tomap({ app = "pollux", managed-by = "terraform", team = "a" })
       && google_artifact_registry_repository.images.labels.tier == "web"
     )
-    error_message = "Labels for the bill that are called as a key's own stay off the secrets, or all keys would share one project."
+    error_message = "Labels for the bill with the names of a key's labels are not put on secrets, or all keys would share one project."
   }
 
   assert {
@@ -132,7 +132,7 @@ run "keys_settings_and_a_key_of_ones_own" {
       && google_cloudfunctions2_function.gateway[0].service_config[0].environment_variables.POLLUX_ALLOW_PATHS == "webhooks,batch"
       && google_cloudfunctions2_function.gateway[0].service_config[0].environment_variables.POLLUX_STRATEGY == "round_robin"
     )
-    error_message = "Settings travel in the forms that settings.py reads: numbers, switches, lists by commas."
+    error_message = "Settings are passed in the forms that settings.py reads: numbers, switches, lists by commas."
   }
 
   assert {
@@ -143,7 +143,7 @@ run "keys_settings_and_a_key_of_ones_own" {
       && google_storage_bucket.files[0].public_access_prevention == "enforced"
       && google_storage_bucket.files[0].encryption[0].default_kms_key_name == var.kms_key
     )
-    error_message = "Contents of clients' files go after three days, are kept nowhere after that, and are never public."
+    error_message = "Contents of clients' files are deleted after three days, are kept nowhere after that, and are never public."
   }
 
   assert {
@@ -170,7 +170,7 @@ run "keys_settings_and_a_key_of_ones_own" {
         secret.replication[0].user_managed[0].replicas[0].customer_managed_encryption[0].kms_key_name == var.kms_key
       ]),
     ])
-    error_message = "One key encrypts all that is kept."
+    error_message = "One key encrypts everything that is stored."
   }
 
   assert {
@@ -215,7 +215,7 @@ run "a_domain_recovered_and_watched" {
 
   assert {
     condition     = output.audience == google_cloudfunctions2_function.gateway[0].service_config[0].uri
-    error_message = "Behind a domain an ID token is still made out to the service's own address."
+    error_message = "Behind a domain the audience of an ID token is still the service's own address."
   }
 
   assert {
@@ -238,7 +238,7 @@ run "a_domain_recovered_and_watched" {
       for policy in concat(values(google_monitoring_alert_policy.log), google_monitoring_alert_policy.errors, google_monitoring_alert_policy.uptime) :
       policy.notification_channels == tolist(["projects/my-project/notificationChannels/1"])
     ]) && length(google_monitoring_alert_policy.uptime) == 1
-    error_message = "Every alert tells whoever was named."
+    error_message = "Every alert notifies the given channels."
   }
 
   assert {
@@ -248,21 +248,21 @@ run "a_domain_recovered_and_watched" {
 
   assert {
     condition     = google_billing_budget.this[0].all_updates_rule[0].monitoring_notification_channels == tolist(["projects/my-project/notificationChannels/1"])
-    error_message = "The budget tells whoever the alerts tell."
+    error_message = "The budget notifies the channels of the alerts."
   }
 
   assert {
     condition     = google_monitoring_uptime_check_config.health[0].http_check[0].path == "/health"
-    error_message = "Paths that end in z are reserved on run.app: /health it is."
+    error_message = "Paths that end in z are reserved on run.app, so the check uses /health."
   }
 
   assert {
     condition     = length(google_logging_project_sink.default[0].exclusions) == 2 && google_logging_project_sink.default[0].exclusions[1].name == "noise"
-    error_message = "The sink has one owner: exclusions that were there before can be named."
+    error_message = "The sink has one owner: earlier exclusions can be declared."
   }
 
   assert {
     condition     = length(google_project_service.this) == 0
-    error_message = "Where somebody else turns APIs on, Terraform leaves them alone."
+    error_message = "If APIs are turned on elsewhere, Terraform does not touch them."
   }
 }
