@@ -317,7 +317,7 @@ class Unresolved(uvloop.Loop):
 def test_leaving_while_the_address_is_looked_up_ends_the_call(way: Way) -> None:
     async def scene() -> None:
         upstream = way.upstream("https://gemini.example")
-        task: asyncio.Task[Any] = asyncio.ensure_future(get()(upstream))  # type: ignore[arg-type]
+        task: asyncio.Task[Any] = asyncio.ensure_future(get()(upstream))
         await asyncio.sleep(0.05)
         assert cast("Unresolved", asyncio.get_running_loop()).asked
         task.cancel()
