@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 
 from pollux.backends.blobs.contract import BlobError, Blobs
@@ -14,7 +16,7 @@ from pollux.backends.store.contract import Store
 from pollux.backends.store.opening import open_store
 from pollux.backends.transport import open_upstream, transport_for
 from pollux.backends.upstream import Upstream
-from pollux.gemini.catalog import Catalog, CatalogError, NeverBelowError, builtin_text
+from pollux.gemini.catalog import Catalog, CatalogError, NeverBelowError
 from pollux.server.app import App, close
 from pollux.settings import Settings, SettingsError
 
@@ -54,7 +56,7 @@ async def open_gateway(settings: Settings, stack: contextlib.ExitStack, *, demo:
                 raise failure
         keys = await keyring.keys()
         configured = settings.keys_file or settings.secrets or settings.upstream != Settings().upstream
-        simulated = demo or not (keys or configured or settings.in_cloud)
+        simulated = demo or (not (keys or configured or settings.in_cloud) and _has_simulator())
         if simulated:
             settings, keyring = _simulated(settings, stack)
             keys = await keyring.keys()
@@ -97,6 +99,11 @@ def make_app(
     )
 
 
+def builtin_catalog() -> str:
+    """The text of the catalog that comes with Pollux."""
+    return files("pollux.gemini").joinpath("catalog.toml").read_text(encoding="utf-8")
+
+
 def load_catalog(settings: Settings) -> Catalog:
     own = None
     if settings.catalog:
@@ -107,7 +114,7 @@ def load_catalog(settings: Settings) -> Catalog:
         except UnicodeDecodeError:
             raise SettingsError(f"POLLUX_CATALOG={settings.catalog}: not UTF-8 text") from None
     try:
-        return Catalog.parse(builtin_text(), own, settings.never_below)
+        return Catalog.parse(builtin_catalog(), own, settings.never_below)
     except NeverBelowError as error:
         raise SettingsError(f"POLLUX_NEVER_BELOW={','.join(settings.never_below)}: {error}") from None
     except CatalogError as error:
@@ -148,8 +155,15 @@ def open_keyring(settings: Settings) -> Keyring:
     return LocalKeyring(keys_file, data=data, folder=Path.cwd(), environ=settings.environ, home=home_folder())
 
 
+def _has_simulator() -> bool:
+    """Neither the zip of the function nor the image has it."""
+    return importlib.util.find_spec("gemini_simulator") is not None
+
+
 def _simulated(settings: Settings, stack: contextlib.ExitStack) -> tuple[Settings, Keyring]:
     """Settings and keys for a simulated Gemini. A store that is named stays."""
+    if not _has_simulator():
+        raise SettingsError("the demo needs the simulator, which is not installed here: it comes with a checkout")
     from gemini_simulator import DEFAULTS, Simulator, demo_keys, running
 
     made = demo_keys(DEMO_KEYS)
