@@ -413,6 +413,13 @@ def test_nothing_that_can_be_printed_holds_a_key(way: Way, caplog: pytest.LogCap
         for target, headers in (("/a b", HEADERS), ("/", [("x-goog-api-key", "AQ.test-value\x01")])):
             with contextlib.suppress(UpstreamError):
                 await upstream.send("GET", target, headers, b"")
+        for wrong in ("\u20ac", "\n"):  # for the first, Python's own error holds the whole head
+            headers = [("x-goog-api-key", key.decode() + wrong)]
+            with pytest.raises(UpstreamError) as caught:
+                await upstream.send("GET", "/", headers, b"")
+            assert caught.value.__context__ is None
+            assert caught.value.kind == "unreachable"
+            said.append(repr(caught.value) + "".join(traceback.format_exception(caught.value)))
 
     async def broken(upstream: Upstream) -> None:
         with pytest.raises(UpstreamError) as caught:
@@ -421,7 +428,7 @@ def test_nothing_that_can_be_printed_holds_a_key(way: Way, caplog: pytest.LogCap
 
     way.against(Server(echo), scene)
     way.against(Server(odd), broken)
-    assert len(said) == 2
+    assert len(said) == 4
     assert "AQ.test-value" not in "".join(said) + caplog.text
 
 
