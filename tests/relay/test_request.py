@@ -55,7 +55,7 @@ def test_another_model_changes_the_value_alone_on_the_openai_path() -> None:
     assert headers == [TYPE]
 
 
-def test_a_compressed_body_whose_model_changes_travels_as_it_reads() -> None:
+def test_a_compressed_body_whose_model_changes_is_sent_inflated() -> None:
     readable = json.dumps({"model": FLASH, "messages": []}).encode()
     x = exchange(CHAT, b"compressed", readable=readable, headers=[TYPE, ("content-encoding", "gzip")])
     assert x.outgoing(FLASH)[2] == b"compressed"

@@ -206,7 +206,7 @@ def test_host_port_and_rules_are_those_of_the_file_that_firebase_reads(tmp_path:
     assert config(tmp_path / "emulator.json") == emulator_files.Config("127.0.0.2", 7, tmp_path / "a.rules")
 
 
-def test_one_that_is_not_for_one_test_alone_is_on_the_port_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shared_emulator_is_on_the_port_of_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """But two that start at the same time, or one that finds it taken, take another port."""
     monkeypatch.delenv(VARIABLE, raising=False)
     with socket.socket() as free:

@@ -97,7 +97,7 @@ def test_instances_share_keys_tokens_and_counters_and_end_together(tmp_path: Pat
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for children in /proc")
-def test_when_an_instance_ends_by_itself_the_others_end_too(tmp_path: Path) -> None:
+def test_when_an_instance_ends_unexpectedly_the_others_end_too(tmp_path: Path) -> None:
     with shape(tmp_path, "--instances", "2") as first:
         addresses = eventually(20, lambda: len(found := re.findall(r"listens on (\S+),", first.said())) == 2 and found)
         found = Path(f"/proc/{first.process.pid}/task").glob("*/children")
