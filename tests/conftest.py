@@ -1,4 +1,4 @@
-"""What all tests may use: the Firestore emulator; and what becomes of tests for which this machine lacks a part."""
+"""For all tests: the Firestore emulator, a certificate, the ways to reach Gemini, and skips where a part is missing."""
 
 import hashlib
 import os

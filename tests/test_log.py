@@ -190,7 +190,7 @@ def test_tracebacks_hold_no_secret_and_make_no_lines_of_their_own(kind: str) -> 
 
 
 @pytest.mark.parametrize("kind", ["json", "text"])
-def test_only_the_gateway_writes_log_lines(kind: str) -> None:
+def test_no_text_breaks_or_forges_a_log_line(kind: str) -> None:
     stream = written(kind)
     evil = "a\r\n12:00:00.000  200  forged\x1b[2J\x00\u2028\u202e\x85é"
     logging.getLogger("pollux.x").warning(evil)

@@ -1,4 +1,4 @@
-"""through_httpx: proxies, which our own connection does not know. The rest is in test_upstream and test_connection."""
+"""The connection over httpx2: proxies. What both connections share is in test_upstream and test_connection."""
 
 import contextlib
 import socket

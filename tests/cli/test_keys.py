@@ -1,4 +1,4 @@
-"""cli_keys: each command, its exit code, and that no value is ever taken from the command line or printed."""
+"""`pollux keys`: each command, its exit code, and that no value is read from the command line or printed."""
 
 import contextlib
 import getpass

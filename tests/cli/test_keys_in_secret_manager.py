@@ -1,4 +1,4 @@
-"""cloud_commands: `pollux keys … --secrets`, each command against a local Secret Manager and a simulated Gemini."""
+"""`pollux keys … --secrets`: each command against a local Secret Manager and a simulated Gemini."""
 
 import getpass
 import io

@@ -1,4 +1,4 @@
-"""cli: which commands there are, their exit codes, and that each mistake is one clear line."""
+"""The commands, their exit codes, and one clear line for each mistake."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""cli_watch: what `pollux status` and `pollux explain` print of a running gateway, and say where there is none."""
+"""`pollux status` and `pollux explain`: what they print of a running gateway, and without one."""
 
 import contextlib
 import json

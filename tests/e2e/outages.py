@@ -1,4 +1,4 @@
-"""What the tests of outages share: load whose every request can be told, what the store holds, gateways on it."""
+"""Shared by the tests of outages: load whose every request is recorded, what the store holds, gateways on it."""
 
 import asyncio
 import contextlib

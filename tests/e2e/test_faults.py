@@ -1,4 +1,4 @@
-"""What goes wrong at Google's end, and what a client gets to see of it: as little as can be."""
+"""Faults at Google's end: the client sees as little of them as possible."""
 
 import socket
 import time

@@ -1,4 +1,4 @@
-"""wire.multipart: a body in parts, however it is cut."""
+"""Multipart bodies, cut anywhere."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence

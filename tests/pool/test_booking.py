@@ -1,4 +1,4 @@
-"""desk: grants of fast quotas, and what an instance spends by itself while the store does not answer."""
+"""Grants of fast quotas, and what an instance spends alone while the store does not answer."""
 
 import asyncio
 import math
@@ -271,7 +271,7 @@ def test_a_share_of_nothing_is_a_refusal(instances: int, rpm: int) -> None:
     play(scene())
 
 
-def test_a_request_that_never_gets_a_slot_is_refused() -> None:
+def test_a_request_whose_commits_keep_failing_ends_with_an_error() -> None:
     """The document's commits fail, while those of others succeed."""
 
     class Partly(FaultyStore):

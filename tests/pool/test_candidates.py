@@ -1,4 +1,4 @@
-"""candidates: a request looks at a few projects of a large pool, and finds what it would have found at all of them."""
+"""A request looks at a few projects of a large pool, and finds one as good as if it had looked at all."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""One pool: who is chosen, how long is waited, what is given back. Several over one store: test_pool_histories."""
+"""One pool: which project is chosen, how long requests wait, what is given back. Several: test_pool_histories."""
 
 import asyncio
 from collections import Counter

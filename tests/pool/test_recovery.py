@@ -1,4 +1,4 @@
-"""What is set aside comes back: by a free call beside other requests, and when nothing else can serve, by them."""
+"""Keys and projects that were set aside come back: by a free call, or by a request when nothing else can serve."""
 
 import asyncio
 from collections.abc import Callable

@@ -120,6 +120,6 @@ def test_retry_after_is_never_zero(why: str) -> None:
     assert words(_why(why)) in error.message
 
 
-def test_every_reason_is_one_that_wire_knows() -> None:
+def test_every_reason_has_an_error() -> None:
     cases = [(), ((NOW, "rpm"),), ((NOW, "rpd"),), ((math.inf, "too-large"),), ((math.inf, "unsupported"),)]
     assert {_problem(*case).code for case in cases} <= set(ERRORS)

@@ -1,4 +1,4 @@
-"""storewatch: when the store counts as down or slow, when as well again, and what is counted and told."""
+"""When the store counts as down, slow or well again, and what is counted and logged."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""address: the base URL that clients are told, and the path below a prefix."""
+"""The base URL that clients are told, and the path below a prefix."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""attempts: an upstream that echoes the key of the attempt tells it to nobody."""
+"""An attempt shows its key nowhere, even if the upstream echoes it."""
 
 import gzip
 import json

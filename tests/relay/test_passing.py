@@ -1,4 +1,4 @@
-"""outbound: bytes on their way to the client, their headers, and errors of our own in either shape."""
+"""Answers passed on: bytes, headers, and our own errors in either API's shape."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""exchange: what goes upstream for a key and a model, and by what a conversation is known again."""
+"""What goes upstream for a key and a model, and how a conversation is recognised."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""relay: which project and model is tried next, what the client gets in the end, and what a request leaves behind."""
+"""Which project and model is tried next, what the client gets in the end, and what remains booked."""
 
 import asyncio
 import itertools

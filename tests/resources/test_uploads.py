@@ -1,4 +1,4 @@
-"""uploads: addresses of ours, who is let in by them, what passes; without a network."""
+"""Uploads without a network: our addresses, who may use them, what passes."""
 
 import asyncio
 import json

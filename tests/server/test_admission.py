@@ -1,4 +1,4 @@
-"""reception: who is let in, with what, for how long; and what is told when something fails inside."""
+"""Admission: who is let in, with what and for how long, and what clients are told when something fails inside."""
 
 import asyncio
 import gzip

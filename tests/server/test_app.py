@@ -1,4 +1,4 @@
-"""app: routes, start and stop, pages of other origins, and what is refused before it begins."""
+"""The app: start and stop, pages of other origins, and requests that are refused early."""
 
 import asyncio
 from pathlib import Path

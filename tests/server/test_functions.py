@@ -1,4 +1,4 @@
-"""entry: one start however many first requests come, a start that fails and is tried again, and an orderly end."""
+"""Under the Functions Framework: one start for many first requests, a failed start tried again, an orderly end."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Interactions with the simulator: whole, as events, in the background, one after another, and whose they are."""
+"""Interactions with the simulator: whole, as events, in the background, continued, and owned."""
 
 import json
 from collections.abc import Iterator

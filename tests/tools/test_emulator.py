@@ -1,4 +1,4 @@
-"""tools.emulator: which one is taken, what is said if there is none, and that none is ever left behind."""
+"""The Firestore emulator: which one is used, the error if there is none, and that none is left running."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""secret_manager: the keyring over a local Secret Manager: listing, first use, refusals, refreshes, and every error."""
+"""The keyring in Secret Manager: listing, first use, refusals, refreshes, and every error."""
 
 import asyncio
 import logging

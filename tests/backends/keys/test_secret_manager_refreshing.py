@@ -1,4 +1,4 @@
-"""refreshing: when the old serves, when it is waited for, and what a CPU that sleeps in the middle does to it."""
+"""Refreshing: when old keys serve, when a request waits for new ones, and a CPU that sleeps in between."""
 
 import asyncio
 from collections.abc import Callable, Coroutine

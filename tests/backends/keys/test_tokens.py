@@ -1,4 +1,4 @@
-"""auth: who is let in, which credentials are removed, and the tokens of the first local run."""
+"""Who is let in, which credentials are removed, and the tokens of the first local run."""
 
 import asyncio
 import concurrent.futures

@@ -1,4 +1,4 @@
-"""FirestoreStore beyond the contract: what lies in the database, versions, time, and what an outage looks like."""
+"""The Firestore store beyond the contract: documents as stored, versions, time, outages."""
 
 import asyncio
 import itertools

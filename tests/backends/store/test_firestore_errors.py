@@ -1,4 +1,4 @@
-"""What a refusal of Firestore becomes: over the wire, from a server of our own that refuses whatever it is asked."""
+"""What each refusal of Firestore becomes, against a server that refuses everything."""
 
 import asyncio
 import sys

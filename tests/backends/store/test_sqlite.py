@@ -1,4 +1,4 @@
-"""What is SQLite's own in use: its log, waiting for others, trouble that leaves as a StoreError, versions."""
+"""SQLite in use: its log, waiting for other processes, errors that become StoreError, versions."""
 
 import asyncio
 import time
