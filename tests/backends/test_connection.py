@@ -1,4 +1,4 @@
-"""Our own HTTP/1.1 connection: what a server may answer, and what a request may not contain."""
+"""connection: what HTTP/1.1 allows a server to say, and what is not allowed in a request."""
 
 import asyncio
 import contextlib

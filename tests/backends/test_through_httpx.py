@@ -1,4 +1,4 @@
-"""The connection over httpx2: proxies. What both connections share is in test_upstream and test_connection."""
+"""through_httpx: proxies, which our own connection does not know. The rest is in test_upstream and test_connection."""
 
 import contextlib
 import socket
@@ -108,7 +108,7 @@ def test_a_proxy_that_refuses_is_named(base: str, status: str, why: str, monkeyp
         assert error.kind == "unreachable"
 
 
-def test_a_missing_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = f"127.0.0.1:{free.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""Multipart bodies, cut anywhere."""
+"""wire.multipart: a body in parts, however it is cut."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence

@@ -1,4 +1,4 @@
-"""Which request of an upload this is, and where a session's address leads."""
+"""wire.upload: which request of an upload this is, and where a session's address leads."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What operators are told, once, with the fields that alerts look for."""
+"""announce: what operators hear of, once, with the fields that alerts look for."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Grants of fast quotas, and what an instance spends alone while the store does not answer."""
+"""desk: grants of fast quotas, and what an instance spends by itself while the store does not answer."""
 
 import asyncio
 import math
@@ -146,7 +146,7 @@ def test_tokens_that_a_grant_does_not_hold_are_booked_for_all_to_see() -> None:
     play(scene())
 
 
-def test_an_unused_grant_is_returned_without_another_request() -> None:
+def test_a_grant_goes_back_though_nobody_asks_for_another_one() -> None:
     """The pace is too low for one by now, or the limit is."""
 
     async def scene(limits: dict[str, int]) -> None:
@@ -163,7 +163,7 @@ def test_an_unused_grant_is_returned_without_another_request() -> None:
     play(scene({"rpm": 5}))
 
 
-def test_a_limit_that_falls_while_a_grant_is_held_causes_no_busy_loop() -> None:
+def test_a_limit_that_falls_while_a_grant_is_held_makes_nobody_turn_in_circles() -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=1000))
         await _holding(h, 5)
@@ -271,7 +271,7 @@ def test_a_share_of_nothing_is_a_refusal(instances: int, rpm: int) -> None:
     play(scene())
 
 
-def test_a_request_whose_commits_keep_failing_ends_with_an_error() -> None:
+def test_who_asks_again_and_again_in_vain_is_told_so() -> None:
     """The document's commits fail, while those of others succeed."""
 
     class Partly(FaultyStore):
@@ -433,7 +433,7 @@ def test_a_refusal_by_google_is_remembered_while_the_store_is_gone() -> None:
     play(scene())
 
 
-def test_a_request_that_waits_for_its_slot_keeps_it_when_the_store_is_gone() -> None:
+def test_whoever_sleeps_towards_its_slot_keeps_it_though_the_store_is_gone() -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=1))
         await h.send()
@@ -464,7 +464,7 @@ def test_a_probe_of_a_quota_without_limits_waits_for_the_store_and_not_in_circle
 
 
 @pytest.mark.parametrize("rpm", [5, 1000])
-def test_after_a_pause_of_the_whole_pool_each_request_is_sent_when_it_ends(rpm: int) -> None:
+def test_after_a_pause_of_the_whole_pool_each_is_sent_once_it_ends_whatever_it_holds(rpm: int) -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=rpm))
         await _steady(h, 5 if rpm > 5 else 0.01, 10 if rpm > 5 else 100)
@@ -498,7 +498,7 @@ def test_what_is_not_known_of_the_time_is_left_out_at_both_ends_of_a_slot(error:
 # --- reads -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_request_that_wakes_reads_again_only_what_others_write() -> None:
+def test_whoever_wakes_reads_again_only_where_others_write() -> None:
     async def scene(instances: int) -> int:
         inner = await memory()
         houses = [House(FaultyStore(inner), keys_of(1, rpm=2)) for _ in range(instances)]
@@ -514,7 +514,7 @@ def test_a_request_that_wakes_reads_again_only_what_others_write() -> None:
     assert together > alone
 
 
-def test_no_request_is_refused_by_a_guess_before_one_document_was_read() -> None:
+def test_nobody_is_refused_by_a_guess_before_one_document_was_read() -> None:
     """What was full when it was last seen is thought to be full still, but it may have room by now."""
 
     async def scene() -> None:

@@ -140,7 +140,7 @@ def test_access_to_one_model_is_that_models_affair() -> None:
 
 
 @pytest.mark.parametrize("status", [None, 400, 404, 500, 503, 504])
-def test_a_failure_that_no_key_caused_changes_nothing(status: int | None) -> None:
+def test_what_is_nobodys_fault_here_changes_nothing(status: int | None) -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=5))
         found = await h.send()
@@ -459,7 +459,7 @@ def test_after_a_contradiction_a_minute_slides() -> None:
 # --- streaks and probes -----------------------------------------------------------------------------------------------
 
 
-def test_cooldowns_double_while_failures_go_on_and_restart_after_a_success() -> None:
+def test_rests_double_while_it_goes_on_and_begin_anew_after_a_success() -> None:
     async def scene() -> None:
         h = await house(keys_of(1))
         rests = []
@@ -648,7 +648,7 @@ def test_a_success_in_between_shows_that_it_is_not_the_address() -> None:
     play(scene())
 
 
-def test_pauses_grow_end_and_restart_after_a_success() -> None:
+def test_pauses_grow_end_and_begin_anew_after_a_success() -> None:
     async def scene() -> None:
         h = await house(keys_of(2, rpm=1000))
         pauses = []
@@ -732,7 +732,7 @@ def test_a_bad_request_does_not_tell_when_days_end() -> None:
     play(scene())
 
 
-def test_release_frees_only_the_lease_of_the_request_that_left() -> None:
+def test_release_frees_the_lease_of_whoever_left_and_nothing_else() -> None:
     async def scene() -> None:
         h, found = await _probing()
         used = quota.used(h.quota().value, h.pool.now())
@@ -773,7 +773,7 @@ def test_a_request_larger_than_the_limit_teaches_it_and_keeps_no_smaller_one_wai
     play(scene())
 
 
-def test_refusals_for_tokens_do_not_pause_the_whole_pool() -> None:
+def test_refusals_for_tokens_are_no_reason_to_rest_the_whole_pool() -> None:
     async def scene() -> None:
         h = await house(keys_of(3, rpm=50, tpm=1000))
         for _ in range(3):

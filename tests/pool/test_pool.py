@@ -1,4 +1,4 @@
-"""One pool: which project is chosen, how long requests wait, what is given back. Several: test_pool_histories."""
+"""One pool: who is chosen, how long is waited, what is given back. Several over one store: test_pool_histories."""
 
 import asyncio
 from collections import Counter
@@ -446,7 +446,7 @@ def test_many_who_wait_for_a_rest_choose_seldom(monkeypatch: pytest.MonkeyPatch)
     play(scene())
 
 
-def test_when_stopping_a_request_that_would_wait_too_long_for_a_cooldown_is_refused_at_once() -> None:
+def test_at_the_end_who_would_wait_too_long_for_a_rest_is_told_so_at_once() -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=1))
         await _set_aside(h, "keys", "k0", 50)
@@ -481,7 +481,7 @@ def test_a_waiting_client_that_leaves_gives_its_slot_back() -> None:
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.05, 0.1, 0.15, 0.2, 0.25])
-def test_a_client_that_leaves_during_the_commit_leaves_no_slot_taken(moment: float) -> None:
+def test_whoever_leaves_during_the_commit_leaves_no_slot_taken(moment: float) -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=2), delay=lambda: 0.05)
         leaver, other = asyncio.create_task(h.reserve()), asyncio.create_task(h.send())
@@ -685,7 +685,7 @@ def test_a_probe_that_leaves_makes_way_for_the_next() -> None:
     play(scene())
 
 
-def test_with_no_wait_allowed_no_request_waits_for_a_probe() -> None:
+def test_without_waiting_nobody_waits_for_a_probe() -> None:
     async def scene() -> None:
         h = await _resting()
         await asyncio.sleep(61)
@@ -698,7 +698,7 @@ def test_with_no_wait_allowed_no_request_waits_for_a_probe() -> None:
     play(scene())
 
 
-def test_a_probe_without_a_result_expires() -> None:
+def test_a_probe_that_nobody_reports_ends_by_itself() -> None:
     async def scene() -> None:
         h = await _resting()
         await asyncio.sleep(61)
@@ -713,7 +713,7 @@ def test_a_probe_without_a_result_expires() -> None:
 # --- no limit known ---------------------------------------------------------------------------------------------------
 
 
-def test_without_limits_no_request_waits_and_at_most_one_commit_a_second_is_made() -> None:
+def test_without_limits_nobody_waits_and_at_most_one_commit_a_second_is_made() -> None:
     async def scene() -> None:
         h = await house(keys_of(1), delay=lambda: 0.02)
         for _ in range(1000):
@@ -836,7 +836,7 @@ def test_a_pause_that_begins_while_a_request_waits_holds_it_back() -> None:
     play(scene())
 
 
-def test_when_stopping_a_request_that_would_wait_longer_is_refused_and_gives_its_slot_back() -> None:
+def test_at_the_end_who_would_wait_longer_is_told_so_and_gives_its_slot_back() -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=1))
         await h.send()

@@ -27,7 +27,7 @@ HISTORIES = 20_000
 MINUTE = 60.0
 
 
-def test_the_histories_exceed_no_limit_and_every_request_gets_an_answer(pytestconfig: pytest.Config) -> None:
+def test_the_histories_exceed_no_limit_and_leave_nobody_without_an_answer(pytestconfig: pytest.Config) -> None:
     count = HISTORIES if pytestconfig.getoption("--long") else HISTORIES // 10
     tally = many(0, count)
     assert not tally.failures, tally.complaint()
@@ -71,7 +71,7 @@ def test_the_checks_see_one_request_too_many_in_any_minute() -> None:
     assert "tpm 11 of 10" in _judged(_send(5.0, tokens=4), _send(60.0, tokens=7), rpm=5, tpm=10)[0]
 
 
-def test_the_checks_notice_an_overdrawn_day_and_a_call_that_the_store_lacks() -> None:
+def test_the_checks_see_a_day_that_is_overdrawn_and_a_call_that_is_not_in_the_store() -> None:
     assert "rpd 3 of 2" in _judged(_send(0.0), _send(1.0), _send(2.0), rpm=5, rpd=2)[0]
     assert not _judged(_send(0.0), _send(1.0), _send(2.0, probe="utc"), rpm=5, rpd=2)
     plan = draw(0)

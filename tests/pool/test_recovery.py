@@ -1,4 +1,4 @@
-"""Keys and projects that were set aside come back: by a free call, or by a request when nothing else can serve."""
+"""What is set aside comes back: by a free call beside other requests, and when nothing else can serve, by them."""
 
 import asyncio
 from collections.abc import Callable
@@ -280,7 +280,7 @@ def test_nothing_is_tried_early_while_another_project_serves_before_long() -> No
     play(scene)
 
 
-def test_a_key_that_another_instance_found_healthy_serves_at_once_where_no_other_is_left() -> None:
+def test_what_another_instance_found_well_is_seen_at_once_by_who_has_nobody_else() -> None:
     google = Google(lambda sent: refuses("invalid-key") if sent.verb == "countTokens" or now() < BEGAN + 1 else None)
 
     async def scene() -> None:
@@ -380,7 +380,7 @@ def test_who_waits_for_many_free_calls_does_not_look_at_all_keys_after_each_of_t
     play(scene)
 
 
-def test_a_request_that_waits_for_a_free_call_when_the_process_stops_is_refused() -> None:
+def test_who_waits_for_a_free_call_when_the_process_stops_is_told_so() -> None:
     def answers(sent: Sent) -> Says:
         refused = refuses("invalid-key")
         return replace(refused, after=30.0) if sent.verb == "countTokens" else refused

@@ -200,7 +200,7 @@ def test_a_vanished_document_is_written_back() -> None:
 
 
 @pytest.mark.parametrize("turns", range(6))
-def test_a_client_that_leaves_gives_back_its_slot_and_stops_no_commit(turns: int) -> None:
+def test_whoever_leaves_gives_back_what_was_taken_and_stops_no_commit(turns: int) -> None:
     """At every turn of the loop: before the commit, in it, and when its answer is there but was not looked at yet."""
 
     async def scene() -> None:
@@ -385,7 +385,7 @@ def test_a_document_that_never_stands_still_is_an_error_and_not_an_endless_loop(
     play(scene())
 
 
-def test_an_error_in_a_change_reaches_its_waiters_and_the_document_goes_on() -> None:
+def test_an_error_in_a_change_reaches_those_who_wait_and_the_ledger_goes_on() -> None:
     async def scene() -> None:
         document = counts(await _store())
         with pytest.raises(ZeroDivisionError):
@@ -455,7 +455,7 @@ _FAULTS = st.lists(st.sampled_from(["", "", "down", "lost", "conflict", "late"])
     acts=st.lists(st.tuples(st.sampled_from("abr"), st.floats(0, 0.5)), max_size=14),
     seed=st.integers(0, 99),
 )
-def test_whatever_happens_to_the_store_no_change_is_lost_or_made_twice(
+def test_whatever_befalls_the_store_nothing_is_lost_or_made_twice(
     mine: list[str], other: list[str], reads: list[str], acts: list[tuple[str, float]], seed: int
 ) -> None:
     """Two writers. What was told to be done is there once; what failed is there once or not at all; riders once."""

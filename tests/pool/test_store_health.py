@@ -1,4 +1,4 @@
-"""When the store counts as down, slow or well again, and what is counted and logged."""
+"""storewatch: when the store counts as down or slow, when as well again, and what is counted and told."""
 
 import asyncio
 import logging

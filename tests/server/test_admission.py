@@ -1,4 +1,4 @@
-"""Admission: who is let in, with what and for how long, and what clients are told when something fails inside."""
+"""reception: who is let in, with what, for how long; and what is told when something fails inside."""
 
 import asyncio
 import gzip
@@ -149,7 +149,7 @@ class Source:
         return self.known
 
 
-def test_while_tokens_cannot_be_read_no_token_is_called_wrong(caplog: pytest.LogCaptureFixture) -> None:
+def test_while_tokens_cannot_be_read_nobody_is_told_that_his_is_wrong(caplog: pytest.LogCaptureFixture) -> None:
     async def scene() -> None:
         async with gateway(FakeUpstream([whole(answer())])) as app:
             app.reception.callers.tokens = app.tokens = Source(None)
@@ -196,7 +196,7 @@ def test_a_large_head_within_the_limit_passes() -> None:
     assert one(headers={f"x-{n}": "a" * 1000 for n in range(60)}).status == 200
 
 
-def test_a_websocket_is_refused_with_a_reason_and_not_forwarded() -> None:
+def test_a_websocket_is_told_so_and_not_forwarded() -> None:
     upstream = FakeUpstream([])
     got = one(upstream, method="GET", path="/ws/x", headers={"upgrade": "websocket", "connection": "upgrade"})
     assert (got.status, got.reason, upstream.sent) == (501, "NO_LIVE_API", [])
@@ -260,7 +260,7 @@ def test_what_waits_only_for_its_settlement_is_not_cut() -> None:
     play(scene)
 
 
-def test_a_request_cancelled_for_another_reason_is_not_answered() -> None:
+def test_whoever_is_cancelled_for_another_reason_is_not_answered() -> None:
     async def scene() -> None:
         async with gateway(FakeUpstream(lambda _: whole(answer(), after=1000.0))) as app:
             running = asyncio.create_task(call(app))

@@ -191,6 +191,6 @@ def test_the_home_folder_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest
     assert (tmp_path / "some%20blobs" / "a").read_bytes() == b"x"
 
 
-def test_no_home_folder() -> None:
+def test_nobodys_home_folder() -> None:
     with pytest.raises(BlobError, match="write the path in full"):
         open_blobs("file:///~nobody-of-this-name/blobs", {})

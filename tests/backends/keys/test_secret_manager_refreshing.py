@@ -1,4 +1,4 @@
-"""Refreshing: when old keys serve, when a request waits for new ones, and a CPU that sleeps in between."""
+"""refreshing: when the old serves, when it is waited for, and what a CPU that sleeps in the middle does to it."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -67,7 +67,7 @@ def test_within_a_minute_one_request_after_another_keeps_it_fresh_and_none_waits
     run(test)
 
 
-def test_a_slow_refresh_serves_the_old_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whoever_waits_is_served_the_old_if_it_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pollux.backends.keys.refreshing.PATIENCE_S", 0.01)
 
     async def test(far: Far) -> None:
@@ -130,7 +130,7 @@ def test_a_clock_that_is_set_back_does_not_stop_it() -> None:
     run(test)
 
 
-def test_an_unexpected_error_counts_as_an_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_that_nobody_thought_of_is_one_too(caplog: pytest.LogCaptureFixture) -> None:
     async def test(far: Far) -> None:
         asking = asyncio.create_task(far.refreshing())
         await turns()

@@ -1,4 +1,4 @@
-"""Who is let in, which credentials are removed, and the tokens of the first local run."""
+"""auth: who is let in, which credentials are removed, and the tokens of the first local run."""
 
 import asyncio
 import concurrent.futures
@@ -76,7 +76,7 @@ def test_a_pair_is_never_parsed() -> None:
 
 
 @pytest.mark.parametrize("entry", ["alice=", "alice====", "9lives=", "a@b.c=", "dGVzdC10b2tlbg=="])
-def test_a_name_without_a_token_gives_no_access(entry: str) -> None:
+def test_a_name_without_a_token_lets_nobody_in(entry: str) -> None:
     with pytest.raises(TokenError, match=r"^POLLUX_TOKEN, entry 2: .* write name=TOKEN") as caught:
         Tokens([BOB, entry], None, query_token=False)
     assert entry not in str(caught.value)
@@ -104,7 +104,7 @@ def test_what_anybody_can_guess_is_no_token(token: str) -> None:
 
 
 @pytest.mark.parametrize("token", ["alice", "Alice", "alice="])
-def test_a_token_s_name_gives_no_access(token: str) -> None:
+def test_nobody_is_let_in_by_a_name(token: str) -> None:
     with pytest.raises(TokenError, match="nothing but the name"):
         Tokens([("alice", token)], None, query_token=False)
     with pytest.raises(TokenError, match="nothing but the name"):
@@ -158,7 +158,7 @@ def test_the_admin_is_known_by_bearer_alone(headers: list[tuple[bytes, bytes]], 
     assert TOKENS.admin(headers) is allowed
 
 
-def test_without_an_admin_token_the_admin_api_is_closed() -> None:
+def test_without_an_admin_token_nobody_is_the_admin() -> None:
     for admin in (None, ""):
         assert not Tokens([ALICE], admin, query_token=True).admin([(b"authorization", b"Bearer ")])
 

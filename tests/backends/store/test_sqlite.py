@@ -1,4 +1,4 @@
-"""SQLite in use: its log, waiting for other processes, errors that become StoreError, versions."""
+"""What is SQLite's own in use: its log, waiting for others, trouble that leaves as a StoreError, versions."""
 
 import asyncio
 import time
@@ -47,9 +47,7 @@ def test_the_log_stays_short_under_steady_load(tmp_path: Path, monkeypatch: pyte
         assert db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
 
 
-def test_a_checkpoint_that_fails_is_logged_and_changes_nothing_else(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_checkpoint_that_fails_is_told_and_hurts_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file_module.checkpoint(tmp_path / "absent.db")
     assert "absent.db: no checkpoint" in caplog.text
     assert not (tmp_path / "absent.db").exists()
