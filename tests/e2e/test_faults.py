@@ -18,7 +18,7 @@ OTHER = "gemini-3.6-flash"
 
 @pytest.fixture
 def fresh(tmp_path: Path) -> Iterator[Pair]:
-    """For faults that leave a mark: nobody else has this gateway."""
+    """A gateway for one test alone, for faults that leave traces."""
     with simulated() as (simulator, url), gateway(tmp_path, url, timeout="1") as started:
         yield Pair(started, simulator)
 

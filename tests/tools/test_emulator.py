@@ -339,7 +339,7 @@ def test_the_command_starts_one_on_the_port_that_is_named_and_says_when_it_ends_
             os.kill(java, signal.SIGKILL)
             assert process.wait(20) == 2
             assert process.stderr is not None
-            assert process.stderr.read().startswith("emulator: the Firestore emulator ended by itself with -9")
+            assert process.stderr.read().startswith("emulator: the Firestore emulator ended unexpectedly with -9")
 
 
 def test_a_port_that_is_taken_is_told_before_java_starts(bare: Path) -> None:

@@ -105,7 +105,7 @@ def test_when_an_instance_ends_unexpectedly_the_others_end_too(tmp_path: Path) -
         (one, _) = [pid for pid in children if b"serve" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         os.kill(int(one), signal.SIGKILL)
         assert first.process.wait(30) == 2
-        assert "emulator: a gateway ended by itself; what it said is above" in first.said()
+        assert "emulator: a gateway ended unexpectedly; its output is above" in first.said()
         assert "ResourceWarning" not in first.said()
         assert all(silent(url) for url in addresses)
 
