@@ -1,4 +1,4 @@
-"""Bodies within their limits, the memory for them, and clients that leave."""
+"""inbound: bodies within their limits, the memory for them, and clients that leave."""
 
 import asyncio
 from collections.abc import Sequence

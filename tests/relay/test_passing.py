@@ -1,4 +1,4 @@
-"""Answers passed on: bytes, headers, and our own errors in either API's shape."""
+"""outbound: bytes on their way to the client, their headers, and errors of our own in either shape."""
 
 import asyncio
 import json
@@ -277,7 +277,7 @@ def test_an_error_in_the_first_piece_of_a_stream_does_not_show_it_either() -> No
     assert passed(wire) == first.replace(KEY.encode(), b"[redacted]")
 
 
-def test_no_stream_shows_the_key_wherever_it_is_cut() -> None:
+def test_nor_does_the_content_of_a_stream_wherever_it_is_cut() -> None:
     whole = event(part(f"Your key is {KEY}."))
     for cut in range(1, len(whole)):
         wire, _ = stream("sse", event(part("One")), whole[:cut], whole[cut:], event(answer(4)))

@@ -1,4 +1,4 @@
-"""What goes upstream for a key and a model, and how a conversation is recognised."""
+"""exchange: what goes upstream for a key and a model, and by what a conversation is known again."""
 
 import contextlib
 import json
@@ -55,7 +55,7 @@ def test_another_model_changes_the_value_alone_on_the_openai_path() -> None:
     assert headers == [TYPE]
 
 
-def test_a_compressed_body_whose_model_changes_is_sent_inflated() -> None:
+def test_a_compressed_body_whose_model_changes_travels_as_it_reads() -> None:
     readable = json.dumps({"model": FLASH, "messages": []}).encode()
     x = exchange(CHAT, b"compressed", readable=readable, headers=[TYPE, ("content-encoding", "gzip")])
     assert x.outgoing(FLASH)[2] == b"compressed"

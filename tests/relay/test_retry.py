@@ -1,4 +1,4 @@
-"""Which project and model is tried next, what the client gets in the end, and what remains booked."""
+"""relay: which project and model is tried next, what the client gets in the end, and what a request leaves behind."""
 
 import asyncio
 import itertools
@@ -391,7 +391,7 @@ class Silent(Unreadable):
         raise error
 
 
-def test_a_key_whose_source_does_not_answer_is_skipped_but_not_set_aside() -> None:
+def test_a_key_whose_source_does_not_answer_just_now_is_passed_over_and_not_set_aside_for_all() -> None:
     async def scene() -> None:
         upstream = FakeUpstream([whole(answer())])
         async with gateway(upstream, Silent([Key("k1", "p1"), Key("k2", "p2")])) as app:
@@ -562,7 +562,7 @@ def signature_scene(answers: Sequence[Says], keys: Keys, **settings: Any) -> tup
     return play(scene)
 
 
-def test_a_refused_thought_signature_is_sent_again_to_the_project_that_made_it() -> None:
+def test_a_refused_thought_signature_goes_once_more_to_the_project_that_made_it() -> None:
     said = [whole(answer()), refuses("thought-signature"), whole(answer())]
     upstream, got = signature_scene(said, projects(3, rpm=1))
     assert upstream.keys == ["k1", "k2", "k1"], "although k3 has room"
@@ -839,7 +839,7 @@ def test_a_request_larger_than_every_limit_is_told_its_size_and_the_limit_at_onc
     play(scene)
 
 
-def test_a_batch_with_more_texts_than_requests_a_minute_is_refused_with_the_reason() -> None:
+def test_more_texts_at_once_than_requests_a_minute_are_told_so() -> None:
     texts = {"requests": [{"content": {"parts": [{"text": "Hi"}]}} for _ in range(7)]}
     path = "/v1beta/models/gemini-embedding-001:batchEmbedContents"
     got = play(lambda: ask(FakeUpstream([]), projects(2, rpm=5), path=path, body=texts))
@@ -1043,7 +1043,7 @@ def test_a_store_that_hangs_holds_an_answer_back_for_a_tenth_of_a_second_at_most
     play(scene)
 
 
-def test_a_small_difference_is_settled_without_waiting() -> None:
+def test_a_difference_that_does_not_matter_waits_for_nobody() -> None:
     async def scene() -> None:
         store = Hanging(now)
 
@@ -1203,7 +1203,7 @@ def test_an_uncounted_call_tries_every_key_before_it_says_that_none_is_usable() 
     play(scene)
 
 
-def test_a_call_without_quota_waits_for_a_key_whose_cooldown_ends_in_time() -> None:
+def test_an_uncounted_call_waits_for_a_key_whose_rest_ends_in_time() -> None:
     async def scene() -> None:
         upstream = FakeUpstream(lambda sent: whole({}))
         async with gateway(upstream, projects(1)) as app:
