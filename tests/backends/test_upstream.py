@@ -1,4 +1,4 @@
-"""upstream: Upstream against a tiny server of raw bytes: what it sends, what it makes of broken answers."""
+"""Both connections against a small server of raw bytes: what they send, and what becomes of broken answers."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""connection, upstream, inbound: bodies that are not held, against a tiny server of raw bytes."""
+"""Bodies that are streamed, not held in memory, against a small server of raw bytes."""
 
 import asyncio
 import tracemalloc
