@@ -86,7 +86,7 @@ def test_an_installation_that_failed_is_begun_again(venv: Path, log: Path, tmp_p
     (tmp_path / "fails").touch()
     done = make_venv(venv, python(tmp_path), ".dev")
     assert done.returncode == 2
-    assert "same make command goes on from here" in done.stdout
+    assert "Run the same make command again to continue" in done.stdout
     (tmp_path / "fails").unlink()
     done = make_venv(venv, python(tmp_path), ".dev")
     assert done.returncode == 0, done.stderr
