@@ -48,6 +48,7 @@ from tests.gateway import (
 
 RESET = UpstreamError("reset", "the connection broke")
 UNREACHABLE = UpstreamError("unreachable", "no connection to gemini.example:443")
+MALFORMED = UpstreamError("malformed", "the answer has the status 600, which is not expected here")
 ONE_MODEL = {"x-pollux-fallback": "off"}
 LATE = {"x-pollux-max-wait": "0"}
 
@@ -287,6 +288,29 @@ def test_an_upstream_that_is_unreachable_is_the_clients_502() -> None:
     got = play(lambda: ask(FakeUpstream(lambda sent: UNREACHABLE), projects(2)))
     assert (got.status, got.reason) == (502, "UPSTREAM_UNREACHABLE")
     assert "gemini.example:443" in got.message
+
+
+@pytest.mark.parametrize("path", [GENERATE, STREAM, COUNT, CHAT])
+def test_an_answer_that_is_not_valid_http_is_the_clients_502_and_nothing_is_sent_twice(path: str) -> None:
+    upstream = FakeUpstream(lambda sent: MALFORMED)
+    body = {"model": FLASH, "messages": [{"role": "user", "content": "Hi"}]} if path == CHAT else HELLO
+    got = play(lambda: ask(upstream, projects(3), path=path, body=body))
+    assert got.status == 502
+    assert "status 600" in got.message
+    assert len(upstream.sent) == 1
+
+
+def test_an_answer_that_turns_malformed_before_its_first_content_is_not_asked_for_again() -> None:
+    upstream = FakeUpstream(lambda sent: streams(b": hello\n\n", MALFORMED))
+    got = play(lambda: ask(upstream, projects(3), path=STREAM))
+    assert (got.status, got.reason, len(upstream.sent)) == (502, "UPSTREAM_UNREACHABLE", 1)
+
+
+def test_a_malformed_answer_of_a_fallback_model_ends_the_request_too() -> None:
+    upstream = FakeUpstream(lambda sent: refuses("unsupported") if sent.model == FLASH else MALFORMED)
+    got = play(lambda: ask(upstream, projects(1)))
+    assert (got.status, got.reason) == (502, "UPSTREAM_UNREACHABLE")
+    assert upstream.models == [FLASH, NEXT]
 
 
 def test_what_never_reached_google_gives_its_slot_back() -> None:

@@ -31,7 +31,9 @@ WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
 class UpstreamError(Exception):
-    """No answer, or the rest of it, will come. `kind`: unreachable (nothing was sent), timeout or reset."""
+    """No answer, or the rest of it, will come. `kind`: unreachable (nothing was sent), timeout, reset, or malformed:
+    the upstream took the request, and its answer is not valid HTTP.
+    """
 
     def __init__(self, kind: str, detail: str) -> None:
         super().__init__(detail)
@@ -312,7 +314,7 @@ class Connection(asyncio.Protocol):
         self._fail(UpstreamError("timeout", "no answer within the time allowed"))
 
     def _refuse(self, why: str) -> None:
-        self._fail(UpstreamError("reset", f"the answer {why}"))
+        self._fail(UpstreamError("malformed", f"the answer {why}"))
 
     def _fail(self, error: UpstreamError) -> None:
         self._lost = self._lost or error

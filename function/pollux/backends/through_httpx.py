@@ -231,7 +231,7 @@ class _HttpxAnswer(ReadWhole):
             raise _late() from None
         except (httpcore2.NetworkError, httpcore2.ProtocolError) as error:
             self.close()
-            raise UpstreamError("reset", _broken(error)) from None
+            raise _broken(error) from None
         return data
 
     def close(self) -> None:
@@ -344,11 +344,11 @@ class HttpxUpstream:
         if answer.status == 407 and self._proxy is not None:
             raise self._refused("407")
         if sum(len(name) + len(value) for name, value in answer.headers) > HEADERS_MOST:
-            raise UpstreamError("reset", f"the answer {TOO_MUCH}")
+            raise UpstreamError("malformed", f"the answer {TOO_MUCH}")
         if not 200 <= answer.status < 600:
-            raise UpstreamError("reset", f"the answer {odd_status(answer.status)}")
+            raise UpstreamError("malformed", f"the answer {odd_status(answer.status)}")
         if answer.length is not None and any(name.lower() == b"transfer-encoding" for name, _ in answer.headers):
-            raise UpstreamError("reset", "the answer has both a content-length and a transfer-encoding")
+            raise UpstreamError("malformed", "the answer has both a content-length and a transfer-encoding")
 
     def _refused(self, status: str) -> UpstreamError:
         assert self._proxy is not None
@@ -365,7 +365,7 @@ class HttpxUpstream:
         if outgoing.begun and isinstance(error, httpcore2.WriteTimeout):
             return UpstreamError("timeout", "the body was not taken within the time allowed")
         if outgoing.begun:
-            return _late() if late else UpstreamError("reset", _broken(error))
+            return _late() if late else _broken(error)
         where = f"{self._address.host}:{self._address.port}"
         if self._proxy is not None:
             where = (
@@ -403,14 +403,14 @@ def _late() -> UpstreamError:
     return UpstreamError("timeout", "no answer within the time allowed")
 
 
-def _broken(error: Exception) -> str:
+def _broken(error: Exception) -> UpstreamError:
     """What happened, in our words: the text of the error may quote the answer, which may echo a key."""
     text = str(error)
     if "Receive buffer too long" in text:
-        return f"the answer {TOO_MUCH}"
+        return UpstreamError("malformed", f"the answer {TOO_MUCH}")
     if isinstance(error, httpcore2.ProtocolError) and not text.startswith(("Server disconnected", "peer closed")):
-        return "the answer is not valid HTTP"
-    return "the connection broke"
+        return UpstreamError("malformed", "the answer is not valid HTTP")
+    return UpstreamError("reset", "the connection broke")
 
 
 def _root(error: BaseException) -> BaseException:

@@ -146,7 +146,7 @@ ERRORS: Mapping[str, Problem] = {
     "UPSTREAM_UNREACHABLE": Problem(
         502,
         "UNAVAILABLE",
-        "No connection to Gemini, or it broke before an answer began.",
+        "No connection to Gemini, or it broke before an answer began, or the answer was not valid HTTP.",
         "Try again; check `POLLUX_UPSTREAM` and the network.",
     ),
     "UPSTREAM_ERROR": Problem(

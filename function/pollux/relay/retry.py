@@ -149,8 +149,9 @@ class Relay:
                 case _ if await x.place.moved(failure):
                     ask = replace(ask, only=x.place.only)
                 case _:
-                    # The refusal of a model that the client never asked for is not its business.
-                    if model != progress.wanted:
+                    # The client does not get the refusal of a model that it never asked for. A malformed answer is no
+                    # refusal: that model may have answered the request.
+                    if model != progress.wanted and failure.verdict.cause != "malformed":
                         return False
                     await self.attempts.give(x, failure)
                     return True

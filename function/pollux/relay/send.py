@@ -164,11 +164,14 @@ class KeyedUpstream:
 
 def broken(key: Key, error: UpstreamError, now: float) -> Failure:
     """No answer came, or not all of it. `error` comes from here, so that its text is covered already."""
-    reason, setting = "UPSTREAM_UNREACHABLE", ""
-    if error.kind == "timeout":
-        reason, setting = "UPSTREAM_TIMEOUT", " (POLLUX_TIMEOUT)"
+    code, said = "UPSTREAM_UNREACHABLE", f"Gemini did not answer: {error}"
     verdict = replace(judge(None, b"", now=now), message=str(error))
-    problem = GatewayError(reason, f"Gemini did not answer: {error}{setting}")
+    if error.kind == "timeout":
+        code, said = "UPSTREAM_TIMEOUT", f"{said} (POLLUX_TIMEOUT)"
+    elif error.kind == "malformed":
+        verdict = verdict_of("malformed", str(error))
+        said = f"Gemini's answer cannot be read, and the request is not sent again: {error}"
+    problem = GatewayError(code, said)
     return Failure(verdict, key, 0, (), b"", problem, unsent=error.kind == "unreachable")
 
 

@@ -89,6 +89,8 @@ def _warn(settings: Settings, local: LocalTokens | None) -> None:
 
 
 def _greet(opened: "Gateway", url: str) -> None:
+    from pollux.server.wiring import simulator_is_installed
+
     app, keys, local = opened.app, opened.keys, opened.local
     if opened.simulated:
         _say("*" * 78)
@@ -101,7 +103,8 @@ def _greet(opened: "Gateway", url: str) -> None:
         _say("*" * 78)
         _say("  WARNING: THERE IS NO KEY, so every request gets 503 NO_USABLE_KEY.")
         _say("  Add one with `pollux keys add`, or set GEMINI_API_KEY in .env and start again;")
-        _say("  `pollux keys list` shows which keys are found. `pollux serve --demo` needs none.")
+        demo = " `pollux serve --demo` needs none." if simulator_is_installed() else ""
+        _say(f"  `pollux keys list` shows which keys are found.{demo}")
         _say("*" * 78)
     projects = len({key.project for key in keys})
     _say(f"Pollux listens on {url}, with {len(keys)} keys of {projects} projects. Ctrl-C stops it.")
