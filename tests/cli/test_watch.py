@@ -474,7 +474,7 @@ def test_status_tells_of_resources_once_there_are_some() -> None:
     async def scene() -> Any:
         async with gateway(FakeUpstream([]), projects(2)) as app:
             before = await status(app)
-            await app.affinity.bind({"files/a": None}, "p1", "tester")
+            await app.ownership.bind({"files/a": None}, "p1", "tester")
             return before, await status(app)
 
     before, after = play(scene)

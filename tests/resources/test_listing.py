@@ -108,7 +108,7 @@ def test_all_projects_are_asked_at_once_and_addresses_are_ours() -> None:
             seen = len(google.sent)
             assert (await call(app, "GET", "/v1beta/files/p4x0")).status == 200
             assert len(google.sent) == seen + 1, "the list told whose it is"
-            assert app.affinity.counters.commits == 0
+            assert app.ownership.counters.commits == 0
 
     play(scene)
 

@@ -152,7 +152,7 @@ def test_a_request_goes_to_the_owner_of_what_its_body_names_and_waits_for_its_qu
     async def scene() -> None:
         google = Google({"files/a": "p3"})
         async with gateway(google, projects(4, rpm=2), max_wait=100.0) as app:
-            await app.affinity.bind({"files/a": None}, "p3", "tester")
+            await app.ownership.bind({"files/a": None}, "p3", "tester")
             times = []
             for _ in range(3):
                 got = await call(app, body=about("files/a"))
@@ -169,7 +169,7 @@ def test_it_fails_by_its_owner_s_quota_and_says_so() -> None:
     async def scene() -> None:
         google = Google({"files/a": "p3"})
         async with gateway(google, projects(4, rpm=1), max_wait=5.0) as app:
-            await app.affinity.bind({"files/a": None}, "p3", "tester")
+            await app.ownership.bind({"files/a": None}, "p3", "tester")
             assert (await call(app, body=about("files/a"))).status == 200
             got = await call(app, body=about("files/a"), headers={"x-pollux-fallback": "off"})
             assert (got.status, got.reason) == (429, "QUOTA_BUSY")
@@ -184,7 +184,7 @@ def test_a_fallback_to_another_model_stays_with_the_owner() -> None:
     async def scene() -> None:
         google = Google({"files/a": "p3", "cachedContents/c": "p3"})
         async with gateway(google, projects(4, rpm=1), max_wait=1.0) as app:
-            await app.affinity.bind({"files/a": None, "cachedContents/c": None}, "p3", "tester")
+            await app.ownership.bind({"files/a": None, "cachedContents/c": None}, "p3", "tester")
             for _ in range(2):
                 assert (await call(app, body=about("files/a"))).status == 200
             assert [where for _, _, where in google.asked()] == ["p3", "p3"]
@@ -203,7 +203,7 @@ def test_another_key_of_the_owner_serves_when_one_is_refused() -> None:
         keys = Keys([Key("k1", "p1"), Key("k2", "p2"), Key("k2b", "p2")])
         google = Google({"files/a": "p2"})
         async with gateway(google, keys) as app:
-            await app.affinity.bind({"files/a": None}, "p2", "tester")
+            await app.ownership.bind({"files/a": None}, "p2", "tester")
             google.says["p2"] = [refuses("invalid-key", key="k2")]
             assert (await call(app, body=about("files/a"))).status == 200
             assert (await call(app, "GET", "/v1beta/files/a")).status == 200
@@ -219,7 +219,7 @@ def test_trouble_of_the_owner_is_outlived_there(trouble: str) -> None:
     async def scene() -> None:
         google = Google({"files/a": "p2"})
         async with gateway(google, projects(3)) as app:
-            await app.affinity.bind({"files/a": None}, "p2", "tester")
+            await app.ownership.bind({"files/a": None}, "p2", "tester")
             more: dict[str, Any] = {"limit": 5, "retry_s": 20.0} if trouble == "rpm" else {}
             google.says["p2"] = [refuses(trouble, key="k2", **more)]
             got = await call(app, body=about("files/a"))
@@ -235,7 +235,7 @@ def test_a_poll_is_tried_again_and_what_creates_is_not() -> None:
         google = Google({"batches/b": "p2", "files/in": "p2"})
         unwell = whole({"error": {"code": 503, "message": "busy", "status": "UNAVAILABLE"}}, 503)
         async with gateway(google, keys) as app:
-            await app.affinity.bind({"batches/b": None, "files/in": None}, "p2", "tester")
+            await app.ownership.bind({"batches/b": None, "files/in": None}, "p2", "tester")
             google.says["p2"] = [unwell]
             assert (await call(app, "GET", "/v1beta/batches/b")).status == 200
             assert [sent.key[:2] for sent in google.sent] == ["k2", "k2"]
@@ -316,7 +316,7 @@ def test_a_tuned_model_is_used_where_it_was_tuned() -> None:
         google = Google({"tunedModels/t": "p4"})
         google.says["p4"] = [whole(answer())]
         async with gateway(google, projects(4)) as app:
-            await app.affinity.bind({"tunedModels/t": None}, "p4", "tester")
+            await app.ownership.bind({"tunedModels/t": None}, "p4", "tester")
             got = await call(
                 app, path="/v1beta/tunedModels/t:generateContent", body={"contents": [{"parts": [{"text": "x"}]}]}
             )
@@ -353,18 +353,18 @@ def test_an_event_with_an_id_passes_when_that_is_bound() -> None:
         await store.open()
         async with gateway(google, projects(4), store=store) as app:
             bound_at: list[bool] = []
-            remember = app.affinity.bind
+            remember = app.ownership.bind
 
             async def bind(*args: Any) -> None:
                 await remember(*args)
                 bound_at.append(bool(await store.read(["bound/interactions/v1_x"])))
 
-            app.affinity.bind = bind  # type: ignore[method-assign, assignment]
+            app.ownership.bind = bind  # type: ignore[method-assign, assignment]
             got = await call(app, path="/v1beta/interactions", body={"model": FLASH, "input": "x", "stream": True})
             assert got.body == created + b"".join(more)
             assert bound_at == [True]
             assert got.chunks[0] == created, "not in parts: nobody may see the id before"
-            assert app.affinity.remembered("interactions/v1_x") is not None
+            assert app.ownership.remembered("interactions/v1_x") is not None
 
     play(scene)
 
@@ -438,7 +438,7 @@ def test_a_remembered_resource_costs_the_store_nothing() -> None:
     async def scene() -> None:
         google = Google({"files/a": "p2"})
         async with gateway(google, projects(4)) as app:
-            await app.affinity.bind({"files/a": None}, "p2", "tester")
+            await app.ownership.bind({"files/a": None}, "p2", "tester")
             assert (await call(app, body=about("files/a"))).status == 200
             counters = app.projects.store_health.counters
             reads, commits = counters.reads, counters.commits
@@ -465,7 +465,7 @@ def test_two_gateways_on_one_store_know_what_either_made() -> None:
                 assert len(google.sent) == 2, "nobody was asked where it is"
                 assert other.projects.store_health.counters.reads - reads >= 1
                 await call(other, "DELETE", "/v1beta/cachedContents/c1")
-                assert other.affinity.remembered("cachedContents/c1") is None
+                assert other.ownership.remembered("cachedContents/c1") is None
                 assert not await store.read(["bound/cachedContents/c1"])
                 store_close, store.close = store.close, _nothing  # type: ignore[method-assign]
         store.close = store_close  # type: ignore[method-assign]
@@ -505,7 +505,7 @@ def test_what_is_nowhere_gets_google_s_own_refusal_once(refusal: Any) -> None:
         google = Google()
         google.refusal = refusal
         async with gateway(google, projects(4)) as app:
-            await app.affinity.bind({"files/mine": None}, "p2", "tester")
+            await app.ownership.bind({"files/mine": None}, "p2", "tester")
             got = await call(app, body=about("files/never"))
             assert (got.status, got.json) == (refusal["error"]["code"], refusal)
             assert len(google.sent) == 5
@@ -619,7 +619,7 @@ def test_what_was_deleted_here_is_not_looked_for() -> None:
     async def scene() -> None:
         google = Google({"files/a": "p2"})
         async with gateway(google, projects(4)) as app:
-            await app.affinity.bind({"files/a": None}, "p2", "tester")
+            await app.ownership.bind({"files/a": None}, "p2", "tester")
             assert (await call(app, "DELETE", "/v1beta/files/a")).status == 200
             assert (await call(app, "GET", "/v1beta/files/a")).status == 403
             assert [where for _, _, where in google.asked()] == ["p2", "p2"]
@@ -655,8 +655,8 @@ def test_two_owners_cannot_be_served_and_both_are_named() -> None:
     async def scene() -> None:
         google = Google()
         async with gateway(google, projects(4)) as app:
-            await app.affinity.bind({"files/a": None}, "p1", "tester")
-            await app.affinity.bind({"files/b": None}, "p4", "tester")
+            await app.ownership.bind({"files/a": None}, "p1", "tester")
+            await app.ownership.bind({"files/b": None}, "p4", "tester")
             got = await call(app, body=about("files/a", "files/b"))
             assert (got.status, got.reason) == (400, "TWO_OWNERS")
             for said in ("files/a to project p1", "files/b to project p4"):
@@ -671,7 +671,7 @@ def test_an_owner_that_left_the_pool_is_named() -> None:
         google = Google()
         keys = projects(4)
         async with gateway(google, keys) as app:
-            await app.affinity.bind({"files/a": None}, "p4", "tester")
+            await app.ownership.bind({"files/a": None}, "p4", "tester")
             keys.all = keys.all[:3]
             for got in (await call(app, body=about("files/a")), await call(app, "GET", "/v1beta/files/a")):
                 assert (got.status, got.reason) == (409, "OWNER_GONE")
@@ -685,7 +685,7 @@ def test_an_owner_that_got_another_name_is_found_again() -> None:
     async def scene() -> None:
         google = Google({"files/a": "p3"})
         async with gateway(google, projects(4)) as app:
-            await app.affinity.bind({"files/a": None}, "the-old-name", "tester")
+            await app.ownership.bind({"files/a": None}, "the-old-name", "tester")
             for _ in range(2):
                 assert (await call(app, body=about("files/a"))).status == 200
             assert google.asked()[-2:] == [("POST", GENERATE, "p3")] * 2
@@ -699,12 +699,12 @@ def test_what_lies_below_a_thing_does_not_take_its_owner_along() -> None:
     async def scene() -> None:
         google = Google({"fileSearchStores/s": "p2"})
         async with gateway(google, projects(4)) as app:
-            await app.affinity.bind({"fileSearchStores/s": None}, "p2", "tester")
+            await app.ownership.bind({"fileSearchStores/s": None}, "p2", "tester")
             google.says["p2"] = [whole({})]
             assert (await call(app, "DELETE", "/v1beta/fileSearchStores/s/documents/d")).status == 200
-            assert app.affinity.remembered("fileSearchStores/s") is not None
+            assert app.ownership.remembered("fileSearchStores/s") is not None
             assert (await call(app, "DELETE", "/v1beta/fileSearchStores/s?force=true")).status == 200
-            assert await app.affinity.owner("fileSearchStores/s") is None
+            assert await app.ownership.owner("fileSearchStores/s") is None
             assert {where for _, _, where in google.asked()} == {"p2"}
 
     play(scene)
@@ -714,10 +714,10 @@ def test_a_refused_delete_forgets_nothing() -> None:
     async def scene() -> None:
         google = Google({"files/a": "p2"})
         async with gateway(google, projects(4)) as app:
-            await app.affinity.bind({"files/a": None}, "p2", "tester")
+            await app.ownership.bind({"files/a": None}, "p2", "tester")
             google.says["p2"] = [whole({"error": {"code": 503, "message": "busy", "status": "UNAVAILABLE"}}, 503)]
             assert (await call(app, "DELETE", "/v1beta/files/a")).status == 503
-            assert app.affinity.remembered("files/a") is not None
+            assert app.ownership.remembered("files/a") is not None
 
     play(scene)
 
@@ -727,7 +727,7 @@ def test_a_poll_of_a_project_with_one_key_is_tried_there_again() -> None:
         google = Google({"batches/b": "p2"})
         unwell = whole({"error": {"code": 503, "message": "busy", "status": "UNAVAILABLE"}}, 503)
         async with gateway(google, projects(3)) as app:
-            await app.affinity.bind({"batches/b": None}, "p2", "tester")
+            await app.ownership.bind({"batches/b": None}, "p2", "tester")
             google.says["p2"] = [unwell, UpstreamError("reset", "broke")]
             assert (await call(app, "GET", "/v1beta/batches/b")).status == 200
             google.says["p2"] = [unwell] * 4
@@ -741,7 +741,7 @@ def test_an_owner_without_a_usable_key_is_named() -> None:
     async def scene() -> None:
         google = Google()
         async with gateway(google, projects(2)) as app:
-            await app.affinity.bind({"files/a": None}, "p2", "tester")
+            await app.ownership.bind({"files/a": None}, "p2", "tester")
             google.says["p2"] = [refuses("invalid-key", key="k2")] * 9
             for body in (about("files/a"), about("files/a")):
                 got = await call(app, body=body)
@@ -759,7 +759,7 @@ def test_a_thing_that_its_owner_does_not_know_any_more() -> None:
         google = Google()
         google.refusal = VAGUE
         async with gateway(google, projects(2)) as app:
-            await app.affinity.bind({"files/a": None}, "p2", "tester")
+            await app.ownership.bind({"files/a": None}, "p2", "tester")
             got = await call(app, body=about("files/a"))
             assert (got.status, got.json) == (403, VAGUE)
             assert len(google.sent) == 1
@@ -851,7 +851,7 @@ def test_a_compressed_body_travels_as_it_is_unless_an_address_in_it_changes() ->
     async def scene() -> None:
         google = FakeUpstream(lambda _: whole(answer()))
         async with gateway(google, projects(4)) as app:
-            await app.affinity.bind({"files/a": None}, "p2", "tester")
+            await app.ownership.bind({"files/a": None}, "p2", "tester")
             plain = json.dumps(about("files/a")).encode()
             packed = gzip.compress(plain)
             encoded = {"content-encoding": "gzip"}
@@ -891,7 +891,7 @@ def test_a_gateway_has_several_names_but_only_files_that_are_known_are_its() -> 
     async def scene() -> None:
         google = FakeUpstream(lambda _: whole(answer()))
         async with gateway(google, projects(2)) as app:
-            await app.affinity.bind({"files/a": None}, "p2", "tester")
+            await app.ownership.bind({"files/a": None}, "p2", "tester")
             for base in ("http://localhost:3145", "https://other.example/prefix"):
                 for name in ("files/a", "files/unknown"):
                     raw = json.dumps(about(name)).replace(GOOGLE, base).encode()
@@ -924,7 +924,7 @@ def test_what_stands_in_for_google_gets_its_own_address() -> None:
         google = FakeUpstream(lambda _: whole(answer()))
         async with gateway(google, projects(2)) as app:
             app.pool.settings = replace(app.settings, upstream="http://127.0.0.1:9/mirror")
-            await app.affinity.bind({"files/a": None}, "p2", "tester")
+            await app.ownership.bind({"files/a": None}, "p2", "tester")
             for base in (GOOGLE, f"http://{HOST}", "http://127.0.0.1:9/mirror"):
                 body = json.dumps(about("files/a")).replace(GOOGLE, base)
                 assert (await call(app, body=body.encode())).status == 200
@@ -951,8 +951,8 @@ def test_explain_says_why_a_request_was_held_to_a_project() -> None:
             plain = await call(app)
             record = (await call(app, "GET", f"/admin/requests/{plain.headers['x-pollux-request-id']}", admin)).json
             assert "owner" not in record
-            await app.affinity.bind({"files/b": None}, "p3", "tester")
-            await app.affinity.bind({"files/c": None}, "p9", "tester")
+            await app.ownership.bind({"files/b": None}, "p3", "tester")
+            await app.ownership.bind({"files/c": None}, "p9", "tester")
             for names, owner in ((("files/a", "files/b"), "p2, p3"), (("files/c",), "p9")):
                 refused = await call(app, body=about(*names))
                 record = (
@@ -971,7 +971,7 @@ def test_streams_with_a_file_go_to_its_owner_too() -> None:
         event = b"data: " + json.dumps(answer()).encode() + b"\n\n"
         google.says["p2"] = [Says([event], headers=((b"content-type", b"text/event-stream"),))]
         async with gateway(google, projects(4)) as app:
-            await app.affinity.bind({"files/a": None}, "p2", "tester")
+            await app.ownership.bind({"files/a": None}, "p2", "tester")
             got = await call(app, path=STREAM, body=about("files/a"))
             assert got.body == event
             assert google.asked() == [("POST", STREAM.partition("?")[0], "p2")]

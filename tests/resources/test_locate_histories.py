@@ -94,13 +94,13 @@ class History:
     async def forget(self) -> None:
         """As an instance that was started anew knows nothing; now and then the store has lost it too."""
         app = self.app()
-        app.affinity._bound.clear()
+        app.ownership._owners.clear()
         if self.made and self.rng.random() < 0.3:
             name = self.rng.choice(self.made)
             for kept, (_, version) in (await app.store.read([f"bound/{name}"])).items():
                 await app.store.delete(kept, version)
             for one in self.apps:
-                one.affinity.drop(name)
+                one.ownership.forget(name)
 
 
 @settings(max_examples=60, deadline=None)

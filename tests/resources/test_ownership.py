@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 
 from bench import virtual
-from pollux.resources.ownership import ABSENT_FOR, BOUND, DAY, NOWHERE_FOR, READ_MOST, Affinity, Bound
+from pollux.resources.ownership import ABSENT_FOR, BOUND, DAY, MISSING_FOR, READ_MOST, Owner, Ownership
 from tests.pools import BEGAN, FaultyStore, Keys, Projects, catalog, keys_of, memory, play
 
 
-async def instance(store: FaultyStore | None = None, keys: Keys | None = None, most: int = 100) -> Affinity:
+async def instance(store: FaultyStore | None = None, keys: Keys | None = None, most: int = 100) -> Ownership:
     found = store or FaultyStore(await memory())
-    return Affinity(Projects(found, keys or keys_of(4), catalog()), most)
+    return Ownership(Projects(found, keys or keys_of(4), catalog()), most)
 
 
-def store_of(affinity: Affinity) -> FaultyStore:
-    store = affinity.projects.store
+def store_of(ownership: Ownership) -> FaultyStore:
+    store = ownership.projects.store
     assert isinstance(store, FaultyStore)
     return store
 
@@ -38,20 +38,20 @@ async def test_one_instance_makes_another_finds() -> None:
     one = await instance()
     await one.bind({"files/a": BEGAN + DAY}, "p1", "alice")
     other = await instance(store_of(one))
-    assert await other.owner("files/a") == Bound("p1", "alice", BEGAN + DAY)
+    assert await other.owner("files/a") == Owner("p1", "alice", BEGAN + DAY)
     found = await store_of(one).inner.read([BOUND + "files/a"])
     assert found[BOUND + "files/a"][0] == {"v": 1, "project": "p1", "client": "alice", "expires": int(BEGAN + DAY)}
 
 
 @scene
 async def test_what_is_remembered_costs_the_store_nothing() -> None:
-    affinity = await instance()
-    await affinity.bind({"files/a": None, "files/b": None}, "p1", "alice")
-    reads, commits = affinity._watch.counters.reads, store_of(affinity).commits
+    ownership = await instance()
+    await ownership.bind({"files/a": None, "files/b": None}, "p1", "alice")
+    reads, commits = ownership._watch.counters.reads, store_of(ownership).commits
     for _ in range(3):
-        assert {bound.project for bound in (await affinity.owners(["files/a", "files/b"])).values()} == {"p1"}
-        await affinity.bind({"files/a": None}, "p1", "bob")
-    assert (affinity._watch.counters.reads, store_of(affinity).commits) == (reads, commits)
+        assert {bound.project for bound in (await ownership.owners(["files/a", "files/b"])).values()} == {"p1"}
+        await ownership.bind({"files/a": None}, "p1", "bob")
+    assert (ownership._watch.counters.reads, store_of(ownership).commits) == (reads, commits)
     assert reads == 0
     assert commits == 2
 
@@ -59,14 +59,14 @@ async def test_what_is_remembered_costs_the_store_nothing() -> None:
 @scene
 async def test_unknown_names_are_read_at_once_and_not_again_for_some_seconds() -> None:
     store = FaultyStore(await memory())
-    affinity = await instance(store)
-    assert await affinity.owners(["files/a", "files/b", "caches/c"]) == {}
+    ownership = await instance(store)
+    assert await ownership.owners(["files/a", "files/b", "caches/c"]) == {}
     assert store.reads == 1
-    assert await affinity.owners(["files/a", "files/b"]) == {}
+    assert await ownership.owners(["files/a", "files/b"]) == {}
     assert store.reads == 1
     await (await instance(store)).bind({"files/a": None}, "p2", "alice")
     await store.sleep(ABSENT_FOR + 0.1)
-    bound = await affinity.owner("files/a")
+    bound = await ownership.owner("files/a")
     assert bound is not None
     assert bound.project == "p2"
     assert store.reads == 2
@@ -78,26 +78,26 @@ async def test_unknown_names_are_read_at_once_and_not_again_for_some_seconds() -
 )
 def test_a_binding_ends_as_such_things_do(name: str, days: int) -> None:
     async def months() -> None:
-        affinity = await instance()
-        await affinity.bind({name: None}, "p1", "alice")
-        bound = await affinity.owner(name)
+        ownership = await instance()
+        await ownership.bind({name: None}, "p1", "alice")
+        bound = await ownership.owner(name)
         assert bound is not None
         assert bound.expires == pytest.approx(BEGAN + days * DAY)
-        await store_of(affinity).sleep(days * DAY + 1)
-        assert await affinity.owner(name) is None
-        assert await (await instance(store_of(affinity))).owner(name) is None
+        await store_of(ownership).sleep(days * DAY + 1)
+        assert await ownership.owner(name) is None
+        assert await (await instance(store_of(ownership))).owner(name) is None
 
     virtual.run(months())
 
 
 @scene
 async def test_a_later_end_is_written_and_who_made_it_stays() -> None:
-    affinity = await instance()
-    await affinity.bind({"cachedContents/c": BEGAN + 600}, "p1", "alice")
-    await affinity.bind({"cachedContents/c": BEGAN + 610}, "p1", "bob")  # not worth it
-    assert store_of(affinity).commits == 1
-    await affinity.bind({"cachedContents/c": BEGAN + 7200}, "p1", "bob")
-    assert await (await instance(store_of(affinity))).owner("cachedContents/c") == Bound("p1", "alice", BEGAN + 7200)
+    ownership = await instance()
+    await ownership.bind({"cachedContents/c": BEGAN + 600}, "p1", "alice")
+    await ownership.bind({"cachedContents/c": BEGAN + 610}, "p1", "bob")  # not worth it
+    assert store_of(ownership).commits == 1
+    await ownership.bind({"cachedContents/c": BEGAN + 7200}, "p1", "bob")
+    assert await (await instance(store_of(ownership))).owner("cachedContents/c") == Owner("p1", "alice", BEGAN + 7200)
 
 
 @scene
@@ -110,30 +110,30 @@ async def test_what_google_says_wins_over_what_was_written() -> None:
     bound = await third.owner("tunedModels/mine")
     assert bound is not None
     assert bound.project == "p3"
-    one.drop("tunedModels/mine")
+    one.forget("tunedModels/mine")
     found = await one.owner("tunedModels/mine")
     assert found is not None
     assert found.project == "p3"
 
 
 @scene
-async def test_forgotten_is_forgotten_for_all() -> None:
+async def test_an_unbound_name_is_unknown_to_all_instances() -> None:
     one = await instance()
     await one.bind({"files/a": None}, "p1", "alice")
-    await one.forget("files/a")
+    await one.unbind("files/a")
     assert await one.owner("files/a") is None
     assert await (await instance(store_of(one))).owner("files/a") is None
-    await one.forget("files/never")
+    await one.unbind("files/never")
 
 
 @pytest.mark.parametrize("fault", ["down", "late", "lost", "spurious"])
 def test_trouble_of_the_store_is_told_and_this_instance_remembers(fault: str, caplog: pytest.LogCaptureFixture) -> None:
     @scene
     async def run() -> None:
-        affinity = await instance()
-        store_of(affinity).faults = [fault]
-        await affinity.bind({"files/a": None}, "p1", "alice")
-        bound = await affinity.owner("files/a")
+        ownership = await instance()
+        store_of(ownership).faults = [fault]
+        await ownership.bind({"files/a": None}, "p1", "alice")
+        bound = await ownership.owner("files/a")
         assert bound is not None
         assert bound.project == "p1"
 
@@ -147,23 +147,23 @@ def test_trouble_of_the_store_is_told_and_this_instance_remembers(fault: str, ca
 @scene
 async def test_nobody_waits_long_for_a_store_that_hangs() -> None:
     store = FaultyStore(await memory())
-    affinity = await instance(store)
+    ownership = await instance(store)
     store.delay = lambda: 30.0
     began = store.now()
-    await affinity.bind({"files/a": None}, "p1", "alice")
+    await ownership.bind({"files/a": None}, "p1", "alice")
     assert store.now() - began == pytest.approx(2.0)
-    assert (await affinity.owner("files/a")) is not None
-    assert await affinity.owner("files/b") is None
+    assert (await ownership.owner("files/a")) is not None
+    assert await ownership.owner("files/b") is None
     assert store.now() - began == pytest.approx(4.0)
-    await affinity.forget("files/a")
+    await ownership.unbind("files/a")
     assert store.now() - began == pytest.approx(6.0)
     await store.sleep(100)
 
 
 @scene
 async def test_a_body_of_countless_names_costs_few_reads() -> None:
-    affinity = await instance()
-    store = store_of(affinity)
+    ownership = await instance()
+    store = store_of(ownership)
     asked: list[str] = []
     inner = store.inner.read
 
@@ -172,8 +172,8 @@ async def test_a_body_of_countless_names_costs_few_reads() -> None:
         return await inner(names)
 
     store.inner.read = read  # type: ignore[method-assign]
-    await affinity.bind({"files/z": None}, "p1", "alice")
-    found = await affinity.owners([*(f"files/{number}" for number in range(100_000)), "files/z"])
+    await ownership.bind({"files/z": None}, "p1", "alice")
+    found = await ownership.owners([*(f"files/{number}" for number in range(100_000)), "files/z"])
     assert set(found) == {"files/z"}, "what is remembered counts, wherever it stands"
     assert len(asked) == READ_MOST
 
@@ -205,42 +205,42 @@ async def test_a_store_that_does_not_answer_is_not_taken_for_one_that_knows_noth
 
 @scene
 async def test_memory_is_bounded_and_the_oldest_goes() -> None:
-    affinity = await instance(most=3)
+    ownership = await instance(most=3)
     for name in "abc":
-        await affinity.bind({f"files/{name}": None}, "p1", "alice")
-    assert affinity.remembered("files/a") is not None  # used: not the oldest any more
-    await affinity.bind({"files/d": None}, "p1", "alice")
-    assert affinity.remembered("files/b") is None
-    assert affinity.remembered("files/a") is not None
-    assert await affinity.owner("files/b") is not None
+        await ownership.bind({f"files/{name}": None}, "p1", "alice")
+    assert ownership.remembered("files/a") is not None  # used: not the oldest any more
+    await ownership.bind({"files/d": None}, "p1", "alice")
+    assert ownership.remembered("files/b") is None
+    assert ownership.remembered("files/a") is not None
+    assert await ownership.owner("files/b") is not None
 
 
 @scene
 async def test_a_list_is_remembered_here_only() -> None:
-    affinity = await instance()
-    affinity.remember({"files/a": None}, "p1", "alice")
-    assert affinity.remembered("files/a") is not None
-    assert store_of(affinity).commits == 0
+    ownership = await instance()
+    ownership.remember({"files/a": None}, "p1", "alice")
+    assert ownership.remembered("files/a") is not None
+    assert store_of(ownership).commits == 0
 
 
 @scene
 async def test_where_a_client_made_something_last_and_what_is_nowhere() -> None:
-    affinity = await instance()
-    assert affinity.made_by("alice") is None
-    await affinity.bind({"files/a": None}, "p1", "alice")
-    await affinity.bind({"files/b": None}, "p2", "alice")
-    assert affinity.made_by("alice") == "p2"
-    affinity.nowhere("files/x")
-    assert affinity.is_nowhere("files/x")
-    await store_of(affinity).sleep(NOWHERE_FOR + 1)
-    assert not affinity.is_nowhere("files/x")
-    affinity.nowhere("files/x")
-    await affinity.bind({"files/x": None}, "p1", "alice")
-    assert not affinity.is_nowhere("files/x")
+    ownership = await instance()
+    assert ownership.last_project("alice") is None
+    await ownership.bind({"files/a": None}, "p1", "alice")
+    await ownership.bind({"files/b": None}, "p2", "alice")
+    assert ownership.last_project("alice") == "p2"
+    ownership.remember_missing("files/x")
+    assert ownership.is_missing("files/x")
+    await store_of(ownership).sleep(MISSING_FOR + 1)
+    assert not ownership.is_missing("files/x")
+    ownership.remember_missing("files/x")
+    await ownership.bind({"files/x": None}, "p1", "alice")
+    assert not ownership.is_missing("files/x")
 
 
 @scene
 async def test_a_document_of_another_form_is_no_owner() -> None:
-    affinity = await instance()
-    await store_of(affinity).inner.commit(BOUND + "files/a", {"v": 9, "owners": ["p1"], "expires": 9e9}, None)
-    assert await affinity.owner("files/a") is None
+    ownership = await instance()
+    await store_of(ownership).inner.commit(BOUND + "files/a", {"v": 9, "owners": ["p1"], "expires": 9e9}, None)
+    assert await ownership.owner("files/a") is None

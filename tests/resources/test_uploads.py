@@ -102,7 +102,7 @@ def test_from_the_start_to_the_file(path: str) -> None:
             file = done.json["file"]
             assert file["sizeBytes"] == str(KIB256 + 3)
             assert done.headers["content-length"] == str(len(done.body))
-            owner = await app.affinity.owner(file["name"])
+            owner = await app.ownership.owner(file["name"])
             assert owner is not None
             assert (owner.project, owner.client) == (google.simulator.calls[0].project, "tester")
             again = await send(app, address, "upload, finalize", b"end", KIB256)
@@ -136,7 +136,7 @@ def test_uris_in_the_answer_point_to_the_gateway_and_the_binding_lasts_as_long_a
         async with gateway(FakeUpstream([starts(), whole(ends)]), projects(1)) as app:
             done = await send(app, await start(app), "upload, finalize", b"x")
             assert done.json["file"]["uri"] == "http://pollux.example:3145/v1beta/files/a-1"
-            owner = await app.affinity.owner("files/a-1")
+            owner = await app.ownership.owner("files/a-1")
             assert owner is not None
             assert owner.expires > BEGAN
 
@@ -179,7 +179,7 @@ def test_a_store_has_uploads_of_its_own() -> None:
             assert urlsplit(address).path == "/upload/v1beta/fileSearchStores/s1:uploadToFileSearchStore"
             assert (await send(app, address, "upload, finalize", b"x")).json == operation
             assert google.sent[1].target == there.removeprefix("https://generativelanguage.googleapis.com")
-            owner = await app.affinity.owner("fileSearchStores/s1")
+            owner = await app.ownership.owner("fileSearchStores/s1")
             assert owner is not None
 
     play(scene)
@@ -347,7 +347,7 @@ def test_another_gateway_of_the_same_pool_goes_on_and_one_of_another_pool_does_n
         async with gateway(google, projects(2), store=store) as two:
             done = await send(two, address, "upload, finalize", b"end", KIB256)
             assert state(done) == (200, "final")
-            assert (await two.affinity.owner(done.json["file"]["name"])) is not None
+            assert (await two.ownership.owner(done.json["file"]["name"])) is not None
         other = projects(2)
         other._values = {name: value + "-of-another-pool" for name, value in other._values.items()}
         fake = FakeUpstream([])

@@ -19,7 +19,7 @@ from pollux.relay.passing import TAIL, BrokenAnswerError, Settle, collect, pass_
 from pollux.relay.placement import Placement
 from pollux.relay.request import Exchange
 from pollux.relay.send import CoveredAnswer, Failure
-from pollux.resources.ownership import Affinity
+from pollux.resources.ownership import Ownership
 
 HELD_MOST = 1 << 16
 """A longer event is content and names nothing."""
@@ -28,13 +28,13 @@ _NAMING = (b'"id"', b"environment_id", b"interaction_id")
 SHOWN_MOST = 20
 
 
-class Owned(Placement):
+class OwnerPlacement(Placement):
     """The placement of a request that names resources: it goes to the project that owns them."""
 
-    def __init__(self, affinity: Affinity, record: Record, names: Collection[str] = ()) -> None:
+    def __init__(self, ownership: Ownership, record: Record, names: Collection[str] = ()) -> None:
         self.names = tuple(sorted(names))
         self.one_model = any(name.startswith("cachedContents/") for name in self.names)
-        self._affinity = affinity
+        self._ownership = ownership
         self._record = record
         record.bound = self.names[:SHOWN_MOST]
 
@@ -44,7 +44,7 @@ class Owned(Placement):
         if not self.names or failure.verdict.cause not in OF_RESOURCES:
             return failure
         for name in self.names:
-            self._affinity.drop(name)
+            self._ownership.forget(name)
         if failure.verdict.cause != "model-access":
             return failure
         return replace(failure, verdict=verdict_of("resource-permission", failure.verdict.message))
@@ -53,9 +53,9 @@ class Owned(Placement):
         """What was deleted can be made again by another instance, in another project."""
         if not self._record.owner or failure.verdict.cause not in OF_RESOURCES:
             return False
-        projects = {bound.project for bound in (await self._affinity.owners(self.names)).values()}
+        projects = {owner.project for owner in (await self._ownership.owners(self.names)).values()}
         project = projects.pop() if len(projects) == 1 else self.only
-        if project == self.only or project not in self._affinity.projects.by_name:
+        if project == self.only or project not in self._ownership.projects.by_name:
             return False
         self.only = self._record.owner = project
         return True
@@ -67,9 +67,9 @@ class Owned(Placement):
         """The request is over."""
 
 
-class Resources:
-    def __init__(self, affinity: Affinity, upstream: str) -> None:
-        self._affinity = affinity
+class Answers:
+    def __init__(self, ownership: Ownership, upstream: str) -> None:
+        self._ownership = ownership
         self._upstream = upstream
 
     async def answered(self, x: Exchange, project: str, body: bytes) -> bytes:
@@ -87,7 +87,7 @@ class Resources:
         if x.method == "DELETE":
             for name in path_names(x.call):
                 if names_exactly(x.call, name):
-                    await self._affinity.forget(name)
+                    await self._ownership.unbind(name)
         kind = next((value for name, value in answer.headers if name == b"content-type"), b"").lower()
         encoded = any(name == b"content-encoding" for name, _ in answer.headers)
         if kind.startswith(b"text/event-stream") and not encoded:
@@ -101,7 +101,7 @@ class Resources:
     async def _bind(self, x: Exchange, project: str, document: Any) -> None:
         names = answer_names(document, x.call, (GOOGLE, self._upstream))
         if names:
-            await self._affinity.bind(names, project, x.record.client)
+            await self._ownership.bind(names, project, x.record.client)
 
     async def _pass_events(self, x: Exchange, answer: CoveredAnswer, project: str, settle: Settle) -> None:
         """Byte for byte, but an event passes only when it is complete and what it names is bound."""

@@ -1,4 +1,4 @@
-"""Free questions of our own to one project: whether it knows a resource, what it lists, how many tokens a request has.
+"""Free calls of the gateway itself to one project: does it know a resource, what does it list, how many tokens.
 
 A key that is refused is judged as in any other call, and another one of the project asks again.
 """
@@ -30,7 +30,7 @@ JSON = (("content-type", "application/json"),)
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class JsonAnswer:
     """A good answer. What is too long to be read, or no JSON object, has no document."""
 
     key: Key
@@ -38,7 +38,7 @@ class Told:
     document: dict[str, Any]
 
 
-class Questions:
+class Asker:
     def __init__(self, attempts: Attempts) -> None:
         self._attempts = attempts
         self._upstream = attempts.upstream
@@ -54,7 +54,7 @@ class Questions:
         *,
         bearer: bool = False,
         whole: bool = False,
-    ) -> Told | Failure | None:
+    ) -> JsonAnswer | Failure | None:
         """A GET. None: the project has no healthy key, or said nothing in time. A moment's trouble is outlived: what
         this project does not say is said by nobody. `whole`: an answer too long to be read is none.
         """
@@ -63,7 +63,7 @@ class Questions:
             async with asyncio.timeout(within), self._room:
                 while len(tried.keys) < MOST_KEYS and (key := await self._pool.pick(None, tried, project)) is not None:
                     told = await self._once(key, target, headers, bearer, whole)
-                    if isinstance(told, Told):
+                    if isinstance(told, JsonAnswer):
                         return told
                     last = told
                     tried.keys.add(key.id)
@@ -85,7 +85,7 @@ class Questions:
 
     async def _once(
         self, key: Key, target: str, headers: Sequence[tuple[str, str]], bearer: bool, whole: bool
-    ) -> Told | Failure:
+    ) -> JsonAnswer | Failure:
         answer = await self._upstream.send(key, "GET", target, headers, credential=BEARER if bearer else API_KEY)
         if isinstance(answer, Failure):
             return answer
@@ -95,9 +95,9 @@ class Questions:
             return broken(key, error, self._pool.now())
         finally:
             answer.close()
-        return Told(key, answer.status, _document(body) if complete else {})
+        return JsonAnswer(key, answer.status, _document(body) if complete else {})
 
-    async def free_call(self, key: Key) -> Verdict | None:
+    async def test_key(self, key: Key) -> Verdict | None:
         """What Google says to a call that takes no quota. None: the key's value cannot be read, or no answer came."""
         try:
             async with asyncio.timeout(COUNT_WITHIN), self._room:
@@ -108,7 +108,7 @@ class Questions:
             return said.verdict if said.status else None
         return judge(said.status, said.body, now=self._pool.now())
 
-    async def count(self, key: Key, target: str, body: bytes) -> int | None:
+    async def count_tokens(self, key: Key, target: str, body: bytes) -> int | None:
         """Google's own count; None if it cannot be had, then the estimate stands."""
         try:
             async with asyncio.timeout(COUNT_WITHIN):

@@ -21,10 +21,10 @@ from pollux.relay.attempt import Attempts
 from pollux.relay.journal import Attempt
 from pollux.relay.request import Exchange
 from pollux.relay.send import Failure
-from pollux.resources.ask import Questions, Told
+from pollux.resources.ask import Asker, JsonAnswer
 from pollux.resources.listing_page import Page, asked_page, foreign_token, parameter, places_of, target_after, target_at
-from pollux.resources.locate import Owners
-from pollux.resources.ownership import Affinity
+from pollux.resources.locate import Locator
+from pollux.resources.ownership import Ownership
 
 LISTED = frozenset(
     {
@@ -54,11 +54,11 @@ def is_list(method: str, call: Call) -> bool:
 
 
 class Listing:
-    def __init__(self, attempts: Attempts, questions: Questions, owners: Owners, affinity: Affinity) -> None:
+    def __init__(self, attempts: Attempts, asker: Asker, owners: Locator, ownership: Ownership) -> None:
         self._owners = owners
         self._attempts = attempts
-        self._questions = questions
-        self._affinity = affinity
+        self._asker = asker
+        self._ownership = ownership
         self._projects = attempts.pool.projects
         self._upstream = attempts.pool.settings.upstream
 
@@ -85,11 +85,11 @@ class Listing:
         if not page.told and (answers or not self._projects.by_name):
             await self._refuse(x, answers)
             return None, []
-        unasked = [project for project, told in answers.items() if not isinstance(told, Told)]
+        unasked = [project for project, told in answers.items() if not isinstance(told, JsonAnswer)]
         return page.document(x.call), gone + unasked
 
-    async def _fill(self, x: Exchange, page: Page) -> dict[str, Told | Failure | None]:
-        answers: dict[str, Told | Failure | None] = {}
+    async def _fill(self, x: Exchange, page: Page) -> dict[str, JsonAnswer | Failure | None]:
+        answers: dict[str, JsonAnswer | Failure | None] = {}
         for _ in range(MOST_ROUNDS):
             if not (shares := page.shares()):
                 break
@@ -100,11 +100,11 @@ class Listing:
 
     async def _ask_page(
         self, x: Exchange, page: Page, shares: Mapping[str, int | None], *, peek: bool = False
-    ) -> dict[str, Told | Failure | None]:
+    ) -> dict[str, JsonAnswer | Failure | None]:
         targets = {project: target_at(x.call, page.left[project], share) for project, share in shares.items()}
         answers = await self._ask_all(x, targets)
         for project, answer in answers.items():
-            page.take(project, answer.document if isinstance(answer, Told) else None, peek=peek)
+            page.take(project, answer.document if isinstance(answer, JsonAnswer) else None, peek=peek)
         return answers
 
     async def _of_openai(self, x: Exchange) -> tuple[dict[str, Any] | None, list[str]]:
@@ -114,16 +114,16 @@ class Listing:
         if after:
             kind = below(x.call).rstrip("/")
             name = resource(after) or f"{kind}/{after}"
-            bound = (await self._owners.of(x, [name])).get(name)
-            if bound is None or bound.project not in self._projects.by_name:
+            owner = (await self._owners.of(x, [name])).get(name)
+            if owner is None or owner.project not in self._projects.by_name:
                 raise GatewayError(
                     "BAD_REQUEST", "the list cannot go on after that id, which no project is known to own"
                 )
-            start = bound.project
+            start = owner.project
         asked = [project for project in sorted(self._projects.by_name) if project >= start]
         targets = {project: target_after(x.call, after if project == start else "", most) for project in asked}
         answers = await self._ask_all(x, targets)
-        told = {project: answer for project, answer in answers.items() if isinstance(answer, Told)}
+        told = {project: answer for project, answer in answers.items() if isinstance(answer, JsonAnswer)}
         if not told:
             await self._refuse(x, answers)
             return None, []
@@ -141,24 +141,24 @@ class Listing:
             document |= {"first_id": ids[0], "last_id": ids[-1]}
         return document, [project for project in answers if project not in told]
 
-    async def _ask_all(self, x: Exchange, targets: Mapping[str, str]) -> dict[str, Told | Failure | None]:
+    async def _ask_all(self, x: Exchange, targets: Mapping[str, str]) -> dict[str, JsonAnswer | Failure | None]:
         bearer = x.call.api == "openai"
         headers = [(name, value) for name, value in x.headers if not name.startswith("content-")]
         asked = (
-            self._questions.ask(project, target, WITHIN, headers, bearer=bearer, whole=True)
+            self._asker.ask(project, target, WITHIN, headers, bearer=bearer, whole=True)
             for project, target in targets.items()
         )
         answers = dict(zip(targets, await asyncio.gather(*asked), strict=True))
         x.record.sent += len(targets)
         for project, answer in answers.items():
-            if isinstance(answer, Told):
+            if isinstance(answer, JsonAnswer):
                 x.record.note(Attempt("", project, answer.key.id, "ok", answer.status))
                 names = answer_names(answer.document, x.call, (GOOGLE, self._upstream))
                 if (pooled := self._owners.pooled) is not None:
                     hidden = await pooled.hidden(names, x.record.client)
                     names = {name: end for name, end in names.items() if name not in hidden}
                     _leave_out(answer.document, hidden)
-                self._affinity.remember(names, project, x.record.client)
+                self._ownership.remember(names, project, x.record.client)
             elif answer is not None:
                 verdict = answer.verdict
                 x.record.note(Attempt("", project, answer.key.id, verdict.cause, answer.status, verdict.message))
@@ -166,7 +166,7 @@ class Listing:
                 x.record.note(Attempt("", project, "", "not-asked", None, "no healthy key, or no answer in time"))
         return answers
 
-    async def _refuse(self, x: Exchange, answers: Mapping[str, Told | Failure | None]) -> None:
+    async def _refuse(self, x: Exchange, answers: Mapping[str, JsonAnswer | Failure | None]) -> None:
         """No project answered: the client gets the first refusal that is not about a key."""
         failures = [answer for answer in answers.values() if isinstance(answer, Failure)]
         first = next((failure for failure in failures if failure.verdict.blames != "key"), None)
@@ -193,6 +193,6 @@ def _name_of(entry: Mapping[str, Any]) -> str:
     return resource(name) or f"files/{name}" if isinstance(name, str) else ""
 
 
-def _entries(told: Told) -> list[Any]:
+def _entries(told: JsonAnswer) -> list[Any]:
     data = told.document.get("data")
     return data if isinstance(data, list) else []

@@ -1,4 +1,4 @@
-"""To which project a request must go, by the resources that it names. `affinity` remembers who owns what.
+"""To which project a request must go, by the resources that it names. `ownership` remembers who owns what.
 
 A name without a known owner is searched: every healthy project is asked for it once.
 """
@@ -19,10 +19,10 @@ from pollux.gemini.verdict.causes import OF_RESOURCES
 from pollux.relay.journal import Attempt
 from pollux.relay.request import Exchange
 from pollux.relay.retry import Relay
-from pollux.resources.answers import Owned, Resources
-from pollux.resources.ask import Questions, Told
-from pollux.resources.ownership import Affinity, Bound
-from pollux.resources.pooled.placement import Copied, Using
+from pollux.resources.answers import Answers, OwnerPlacement
+from pollux.resources.ask import Asker, JsonAnswer
+from pollux.resources.ownership import Owner, Ownership
+from pollux.resources.pooled.placement import FileAccess, PooledPlacement
 
 AT_ONCE = 8
 SEARCHES_AT_ONCE = 8
@@ -37,17 +37,17 @@ NOT_THERE = OF_RESOURCES | {"bad-request"}
 """Refusals that say that the project does not have it. Any other refusal says nothing."""
 
 
-class Owners:
-    def __init__(self, relay: Relay, affinity: Affinity, questions: Questions) -> None:
+class Locator:
+    def __init__(self, relay: Relay, ownership: Ownership, asker: Asker) -> None:
         self._relay = relay
         self._pool = relay.pool
-        self._affinity = affinity
-        self._questions = questions
-        self._answers = Resources(affinity, relay.pool.settings.upstream)
-        self.pooled: Using | None = None
+        self._ownership = ownership
+        self._asker = asker
+        self._answers = Answers(ownership, relay.pool.settings.upstream)
+        self.pooled: FileAccess | None = None
         """With POLLUX_FILES=pooled."""
         self._room = asyncio.Semaphore(SEARCHES_AT_ONCE)
-        self._searches: dict[str, asyncio.Task[Bound | None]] = {}
+        self._searches: dict[str, asyncio.Task[Owner | None]] = {}
 
     async def counted(self, x: Exchange) -> None:
         """A call that takes quota, sent where the resources are that it names."""
@@ -74,7 +74,7 @@ class Owners:
             if place is not None:
                 await place.close()
 
-    async def _placed(self, x: Exchange) -> Owned | None:
+    async def _placed(self, x: Exchange) -> OwnerPlacement | None:
         """Set where the request may go, and turn URIs of ours in its body back into Google's. None: anywhere."""
         call = x.call
         if is_resource_call(call):
@@ -94,7 +94,7 @@ class Owners:
             if x.method != "POST" or call.kind != "other" or not makes_what_goes_together(call):
                 return None
             await self._pool.projects.ready()
-            x.place = place = Owned(self._affinity, x.record)
+            x.place = place = OwnerPlacement(self._ownership, x.record)
             place.home = home_of(x.record.client, self._healthy(()))
             return place
         await self._pool.projects.ready()
@@ -102,30 +102,30 @@ class Owners:
         agents = {name for name in names - asked_for if name.startswith("agents/")}
         owners = await self.of(x, sorted(names - agents))
         if agents:
-            owners |= await self._affinity.owners(sorted(agents))
+            owners |= await self._ownership.owners(sorted(agents))
         names = (names - agents) | owners.keys()
-        x.place = place = Owned(self._affinity, x.record, names)
+        x.place = place = OwnerPlacement(self._ownership, x.record, names)
         if self.pooled is not None and (files := await self.pooled.claimed(x, owners)):
-            owners = {name: bound for name, bound in owners.items() if name not in files.values()}
-            x.place = place = Copied(self.pooled, x, names, files)
+            owners = {name: owner for name, owner in owners.items() if name not in files.values()}
+            x.place = place = PooledPlacement(self.pooled, x, names, files)
         if owners:
-            x.record.owner = ", ".join(sorted({bound.project for bound in owners.values()}))
+            x.record.owner = ", ".join(sorted({owner.project for owner in owners.values()}))
             place.only = self._one(owners)
         elif names and not place.prepares and not call.counted:
             place.only = self._likely(x.record.client)
         return place
 
-    async def of(self, x: Exchange, names: Sequence[str]) -> dict[str, Bound]:
+    async def of(self, x: Exchange, names: Sequence[str]) -> dict[str, Owner]:
         """The owners that are known, or found by a search."""
         files = [] if self.pooled is None else [name for name in names if name.startswith("files/")]
-        owners = await self._affinity.certain(files)
-        owners |= await self._affinity.owners([name for name in names if name not in owners])
+        owners = await self._ownership.confirmed_owners(files)
+        owners |= await self._ownership.owners([name for name in names if name not in owners])
         projects = self._pool.projects.by_name
         lost = [name for name in names if name not in owners]
         # A key may have got another project name since: then the search finds it under the new name.
-        gone = [name for name, bound in owners.items() if bound.project not in projects]
+        gone = [name for name, owner in owners.items() if owner.project not in projects]
         if lost and len(projects) == 1:  # no other project can own it
-            owners |= {name: Bound(project, x.record.client, 0.0) for name in lost for project in projects}
+            owners |= {name: Owner(project, x.record.client, 0.0) for name in lost for project in projects}
         elif lost or gone:
             owners |= await self._searched(x, lost + gone)
         return owners
@@ -143,15 +143,15 @@ class Owners:
         bases = [GOOGLE, settings.upstream, *own]
         strangers = [found for reference in references if (found := elsewhere(reference)) and found[0] not in bases]
         if strangers:  # the gateway may have had another address when the file was made
-            known = await self._affinity.owners(sorted({name for _, name in strangers}))
+            known = await self._ownership.owners(sorted({name for _, name in strangers}))
             own += [base for base, name in strangers if name in known]
             bases += own
         if any(reference.startswith(base + "/") for reference in references for base in own):
             x.exchange(to_upstream(x.readable, own, settings.upstream, references))
         return {name for reference in references if (name := named_by(reference, bases)) is not None}
 
-    def _one(self, owners: dict[str, Bound]) -> str:
-        by_project = {bound.project: name for name, bound in sorted(owners.items(), reverse=True)}
+    def _one(self, owners: dict[str, Owner]) -> str:
+        by_project = {owner.project: name for name, owner in sorted(owners.items(), reverse=True)}
         if len(by_project) > 1:
             listed = " and ".join(f"{name} to project {project}" for project, name in sorted(by_project.items()))
             raise GatewayError(
@@ -171,7 +171,7 @@ class Owners:
 
     def _likely(self, client: str) -> str | None:
         """Where this client last made something, if a healthy key is there."""
-        project = self._affinity.made_by(client)
+        project = self._ownership.last_project(client)
         return project if project in self._healthy(()) else None
 
     def _healthy(self, first: Iterable[str | None]) -> Sequence[str]:
@@ -179,16 +179,16 @@ class Owners:
         names = [project.name for project, _ in able]
         return sorted(names, key=lambda name: name not in first)
 
-    async def _searched(self, x: Exchange, names: Sequence[str]) -> dict[str, Bound]:
-        unknown = [name for name in names if not self._affinity.is_nowhere(name)][:SEARCHED_MOST]
+    async def _searched(self, x: Exchange, names: Sequence[str]) -> dict[str, Owner]:
+        unknown = [name for name in names if not self._ownership.is_missing(name)][:SEARCHED_MOST]
         found = await asyncio.gather(*(self._search(x, name) for name in unknown))
-        located = {name: bound for name, bound in zip(unknown, found, strict=True) if bound is not None}
-        for name, bound in located.items():
+        located = {name: owner for name, owner in zip(unknown, found, strict=True) if owner is not None}
+        for name, owner in located.items():
             found_there = f"{name} was looked for and found there"
-            x.record.note(Attempt("", bound.project, "", "located", None, detail=found_there))
+            x.record.note(Attempt("", owner.project, "", "located", None, detail=found_there))
         return located
 
-    async def _search(self, x: Exchange, name: str) -> Bound | None:
+    async def _search(self, x: Exchange, name: str) -> Owner | None:
         """One search at a time for each name. It goes on if a client that waits for it leaves."""
         task = self._searches.get(name)
         if task is None:
@@ -198,7 +198,7 @@ class Owners:
             task.add_done_callback(lambda _: self._searches.pop(name, None))
         return await asyncio.shield(task)
 
-    async def _find(self, name: str, target: str, client: str) -> Bound | None:
+    async def _find(self, name: str, target: str, client: str) -> Owner | None:
         try:
             async with asyncio.timeout(WITHIN):
                 await self._room.acquire()
@@ -209,28 +209,28 @@ class Owners:
         finally:
             self._room.release()
 
-    async def _asked_everywhere(self, name: str, target: str, client: str) -> Bound | None:
-        self._affinity.searches += 1
-        order = self._healthy((self._affinity.made_by(client),))
+    async def _asked_everywhere(self, name: str, target: str, client: str) -> Owner | None:
+        self._ownership.searches += 1
+        order = self._healthy((self._ownership.last_project(client),))
         unsaid = len(order) < len(self._pool.projects.by_name)
         for start in range(0, len(order), AT_ONCE):
             asked = [
-                asyncio.ensure_future(self._questions.ask(project, target, WITHIN))
+                asyncio.ensure_future(self._asker.ask(project, target, WITHIN))
                 for project in order[start : start + AT_ONCE]
             ]
             try:
                 for one in asyncio.as_completed(asked):
                     told = await one
-                    if isinstance(told, Told):
+                    if isinstance(told, JsonAnswer):
                         names = answer_names(told.document, read_target("GET", target))
-                        await self._affinity.bind({name: names.get(name)}, told.key.project, client)
-                        return self._affinity.remembered(name)
+                        await self._ownership.bind({name: names.get(name)}, told.key.project, client)
+                        return self._ownership.remembered(name)
                     unsaid |= told is None or not told.status or told.verdict.cause not in NOT_THERE
             finally:
                 for question in asked:
                     question.cancel()
         if not unsaid:
-            self._affinity.nowhere(name)
+            self._ownership.remember_missing(name)
         return None
 
 

@@ -24,7 +24,7 @@ READ_MOST = 500
 """The most names of one request that are read from the store, which costs money for each; a body may hold 100,000."""
 CLAIMS = 5
 SHOWN_MOST = 20
-NOWHERE_FOR = 60.0
+MISSING_FOR = 60.0
 """How long no project is asked again for a name that none of them has."""
 WITHIN = 2.0
 """How long a request waits for the store to read, write or delete a binding."""
@@ -35,7 +35,7 @@ KEPT_FOR = {"files": 2 * DAY, "generatedFiles": 2 * DAY, "interactions": 60 * DA
 KEPT_ELSE = 30 * DAY
 
 
-class Bound(NamedTuple):
+class Owner(NamedTuple):
     project: str
     client: str
     """Who made it, or was the first to use it here."""
@@ -44,14 +44,14 @@ class Bound(NamedTuple):
     """A file whose content is kept here: other projects can get a copy of it, other clients cannot use it."""
 
 
-class Affinity:
+class Ownership:
     def __init__(self, projects: Projects, most: int = REMEMBERED) -> None:
         self.projects = projects
         self._watch = projects.store_health
-        self._bound: Recent[str, Bound] = Recent(most)
+        self._owners: Recent[str, Owner] = Recent(most)
         self._absent: Recent[str, float] = Recent(most)
-        self._nowhere: Recent[str, float] = Recent(most)
-        self._made: Recent[str, str] = Recent(CLIENTS)
+        self._missing: Recent[str, float] = Recent(most)
+        self._last: Recent[str, str] = Recent(CLIENTS)
         self._tasks: set[asyncio.Task[bool]] = set()
         self.counters = Counters()
         self.unread = 0
@@ -59,28 +59,28 @@ class Affinity:
         self.searches = 0
         """How often the projects were asked for a name."""
 
-    async def owner(self, name: str) -> Bound | None:
+    async def owner(self, name: str) -> Owner | None:
         return (await self.owners((name,))).get(name)
 
-    async def owners(self, names: Iterable[str]) -> dict[str, Bound]:
+    async def owners(self, names: Iterable[str]) -> dict[str, Owner]:
         """The known owners. What is not remembered is read in one round trip, as far as the store answers."""
-        found: dict[str, Bound] = {}
+        found: dict[str, Owner] = {}
         unknown: list[str] = []
         for name in names:
-            if (bound := self.remembered(name)) is not None:
-                found[name] = bound
+            if (owner := self.remembered(name)) is not None:
+                found[name] = owner
             elif self._absent.get(name, 0.0) <= self._now():
                 unknown.append(name)
         if unknown:
             found |= await self._read(unknown[:READ_MOST])
         return found
 
-    async def certain(self, names: Iterable[str]) -> dict[str, Bound]:
+    async def confirmed_owners(self, names: Iterable[str]) -> dict[str, Owner]:
         """As `owners`, for names that decide who may see a file: all that are not known to be pooled are read from the
         store. Raises StoreUnavailableError if it does not answer."""
         known = {name: self.remembered(name) for name in names}
-        found = {name: bound for name, bound in known.items() if bound is not None}
-        asked = [name for name, bound in known.items() if bound is None or not bound.pooled]
+        found = {name: owner for name, owner in known.items() if owner is not None}
+        asked = [name for name, owner in known.items() if owner is None or not owner.pooled]
         for start in range(0, len(asked), READ_MOST):
             some, unread = asked[start : start + READ_MOST], self.unread
             found |= await self._read(some)
@@ -90,40 +90,40 @@ class Affinity:
 
     async def claim(self, name: str, project: str, client: str, expires: float) -> bool:
         """Before a pooled file is made: reserve its name for this client. False: the name is taken."""
-        bound = Bound(project, client, expires, pooled=True)
+        owner = Owner(project, client, expires, pooled=True)
         version: Version | None = None
         for _ in range(CLAIMS):
             try:
-                await self._watch.commit(BOUND + name, _packed(bound), version, self.counters)
+                await self._watch.commit(BOUND + name, _packed(owner), version, self.counters)
             except ConflictError:
                 there, version = await self._document(name)
                 held = _unpacked(there)
                 if held is not None and held.expires > self._now() and (held.client != client or not held.pooled):
                     return False
             else:
-                self._remember(name, bound)
+                self._remember(name, owner)
                 return True
         raise StoreUnavailableError(f"the document of {BOUND + name} was changed by others {CLAIMS} times in a row")
 
     async def unclaim(self, name: str) -> None:
         """Undo a claim: Google has another file of that name already."""
-        self.drop(name)
+        self.forget(name)
         await self._all_of({name: self._delete(name)}, "deleted")
 
-    def _remember(self, name: str, bound: Bound) -> None:
-        self._bound[name] = bound
+    def _remember(self, name: str, owner: Owner) -> None:
+        self._owners[name] = owner
         self._absent.pop(name, None)
-        self._nowhere.pop(name, None)
+        self._missing.pop(name, None)
 
-    def remembered(self, name: str) -> Bound | None:
+    def remembered(self, name: str) -> Owner | None:
         """What this instance knows, without reading the store."""
-        bound = self._bound.get(name)
-        if bound is None or bound.expires <= self._now():
+        owner = self._owners.get(name)
+        if owner is None or owner.expires <= self._now():
             return None
-        self._bound.move_to_end(name)
-        return bound
+        self._owners.move_to_end(name)
+        return owner
 
-    async def _read(self, names: list[str]) -> dict[str, Bound]:
+    async def _read(self, names: list[str]) -> dict[str, Owner]:
         try:
             async with asyncio.timeout(WITHIN):
                 documents = await self._watch.read([BOUND + name for name in names])
@@ -132,12 +132,12 @@ class Affinity:
             if not isinstance(error, StoreUnavailableError):  # the store's watch logs that, once
                 log.error("the owner of %s cannot be read: %s", _some(names), str(error) or "no answer in time")
             return {}
-        found: dict[str, Bound] = {}
+        found: dict[str, Owner] = {}
         for name in names:
             document, _ = documents.get(BOUND + name, ({}, ""))
-            bound = _unpacked(document)
-            if bound is not None and bound.expires > self._now():
-                found[name] = self._bound[name] = bound
+            owner = _unpacked(document)
+            if owner is not None and owner.expires > self._now():
+                found[name] = self._owners[name] = owner
             else:
                 self._absent[name] = self._now() + ABSENT_FOR
         return found
@@ -145,7 +145,7 @@ class Affinity:
     async def bind(self, names: Mapping[str, float | None], project: str, client: str, *, pooled: bool = False) -> None:
         """Remember and store that these belong to the project until they expire (None: after the usual time). Never
         fails: trouble with the store is logged, and this instance remembers."""
-        changed: dict[str, Bound] = {}
+        changed: dict[str, Owner] = {}
         for name, end in names.items():
             known = self.remembered(name)
             if known is not None and known.pooled and known.client != client and known.project in self.projects.by_name:
@@ -157,44 +157,44 @@ class Affinity:
             else:
                 end = self._now() + _kept_for(name) if end is None else end
                 kept = known is not None and known.pooled  # its project may have another name by now
-                changed[name] = Bound(project, known.client if known and kept else client, end, pooled or kept)
-        for name, bound in changed.items():
-            self._remember(name, bound)
+                changed[name] = Owner(project, known.client if known and kept else client, end, pooled or kept)
+        for name, owner in changed.items():
+            self._remember(name, owner)
         if changed:
-            self._made[client] = project
-            await self._all_of({name: self._commit(name, bound) for name, bound in changed.items()}, "kept")
+            self._last[client] = project
+            await self._all_of({name: self._commit(name, owner) for name, owner in changed.items()}, "kept")
 
     def remember(self, names: Mapping[str, float | None], project: str, client: str) -> None:
         """In this instance only: for what a list named. The project can be asked again."""
         for name, end in names.items():
             if self.remembered(name) is None:
-                self._bound[name] = Bound(project, client, self._now() + _kept_for(name) if end is None else end)
-                self._nowhere.pop(name, None)
+                self._owners[name] = Owner(project, client, self._now() + _kept_for(name) if end is None else end)
+                self._missing.pop(name, None)
 
-    async def forget(self, name: str) -> None:
+    async def unbind(self, name: str) -> None:
         """It was deleted."""
-        self.drop(name)
+        self.forget(name)
         self._absent[name] = self._now() + ABSENT_FOR
-        self.nowhere(name)
+        self.remember_missing(name)
         await self._all_of({name: self._delete(name)}, "deleted")
 
-    def drop(self, name: str) -> None:
+    def forget(self, name: str) -> None:
         """Its owner does not have it any more: the next request for it reads the store again."""
-        self._bound.pop(name, None)
+        self._owners.pop(name, None)
 
-    def made_by(self, client: str) -> str | None:
+    def last_project(self, client: str) -> str | None:
         """The project where this client last made something."""
-        return self._made.get(client)
+        return self._last.get(client)
 
     def as_json(self) -> dict[str, int]:
         """For `status`."""
-        return {"remembered": len(self._bound), "searches": self.searches, "commits": self.counters.commits}
+        return {"remembered": len(self._owners), "searches": self.searches, "commits": self.counters.commits}
 
-    def is_nowhere(self, name: str) -> bool:
-        return self._nowhere.get(name, 0.0) > self._now()
+    def is_missing(self, name: str) -> bool:
+        return self._missing.get(name, 0.0) > self._now()
 
-    def nowhere(self, name: str) -> None:
-        self._nowhere[name] = self._now() + NOWHERE_FOR
+    def remember_missing(self, name: str) -> None:
+        self._missing[name] = self._now() + MISSING_FOR
 
     def _now(self) -> float:
         return self.projects.store.now()
@@ -217,15 +217,15 @@ class Affinity:
     async def _document(self, name: str) -> tuple[Mapping[str, Any], Version | None]:
         return (await self._watch.read([BOUND + name])).get(BOUND + name, ({}, None))
 
-    async def _commit(self, name: str, bound: Bound) -> None:
-        document = _packed(bound)
+    async def _commit(self, name: str, owner: Owner) -> None:
+        document = _packed(owner)
         try:
             await self._watch.commit(BOUND + name, document, None, self.counters)
         except ConflictError:
             there, version = await self._document(name)
             held = _unpacked(there)
-            if held is not None and held.pooled and not bound.pooled and held.expires > self._now():
-                self._bound[name] = held
+            if held is not None and held.pooled and not owner.pooled and held.expires > self._now():
+                self._owners[name] = held
             elif there != document:
                 await self._watch.commit(BOUND + name, document, version, self.counters)
 
@@ -255,19 +255,19 @@ def _kept_for(name: str) -> float:
     return KEPT_FOR.get(name.partition("/")[0], KEPT_ELSE)
 
 
-def _packed(bound: Bound) -> Document:
+def _packed(owner: Owner) -> Document:
     document: Document = {
         "v": 1,
-        "project": bound.project,
-        "client": bound.client,
-        "expires": math.ceil(bound.expires),
+        "project": owner.project,
+        "client": owner.client,
+        "expires": math.ceil(owner.expires),
     }
-    return document | {"pooled": True} if bound.pooled else document
+    return document | {"pooled": True} if owner.pooled else document
 
 
-def _unpacked(document: Mapping[str, Any]) -> Bound | None:
+def _unpacked(document: Mapping[str, Any]) -> Owner | None:
     """None for a document of another form, from an older or newer version."""
     project, client, expires = document.get("project"), document.get("client"), document.get("expires")
     if not isinstance(project, str) or not isinstance(client, str) or not isinstance(expires, int | float):
         return None
-    return Bound(project, client, float(expires), document.get("pooled") is True)
+    return Owner(project, client, float(expires), document.get("pooled") is True)

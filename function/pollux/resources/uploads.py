@@ -23,9 +23,9 @@ from pollux.relay.client import PassingBody, Receive, Scope, Watch, body_length,
 from pollux.relay.journal import Attempt, Record
 from pollux.relay.passing import Reply, collect, nothing_to_settle, pass_on
 from pollux.relay.send import NO_CREDENTIAL, CoveredAnswer, Failure, Headers, KeyedUpstream, Readdress, broken
-from pollux.resources.ownership import Affinity
+from pollux.resources.ownership import Ownership
 from pollux.resources.pooled.taking import HeldBody
-from pollux.resources.pooled.uploads import POOLED, Arrival, Receiving
+from pollux.resources.pooled.uploads import POOLED, PooledUploads, UploadRequest
 from pollux.resources.upload_token import LIFETIME, Session, UploadTokenError, address_of
 
 HELD_MOST = 1 << 20
@@ -35,12 +35,12 @@ GO_ON = 308
 
 
 class Uploads:
-    def __init__(self, pool: Pool, upstream: KeyedUpstream, affinity: Affinity) -> None:
+    def __init__(self, pool: Pool, upstream: KeyedUpstream, ownership: Ownership) -> None:
         self._settings = pool.settings
         self._pool = pool
         self._upstream = upstream
-        self._affinity = affinity
-        self.receiving: Receiving | None = None
+        self._ownership = ownership
+        self.pooled: PooledUploads | None = None
         """With POLLUX_FILES=pooled."""
 
     async def kept_here(
@@ -54,17 +54,17 @@ class Uploads:
         record: Record,
     ) -> bool:
         """Whether the file is pooled: then the client has its answer. `passing`: the body, if it is not held."""
-        if self.receiving is None or not await self.receiving.takes(upload, call, scope["headers"]):
+        if self.pooled is None or not await self.pooled.takes(upload, call, scope["headers"]):
             return False
-        arrival = self._arrival(scope, call, reply, record)
+        request = self._upload_request(scope, call, reply, record)
         if upload.form == "start":
-            await self.receiving.start(arrival, body)
+            await self.pooled.start(request, body)
         else:
-            await self.receiving.once(arrival, passing or HeldBody(body))
+            await self.pooled.once(request, passing or HeldBody(body))
         return True
 
-    def _arrival(self, scope: Scope, call: Call, reply: Reply, record: Record) -> Arrival:
-        return Arrival(call, scope["headers"], record, reply, self._base(scope))
+    def _upload_request(self, scope: Scope, call: Call, reply: Reply, record: Record) -> UploadRequest:
+        return UploadRequest(call, scope["headers"], record, reply, self._base(scope))
 
     def readdress(self, scope: Scope, call: Call, client: str) -> Readdress:
         """Rewrites the headers of an upload's answers: Google's address of the session becomes one of ours."""
@@ -146,10 +146,10 @@ class Uploads:
         self, scope: Scope, call: Call, session: Session, reply: Reply, record: Record, body: PassingBody
     ) -> Session | None:
         """None: the client has its answer. Else the session at Google where the upload goes on."""
-        if self.receiving is None:
+        if self.pooled is None:
             raise GatewayError("BAD_UPLOAD_ID", "the upload began while POLLUX_FILES was pooled: begin it anew")
-        arrival = self._arrival(scope, call, reply, record)
-        return await self.receiving.go_on(arrival, session.target.removeprefix(POOLED), body)
+        request = self._upload_request(scope, call, reply, record)
+        return await self.pooled.go_on(request, session.target.removeprefix(POOLED), body)
 
     async def _passed(self, base: str, session: Session, answer: CoveredAnswer, reply: Reply) -> Failure | None:
         """Pass a good answer on, with our addresses in the place of Google's."""
@@ -172,7 +172,7 @@ class Uploads:
         upstream = self._settings.upstream
         path, _, query = session.target.partition("?")
         names = answer_names(document, read_target("POST", path, query), (upstream, GOOGLE))
-        await self._affinity.bind(names, session.project, session.client)
+        await self._ownership.bind(names, session.project, session.client)
         return to_client(body, upstream, base) if names else body
 
 

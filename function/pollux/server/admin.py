@@ -203,8 +203,8 @@ async def status(app: "App") -> dict[str, Any]:
             "problems": problems,
             **app.journal.totals(),
         },
-        "resources": app.affinity.as_json(),
-        "pooled_files": None if app.pooling is None else app.pooling.as_json(),
+        "resources": app.ownership.as_json(),
+        "pooled_files": None if app.pooled_files is None else app.pooled_files.as_json(),
         "store": {"url": app.settings.store_url, "instances": instances, **projects.store_health.as_json()},
     }
 

@@ -16,11 +16,11 @@ from pollux.relay.attempt import Attempts
 from pollux.relay.client import Receive, Scope, Send
 from pollux.relay.journal import Journal
 from pollux.relay.retry import Relay
-from pollux.resources.ask import Questions
+from pollux.resources.ask import Asker
 from pollux.resources.listing import Listing
-from pollux.resources.locate import Owners
-from pollux.resources.ownership import Affinity
-from pollux.resources.pooled.wiring import Pooling
+from pollux.resources.locate import Locator
+from pollux.resources.ownership import Ownership
+from pollux.resources.pooled.wiring import PooledFiles
 from pollux.resources.uploads import Uploads
 from pollux.server.admission import Reception
 from pollux.server.routes import Routes
@@ -56,25 +56,25 @@ class App:
         self.journal = Journal()
         self.projects = Projects(store, keyring, catalog)
         self.pool = Pool(settings, self.projects)
-        self.affinity = Affinity(self.projects)
+        self.ownership = Ownership(self.projects)
         attempts = Attempts(self.pool, upstream)
-        questions = Questions(attempts)
-        self.pool.recovery.free_call = questions.free_call
-        owners = Owners(Relay(attempts, questions.count), self.affinity, questions)
-        listing = Listing(attempts, questions, owners, self.affinity)
-        uploads = Uploads(self.pool, attempts.upstream, self.affinity)
-        self.pooling: Pooling | None = None
+        asker = Asker(attempts)
+        self.pool.recovery.free_call = asker.test_key
+        locator = Locator(Relay(attempts, asker.count_tokens), self.ownership, asker)
+        listing = Listing(attempts, asker, locator, self.ownership)
+        uploads = Uploads(self.pool, attempts.upstream, self.ownership)
+        self.pooled_files: PooledFiles | None = None
         if blobs is not None:
-            self.pooling = Pooling(self.pool, self.affinity, attempts, questions, blobs)
-            owners.pooled, uploads.receiving = self.pooling.using, self.pooling.receiving
+            self.pooled_files = PooledFiles(self.pool, self.ownership, attempts, asker, blobs)
+            locator.pooled, uploads.pooled = self.pooled_files.access, self.pooled_files.uploads
         self.reception = Reception(settings, tokens, self.pool, uploads, self.journal)
-        self.routes = Routes(self, counted=owners.counted, listed=listing.run, free=owners.free)
+        self.routes = Routes(self, counted=locator.counted, listed=listing.run, free=locator.free)
 
     async def start(self) -> None:
         """Ask all that is far away at once. A failure leaves nothing open."""
         asked: list[Awaitable[Any]] = [self.store.open(), self.keyring.keys(), self.tokens.tokens()]
-        if self.pooling is not None:
-            asked.append(self.pooling.open())
+        if self.pooled_files is not None:
+            asked.append(self.pooled_files.open())
         try:
             for failure in await asyncio.gather(*asked, return_exceptions=True):
                 if isinstance(failure, BaseException):
@@ -92,7 +92,7 @@ class App:
             await self.close()
 
     async def close(self) -> None:
-        await close(self.pool.recovery, self.pooling, self.upstream, self.store, self.keyring, self.tokens)
+        await close(self.pool.recovery, self.pooled_files, self.upstream, self.store, self.keyring, self.tokens)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         match scope["type"]:

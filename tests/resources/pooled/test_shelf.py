@@ -1,4 +1,4 @@
-"""pooled.shelf: a document that many change at once, in one instance and in several; remembered, and not trusted."""
+"""pooled.records: a document that many change at once, in one instance and in several; remembered, and not trusted."""
 
 import asyncio
 from dataclasses import replace
@@ -10,7 +10,7 @@ from pollux.backends.keys.tokens import Tokens
 from pollux.backends.store.memory import MemoryStore
 from pollux.pool.store_health import StoreHealth
 from pollux.resources.pooled.documents import Lease, PooledFile
-from pollux.resources.pooled.records import Shelf
+from pollux.resources.pooled.records import FileRecords
 from pollux.server.wiring import make_app
 from pollux.settings import Settings, SettingsError
 from tests.gateway import BEGAN, FakeUpstream, now, play, projects
@@ -19,10 +19,10 @@ from tests.pools import FaultyStore
 FILE = PooledFile("files/a", "me", "00", 3, "text/plain", "", "hash", "p1", BEGAN, BEGAN + 1000)
 
 
-async def shelves(count: int, delay: float = 0.0) -> tuple[MemoryStore, list[Shelf]]:
+async def shelves(count: int, delay: float = 0.0) -> tuple[MemoryStore, list[FileRecords]]:
     inner = MemoryStore(now)
     await inner.open()
-    return inner, [Shelf(StoreHealth(FaultyStore(inner, lambda: delay))) for _ in range(count)]
+    return inner, [FileRecords(StoreHealth(FaultyStore(inner, lambda: delay))) for _ in range(count)]
 
 
 def used(file: PooledFile) -> PooledFile:
@@ -34,7 +34,7 @@ def test_no_change_is_lost(instances: int) -> None:
     async def scene() -> None:
         _, all_ = await shelves(instances, 0.01)
         await all_[0].put(FILE)
-        await asyncio.gather(*(shelf.change(FILE.name, used) for shelf in all_ for _ in range(15)))
+        await asyncio.gather(*(records.change(FILE.name, used) for records in all_ for _ in range(15)))
         file = await all_[0].read(FILE.name)
         assert file is not None
         assert file.uses == 1 + 15 * instances
@@ -46,7 +46,7 @@ def test_what_is_known_is_changed_with_one_commit_and_what_is_not_wanted_is_look
     async def scene() -> None:
         inner, (_, two) = await shelves(2)
         store = FaultyStore(inner)
-        one = Shelf(StoreHealth(store))
+        one = FileRecords(StoreHealth(store))
         await one.put(FILE)
         reads, commits = store.reads, store.commits
         await one.change(FILE.name, used)

@@ -335,7 +335,7 @@ def test_with_a_cache_beside_it_the_file_comes_to_the_caches_project() -> None:
             long = {"contents": [{"role": "user", "parts": [{"text": "word " * 6000}]}], "model": f"models/{FLASH}"}
             cache = await call(app, "POST", "/v1beta/cachedContents", AT, long)
             assert cache.status == 200, cache.body
-            owner = await app.affinity.owner(cache.json["name"])
+            owner = await app.ownership.owner(cache.json["name"])
             assert owner is not None
             file = await upload(app)
             while owned(upstream.simulator)[file["name"]] == owner.project:
@@ -358,7 +358,7 @@ def test_a_cache_of_a_pooled_file_is_made_where_the_file_is() -> None:
             for _ in range(4):
                 cache = await call(app, "POST", "/v1beta/cachedContents", AT, body)
                 assert cache.status == 200, cache.body
-                owner = await app.affinity.owner(cache.json["name"])
+                owner = await app.ownership.owner(cache.json["name"])
                 assert owner is not None
                 assert owner.project == owned(upstream.simulator)[file["name"]]
                 used = await call(app, "POST", path_of(FLASH), AT, HELLO | {"cachedContent": cache.json["name"]})
@@ -427,7 +427,7 @@ def test_without_a_blob_store_files_stay_where_they_are_loudly(caplog: pytest.Lo
             assert (held.status, held.reason) == (429, "QUOTA_BUSY")
             assert "held to the projects that have its files" in caplog.text
             assert len(owned(upstream.simulator)) == 2
-            said = app.pooling.as_json() if app.pooling else {}
+            said = app.pooled_files.as_json() if app.pooled_files else {}
             assert (said["blobs"], said["passed_through"]) == ("down", 1)
             assert said["kept_to_copies"] >= 1
             blobs.down = False

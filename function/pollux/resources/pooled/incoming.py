@@ -17,7 +17,7 @@ LARGEST = 2 * 2**30
 """Google takes no larger file."""
 
 
-class Passed(NamedTuple):
+class GoogleSession(NamedTuple):
     """It went on at Google instead: there was no blob store when it began."""
 
     target: str
@@ -30,7 +30,7 @@ class ChunkError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Incoming:
+class PooledUpload:
     client: str
     kind: str
     began: float
@@ -40,7 +40,7 @@ class Incoming:
     state: str = "active"
     """active; closing: all has come, and it becomes a file; final; cancelled."""
     answer: str = ""
-    passed: Passed | None = None
+    passed: GoogleSession | None = None
 
     @property
     def received(self) -> int:
@@ -55,7 +55,7 @@ class Incoming:
         """The file begins when the upload ends, a day later at most."""
         return self.expires + KEPT_S
 
-    def with_part(self, part: Part | None, state: str) -> "Incoming":
+    def with_part(self, part: Part | None, state: str) -> "PooledUpload":
         return replace(self, parts=self.parts if part is None else (*self.parts, part), state=state)
 
     def check_size(self, size: int) -> None:
@@ -79,7 +79,7 @@ class Incoming:
         return begin
 
 
-def packed(upload: Incoming) -> Document:
+def packed(upload: PooledUpload) -> Document:
     return {
         "v": 1,
         "client": upload.client,
@@ -95,10 +95,10 @@ def packed(upload: Incoming) -> Document:
     }
 
 
-def unpacked(document: Mapping[str, Any], now: float) -> Incoming | None:
+def unpacked(document: Mapping[str, Any], now: float) -> PooledUpload | None:
     """None for one that is over, and for what was written in another form."""
     try:
-        upload = Incoming(
+        upload = PooledUpload(
             client=document["client"],
             kind=document["kind"],
             began=document["began"],
@@ -107,7 +107,7 @@ def unpacked(document: Mapping[str, Any], now: float) -> Incoming | None:
             parts=tuple(Part(blob, size) for blob, size in document["parts"]),
             state=document["state"],
             answer=document["answer"],
-            passed=None if document["passed"] is None else Passed(*document["passed"]),
+            passed=None if document["passed"] is None else GoogleSession(*document["passed"]),
         )
     except (KeyError, TypeError, ValueError):
         return None

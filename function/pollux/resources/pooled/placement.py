@@ -19,13 +19,13 @@ from pollux.pool.pool import Ask, Pool, Tried
 from pollux.relay.journal import Attempt
 from pollux.relay.request import Exchange
 from pollux.relay.send import Failure
-from pollux.resources.answers import Owned
-from pollux.resources.ownership import Affinity, Bound
+from pollux.resources.answers import OwnerPlacement
+from pollux.resources.ownership import Owner, Ownership
 from pollux.resources.pooled.contents import Contents
-from pollux.resources.pooled.copies import Copies, CopyError, LateError
+from pollux.resources.pooled.copies import Copies, CopyError, CopyPendingError
 from pollux.resources.pooled.documents import COPY, Copy, PooledFile
-from pollux.resources.pooled.records import Shelf
-from pollux.resources.pooled.upload_to_google import Sender
+from pollux.resources.pooled.records import FileRecords
+from pollux.resources.pooled.upload_to_google import GoogleFiles
 
 log = logging.getLogger("pollux.relay")
 
@@ -35,16 +35,22 @@ NAMED_MOST = 10_000
 """Each file that is not known costs a read."""
 
 
-class Using:
+class FileAccess:
     def __init__(
-        self, pool: Pool, affinity: Affinity, shelf: Shelf, contents: Contents, copies: Copies, sender: Sender
+        self,
+        pool: Pool,
+        ownership: Ownership,
+        records: FileRecords,
+        contents: Contents,
+        copies: Copies,
+        google: GoogleFiles,
     ) -> None:
         self.pool = pool
-        self.affinity = affinity
-        self.shelf = shelf
+        self.ownership = ownership
+        self.records = records
         self.contents = contents
         self.copies = copies
-        self._sender = sender
+        self._google = google
 
     def refuse_copies(self, names: Iterable[str]) -> None:
         """A copy belongs to a project, not to a client: clients never name one."""
@@ -60,15 +66,15 @@ class Using:
         if len(names) + len(mentioned) > NAMED_MOST:
             raise GatewayError("BAD_REQUEST", f"the request names more than {NAMED_MOST} files")
         self.refuse_copies(mentioned)
-        _refuse_others_of(await self.affinity.certain(mentioned), x.record.client)
+        _refuse_others_of(await self.ownership.confirmed_owners(mentioned), x.record.client)
 
-    async def claimed(self, x: Exchange, owners: Mapping[str, Bound]) -> dict[str, str]:
+    async def claimed(self, x: Exchange, owners: Mapping[str, Owner]) -> dict[str, str]:
         """The references in the body to pooled files, with the files' names: any project can get a copy of those."""
-        pooled = {name: bound for name, bound in owners.items() if bound.pooled}
+        pooled = {name: owner for name, owner in owners.items() if owner.pooled}
         _refuse_others_of(pooled, x.record.client)
         if not pooled or x.parsed is None:
             return {}
-        found = await asyncio.gather(*(self.shelf.find(name) for name in pooled))
+        found = await asyncio.gather(*(self.records.find(name) for name in pooled))
         known = {file.name for file in found if file is not None} - set(path_names(x.call))
         bases = {GOOGLE, self.pool.settings.upstream}
         with suppress(GatewayError):  # an address of ours stays in the body if it is spelt oddly
@@ -82,46 +88,46 @@ class Using:
     async def hidden(self, names: Iterable[str], client: str) -> set[str]:
         """What this client does not see of a list: copies, and other clients' files."""
         copies = {name for name in names if name.startswith(COPY)}
-        owners = await self.affinity.certain(
+        owners = await self.ownership.confirmed_owners(
             [name for name in names if name.startswith("files/") and name not in copies]
         )
-        return copies | {name for name, bound in owners.items() if bound.pooled and bound.client != client}
+        return copies | {name for name, owner in owners.items() if owner.pooled and owner.client != client}
 
     async def release(self, x: Exchange) -> bool:
         """A file is deleted. True: the client has its answer, as the same content was uploaded more than once and is
         still in use. Otherwise the file itself is still to be deleted where it lives."""
         name = next(iter(path_names(x.call)), "")
-        bound = self.affinity.remembered(name)
-        if x.method != "DELETE" or bound is None or not bound.pooled or not names_exactly(x.call, name):
+        owner = self.ownership.remembered(name)
+        if x.method != "DELETE" or owner is None or not owner.pooled or not names_exactly(x.call, name):
             return False
-        file = await self.shelf.change(name, lambda file: replace(file, uses=file.uses - 1))
+        file = await self.records.change(name, lambda file: replace(file, uses=file.uses - 1))
         if file is None:
             return False
         if file.uses > 0:
             headers = [(b"content-type", b"application/json; charset=UTF-8")]
             await x.reply.whole(200, headers, b"{}\n")
             return True
-        now = self.shelf.now()
+        now = self.records.now()
         elsewhere = {project: copy for project in file.copies if (copy := file.copy_at(project, now)) is not None}
         elsewhere.pop(file.home, None)
         with suppress(TimeoutError):  # a copy that stays is unused, and expires
             async with asyncio.timeout(DELETE_WITHIN):
-                await asyncio.gather(*(self._sender.delete(project, copy.name) for project, copy in elsewhere.items()))
+                await asyncio.gather(*(self._google.delete(project, copy.name) for project, copy in elsewhere.items()))
         await self.contents.drop(file.parts)
-        await self.shelf.remove(file)
+        await self.records.remove(file)
         return False
 
 
-class Copied(Owned):
+class PooledPlacement(OwnerPlacement):
     """The placement of a request whose body names pooled files: where their copies are, or can be made."""
 
     prepares = True
 
-    def __init__(self, using: Using, x: Exchange, names: Collection[str], references: Mapping[str, str]) -> None:
-        super().__init__(using.affinity, x.record, names)
-        self._using = using
-        self._pool = using.pool
-        self._shelf = using.shelf
+    def __init__(self, access: FileAccess, x: Exchange, names: Collection[str], references: Mapping[str, str]) -> None:
+        super().__init__(access.ownership, x.record, names)
+        self._access = access
+        self._pool = access.pool
+        self._records = access.records
         self._deadline = x.deadline
         self._references = references
         """As it stands in the body -> the file's name."""
@@ -139,7 +145,7 @@ class Copied(Owned):
 
     def counts_at(self) -> str | None:
         """A project that knows one of the files by its own name."""
-        homes = (file.home for name in self._files if (file := self._shelf.known(name)) is not None)
+        homes = (file.home for name in self._files if (file := self._records.known(name)) is not None)
         return self.only or next(homes, None)
 
     async def narrow(self, ask: Ask, tried: Tried) -> Ask:
@@ -188,7 +194,7 @@ class Copied(Owned):
             return False
         project = failure.key.project
         for name in self._files:
-            file = self._shelf.known(name)
+            file = self._records.known(name)
             copy = None if file is None else file.copies.get(project)
             if not isinstance(copy, Copy) or _id(copy.name) not in failure.body:
                 continue
@@ -200,7 +206,7 @@ class Copied(Owned):
                     return None  # another request has replaced it
                 return replace(file.with_copy(project, None), round=file.round + 1)
 
-            await self._shelf.change(name, forget)
+            await self._records.change(name, forget)
         return self._lost is not None
 
     def exhausted(self) -> Failure | None:
@@ -220,16 +226,16 @@ class Copied(Owned):
 
     def _near(self) -> frozenset[str]:
         """The projects that have all files."""
-        now = self._shelf.now()
+        now = self._records.now()
         everywhere = frozenset(self._pool.projects.by_name)
         for name in self._files:
-            file = self._shelf.known(name)
+            file = self._records.known(name)
             everywhere &= frozenset() if file is None else file.ready_at(now)
         return everywhere
 
     async def _out_of_reach(self) -> set[str]:
         """Projects that have no copy and cannot get one at the moment."""
-        far, contents = set(self._pool.projects.by_name) - self._near(), self._using.contents
+        far, contents = set(self._pool.projects.by_name) - self._near(), self._access.contents
         if far and not await contents.usable():
             contents.counts["kept_to_copies"] += 1
             log.error(
@@ -238,7 +244,7 @@ class Copied(Owned):
                 contents.trouble,
             )
             return far
-        return {project for project in far if any(self._using.copies.refused(name, project) for name in self._files)}
+        return {project for project in far if any(self._access.copies.refused(name, project) for name in self._files)}
 
     def _prefetch(self, project: str) -> None:
         """Its slot lies ahead: the copies are made meanwhile."""
@@ -246,20 +252,20 @@ class Copied(Owned):
             self._fetched[project] = asyncio.create_task(self._prefetched(project))
 
     async def _prefetched(self, project: str) -> None:
-        with suppress(CopyError, LateError, StoreError):  # the request meets the trouble itself
-            await asyncio.gather(*(self._using.copies.ensure(name, project, self._deadline) for name in self._files))
+        with suppress(CopyError, CopyPendingError, StoreError):  # the request meets the trouble itself
+            await asyncio.gather(*(self._access.copies.ensure(name, project, self._deadline) for name in self._files))
 
     async def _bring(self, project: str) -> bool:
         """Make the copies that the project lacks. False: it cannot have one."""
         began = self._pool.now()
         made = await asyncio.gather(
-            *(self._using.copies.ensure(name, project, self._deadline) for name in self._files), return_exceptions=True
+            *(self._access.copies.ensure(name, project, self._deadline) for name in self._files), return_exceptions=True
         )
         self._record.waited += self._pool.now() - began
         for name, trouble in zip(self._files, made, strict=True):
-            if trouble is not None and self._shelf.known(name) is None:
+            if trouble is not None and self._records.known(name) is None:
                 raise _not_yours(name)
-            if isinstance(trouble, LateError):
+            if isinstance(trouble, CopyPendingError):
                 raise GatewayError("COPY_PENDING", f"{trouble}; ask again", retry_after=PENDING_RETRY)
             if isinstance(trouble, CopyError):
                 self._record.note(Attempt("", project, "", "not-copied", None, str(trouble)))
@@ -278,8 +284,8 @@ class Copied(Owned):
         """For the next attempt, which goes there."""
         self._renames = {}
         for reference, name in self._references.items():
-            file = self._shelf.known(name)
-            copy = None if file is None else file.copy_at(project, self._shelf.now())
+            file = self._records.known(name)
+            copy = None if file is None else file.copy_at(project, self._records.now())
             known_there = "://" not in reference or reference.startswith((GOOGLE, self._pool.settings.upstream))
             if copy is None or (copy.name == name and known_there):
                 continue
@@ -307,9 +313,9 @@ def _id(name: str) -> bytes:
     return name.removeprefix("files/").encode()
 
 
-def _refuse_others_of(owners: Mapping[str, Bound], client: str) -> None:
-    for name, bound in owners.items():
-        if bound.pooled and bound.client != client:
+def _refuse_others_of(owners: Mapping[str, Owner], client: str) -> None:
+    for name, owner in owners.items():
+        if owner.pooled and owner.client != client:
             raise _not_yours(name)
 
 

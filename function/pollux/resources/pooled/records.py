@@ -17,7 +17,7 @@ TRIES = 20
 Change = Callable[[PooledFile], PooledFile | None]
 
 
-class Turns:
+class NamedLocks:
     """Who changes the same thing in this instance goes one after the other."""
 
     def __init__(self) -> None:
@@ -30,11 +30,11 @@ class Turns:
         return lock
 
 
-class Shelf:
+class FileRecords:
     def __init__(self, watch: StoreHealth, most: int = REMEMBERED) -> None:
         self._watch = watch
         self._known: Recent[str, tuple[PooledFile, Version]] = Recent(most)
-        self._turns = Turns()
+        self._locks = NamedLocks()
         self.counters = Counters()
 
     @property
@@ -68,7 +68,7 @@ class Shelf:
 
     async def put(self, file: PooledFile) -> None:
         """A new one, in the place of whatever had its name."""
-        async with self._turns.of(file.name):
+        async with self._locks.of(file.name):
             for _ in range(TRIES):
                 _, version = await self._read(file.name)
                 with suppress(ConflictError):
@@ -80,7 +80,7 @@ class Shelf:
         """What became of it; None if it is not there any more. `change` gives None to leave it as it is: then it has
         seen what the store holds, not what was known before. One change at a time in this instance: many copies of a
         file are made at once."""
-        async with self._turns.of(name):
+        async with self._locks.of(name):
             file, version = self._known.get(name, (None, None))
             fresh = False
             for _ in range(TRIES):

@@ -11,7 +11,7 @@ from pollux.lru import Recent
 from pollux.relay.client import ClientGoneError, PassingBody
 from pollux.resources.pooled.contents import Contents
 from pollux.resources.pooled.documents import Part
-from pollux.resources.pooled.incoming import Incoming
+from pollux.resources.pooled.incoming import PooledUpload
 
 HASHES = 256
 
@@ -31,14 +31,14 @@ class _NothingError(Exception):
     """No byte came that was not here."""
 
 
-class Taking:
+class PartWriter:
     def __init__(self, contents: Contents) -> None:
         self._contents = contents
         self._digests: Recent[str, tuple[int, Any]] = Recent(HASHES)
         """Of uploads of which this instance has taken every chunk: the content need not be read again."""
 
     async def take(
-        self, name: str, upload: Incoming, body: AsyncIterator[bytes] | PassingBody, skip: int
+        self, name: str, upload: PooledUpload, body: AsyncIterator[bytes] | PassingBody, skip: int
     ) -> tuple[Part | None, Exception | None]:
         """The new part, and what cut it short: what had come stays. `skip`: bytes that are here already."""
         blob = f"u-{name}-{len(upload.parts)}-{secrets.token_hex(4)}"

@@ -18,7 +18,7 @@ from pollux.pool.pool import Tried
 from pollux.relay.attempt import Attempts
 from pollux.relay.client import header
 from pollux.relay.send import NO_CREDENTIAL, CoveredAnswer, Failure, broken
-from pollux.resources.ask import Questions, Told
+from pollux.resources.ask import Asker, JsonAnswer
 
 START = "/upload/v1beta/files"
 QUERY = (("x-goog-upload-command", "query"),)
@@ -41,7 +41,7 @@ class NameTakenError(RefusedError):
     """Somebody else's file has the name."""
 
 
-class Made(NamedTuple):
+class CreatedFile(NamedTuple):
     """A file at Google: what Google says of it."""
 
     document: dict[str, Any]
@@ -60,19 +60,19 @@ class _Content(NamedTuple):
         return self.pieces
 
 
-class Sender:
+class GoogleFiles:
     def __init__(
-        self, attempts: Attempts, questions: Questions, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+        self, attempts: Attempts, asker: Asker, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     ) -> None:
         self._attempts = attempts
         self._pool = attempts.pool
-        self._questions = questions
+        self._asker = asker
         self._upstream = attempts.upstream
         self._sleep = sleep
 
-    async def send(
+    async def upload(
         self, project: str, described: Mapping[str, Any], kind: str, size: int, read: Read, sha256: str = ""
-    ) -> Made:
+    ) -> CreatedFile:
         """`sha256`: a file that has the name already must have this content. Raises RefusedError, and BlobError where
         the content cannot be read."""
         tried, pause = Tried(), FIRST_PAUSE
@@ -82,7 +82,7 @@ class Sender:
             if key is None:
                 break
             sent = await self._with(key, described, kind, size, read)
-            if isinstance(sent, Made):
+            if isinstance(sent, CreatedFile):
                 return sent
             last = sent
             if sent.status == 409:
@@ -99,15 +99,15 @@ class Sender:
                     break
         raise RefusedError(project, last)
 
-    async def _there(self, project: str, described: Mapping[str, Any], refused: Failure, sha256: str) -> Made:
+    async def _there(self, project: str, described: Mapping[str, Any], refused: Failure, sha256: str) -> CreatedFile:
         """An earlier try has made it, though nobody was told."""
-        told = await self.look(project, str(described.get("name")))
-        if not isinstance(told, Told) or (sha256 and _digest_of(told.document) not in ("", sha256)):
+        told = await self.get(project, str(described.get("name")))
+        if not isinstance(told, JsonAnswer) or (sha256 and _digest_of(told.document) not in ("", sha256)):
             raise NameTakenError(project, refused)
-        return Made(told.document, json.dumps({"file": told.document}).encode(), told.key)
+        return CreatedFile(told.document, json.dumps({"file": told.document}).encode(), told.key)
 
-    async def look(self, project: str, name: str) -> Told | Failure | None:
-        return await self._questions.ask(project, f"/v1beta/{quote(name)}", ASK_WITHIN)
+    async def get(self, project: str, name: str) -> JsonAnswer | Failure | None:
+        return await self._asker.ask(project, f"/v1beta/{quote(name)}", ASK_WITHIN)
 
     async def delete(self, project: str, name: str) -> None:
         """One try: what stays ends by itself."""
@@ -135,7 +135,9 @@ class Sender:
         target = session_target(address, self._pool.settings.upstream)
         return target or self._broken(key, "the upload got no address")
 
-    async def _with(self, key: Key, described: Mapping[str, Any], kind: str, size: int, read: Read) -> Made | Failure:
+    async def _with(
+        self, key: Key, described: Mapping[str, Any], kind: str, size: int, read: Read
+    ) -> CreatedFile | Failure:
         target = await self.begin(key, described, kind, size)
         if isinstance(target, Failure):
             return target
@@ -145,7 +147,7 @@ class Sender:
         document = _file_of(said.body)
         if document is None:
             return self._broken(key, "the upload ended without a file")
-        return Made(document, said.body, key)
+        return CreatedFile(document, said.body, key)
 
     async def _poured(self, key: Key, target: str, size: int, read: Read) -> CoveredAnswer | Failure:
         at, pause = 0, FIRST_PAUSE

@@ -25,11 +25,11 @@ from pollux.relay.journal import Attempt, Record
 from pollux.relay.passing import Reply
 from pollux.resources.pooled.contents import Contents
 from pollux.resources.pooled.described import Parts, described_by, kind_of
-from pollux.resources.pooled.incoming import GRANULARITY, ChunkError, Incoming, Passed, packed, unpacked
-from pollux.resources.pooled.keep import Keeping, Received
-from pollux.resources.pooled.records import Shelf
-from pollux.resources.pooled.taking import HeldBody, Taking, down
-from pollux.resources.pooled.upload_to_google import RefusedError, Sender
+from pollux.resources.pooled.incoming import GRANULARITY, ChunkError, GoogleSession, PooledUpload, packed, unpacked
+from pollux.resources.pooled.keep import CompleteUpload, Keeper
+from pollux.resources.pooled.records import FileRecords
+from pollux.resources.pooled.taking import HeldBody, PartWriter, down
+from pollux.resources.pooled.upload_to_google import GoogleFiles, RefusedError
 from pollux.resources.upload_token import LIFETIME, Session, address_of
 
 log = logging.getLogger("pollux.relay")
@@ -43,7 +43,7 @@ _JSON = (b"content-type", b"application/json; charset=UTF-8")
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
+class UploadRequest:
     """A request of an upload."""
 
     call: Call
@@ -54,14 +54,16 @@ class Arrival:
     """This gateway's address as the client knows it."""
 
 
-class Receiving:
-    def __init__(self, pool: Pool, shelf: Shelf, contents: Contents, keeping: Keeping, sender: Sender) -> None:
+class PooledUploads:
+    def __init__(
+        self, pool: Pool, records: FileRecords, contents: Contents, keeper: Keeper, google: GoogleFiles
+    ) -> None:
         self._pool = pool
-        self._shelf = shelf
+        self._records = records
         self._contents = contents
-        self._keeping = keeping
-        self._sender = sender
-        self._taking = Taking(contents)
+        self._keeper = keeper
+        self._google = google
+        self._parts = PartWriter(contents)
 
     async def takes(self, upload: Upload, call: Call, headers: RawHeaders) -> bool:
         """Whether the file is kept here; else the upload passes through to a project, and the file stays there."""
@@ -82,7 +84,7 @@ class Receiving:
 
     # --- sessions ----------------------------------------------------------------------------------------------------
 
-    async def start(self, a: Arrival, body: bytes) -> None:
+    async def start(self, a: UploadRequest, body: bytes) -> None:
         described = described_by(body)
         declared = header(a.headers, b"x-goog-upload-header-content-length")
         if declared is not None and not (declared.isascii() and declared.isdigit()):
@@ -95,7 +97,7 @@ class Receiving:
         except KeySourceError as error:
             raise GatewayError("NO_USABLE_KEY", str(error), retry_after=5.0) from None
         name = secrets.token_hex(12)
-        upload = Incoming(
+        upload = PooledUpload(
             a.record.client,
             kind_of(a.headers, described),
             self._pool.now(),
@@ -106,7 +108,7 @@ class Receiving:
             upload.check_size(upload.declared or 0)
         except ChunkError as error:
             raise GatewayError("BAD_REQUEST", str(error)) from None
-        await self._shelf.put_upload(name, packed(upload), None)
+        await self._records.put_upload(name, packed(upload), None)
         session = Session(POOLED + name, "", key.id, upload.client, self._pool.now() + LIFETIME)
         address = address_of(a.base + a.call.path, session, value)
         headers = [
@@ -118,9 +120,9 @@ class Receiving:
         ]
         await a.reply.whole(200, headers, b"")
 
-    async def go_on(self, a: Arrival, name: str, body: PassingBody) -> Session | None:
+    async def go_on(self, a: UploadRequest, name: str, body: PassingBody) -> Session | None:
         """A request within a session. The one at Google, where it goes on there."""
-        document, version = await self._shelf.upload(name)
+        document, version = await self._records.upload(name)
         upload = unpacked(document, self._pool.now())
         commands = {
             word.strip() for word in (header(a.headers, b"x-goog-upload-command") or "upload").lower().split(",")
@@ -141,7 +143,13 @@ class Receiving:
         return None
 
     async def _answered(
-        self, a: Arrival, name: str, upload: Incoming, version: Version | None, commands: set[str], body: PassingBody
+        self,
+        a: UploadRequest,
+        name: str,
+        upload: PooledUpload,
+        version: Version | None,
+        commands: set[str],
+        body: PassingBody,
     ) -> None:
         if commands == {"query"}:
             await self._query(a, upload)
@@ -156,13 +164,13 @@ class Receiving:
         else:
             await self._chunk(a, name, upload, version, commands, body)
 
-    async def _query(self, a: Arrival, upload: Incoming) -> None:
+    async def _query(self, a: UploadRequest, upload: PooledUpload) -> None:
         state = "active" if upload.state == "closing" else upload.state
         received = (b"x-goog-upload-size-received", b"%d" % upload.received)
         body = to_client(upload.answer.encode(), self._pool.settings.upstream, a.base)
         await a.reply.whole(200, [_status(state), received, *([_JSON] if body else [])], body)
 
-    async def _cancel(self, a: Arrival, name: str, upload: Incoming, version: Version | None) -> None:
+    async def _cancel(self, a: UploadRequest, name: str, upload: PooledUpload, version: Version | None) -> None:
         if upload.state == "active":
             await self._put(name, replace(upload, state="cancelled"), version)
             await self._contents.drop(upload.parts)
@@ -170,11 +178,17 @@ class Receiving:
         await a.reply.whole(200, [_status("active" if upload.state == "closing" else upload.state)], b"")
 
     async def _chunk(
-        self, a: Arrival, name: str, upload: Incoming, version: Version | None, commands: set[str], body: PassingBody
+        self,
+        a: UploadRequest,
+        name: str,
+        upload: PooledUpload,
+        version: Version | None,
+        commands: set[str],
+        body: PassingBody,
     ) -> None:
         final = "finalize" in commands
         begin = upload.place(header(a.headers, b"x-goog-upload-offset") or "0", body.length, final=final)
-        part, trouble = await self._taking.take(name, upload, body, upload.received - begin)
+        part, trouble = await self._parts.take(name, upload, body, upload.received - begin)
         end = upload.received + (part.size if part else 0)
         if trouble is None and (misfit := self._misfit(upload, end, body, final=final)):
             await self._contents.drop([part] if part else [])
@@ -192,14 +206,14 @@ class Receiving:
         if not final:
             await a.reply.whole(200, [_ACTIVE], b"")
             return
-        answer = await self._kept(a, upload, self._taking.digest(name, end))
+        answer = await self._kept(a, upload, self._parts.digest(name, end))
         if answer is None:
             return
         with suppress(GatewayError):  # who asked for the end a second time is told the same by the file itself
             await self._put(name, replace(upload, state="final", answer=answer.decode()), version)
         await self._final(a, answer)
 
-    def _misfit(self, upload: Incoming, end: int, body: PassingBody, *, final: bool) -> str:
+    def _misfit(self, upload: PooledUpload, end: int, body: PassingBody, *, final: bool) -> str:
         """What could not be known before a body of unknown length had come."""
         if final and upload.declared not in (None, end):
             return f"Invalid size: {end} bytes, but {upload.declared} were declared."
@@ -207,35 +221,37 @@ class Receiving:
             return f"Invalid chunk: {body.passed} bytes are no multiple of {GRANULARITY}."
         return ""
 
-    async def _put(self, name: str, upload: Incoming, version: Version | None) -> Version:
+    async def _put(self, name: str, upload: PooledUpload, version: Version | None) -> Version:
         try:
-            return await self._shelf.put_upload(name, packed(upload), version)
+            return await self._records.put_upload(name, packed(upload), version)
         except ConflictError:
             raise GatewayError(
                 "UPLOAD_RACE",
                 "another request of this upload was faster; ask with `query` what has come, and go on there",
             ) from None
 
-    async def _or_passed(self, name: str, upload: Incoming, version: Version | None) -> tuple[Incoming, Version | None]:
+    async def _or_passed(
+        self, name: str, upload: PooledUpload, version: Version | None
+    ) -> tuple[PooledUpload, Version | None]:
         """Nothing has come yet, and there is no blob store by now: it goes on at a project."""
         if await self._kept_contents():
             return upload, version
         key = await self._pool.pick(None, Tried())
         target = None
         if key is not None:
-            target = await self._sender.begin(key, upload.described, upload.kind, upload.declared)
+            target = await self._google.begin(key, upload.described, upload.kind, upload.declared)
         if key is None or not isinstance(target, str):
             raise GatewayError("BLOBS_DOWN", "neither the blob store nor a project takes the upload", retry_after=5.0)
-        upload = replace(upload, passed=Passed(target, key.project, key.id))
+        upload = replace(upload, passed=GoogleSession(target, key.project, key.id))
         return upload, await self._put(name, upload, version)
 
     # --- in one request ----------------------------------------------------------------------------------------------
 
-    async def once(self, a: Arrival, body: PassingBody | HeldBody) -> None:
+    async def once(self, a: UploadRequest, body: PassingBody | HeldBody) -> None:
         kind = header(a.headers, b"content-type") or ""
         raw = (header(a.headers, b"x-goog-upload-protocol") or "").lower() == "raw"
         boundary = None if raw else boundary_of(kind)
-        upload = Incoming(a.record.client, kind, self._pool.now() - LIFETIME)  # it ends as it begins
+        upload = PooledUpload(a.record.client, kind, self._pool.now() - LIFETIME)  # it ends as it begins
         name = secrets.token_hex(12)
         described: dict[str, Any] = {}
         pieces: AsyncIterator[bytes] = aiter(body)
@@ -247,27 +263,27 @@ class Receiving:
             pieces = reader.content()
         try:
             async with aclosing(pieces):  # type: ignore[type-var]
-                part, trouble = await self._taking.take(name, upload, pieces, 0)
+                part, trouble = await self._parts.take(name, upload, pieces, 0)
         except ChunkError as error:
             raise GatewayError("BAD_REQUEST", str(error)) from None
         if trouble is not None:
             await self._contents.drop([part] if part else [])
             raise trouble
-        upload = Incoming(a.record.client, kind or "application/octet-stream", upload.began, described)
+        upload = PooledUpload(a.record.client, kind or "application/octet-stream", upload.began, described)
         size = part.size if part else 0
         a.record.attempts.append(Attempt("", "", "", "ok", 200, detail=f"{body.passed} bytes received"))
-        answer = await self._kept(a, upload.with_part(part, "closing"), self._taking.digest(name, size))
+        answer = await self._kept(a, upload.with_part(part, "closing"), self._parts.digest(name, size))
         if answer is not None:
             await self._final(a, answer)
 
     # --- what becomes of it ------------------------------------------------------------------------------------------
 
-    async def _kept(self, a: Arrival, upload: Incoming, digest: Any) -> bytes | None:
+    async def _kept(self, a: UploadRequest, upload: PooledUpload, digest: Any) -> bytes | None:
         """Google's answer for the file; None: the client has Google's refusal."""
         try:
             sha256 = digest.hexdigest() if digest is not None else await self._contents.sha256(upload.parts)
-            received = Received(upload.client, upload.parts, sha256, upload.kind, upload.described)
-            return await self._keeping.keep(received)
+            received = CompleteUpload(upload.client, upload.parts, sha256, upload.kind, upload.described)
+            return await self._keeper.keep(received)
         except BlobMissingError as error:
             log.error("what has come of an upload cannot be read: %s", error)
             raise down() from None
@@ -283,11 +299,11 @@ class Receiving:
             await a.reply.whole(failure.status, headers, failure.body)
             return None
 
-    async def _final(self, a: Arrival, answer: bytes) -> None:
+    async def _final(self, a: UploadRequest, answer: bytes) -> None:
         body = to_client(answer, self._pool.settings.upstream, a.base)
         await a.reply.whole(200, [_JSON, _FINAL], body)
 
-    async def _refuse(self, a: Arrival, reason: str, message: str, status: tuple[bytes, bytes]) -> None:
+    async def _refuse(self, a: UploadRequest, reason: str, message: str, status: tuple[bytes, bytes]) -> None:
         """The session lives, or does not: without that header a client would send its chunk again and again."""
         a.record.reason = reason
         body = error_body(a.record.api, reason, message, request_id=a.record.id)

@@ -6,35 +6,35 @@ from typing import Any
 from pollux.backends.blobs.contract import Blobs
 from pollux.pool.pool import Pool
 from pollux.relay.attempt import Attempts
-from pollux.resources.ask import Questions
-from pollux.resources.ownership import Affinity
+from pollux.resources.ask import Asker
+from pollux.resources.ownership import Ownership
 from pollux.resources.pooled.contents import Contents
 from pollux.resources.pooled.copies import Copies
-from pollux.resources.pooled.keep import Keeping
-from pollux.resources.pooled.placement import Using
-from pollux.resources.pooled.records import Shelf
-from pollux.resources.pooled.upload_to_google import Sender
-from pollux.resources.pooled.uploads import Receiving
+from pollux.resources.pooled.keep import Keeper
+from pollux.resources.pooled.placement import FileAccess
+from pollux.resources.pooled.records import FileRecords
+from pollux.resources.pooled.upload_to_google import GoogleFiles
+from pollux.resources.pooled.uploads import PooledUploads
 
 
-class Pooling:
+class PooledFiles:
     def __init__(
         self,
         pool: Pool,
-        affinity: Affinity,
+        ownership: Ownership,
         attempts: Attempts,
-        questions: Questions,
+        asker: Asker,
         blobs: Blobs,
     ) -> None:
         instance = secrets.token_hex(6)
         # A bucket has a lifecycle of its own; a folder has nobody else.
         self._contents = Contents(blobs, pool.now, sweeps=pool.settings.blobs_url.startswith("file:"))
-        shelf = Shelf(pool.projects.store_health)
-        sender = Sender(attempts, questions)
-        self._copies = Copies(shelf, self._contents, sender, instance, lingers=not pool.settings.in_cloud)
-        self._keeping = Keeping(pool, affinity, shelf, self._contents, sender, instance)
-        self.receiving = Receiving(pool, shelf, self._contents, self._keeping, sender)
-        self.using = Using(pool, affinity, shelf, self._contents, self._copies, sender)
+        records = FileRecords(pool.projects.store_health)
+        google = GoogleFiles(attempts, asker)
+        self._copies = Copies(records, self._contents, google, instance, lingers=not pool.settings.in_cloud)
+        self._keeper = Keeper(pool, ownership, records, self._contents, google, instance)
+        self.uploads = PooledUploads(pool, records, self._contents, self._keeper, google)
+        self.access = FileAccess(pool, ownership, records, self._contents, self._copies, google)
 
     async def open(self) -> None:
         await self._contents.open()
@@ -45,5 +45,5 @@ class Pooling:
 
     def as_json(self) -> dict[str, Any]:
         """For an operator: what this instance did with files, and how the blob store does."""
-        counts = {"uploaded": self._keeping.uploaded, "known_again": self._keeping.found, "copied": self._copies.made}
+        counts = {"uploaded": self._keeper.uploaded, "known_again": self._keeper.found, "copied": self._copies.made}
         return {**counts, **self._contents.as_json()}
