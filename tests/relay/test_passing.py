@@ -2,12 +2,13 @@
 
 import asyncio
 import json
+import math
 from typing import Any
 
 import pytest
 
 from pollux.backends.upstream import UpstreamError
-from pollux.gemini.errors import ERRORS
+from pollux.gemini.errors import ERRORS, GatewayError
 from pollux.gemini.stream import StreamReader
 from pollux.relay.client import Message
 from pollux.relay.journal import Record
@@ -103,7 +104,7 @@ def test_head_has_the_length_and_no_body() -> None:
 def test_every_error_of_ours_has_the_shape_of_each_api(reason: str) -> None:
     for api in ("native", "openai"):
         wire = Wire(api=api)
-        asyncio.run(wire.reply.error(reason, "what happened", retry_after=2.2))
+        asyncio.run(wire.reply.error(GatewayError(reason, "what happened", retry_after=2.2)))
         body = wire.bodies[0]
         assert isinstance(body, bytes)
         error = json.loads(body)["error"]
@@ -116,7 +117,7 @@ def test_every_error_of_ours_has_the_shape_of_each_api(reason: str) -> None:
 
 def test_without_a_time_to_retry_there_is_no_such_header() -> None:
     wire = Wire()
-    asyncio.run(wire.reply.error("NO_USABLE_KEY", "none"))
+    asyncio.run(wire.reply.error(GatewayError("NO_USABLE_KEY", "none", retry_after=math.inf)))
     assert "retry-after" not in wire.headers
 
 

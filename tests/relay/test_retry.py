@@ -1034,7 +1034,7 @@ def test_the_settlement_comes_before_the_last_bytes(path: str) -> None:
                     seen.extend(sum(tokens) for tokens in [[w[1] for w in _wants(d)] for d, _ in found.values()])
                 await send(message)
 
-            await app(scope, receive, spying)
+            await app.routes(scope, receive, spying)
 
         said = whole(answer(700)) if path == GENERATE else streams(event(answer(700)))
         async with gateway(FakeUpstream([said]), projects(1, tpm=10_000), store=store) as app:

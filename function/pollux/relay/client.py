@@ -20,7 +20,7 @@ HEAD_MOST = 1 << 16
 
 
 class ClientGoneError(Exception):
-    """The client left before its request was complete."""
+    """The client left before its request or its answer was complete."""
 
 
 class BodyMemory:
@@ -180,30 +180,40 @@ def _too_large(limit: int) -> GatewayError:
 
 
 class Watch:
-    """Cancels the current task when the client leaves. Quick requests never pay: it looks only after a moment."""
+    """`with` this, the current task is cancelled when the client leaves, and ClientGoneError is raised. It looks only
+    after a moment, so that a quick request costs no task.
+    """
 
     def __init__(self, receive: Receive, after: float | None = WATCH_AFTER) -> None:
-        """`after` None: only once it is told to `begin`, since somebody else still reads the body."""
-        self.gone = False
+        """`after` None: only from `begin` on, because the body is still being read."""
         self._receive = receive
-        self._loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
+        self._after = after
+        self._gone = False
+        self._task: asyncio.Task[Any] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._listener: asyncio.Task[None] | None = None
-        self._timer = None if after is None else self._loop.call_later(after, self.begin)
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        if self._after is not None:
+            self._timer = asyncio.get_running_loop().call_later(self._after, self.begin)
 
     def begin(self) -> None:
-        self._listener = self._loop.create_task(self._listen())
+        self._listener = asyncio.ensure_future(self._listen())
 
     async def _listen(self) -> None:
         # Under the Functions Framework `send` never raises: only `receive` tells that the client is gone.
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self.gone = True
+        self._gone = True
         if self._task is not None:
             self._task.cancel()
 
-    def stop(self) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._timer is not None:
             self._timer.cancel()
         if self._listener is not None:
             self._listener.cancel()
+        if self._gone and kind is asyncio.CancelledError:
+            uncancel()
+            raise ClientGoneError from None

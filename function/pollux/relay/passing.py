@@ -1,13 +1,14 @@
 """What goes back to a client: Google's bytes as they come, or an error of our own in the shape of the API called."""
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from pollux.backends.upstream import UpstreamError
 from pollux.gemini.call import read_target
-from pollux.gemini.errors import ERRORS, GatewayError, error_body, stream_error
+from pollux.gemini.errors import GatewayError, error_body, stream_error
 from pollux.gemini.stream import StreamReader
 from pollux.gemini.verdict.error_body import read as read_error
 from pollux.relay.client import Scope, Send, uncancel
@@ -81,18 +82,19 @@ class Reply:
         await self.begin(status, headers, len(body))
         await self.end(body)
 
-    async def error(self, reason: str, message: str, *, retry_after: float | None = None) -> None:
-        """An error of our own; after the start nothing can be said any more."""
-        record = self._record
-        kind = ERRORS[reason]
-        record.reason = reason
-        body = error_body(record.api, reason, message, retry_after=retry_after, request_id=record.id)
+    async def error(self, error: GatewayError) -> None:
+        """Raises BrokenAnswerError if the answer has begun: then the client cannot be told."""
+        if self.begun:
+            raise BrokenAnswerError(str(error))
+        record, again = self._record, error.retry_after
+        record.reason = error.code
+        body = error_body(record.api, error.code, error.message, retry_after=again, request_id=record.id)
         headers = [(b"content-type", b"application/json; charset=utf-8")]
-        if kind.http in (408, 431):  # nobody wants to read the rest of it
+        if error.status in (408, 431):  # the rest of the request is not read
             headers.append((b"connection", b"close"))
-        if retry_after is not None:
-            headers.append((b"retry-after", b"%d" % max(1, -int(-retry_after // 1))))
-        await self.whole(kind.http, headers, body)
+        if again is not None and again != math.inf:
+            headers.append((b"retry-after", b"%d" % max(1, math.ceil(again))))
+        await self.whole(error.status, headers, body)
 
 
 def api_of(scope: Scope) -> str:
@@ -105,10 +107,9 @@ def api_of(scope: Scope) -> str:
         return "native"
 
 
-async def refuse(scope: Scope, send: Send, reason: str, message: str, *, retry_after: float) -> None:
-    """An error of our own where there is no gateway yet, or none any more, to take the request in."""
-    reply = Reply(send, Record(api=api_of(scope)), head=scope["method"] == "HEAD")
-    await reply.error(reason, message, retry_after=retry_after)
+async def refuse(scope: Scope, send: Send, error: GatewayError) -> None:
+    """Answer with an error while no gateway is running."""
+    await Reply(send, Record(api=api_of(scope)), head=scope["method"] == "HEAD").error(error)
 
 
 async def nothing_to_settle(_: int | None) -> None:

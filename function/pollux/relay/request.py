@@ -3,16 +3,17 @@
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pollux.gemini import tools
 from pollux.gemini.body import replace_model
 from pollux.gemini.call import INTERACTION, Call, count_path, full_name, path_for
 from pollux.gemini.estimate import estimate
 from pollux.gemini.guard import gated
+from pollux.gemini.upload import Upload
 from pollux.pool.pool import Ask
 from pollux.pool.windows import Want
-from pollux.relay.client import PassingBody
+from pollux.relay.client import PassingBody, Receive, Scope
 from pollux.relay.journal import Record
 from pollux.relay.passing import Reply, Settle
 from pollux.relay.placement import ANYWHERE, Placement
@@ -23,6 +24,20 @@ PassOn = Callable[["Exchange", CoveredAnswer, str, Settle], Awaitable[None]]
 
 OPENING = 1000
 """How many characters of each opening text identify a conversation."""
+
+
+class Incoming(NamedTuple):
+    """A request for the Gemini API as it came: its head is read, its body is not."""
+
+    scope: Scope
+    receive: Receive
+    reply: Reply
+    record: Record
+    call: Call
+    upload: Upload | None
+    headers: Mapping[bytes, bytes]
+    """By name; of several with one name the first."""
+    query: bytes
 
 
 @dataclass(slots=True)

@@ -1,6 +1,6 @@
-"""PURE. The token in an upload's address: which session at Google it goes on with, for whom, until when; and its seal.
+"""The token in an upload's address: which session at Google it goes on with, for whom, until when; and its seal.
 
-No body, no network. Whoever holds the token may go on with that one upload and nothing else. What it says can be read
+Whoever holds the token may go on with that one upload and nothing else. What it says can be read
 by its holder (no key is in it) and by nobody changed: the seal is made with a key that is derived from the value of the
 API key which began the upload. Every instance has that value, no client does.
 """
@@ -10,9 +10,13 @@ import binascii
 import hashlib
 import hmac
 import json
+import logging
 from dataclasses import dataclass
 
-from pollux.backends.keys.contract import Secret
+from pollux.backends.keys.contract import Keyring, KeySourceError, Secret
+from pollux.gemini.errors import GatewayError
+
+log = logging.getLogger("pollux.request")
 
 LIFETIME = 24 * 3600.0
 """An upload that takes longer begins anew."""
@@ -36,6 +40,17 @@ class Session:
     """The id of the key that began it."""
     client: str
     expires: float
+
+
+async def sealing_value(keyring: Keyring, key_id: str) -> Secret:
+    """The value of the key that begins, or began, an upload: the seal is made with it."""
+    try:
+        return await keyring.value(key_id)
+    except KeySourceError as error:
+        log.error("an upload needs a key that cannot be read: %s", error)
+        raise GatewayError(
+            "NO_USABLE_KEY", "the key of this upload cannot be read at the moment", retry_after=5
+        ) from None
 
 
 def seal(session: Session, value: Secret) -> str:

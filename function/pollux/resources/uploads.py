@@ -4,29 +4,37 @@ Nothing is kept here: the address carries a sealed token (`upload_token`) that s
 for. Any instance goes on with any upload. Bodies pass through and are never held.
 """
 
-import asyncio
 import json
 from functools import partial
 
-from pollux.backends.keys.contract import Key, KeySourceError
+from pollux.backends.keys.contract import Key
 from pollux.backends.upstream import UpstreamError
 from pollux.gemini.addresses import to_client
 from pollux.gemini.answered import answer_names
-from pollux.gemini.call import Call, read_target
+from pollux.gemini.call import read_target
 from pollux.gemini.errors import GatewayError
 from pollux.gemini.headers import upstream_headers
 from pollux.gemini.names import GOOGLE
-from pollux.gemini.upload import UPLOAD_ADDRESSES, Upload, session_target
+from pollux.gemini.upload import UPLOAD_ADDRESSES, session_target
 from pollux.pool.pool import Pool
 from pollux.relay.address import own_base
-from pollux.relay.client import PassingBody, Receive, Scope, Watch, body_length, uncancel
-from pollux.relay.journal import Attempt, Record
+from pollux.relay.client import PassingBody, Scope, Watch, body_length
+from pollux.relay.journal import Attempt
 from pollux.relay.passing import Reply, collect, nothing_to_settle, pass_on
+from pollux.relay.request import Incoming
 from pollux.relay.send import NO_CREDENTIAL, CoveredAnswer, Failure, Headers, KeyedUpstream, Readdress, broken
 from pollux.resources.ownership import Ownership
 from pollux.resources.pooled.taking import HeldBody
 from pollux.resources.pooled.uploads import POOLED, PooledUploads, UploadRequest
-from pollux.resources.upload_token import LIFETIME, Session, UploadTokenError, address_of
+from pollux.resources.upload_token import (
+    LIFETIME,
+    Session,
+    UploadTokenError,
+    address_of,
+    checked,
+    claimed,
+    sealing_value,
+)
 
 HELD_MOST = 1 << 20
 """An upload in one request, up to this size, is read whole."""
@@ -43,32 +51,27 @@ class Uploads:
         self.pooled: PooledUploads | None = None
         """With POLLUX_FILES=pooled."""
 
-    async def kept_here(
-        self,
-        scope: Scope,
-        call: Call,
-        upload: Upload,
-        body: bytes,
-        passing: PassingBody | None,
-        reply: Reply,
-        record: Record,
-    ) -> bool:
+    async def kept_here(self, incoming: Incoming, body: bytes, passing: PassingBody | None) -> bool:
         """Whether the file is pooled: then the client has its answer. `passing`: the body, if it is not held."""
-        if self.pooled is None or not await self.pooled.takes(upload, call, scope["headers"]):
+        upload = incoming.upload
+        if self.pooled is None or upload is None:
             return False
-        request = self._upload_request(scope, call, reply, record)
+        if not await self.pooled.takes(upload, incoming.call, incoming.scope["headers"]):
+            return False
+        request = self._upload_request(incoming)
         if upload.form == "start":
             await self.pooled.start(request, body)
         else:
             await self.pooled.once(request, passing or HeldBody(body))
         return True
 
-    def _upload_request(self, scope: Scope, call: Call, reply: Reply, record: Record) -> UploadRequest:
-        return UploadRequest(call, scope["headers"], record, reply, self._base(scope))
+    def _upload_request(self, incoming: Incoming) -> UploadRequest:
+        headers = incoming.scope["headers"]
+        return UploadRequest(incoming.call, headers, incoming.record, incoming.reply, self._base(incoming.scope))
 
-    def readdress(self, scope: Scope, call: Call, client: str) -> Readdress:
+    def readdress(self, incoming: Incoming) -> Readdress:
         """Rewrites the headers of an upload's answers: Google's address of the session becomes one of ours."""
-        return partial(self._readdressed, self._base(scope) + call.path, client)
+        return partial(self._readdressed, self._base(incoming.scope) + incoming.call.path, incoming.record.client)
 
     def _base(self, scope: Scope) -> str:
         return own_base(scope, self._settings.public_url, proxied=self._settings.in_cloud)
@@ -87,30 +90,46 @@ class Uploads:
 
     async def _address(self, base: str, session: Session) -> bytes:
         try:
-            return address_of(base, session, await self._pool.projects.keyring.value(session.key))
+            return address_of(base, session, await sealing_value(self._pool.projects.keyring, session.key))
         except UploadTokenError as error:
             raise GatewayError("UPSTREAM_ERROR", str(error)) from None
-        except KeySourceError as error:
-            raise GatewayError("NO_USABLE_KEY", str(error), retry_after=5.0) from None
 
-    async def go_on(
-        self, scope: Scope, receive: Receive, call: Call, session: Session, reply: Reply, record: Record
-    ) -> None:
-        """Send a request of an upload's session on, once, to the session's address at Google.
+    async def session(self, token: str) -> Session:
+        """The upload that is continued. No message repeats what the token says before its seal is checked."""
+        keyring = self._pool.projects.keyring
+        try:
+            key_id = claimed(token).key
+            if all(key.id != key_id for key in await keyring.keys()):
+                raise UploadTokenError(
+                    "the upload_id is not of this gateway, or the key that began the upload is gone: begin it anew"
+                )
+            return checked(token, await sealing_value(keyring, key_id), self._pool.now())
+        except UploadTokenError as error:
+            raise GatewayError("BAD_UPLOAD_ID", str(error)) from None
+
+    async def go_on(self, incoming: Incoming, session: Session) -> None:
+        """Serve a further request of an upload, until it ends or the client leaves."""
+        watch = Watch(incoming.receive, None)
+        body = PassingBody(incoming.scope["headers"], incoming.receive, watch.begin)
+        with watch:
+            if session.target.startswith(POOLED):
+                if self.pooled is None:
+                    raise GatewayError("BAD_UPLOAD_ID", "the upload began while POLLUX_FILES was pooled: begin it anew")
+                request, name = self._upload_request(incoming), session.target.removeprefix(POOLED)
+                if (at_google := await self.pooled.go_on(request, name, body)) is None:
+                    return
+                session = at_google
+            await self._send_on(incoming, session, body)
+
+    async def _send_on(self, incoming: Incoming, session: Session, body: PassingBody) -> None:
+        """Send the request once, to the session's address at Google.
 
         No key is sent: Google asks for the address only. So the upload goes on even if its key is disabled by now.
         """
-        base = self._base(scope)
-        watch = Watch(receive, None)
-        body = PassingBody(scope["headers"], receive, watch.begin)
+        scope, record, reply = incoming.scope, incoming.record, incoming.reply
+        record.project, record.key = session.project, session.key
         cause, status = "cut-short", None
         try:
-            if session.target.startswith(POOLED):
-                kept = await self._gone_on_here(scope, call, session, reply, record, body)
-                if kept is None:
-                    return
-                session = kept
-            record.project, record.key = session.project, session.key
             answer = await self._upstream.send(
                 Key(session.key, session.project),
                 scope["method"],
@@ -118,10 +137,11 @@ class Uploads:
                 upstream_headers(scope["headers"], content=body.length != 0),
                 body,
                 credential=NO_CREDENTIAL,
-                readdress=self.readdress(scope, call, session.client),
+                readdress=self.readdress(incoming),
                 begins=partial(setattr, record, "sent", 1),
             )
             status = answer.status or None
+            base = self._base(scope)
             refused = answer if isinstance(answer, Failure) else await self._passed(base, session, answer, reply)
             if refused is None or refused.status == GO_ON:
                 cause = "ok"
@@ -131,25 +151,10 @@ class Uploads:
                 if refused.problem is not None:
                     raise refused.problem
                 await reply.whole(refused.status, refused.headers, refused.body)
-        except asyncio.CancelledError:
-            if not watch.gone:
-                raise
-            uncancel()
-            record.status, record.ended = record.status or 499, "client-gone"
         finally:
-            watch.stop()
-            said = f"{body.passed} bytes passed"
             if record.sent:
+                said = f"{body.passed} bytes passed"
                 record.attempts.append(Attempt("", session.project, session.key, cause, status, detail=said))
-
-    async def _gone_on_here(
-        self, scope: Scope, call: Call, session: Session, reply: Reply, record: Record, body: PassingBody
-    ) -> Session | None:
-        """None: the client has its answer. Else the session at Google where the upload goes on."""
-        if self.pooled is None:
-            raise GatewayError("BAD_UPLOAD_ID", "the upload began while POLLUX_FILES was pooled: begin it anew")
-        request = self._upload_request(scope, call, reply, record)
-        return await self.pooled.go_on(request, session.target.removeprefix(POOLED), body)
 
     async def _passed(self, base: str, session: Session, answer: CoveredAnswer, reply: Reply) -> Failure | None:
         """Pass a good answer on, with our addresses in the place of Google's."""

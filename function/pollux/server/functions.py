@@ -19,6 +19,7 @@ from pollux.backends.keys.contract import KeySourceError
 from pollux.backends.keys.tokens import TokenError
 from pollux.backends.store.contract import StoreError
 from pollux.gemini.catalog import CatalogError
+from pollux.gemini.errors import GatewayError
 from pollux.relay.client import Message, Receive, Scope, Send
 from pollux.relay.passing import BrokenAnswerError, refuse
 from pollux.server.admission import IN_CLOUD
@@ -111,12 +112,12 @@ class Entry:
             try:
                 app = self._app or await self._started()
             except NotStartedError as error:
-                await refuse(scope, send, "NOT_STARTED", str(error), retry_after=AGAIN_AFTER)
+                await refuse(scope, send, GatewayError("NOT_STARTED", str(error), retry_after=AGAIN_AFTER))
                 return
         if self._stopping:
-            await refuse(scope, send, "STOPPING", "the gateway stops", retry_after=1.0)
+            await refuse(scope, send, GatewayError("STOPPING", "the gateway stops", retry_after=1.0))
             return
-        await app(scope, receive, send)
+        await app.routes(scope, receive, send)
 
     def _closing(self, send: Send) -> Send:
         """Close connections after their answer once the process stops."""
@@ -187,7 +188,7 @@ class Entry:
                 return
             app.pool.end(IN_CLOUD.wait)
             if not await self._idle_within(began + IN_CLOUD.cut - self._clock()):
-                app.reception.cut()
+                app.admission.cut()
                 await self._idle_within(LAST_WORDS)
             async with asyncio.timeout(max(LAST_WORDS, began + GONE_AFTER - self._clock())):
                 await app.stop()

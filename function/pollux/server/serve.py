@@ -147,12 +147,12 @@ class _Server:
 
             def _end(self, number: int) -> None:
                 app.pool.end(patience.wait)
-                asyncio.get_running_loop().call_later(patience.cut, app.reception.cut)
+                asyncio.get_running_loop().call_later(patience.cut, app.admission.cut)
                 self.handle_exit(number, None)
 
         self._server = Server(
             uvicorn.Config(
-                app,
+                app.routes,
                 log_config=None,
                 access_log=False,
                 server_header=False,

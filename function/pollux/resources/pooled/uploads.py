@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pollux.backends.blobs.contract import BlobError, BlobMissingError
-from pollux.backends.keys.contract import KeySourceError
 from pollux.backends.store.contract import ConflictError, Version
 from pollux.gemini.addresses import to_client
 from pollux.gemini.call import Call
@@ -30,7 +29,7 @@ from pollux.resources.pooled.keep import CompleteUpload, Keeper
 from pollux.resources.pooled.records import FileRecords
 from pollux.resources.pooled.taking import HeldBody, PartWriter, down
 from pollux.resources.pooled.upload_to_google import GoogleFiles, RefusedError
-from pollux.resources.upload_token import LIFETIME, Session, address_of
+from pollux.resources.upload_token import LIFETIME, Session, address_of, sealing_value
 
 log = logging.getLogger("pollux.relay")
 
@@ -92,10 +91,7 @@ class PooledUploads:
         key = await self._pool.pick(None, Tried())
         if key is None:
             raise GatewayError("NO_USABLE_KEY", "there is no usable key in the pool: add one with `pollux keys add`")
-        try:
-            value = await self._pool.projects.keyring.value(key.id)
-        except KeySourceError as error:
-            raise GatewayError("NO_USABLE_KEY", str(error), retry_after=5.0) from None
+        value = await sealing_value(self._pool.projects.keyring, key.id)
         name = secrets.token_hex(12)
         upload = PooledUpload(
             a.record.client,
