@@ -24,10 +24,10 @@ JSON = [(b"content-type", b"application/json")]
 class Wire:
     """What the server was told to send, and when the settlement came in between."""
 
-    def __init__(self, *, head: bool = False, **record: Any) -> None:
+    def __init__(self, **record: Any) -> None:
         self.messages: list[Message | str] = []
         self.record = Record(id="0123456789abcdef", **record)
-        self.reply = Reply(self._send, self.record, head=head, extra=[(b"vary", b"origin")])
+        self.reply = Reply(self._send, self.record, [(b"vary", b"origin")])
         self.settled: list[int | None] = []
 
     async def _send(self, message: Message) -> None:
@@ -91,13 +91,6 @@ def test_names_that_no_header_can_carry_do_no_harm() -> None:
     wire = Wire(key="clé-☃", used="m")
     asyncio.run(wire.reply.whole(200, JSON, b"{}"))
     assert dict(wire.start["headers"])[b"x-pollux-key"] == "clé-?".encode("latin-1")
-
-
-def test_head_has_the_length_and_no_body() -> None:
-    wire = Wire(head=True)
-    asyncio.run(wire.reply.whole(200, JSON, b"{}"))
-    assert wire.headers["content-length"] == "2"
-    assert wire.bodies == [b""]
 
 
 @pytest.mark.parametrize("reason", ERRORS)

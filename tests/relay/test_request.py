@@ -11,7 +11,7 @@ from pollux.gemini.call import read_target
 from pollux.gemini.errors import GatewayError
 from pollux.relay.journal import Record
 from pollux.relay.passing import Reply
-from pollux.relay.request import Exchange, conversation, goes_on
+from pollux.relay.request import Request, conversation, goes_on
 from tests.gateway import CHAT, FLASH, GENERATE, HELLO, NEXT, STREAM
 
 TYPE = ("content-type", "application/json")
@@ -20,7 +20,7 @@ TYPE = ("content-type", "application/json")
 async def _nowhere(_: Any) -> None: ...
 
 
-def exchange(path: str, body: Any = HELLO, method: str = "POST", **more: Any) -> Exchange:
+def exchange(path: str, body: Any = HELLO, method: str = "POST", **more: Any) -> Request:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     plain, _, query = path.partition("?")
     call = read_target(method, plain, query)
@@ -29,8 +29,8 @@ def exchange(path: str, body: Any = HELLO, method: str = "POST", **more: Any) ->
         call = with_body(call, parsed)
     record = Record()
     given: dict[str, Any] = {"headers": [TYPE], "readable": data} | more
-    return Exchange(
-        call, method, body=data, parsed=parsed, record=record, reply=Reply(_nowhere, record, head=False), deadline=0.0,
+    return Request(
+        call, method, body=data, parsed=parsed, record=record, reply=Reply(_nowhere, record), deadline=0.0,
         **given,
     )  # fmt: skip
 

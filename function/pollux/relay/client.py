@@ -1,4 +1,4 @@
-"""What a client sends, from ASGI: its body within the limits, and whether it is still there. `wire` reads it."""
+"""The client's side of ASGI: its body, within limits, and whether it is still connected."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
@@ -15,7 +15,7 @@ RawHeaders = Iterable[tuple[bytes, bytes]]
 
 WATCH_AFTER = 0.25
 STALLED_AFTER = 60.0
-"""A body of which nothing comes for so many seconds will not be complete any more."""
+"""Seconds without a byte after which a body is given up."""
 HEAD_MOST = 1 << 16
 
 
@@ -24,7 +24,7 @@ class ClientGoneError(Exception):
 
 
 class BodyMemory:
-    """How many bytes of request bodies are held at once, over all requests."""
+    """Counts the bytes of request bodies that are held, over all requests."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -34,7 +34,7 @@ class BodyMemory:
         if self.held + size > self.most:
             raise GatewayError(
                 "OVERLOADED_GATEWAY",
-                f"request bodies under way fill the memory set aside for them ({self.most} bytes, POLLUX_BODY_MEMORY)",
+                f"request bodies fill the memory set aside for them ({self.most} bytes, POLLUX_BODY_MEMORY)",
                 retry_after=2.0,
             )
         self.held += size
@@ -51,35 +51,34 @@ def header(headers: RawHeaders, name: bytes) -> str | None:
 
 
 def body_length(headers: RawHeaders) -> int | None:
-    """What Content-Length says, if it says anything."""
-    declared = header(headers, b"content-length") or ""
-    return int(declared) if declared.isascii() and declared.isdigit() else None
+    """Content-Length, if it is a number."""
+    for name, value in headers:
+        if name == b"content-length":
+            return int(value) if value.isdigit() else None
+    return None
 
 
 def head_size(scope: Scope) -> int:
-    """The bytes of a request's line and headers, nearly."""
+    """About how many bytes the request line and the headers have."""
     headers = scope["headers"]
     size = len(scope.get("raw_path") or scope["path"]) + len(scope.get("query_string", b""))
     return size + sum(map(len, chain.from_iterable(headers))) + 4 * len(headers)
 
 
 class _Stall:
-    """Cancels the current task when a body stalls: asyncio.timeout at half its price, as every request pays."""
+    """Cancels the current task when a body stalls. It costs half of asyncio.timeout, and every request pays for it."""
 
-    __slots__ = ("_loop", "_task", "_timer", "passed")
+    __slots__ = ("_loop", "_task", "passed", "timer")
 
     def __init__(self) -> None:
         self.passed = False
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
-        self._timer = self._loop.call_later(STALLED_AFTER, self._pass)
+        self.timer = self._loop.call_later(STALLED_AFTER, self._pass)
 
     def renew(self) -> None:
-        self._timer.cancel()
-        self._timer = self._loop.call_later(STALLED_AFTER, self._pass)
-
-    def end(self) -> None:
-        self._timer.cancel()
+        self.timer.cancel()
+        self.timer = self._loop.call_later(STALLED_AFTER, self._pass)
 
     def _pass(self) -> None:
         self.passed = True
@@ -88,10 +87,10 @@ class _Stall:
 
 
 async def read_body(headers: RawHeaders, receive: Receive, limit: int, memory: BodyMemory) -> bytes:
-    """The whole body. Too large a one is refused by its Content-Length, or as soon as it has grown too large; one that
-    stops coming, after a minute.
+    """The whole body. It is refused if its Content-Length is too large, when it has grown too large, or when nothing of
+    it has come for a minute.
 
-    What is held is released by the caller: it holds exactly len(body) when this returns, nothing when it raises.
+    When this returns, `memory` holds exactly len(body), and the caller releases it; when it raises, nothing is held.
     """
     expected = body_length(headers) or 0
     if expected > limit:
@@ -126,16 +125,16 @@ async def read_body(headers: RawHeaders, receive: Receive, limit: int, memory: B
         memory.release(held)
         raise
     finally:
-        stall.end()
+        stall.timer.cancel()
     if size < held:
         memory.release(held - size)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 class PassingBody:
-    """A body that is not held: its pieces as the client sends them, each when it is asked for.
+    """A body that is not held: each piece is received when it is asked for. `length`: None if it is not known.
 
-    `length` is None if the client did not announce it. Raises like `read_body`.
+    Raises like `read_body`.
     """
 
     def __init__(self, headers: RawHeaders, receive: Receive, ended: Callable[[], None]) -> None:
@@ -165,7 +164,7 @@ class PassingBody:
 
 
 def uncancel() -> None:
-    """The current task goes on: it was cancelled to be told something, and was told."""
+    """Let the current task go on after it caught the cancellation that was meant to interrupt it."""
     task = asyncio.current_task()
     if task is not None:
         task.uncancel()

@@ -1,4 +1,4 @@
-"""One call upstream with one key. A key's value is read here and nowhere else, and nothing that comes back shows it."""
+"""One call upstream with one key: the only place that reads a key's value. Nothing that comes back shows the value."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,13 +21,13 @@ ERROR_MOST = 1 << 20
 
 Headers = Sequence[tuple[bytes, bytes]]
 Readdress = Callable[[Headers, Key], Awaitable[list[tuple[bytes, bytes]]]]
-"""Rewrites the headers of an upload's answer (with wire.OF_UPLOADS among them) for the client, given the key used."""
+"""Rewrites the headers of an upload's answer for the client, given the key that was used."""
 Text = TypeVar("Text", str, bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A call that was refused, or got no answer: what Google said, covered, and what it means."""
+    """A call that was refused or got no answer: what Google said, without secrets, and what it means."""
 
     verdict: Verdict
     key: Key
@@ -35,8 +35,7 @@ class Failure:
     headers: Headers
     body: bytes
     problem: GatewayError | None = None
-    """Set when there was no answer to pass on."""
-
+    """Our own error, if there is no answer to pass on."""
     unsent: bool = False
     """Nothing of the request reached Google."""
 
@@ -46,15 +45,14 @@ class Failure:
 
 
 class CoveredAnswer:
-    """An answer as a client may see it: only allowed headers, and the key replaced in headers and body.
-
-    Either `read` all of it, or take it `chunk` by chunk.
+    """An answer as a client may see it: only allowed headers, and the key replaced in headers and body. Either `read`
+    all of it or take each `chunk`.
     """
 
     __slots__ = ("_answer", "_screen", "_secret", "_value", "body", "headers", "length", "status")
 
     def __init__(self, answer: Answer, secret: str, *, uploads: bool = False) -> None:
-        """`uploads`: keep the headers that only uploads need, too."""
+        """`uploads`: also keep the headers that only uploads need."""
         self.status = answer.status
         self.length = answer.length
         self.headers = client_headers(answer.headers, OF_UPLOADS if uploads else ())
@@ -89,14 +87,14 @@ class CoveredAnswer:
         return self._screen.rest()
 
     def redact(self, text: Text) -> Text:
-        """For text that is surely an error: replaces this key however it is escaped, and whatever looks like a key."""
+        """For errors: replaces this key however it is escaped, and everything that looks like a key."""
         return redact(text, [self._secret])
 
     def refusal(self, key: Key, body: bytes, now: float) -> Failure:
-        """Judge this answer as an error. A stream may begin with one, too."""
+        """Judge this answer, or the error that a stream began with."""
         headers, body = _inflated(self.headers, body)
-        # Before judging, since messages are cut and half a key would not be recognised; and after, since they are
-        # unescaped.
+        # Replaced before judging, which cuts messages: half a key would not be recognised. And after, as judging
+        # unescapes them.
         body = without(body, [self._secret])
         verdict = judge(self.status, body, now=now)
         verdict = replace(verdict, message=self.redact(verdict.message))
@@ -114,7 +112,7 @@ class KeyedUpstream:
         self._keyring = keyring
         self._now = now
         self._guarded: set[int] = set()
-        """Hashes of the values that logs are told to leave out already."""
+        """Hashes of the values that the log already knows to leave out."""
 
     async def send(
         self,
@@ -129,8 +127,8 @@ class KeyedUpstream:
         readdress: Readdress | None = None,
         begins: Callable[[], None] | None = None,
     ) -> CoveredAnswer | Failure:
-        """`whole`: read a good answer to its end, into its `body`. `readdress`: rewrite an upload's headers. `begins`:
-        called when the value is at hand, just before sending. Errors of these, and of a streamed body, propagate.
+        """`whole`: read a good answer into its `body`. `readdress`: rewrite the headers of an upload's answer. `begins`
+        is called just before sending, when the value was read. What these or a streamed body raise is raised here.
         """
         try:
             value = (await self._keyring.value(key.id)).reveal()
@@ -163,7 +161,7 @@ class KeyedUpstream:
 
 
 def broken(key: Key, error: UpstreamError, now: float) -> Failure:
-    """No answer came, or not all of it. `error` comes from here, so that its text is covered already."""
+    """The failure when no answer came, or not all of it. `error` was raised by this module: its text shows no key."""
     code, said = "UPSTREAM_UNREACHABLE", f"Gemini did not answer: {error}"
     verdict = replace(judge(None, b"", now=now), message=str(error))
     if error.kind == "timeout":
@@ -177,7 +175,7 @@ def broken(key: Key, error: UpstreamError, now: float) -> Failure:
 
 def _unreadable(key: Key, error: KeySourceError) -> Failure:
     verdict = verdict_of("key-source", str(error))
-    if error.passing:  # trouble of this instance: others may hold the value, so the key is not set aside
+    if error.passing:  # trouble of this instance: others may have the value, so the key is not set aside
         verdict = replace(verdict, cooldown_s=0.0)
     problem = GatewayError("NO_USABLE_KEY", str(error), retry_after=5.0)
     return Failure(verdict, key, 0, (), b"", problem, unsent=True)
@@ -188,7 +186,7 @@ def _covered(error: UpstreamError, secret: str) -> UpstreamError:
 
 
 def _inflated(headers: Headers, body: bytes) -> tuple[Headers, bytes]:
-    """A compressed error, inflated. If that fails the body is dropped: it might hold the key."""
+    """A compressed error, inflated. If that fails, the body is dropped, because it might show the key."""
     encoding = b",".join(value for name, value in headers if name == b"content-encoding").decode("latin-1")
     if not encoding:
         return headers, body

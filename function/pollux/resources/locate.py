@@ -147,7 +147,7 @@ class Locator:
             own += [base for base, name in strangers if name in known]
             bases += own
         if any(reference.startswith(base + "/") for reference in references for base in own):
-            x.exchange(to_upstream(x.readable, own, settings.upstream, references))
+            x.replace_body(to_upstream(x.readable, own, settings.upstream, references))
         return {name for reference in references if (name := named_by(reference, bases)) is not None}
 
     def _one(self, owners: dict[str, Owner]) -> str:

@@ -35,7 +35,7 @@ from pollux.relay.client import (
 )
 from pollux.relay.journal import Journal, Record
 from pollux.relay.passing import BrokenAnswerError, Reply, api_of
-from pollux.relay.request import Exchange, Incoming, conversation, goes_on
+from pollux.relay.request import Incoming, Request, conversation, goes_on
 from pollux.resources.uploads import Uploads, is_large
 from pollux.settings import MODES, Settings
 
@@ -90,7 +90,7 @@ class Admission:
         `handler` returns what serves the request.
         """
         record = Record()
-        reply = Reply(send, record, head=scope["method"] == "HEAD", extra=cors)
+        reply = Reply(send, record, cors)
         journal = self._journal
         journal.under_way += 1
         task = asyncio.current_task()
@@ -156,7 +156,7 @@ class Admission:
             "its owner may name it in POLLUX_ALLOW_PATHS",
         )
 
-    async def let_in(self, incoming: Incoming, serve: Callable[[Exchange], Awaitable[None]]) -> None:
+    async def let_in(self, incoming: Incoming, serve: Callable[[Request], Awaitable[None]]) -> None:
         """Check the client, read the body, and serve the request until it ends or the client leaves."""
         scope, receive, upload = incoming.scope, incoming.receive, incoming.upload
         headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
@@ -176,16 +176,16 @@ class Admission:
             with watch:
                 if upload is not None and await self._uploads.kept_here(incoming, body, passing):
                     return
-                x = self._exchange(incoming, body)
+                request = self._request(incoming, body)
                 if upload is not None:
-                    x.readdress = self._uploads.readdress(incoming)
-                    x.begins_upload = upload.form == "start"
+                    request.readdress = self._uploads.readdress(incoming)
+                    request.begins_upload = upload.form == "start"
                 if passing is not None:
-                    x.passing, x.headers = passing, upstream_headers(headers, content=True)
-                if len(x.readable) != held:  # it was inflated
-                    self._memory.hold(len(x.readable) - held)
-                    held = len(x.readable)
-                await serve(x)
+                    request.passing, request.headers = passing, upstream_headers(headers, content=True)
+                if len(request.readable) != held:  # it was inflated
+                    self._memory.hold(len(request.readable) - held)
+                    held = len(request.readable)
+                await serve(request)
         finally:
             self._memory.release(held)
 
@@ -228,7 +228,7 @@ class Admission:
             said = f"{most} requests are under way already (POLLUX_MAX_CONCURRENT)"
             raise GatewayError("OVERLOADED_GATEWAY", said, retry_after=1.0)
 
-    def _exchange(self, incoming: Incoming, body: bytes) -> Exchange:
+    def _request(self, incoming: Incoming, body: bytes) -> Request:
         call, record, settings = incoming.call, incoming.record, self._settings
         headers: Sequence[tuple[bytes, bytes]] = incoming.scope["headers"]
         readable, parsed = body, None
@@ -251,7 +251,7 @@ class Admission:
         if fallback not in ("on", "off", ""):
             raise GatewayError("BAD_REQUEST", "x-pollux-fallback must be on or off")
         prefer_key = incoming.headers.get(b"x-pollux-key")
-        return Exchange(
+        return Request(
             call=call,
             method=incoming.scope["method"],
             headers=upstream_headers(headers, content=bool(body)),

@@ -14,7 +14,7 @@ from pollux.gemini.call import COUNTED
 from pollux.gemini.errors import GatewayError
 from pollux.relay.address import inside
 from pollux.relay.client import HEAD_MOST, Receive, Scope, Send, head_size, header
-from pollux.relay.request import Exchange, Incoming
+from pollux.relay.request import Incoming, Request
 from pollux.resources.listing import is_list
 from pollux.server.admission import Admission
 from pollux.settings import Settings
@@ -32,7 +32,7 @@ READS = frozenset({"GET", "HEAD"})
 
 Headers = Sequence[tuple[bytes, bytes]]
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
-Relayed = Callable[[Exchange], Awaitable[None]]
+Relayed = Callable[[Request], Awaitable[None]]
 """Serves a request that was let in."""
 
 

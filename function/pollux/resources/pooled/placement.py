@@ -299,9 +299,9 @@ def _make_readable(x: Exchange, references: Mapping[str, str]) -> None:
     """So that they can be renamed: not compressed, and not spelt oddly."""
     _, found = renamed(x.readable, {name: name for name in _spellings(references)})
     if all(found & {*_spellings([reference])} for reference in references):
-        x.exchange(x.readable)
+        x.replace_body(x.readable)
     else:
-        x.exchange(json.dumps(x.parsed, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+        x.replace_body(json.dumps(x.parsed, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
 
 def _spellings(references: Iterable[str]) -> list[str]:
