@@ -1,8 +1,8 @@
-"""The routing table: which requests there are, and what answers each of them.
+"""The ASGI app and its routing table: which requests there are, and what serves each of them.
 
-A row is found by method and path alone, or, for the Gemini API, by the call that the head of a request names. The first
-row that fits counts. The table is ours, and Starlette's router serves only what lies below a row, because each request
-would pay for its matching: 5 µs against 0.4.
+A row is found by method and path or, for the Gemini API, by the call that a request's head names. The first match
+counts. Starlette's router only serves what lies below a row: each request would pay for its matching, 5 µs instead of
+0.4.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -21,12 +21,9 @@ from pollux.settings import Settings
 
 CORS_METHODS = b"GET, POST, PUT, PATCH, DELETE, OPTIONS"
 CORS_EXPOSED = (
-    b", ".join(
-        b"x-pollux-" + name
-        for name in (b"request-id", b"key", b"model", b"fallback", b"attempts", b"wait-ms", b"not-asked")
-    )
-    + b", retry-after, "
-    + b", ".join(b"x-goog-upload-" + name for name in (b"url", b"status", b"chunk-granularity", b"size-received"))
+    b"x-pollux-request-id, x-pollux-key, x-pollux-model, x-pollux-fallback, x-pollux-attempts, x-pollux-wait-ms, "
+    b"x-pollux-not-asked, retry-after, x-goog-upload-url, x-goog-upload-status, x-goog-upload-chunk-granularity, "
+    b"x-goog-upload-size-received"
 )
 READS = frozenset({"GET", "HEAD"})
 
@@ -46,7 +43,7 @@ class Route(NamedTuple):
     """None: any."""
     path: str = ""
     below: str | None = None
-    """Also what begins with this."""
+    """Also every path that begins with this."""
 
 
 class ApiRoute(NamedTuple):
@@ -166,8 +163,9 @@ class Routes:
         await send({"type": "http.response.body", "body": b""})
 
     def _cors(self, scope: Scope) -> Headers:
-        """For pages of the origins that POLLUX_CORS_ORIGINS names. Starlette's middleware wraps each request, and
-        answers `*` where a client may need its own origin."""
+        """For pages of the origins in POLLUX_CORS_ORIGINS. Starlette's middleware would wrap each request, and answers
+        `*` where a client may need its own origin.
+        """
         allowed = self._settings.cors_origins
         origin = header(scope["headers"], b"origin") or ""
         if "*" not in allowed and origin not in allowed:
