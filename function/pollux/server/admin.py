@@ -84,17 +84,14 @@ class Admin:
         await self._starlette({**scope, "path": scope["path"].rstrip("/")}, receive, send)
 
     async def _refusal(self, scope: Scope) -> Answer | None:
-        try:
+        with suppress(TokenError, KeySourceError):
             tokens = await self._tokens.tokens()
             if tokens.admin(scope["headers"]):
                 return None
-            complete = tokens.complete
-        except (TokenError, KeySourceError):
-            complete = False
-        if not complete:
-            return _error(503, "UNAVAILABLE", "the admin tokens cannot be read at the moment; the log says why")
-        said = "the admin token is needed, as Authorization: Bearer"
-        return _error(401, "UNAUTHENTICATED", said, **{"www-authenticate": "Bearer"})
+            if tokens.complete:
+                said = "the admin token is needed, as Authorization: Bearer"
+                return _error(401, "UNAUTHENTICATED", said, **{"www-authenticate": "Bearer"})
+        return _error(503, "UNAVAILABLE", "the admin tokens cannot be read at the moment; the log says why")
 
     async def _unknown(self, request: Request, _: Exception) -> Answer:
         if request.method not in ("GET", "HEAD"):
@@ -102,7 +99,7 @@ class Admin:
         known = "/admin/status, /admin/explain?model=, /admin/requests/ID"
         return _error(404, "NOT_FOUND", f"known are {known}, POST {LIFT}?id= and POST {ASIDE}?id=&cause=")
 
-    async def _status(self, request: Request) -> Answer:
+    async def _status(self, _: Request) -> Answer:
         return Answer(await self.status())
 
     async def _explain(self, request: Request) -> Answer:

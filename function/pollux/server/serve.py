@@ -11,14 +11,11 @@ from pathlib import Path
 import uvicorn
 
 from pollux import log as logs
-from pollux.backends.keys.contract import KeySourceError
-from pollux.backends.keys.tokens import TokenError, greeting
-from pollux.backends.store.contract import StoreError
-from pollux.gemini.catalog import CatalogError
+from pollux.backends.keys.tokens import greeting
 from pollux.server import admission
 from pollux.server.app import App
 from pollux.server.request_head import Protocol
-from pollux.server.wiring import Gateway, open_gateway, simulator_is_installed
+from pollux.server.wiring import START_ERRORS, Gateway, open_gateway, simulator_is_installed
 from pollux.settings import Settings, SettingsError
 
 BACKLOG = 2048
@@ -34,7 +31,7 @@ def serve(settings: Settings, host: str, port: int, *, demo: bool) -> int:
             listener = stack.enter_context(listen(host, port))
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
                 return runner.run(_serve(settings, listener, demo=demo, stack=stack))
-    except (SettingsError, TokenError, CatalogError, KeySourceError, StoreError) as error:
+    except START_ERRORS as error:
         _say(f"pollux serve: {error}")
         return 2
 

@@ -7,15 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pollux.backends.blobs.contract import BlobError, Blobs, open_blobs
-from pollux.backends.keys.contract import Key, Keyring, Secret
+from pollux.backends.keys.contract import Key, Keyring, KeySourceError, Secret
 from pollux.backends.keys.tokens import JoinedTokens, LocalTokens, TokenError, Tokens, TokenSource, load_or_make
-from pollux.backends.store.contract import Store, open_store
+from pollux.backends.store.contract import Store, StoreError, open_store
 from pollux.backends.upstream import Upstream, open_upstream, way_to
 from pollux.gemini.catalog import Catalog, CatalogError, NeverBelowError, builtin_text
 from pollux.server.app import App, close
 from pollux.settings import Settings, SettingsError
 
 DEMO_KEYS = 4
+START_ERRORS = (SettingsError, TokenError, KeySourceError, StoreError)
+"""What an operator can mend: one line is enough to say why the gateway does not start."""
 
 
 @dataclass(frozen=True, slots=True)
