@@ -41,7 +41,7 @@ fetch: $(VENV)/.dev
 
 # What needs the Firestore emulator, and the other stores beside it.
 test-store: fetch
-	$(BIN)/python -m pytest tests/contract tests/test_store*.py tests/test_clock.py
+	$(BIN)/python -m pytest tests/backends/store
 
 check: $(VENV)/.dev checkov
 	$(BIN)/ruff check

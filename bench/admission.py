@@ -15,12 +15,13 @@ from dataclasses import asdict, dataclass, field
 
 from bench.scheduling import FixedKeys
 from pollux.backends.store.contract import open_store
-from pollux.gemini.catalog import Catalog, builtin_text
+from pollux.gemini.catalog import Catalog
 from pollux.pool import quota, quota_document
 from pollux.pool.projects import Projects
 from pollux.pool.quota import Slot, State
 from pollux.pool.refusals import Refusal
 from pollux.pool.windows import Want
+from pollux.server.wiring import builtin_catalog
 
 MODEL = "gemini-2.5-flash"
 LIMITS = {"rpm": 10_000_000, "tpm": 10_000_000_000, "rpd": 1_000_000_000}
@@ -60,7 +61,7 @@ async def by_commits(url: str, documents: int) -> AsyncIterator[Way]:
     """The gateway's own ledgers: one commit under way for each document, and all that waits goes with the next."""
     store = open_store(url)
     await store.open()
-    projects = Projects(store, FixedKeys(()), Catalog.parse(builtin_text()))
+    projects = Projects(store, FixedKeys(()), Catalog.parse(builtin_catalog()))
     ledgers = [projects.quota(f"p{number}", MODEL).document for number in range(documents)]
 
     async def one(number: int) -> None:

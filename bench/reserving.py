@@ -16,11 +16,12 @@ from bench.scheduling import STRATEGIES, FixedKeys
 from bench.virtual import table
 from pollux.backends.keys.contract import Key
 from pollux.backends.store.memory import MemoryStore
-from pollux.gemini.catalog import Catalog, builtin_text
+from pollux.gemini.catalog import Catalog
 from pollux.pool.feedback import Feedback
 from pollux.pool.pool import Ask, Full, Pool, Tried
 from pollux.pool.projects import Projects
 from pollux.pool.windows import Want
+from pollux.server.wiring import builtin_catalog
 from pollux.settings import Settings
 
 MODEL = "gemini-3.8-flash"
@@ -38,7 +39,7 @@ class Measured:
         named = {"*": dict(limits)} if limits else {}
         self._keys = tuple(Key(f"k{i}", f"p{i}", limits=named) for i in range(count))
         self._store = MemoryStore(time.time)
-        catalog = Catalog.parse(builtin_text())
+        catalog = Catalog.parse(builtin_catalog())
         self._pool = Pool(Settings(strategy=strategy), Projects(self._store, FixedKeys(self._keys), catalog))
         self._feedback = Feedback(self._pool)
 

@@ -19,12 +19,13 @@ from bench.virtual import run, table
 from gemini_simulator.quota import Enforcer
 from pollux.backends.keys.contract import Key, Secret
 from pollux.backends.store.memory import MemoryStore
-from pollux.gemini.catalog import Catalog, builtin_text
+from pollux.gemini.catalog import Catalog
 from pollux.gemini.verdict.rules import Verdict
 from pollux.pool.feedback import Feedback
 from pollux.pool.pool import Ask, Full, Pool, Tried
 from pollux.pool.projects import Projects
 from pollux.pool.windows import Want
+from pollux.server.wiring import builtin_catalog
 from pollux.settings import Settings
 
 PAGE = cost.ROOT / "docs/scheduling.md"
@@ -116,7 +117,7 @@ async def pollux(scene: Scene, seed: int = 1) -> Tally:
     await store.open()
     keys = tuple(Key(f"k{i}", f"p{i}", limits={"*": dict(scene.limits)}) for i in range(PROJECTS))
     settings = Settings(strategy=scene.strategy, window=scene.window, max_wait=MAX_WAIT)
-    pool = Pool(settings, Projects(store, FixedKeys(keys), Catalog.parse(builtin_text())))
+    pool = Pool(settings, Projects(store, FixedKeys(keys), Catalog.parse(builtin_catalog())))
     outcomes = Feedback(pool)
     google = Enforcer(scene.enforcement, dict(scene.limits))
 

@@ -17,7 +17,7 @@ from pollux.backends.keys.contract import Key, Secret
 from pollux.backends.store.clock import StoreClock
 from pollux.backends.store.contract import ConflictError, Document, StoreUnavailableError, Version, Write
 from pollux.backends.store.memory import MemoryStore
-from pollux.gemini.catalog import Catalog, builtin_text
+from pollux.gemini.catalog import Catalog
 from pollux.pool import candidates, quota, windows
 from pollux.pool import projects as roster
 from pollux.pool.feedback import Feedback
@@ -26,6 +26,7 @@ from pollux.pool.projects import Projects
 from pollux.pool.shared_document import Codec, SharedDocument, Update
 from pollux.pool.store_health import StoreHealth
 from pollux.pool.windows import Want
+from pollux.server.wiring import builtin_catalog
 from pollux.settings import Settings
 
 __all__ = ["Ask", "Choice", "Feedback", "Full", "Pool", "Projects", "Reservation", "StoppingError", "Tried"]
@@ -246,7 +247,7 @@ def keys_of(projects: int, **limits: int) -> Keys:
 
 @lru_cache(maxsize=1)
 def catalog() -> Catalog:
-    return Catalog.parse(builtin_text())
+    return Catalog.parse(builtin_catalog())
 
 
 class House:

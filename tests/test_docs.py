@@ -1,9 +1,12 @@
 """The pages of docs/ and what is beside them, held to the code: modules, dependencies, faults, links, the image."""
 
+import ast
 import itertools
 import re
 import shlex
 import tomllib
+from collections.abc import Iterator
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
@@ -43,7 +46,57 @@ def first_cells(text: str) -> list[str]:
 def test_the_architecture_names_every_module_once_and_none_that_is_not_there() -> None:
     paths = [path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
     modules = sorted(path.relative_to(PACKAGE).as_posix() for path in paths)
-    assert sorted(first_cells(page("architecture.md"))) == modules
+    assert sorted(first_cells(section(page("architecture.md"), "The modules"))) == modules
+
+
+# `path.py: name` on a page: a file below function/pollux, or from the root of the checkout, and what is in it
+NAMED_THERE = re.findall(r"`([\w/]+\.py): ([\w.]+)`", page("architecture.md"))
+
+
+def found_at(path: str) -> Path | None:
+    return next((folder / path for folder in (PACKAGE, ROOT) if (folder / path).is_file()), None)
+
+
+@lru_cache
+def names_in(path: Path) -> set[str]:
+    """Functions, classes and constants of a module; members of its classes as `Class.member`."""
+    return set(_names(ast.parse(path.read_text()).body))
+
+
+def _names(body: list[ast.stmt], within: str = "") -> Iterator[str]:
+    for statement in body:
+        match statement:
+            case ast.ClassDef(name=name, body=members):
+                yield within + name
+                yield from _names(members, f"{within}{name}.")
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                yield within + name
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                yield within + name
+            case ast.Assign(targets=targets):
+                for target in targets:
+                    yield from (within + node.id for node in ast.walk(target) if isinstance(node, ast.Name))
+
+
+@pytest.mark.parametrize(("path", "name"), sorted(set(NAMED_THERE)), ids=": ".join)
+def test_every_function_that_the_architecture_names_exists(path: str, name: str) -> None:
+    file = found_at(path)
+    assert file is not None, f"there is no {path}"
+    assert name in names_in(file), f"{path} has no {name}"
+
+
+def test_the_questions_and_each_step_of_a_request_name_a_function() -> None:
+    text = page("architecture.md")
+    for title in ("Where to look", "The way of a request"):
+        rows = re.findall(r"^\| (.+) \|$", section(text, title), re.MULTILINE)
+        assert len(rows) > 20
+        assert [row for row in rows if not re.search(r"`[\w/]+\.py(?:: [\w.]+)?`|\| where$", row)] == []
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "CHANGELOG.md", *PAGES], ids=lambda path: path.name)
+def test_every_module_that_a_page_names_exists(path: Path) -> None:
+    for named in re.findall(r"`([\w/]+\.(?:py|toml))(?:: [\w.]+)?`", path.read_text()):
+        assert "/" not in named or found_at(named), named
 
 
 def test_every_module_says_in_its_first_line_what_lives_there() -> None:

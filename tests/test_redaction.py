@@ -3,14 +3,17 @@
 import html
 import itertools
 import json
+import pickle
 import re
+from time import perf_counter
 from urllib.parse import quote
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pollux.redaction import MARK, Screen, redact
+from pollux import redaction
+from pollux.redaction import LONGEST, MARK, Screen, clean, clean_lines, never_log, redact, redact_known
 
 KEY = "AIza" + "x" * 35
 AUTH_KEY = "AQ.test-" + "x" * 40
@@ -148,3 +151,130 @@ def test_a_secret_does_not_pass_wherever_it_is_cut(cuts: list[int], same_length:
 def test_nor_when_it_comes_byte_by_byte() -> None:
     passed = b"".join(screened(*(bytes([byte]) for byte in f"first {OPAQUE} end".encode())))
     assert passed == f"first {MARK} end".encode()
+
+
+# --- log lines -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _no_known_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redaction, "_known", redaction._KnownSecrets())
+
+
+@pytest.mark.parametrize("secret", [KEY, AUTH_KEY, "pollux-" + "t" * 32, "AQ.test-1", "ya29." + "z" * 20])
+@pytest.mark.parametrize(
+    "around",
+    ["{}", "key {} was", "'{}'", "x={}&y", "\\n{}", "https://g.test/x?key={}", "consumer 'api_key:{}' has", "\t{},"],
+)
+def test_key_shaped_values_are_taken_out(secret: str, around: str) -> None:
+    text = redact_known(around.format(secret))
+    assert secret not in text
+    assert secret[8:] not in text
+    assert MARK in text
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("Authorization: Bearer abc.def-123456", "abc.def-123456"),
+        ("authorization: bearer 'x' Bearer abcdefghijklmnopqrstuvwxyz", "abcdefghijklmnopqrstuvwxyz"),
+        ("x-goog-api-key: plainsecret", "plainsecret"),
+        ("{'x-api-key': 'plainsecret'}", "plainsecret"),
+        ("(b'x-goog-api-key', b'plainsecret')", "plainsecret"),
+        ('{"api_key": "plainsecret"}', "plainsecret"),
+        ('"{\\"apiKey\\": \\"plainsecret\\"}"', "plainsecret"),
+        ("GET /v1beta/models?a=1&key=plainsecret HTTP/1.1", "plainsecret"),
+        ("?access_token=plainsecret", "plainsecret"),
+        ("url=https%3A%2F%2Fg%3Fkey%3Dplainsecret", "plainsecret"),
+        ("auth_tokens/0123456789abcdef", "0123456789abcdef"),
+    ],
+)
+def test_named_values_are_taken_out(text: str, left: str) -> None:
+    assert left in text
+    assert left not in redact_known(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "200 generateContent gemini-2.5-flash key-1 (team-a)",
+        '{"key": "key-1", "tokens": 57, "tokens_estimated": 5}',
+        "API key not valid. Please pass a valid API key.",
+        "this gateway needs a client token, and none that it knows was sent",
+        "monkey=business, no Bearer of news",
+        '{"api_key": null, "other": 123456}',
+        "see the FAQ. It helps",
+        "",
+    ],
+)
+def test_ordinary_text_stays(text: str) -> None:
+    assert redact_known(text) == text
+    assert clean(text) == text
+
+
+@pytest.mark.parametrize(
+    "secret", ["plain-secret", 'quo"te\\d secret', "gehéim-wört", "with/slash+plus=", "secret" * 50]
+)
+def test_known_values_are_taken_out_in_every_form(secret: str) -> None:
+    never_log(secret)
+    for text in (secret, f"x{secret}y", json.dumps({"a": secret}), json.dumps(secret, ensure_ascii=False)):
+        assert MARK in redact_known(text)
+        assert secret not in redact_known(text)
+    assert "secret" not in redact_known(json.dumps({"a": secret})).replace("secret-", "")
+    json.loads(redact_known(json.dumps({"a": secret})))
+
+
+def test_a_secret_within_another_leaves_nothing_of_it() -> None:
+    never_log("secret")
+    never_log("secret-and-more")
+    assert redact_known("secret-and-more secret") == f"{MARK} {MARK}"
+
+
+def test_what_is_too_short_for_a_secret_is_a_word() -> None:
+    never_log("")
+    never_log("flash")
+    assert redact_known("gemini-2.5-flash") == "gemini-2.5-flash"
+
+
+def test_known_values_cannot_be_seen() -> None:
+    never_log("plain-secret")
+    known = redaction._known
+    assert "plain-secret" not in f"{known!r} {known} {vars(redaction)}"
+    with pytest.raises(TypeError):
+        pickle.dumps(known)
+
+
+@given(st.text(max_size=50), st.text(max_size=50))
+def test_a_clean_text_is_one_printable_line(before: str, after: str) -> None:
+    text = clean(before + KEY + after)
+    assert text.isprintable()
+    assert KEY not in text
+    text.encode()
+
+
+def test_a_long_text_is_cut_after_it_was_redacted() -> None:
+    for size in (LONGEST - 10, LONGEST, 8 * LONGEST - 10):
+        text = clean("x" * (size - 1) + " " + KEY + "x" * LONGEST)
+        assert "AIza" not in text
+        assert len(text) < LONGEST + 50
+
+
+def test_of_a_long_traceback_the_end_is_kept() -> None:
+    lines = clean_lines("\n".join(f"line {i} {KEY}\x1b" for i in range(10_000)))
+    assert lines[0] == "…"
+    assert lines[-1] == f"line 9999 {MARK}\\x1b"
+    assert len(lines) < 1000
+
+
+def test_redacting_takes_linear_time() -> None:
+    for text in (
+        "key=" * 50_000,
+        "Bearer " * 30_000,
+        "AIza" * 50_000,
+        "api_key" * 30_000,
+        "AQ." * 70_000,
+        "a" * 200_000,
+    ):
+        started = perf_counter()
+        redact_known(text)
+        assert perf_counter() - started < 10, text[:10]  # minutes, if any grew with the square

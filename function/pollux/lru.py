@@ -1,4 +1,4 @@
-"""What is remembered of late: a dictionary whose oldest entries go."""
+"""A dictionary of limited size that drops what was set longest ago."""
 
 from collections import OrderedDict
 from typing import Generic, TypeVar
@@ -8,7 +8,7 @@ V = TypeVar("V")
 
 
 class Recent(OrderedDict[K, V], Generic[K, V]):
-    """What was set or used last; the oldest goes."""
+    """Keeps the `most` entries that were set last."""
 
     def __init__(self, most: int) -> None:
         super().__init__()

@@ -1,15 +1,20 @@
-"""Takes keys, tokens and project numbers out of text that is about to leave or to be logged. No JSON is parsed here."""
+"""Takes keys, tokens and project numbers out of text before it leaves the process or is logged. It parses no JSON."""
 
 import html
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import AnyStr
 from urllib.parse import quote
 
 MARK = "[redacted]"
 SHORTEST = 6
-"""What is shorter is no secret: to replace it would tear words apart."""
+"""A shorter secret is not replaced: that would break up ordinary words."""
+LONGEST = 4000
+"""The longest text in a log line."""
+BEGINNING = 4
+SEARCHED_MOST = 64
+"""Up to so many beginnings of known secrets, it is faster to search a line for each than to take the line apart."""
 
 # What may be a secret's value inside a JSON string: never a quote, a backslash or MARK, so that JSON stays valid and a
 # second pass finds nothing new.
@@ -22,7 +27,7 @@ _ESCAPE = re.compile("%[0-9A-F]{2}")
 _RULES = tuple(
     (word, re.compile(pattern, re.ASCII), replacement)
     for word, pattern, replacement in (
-        # First: what it puts in the place of digits is a border for the rules below.
+        # Must be first: the mark that it puts in place of digits is a border for the rules below.
         ("project", r"(?i)(projects?(?:[_ ]number)?[/=:# ]{1,3})\d{6,}", rf"\1{MARK}"),
         ("aiza", r"AIza[0-9A-Za-z_-]{20,}", MARK),
         # A JSON escape (\n, \u0027) leaves a letter or digit in front: a long value needs no border.
@@ -52,10 +57,21 @@ def redact(text: AnyStr, secrets: Sequence[str] = ()) -> AnyStr:
     return _redact(without(text, secrets))
 
 
+def _redact(text: str) -> str:
+    lower = text.lower()
+    for word, pattern, replacement in _RULES:
+        if word in lower:
+            text = pattern.sub(replacement, text)
+    return text
+
+
 def without(text: AnyStr, secrets: Sequence[str]) -> AnyStr:
-    """The text without the exact secrets, also as JSON, a URL or HTML writes them. Shapes are not looked for."""
-    forms = {form for secret in secrets for form in _forms(secret)} if secrets else ()
-    for form in sorted(forms, key=len, reverse=True):  # one secret may begin with another
+    """The text without the exact secrets, also as JSON, a URL or HTML writes them. Does not look for shapes."""
+    return _replaced(text, {form for secret in secrets for form in _forms(secret)}) if secrets else text
+
+
+def _replaced(text: AnyStr, forms: Iterable[str]) -> AnyStr:
+    for form in sorted(forms, key=len, reverse=True):  # the longest first: one secret may begin with another
         if isinstance(text, bytes):
             text = text.replace(form.encode("utf-8", "replace"), MARK.encode())
         else:
@@ -74,10 +90,10 @@ def _forms(secret: str) -> set[str]:
 
 
 class Screen:
-    """Takes one exact secret out of bytes that pass, wherever they are cut. The end of a piece is held back until the
-    next piece comes if it may be the beginning of the secret.
+    """Takes one exact secret out of bytes that pass, wherever they are cut. If the end of a piece may be the beginning
+    of the secret, it is held back until the next piece comes.
 
-    `same_length`: what is put in its place is as long as the secret, for an answer whose length was announced.
+    `same_length`: what replaces the secret is as long as it, for an answer whose length was announced.
     """
 
     __slots__ = ("_held", "_mark", "_secret")
@@ -105,14 +121,71 @@ class Screen:
         return text if at < 0 else text[:at]
 
     def rest(self) -> bytes:
-        """At the end: what was held back and did not become the secret."""
+        """Call it at the end: returns what was held back and did not become the secret."""
         held, self._held = self._held, b""
         return held
 
 
-def _redact(text: str) -> str:
-    lower = text.lower()
-    for word, pattern, replacement in _RULES:
-        if word in lower:
-            text = pattern.sub(replacement, text)
-    return text
+# --- log lines -------------------------------------------------------------------------------------------------------
+
+
+class _KnownSecrets:
+    """The secrets that this process uses. They cannot be asked for, printed or pickled.
+
+    A line is not searched for each of a thousand keys, only for their beginnings, which are mostly the same (`AIza`).
+    """
+
+    __slots__ = ("__forms",)
+
+    def __init__(self) -> None:
+        self.__forms: dict[str, set[str]] = {}
+        """Beginning -> the forms of secrets that begin with it."""
+
+    def __repr__(self) -> str:
+        return f"<{sum(map(len, self.__forms.values()))} secrets>"
+
+    def __reduce__(self) -> str:
+        raise TypeError("secrets are not pickled")
+
+    def add(self, secret: str) -> None:
+        for form in _forms(secret):
+            self.__forms.setdefault(form[:BEGINNING], set()).add(form)
+
+    def redact(self, text: str) -> str:
+        if len(self.__forms) > SEARCHED_MOST:
+            found = {text[at : at + BEGINNING] for at in range(len(text))} & self.__forms.keys()
+        else:
+            found = {beginning for beginning in self.__forms if beginning in text}
+        return _replaced(text, set().union(*(self.__forms[beginning] for beginning in found))) if found else text
+
+
+_known = _KnownSecrets()
+
+
+def never_log(secret: str) -> None:
+    """From now on no log line has this value, whatever its shape."""
+    _known.add(secret)
+
+
+def redact_known(text: str) -> str:
+    """Without the values given to `never_log` and without key-shaped values. JSON stays JSON."""
+    return _redact(_known.redact(text))
+
+
+def clean(text: str, longest: int = LONGEST) -> str:
+    """One line, redacted, then cut: half a key would not be recognized as one."""
+    text = redact_known(text[: 8 * longest].strip())
+    if len(text) > longest:
+        text = f"{text[:longest]}… ({len(text)} characters)"
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def clean_lines(text: str, longest: int = 2 * LONGEST) -> list[str]:
+    """The last lines of a traceback, redacted."""
+    if len(text) > longest:
+        text = "…\n" + text[-longest:].partition("\n")[2]
+    return ["".join(map(_escaped, line)) for line in redact_known(text).splitlines()]
+
+
+def _escaped(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()

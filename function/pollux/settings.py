@@ -1,4 +1,4 @@
-"""The one list of settings. The environment is read here only; the CLI's help and docs/settings.md come from it."""
+"""The list of settings, and the only reader of the environment. The CLI's help and docs/settings.md come from it."""
 
 import difflib
 import os
@@ -11,9 +11,9 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 PREFIX = "POLLUX_"
 ENVIRON: Mapping[str, str] = os.environ
-"""Nothing else reads the variables of the process: this, or `Settings.environ`, is handed on."""
+"""No other module reads the process's variables: this, or `Settings.environ`, is passed to it."""
 GUARDS = ("auth_tokens", "permissions", "transferOwnership", "webhooks", "files:register", "batch", "$rpc")
-"""The same as in wire_target, which is not imported for it: every command reads the settings first."""
+"""The same as in gemini.guard, which is not imported for them: every command reads the settings first."""
 MODES = ("both", "pro_only", "flash_only", "flash_lite_only")
 STORES = "sqlite:///PATH, memory:// or firestore://PROJECT[/DATABASE]"
 BLOBS = "file:///PATH or gs://BUCKET[/PREFIX]"
@@ -21,7 +21,7 @@ CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.l
 
 
 class SettingsError(Exception):
-    """A setting is misspelt or has no sense: names it, says what was expected. Never holds a token."""
+    """A setting is misspelt or not valid. The message names it and what was expected, and never has a token."""
 
 
 def _number(text: str) -> float:
@@ -83,20 +83,11 @@ def _url_of(expected: str, *starts: str) -> Callable[[str], str]:
     return parse
 
 
-def _one_of(*choices: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in choices:
-            raise ValueError(f"expected one of {', '.join(choices)}")
-        return text
-
-    return parse
-
-
 def base_url(text: str) -> str:
     try:
         parts = urlsplit(text)
         sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not parts.query
-    except ValueError:  # an address in brackets that does not end, a port that is none
+    except ValueError:  # an unclosed bracket, an invalid port
         sound = False
     if not sound or parts.username is not None or any(c.isspace() for c in text):
         raise ValueError("expected a URL such as https://generativelanguage.googleapis.com")
@@ -104,7 +95,7 @@ def base_url(text: str) -> str:
 
 
 def data_folder() -> Path:
-    """A user's own data: POLLUX_DATA, or the folder pollux in XDG_DATA_HOME or ~/.local/share."""
+    """The folder of the user's data: POLLUX_DATA, or pollux in XDG_DATA_HOME or ~/.local/share."""
     if own := ENVIRON.get("POLLUX_DATA"):
         return Path(own)
     base = ENVIRON.get("XDG_DATA_HOME")
@@ -116,13 +107,13 @@ def _in_cloud() -> bool:
 
 
 def quiet_grpc() -> None:
-    """gRPC reads this when it is imported. Else it writes lines of its own on stderr."""
+    """Call it before gRPC is imported: otherwise gRPC writes its own lines to stderr."""
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """`url` has no credentials: it may be shown."""
+    """`url` has no credentials, so it may be shown."""
 
     url: str
     user: str = field(default="", repr=False)
@@ -132,9 +123,9 @@ class Proxy:
 
 
 def proxy_for(base: str, environ: Mapping[str, str] = ENVIRON) -> Proxy | None:
-    """The proxy that HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names for that address, unless NO_PROXY leaves it out.
+    """The proxy that HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names for that URL, unless NO_PROXY excludes it.
 
-    This machine itself is never asked through one. The names in lower case come first, as with curl.
+    This machine itself is never called through a proxy. The names in lower case come first, as with curl.
     """
     parts = urlsplit(base)
     names = (f"{parts.scheme}_proxy", f"{parts.scheme}_proxy".upper(), "all_proxy", "ALL_PROXY")
@@ -153,7 +144,7 @@ def proxy_for(base: str, environ: Mapping[str, str] = ENVIRON) -> Proxy | None:
 
 
 def _past_proxy(parts: SplitResult, exempt: str) -> bool:
-    """`exempt`: names with their subdomains, addresses and networks, each with a port or for all of them, or *."""
+    """`exempt`: names with their subdomains, addresses and networks, each with a port or for all ports, or *."""
     host = (parts.hostname or "").rstrip(".")
     try:
         address = ip_address(host)
@@ -191,20 +182,32 @@ def _container_memory() -> int:
 
 
 def _setting(default: Any, parse: Callable[[str], Any], help_: str, *, shown: str = "", secret: bool = False) -> Any:
+    """`shown`: the default as the docs say it, where it depends on something."""
     metadata = {"parse": parse, "help": help_, "shown": shown, "secret": secret}
     if callable(default):
         return field(default_factory=default, metadata=metadata, repr=not secret)
     return field(default=default, metadata=metadata, repr=not secret)
 
 
+def _choice(help_: str, *choices: str, default: str = "", shown: str = "") -> Any:
+    """Without `default` it is the first choice."""
+
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"expected one of {', '.join(choices)}")
+        return text
+
+    return _setting(default or choices[0], parse, help_, shown=shown)
+
+
 def _surroundings(read: Callable[[], Any]) -> Any:
-    """What the environment says that is no setting of ours. It may hold keys, so no repr shows it."""
+    """Something else that the environment says. It may have keys, so no repr shows it."""
     return field(default_factory=read, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Each field is the setting POLLUX_<NAME>, but for the last few, which are what else the environment says."""
+    """Each field is the setting POLLUX_<NAME>, except `in_cloud` and `environ`."""
 
     data: str = _setting(
         lambda: str(data_folder()),
@@ -213,21 +216,17 @@ class Settings:
         shown="~/.local/share/pollux",
     )
     keys_file: str = _setting(
-        "",
-        str,
-        "The one file that keys come from (keys.json, key.txt or .env). Unset: every local source.",
+        "", str, "The only file that keys are read from (keys.json, key.txt or .env). Unset: every local source."
     )
+    # The keyring reads the keys themselves, with the other variables.
     keys: tuple[str, ...] = _setting(
-        (),
-        lambda _: (),  # the keyring reads it, with the other variables
-        "API keys, comma separated: one of the local sources.",
-        secret=True,
+        (), lambda _: (), "API keys, comma separated: one of the local sources.", secret=True
     )
     secrets: str = _setting("", str, "Google Cloud project whose Secret Manager holds the keys and the tokens.")
     store: str = _setting(
         "",
         _url_of(STORES, "sqlite:///", "memory://", "firestore://"),
-        f"Where counters live: {STORES}.",
+        f"Where counters are stored: {STORES}.",
         shown="sqlite in the data folder",
     )
     token: tuple[str, ...] = _setting(
@@ -235,36 +234,29 @@ class Settings:
     )
     admin_token: str = _setting("", str.strip, "The token of /admin.", secret=True, shown="made on the first local run")
     url: str = _setting(
-        "",
-        _optional(base_url),
-        "The running gateway that commands talk to.",
-        shown="http://127.0.0.1:3145",
+        "", _optional(base_url), "The running gateway that commands call.", shown="http://127.0.0.1:3145"
     )
     upstream: str = _setting("https://generativelanguage.googleapis.com", base_url, "The Gemini API's base URL.")
     public_url: str = _setting(
         "",
         _optional(base_url),
-        "This gateway's base URL as clients know it, for addresses in answers; with the path that it is mounted under.",
+        "This gateway's base URL as clients know it, for URLs in answers; with the path that it is mounted under.",
         shown="what the request says",
     )
     catalog: str = _setting("", str, "A catalog file of your own; its entries replace those of the built-in one.")
-    strategy: str = _setting(
-        "earliest",
-        _one_of("earliest", "round_robin", "least_recently_used", "most_available"),
+    strategy: str = _choice(
         "How a project is chosen: earliest, round_robin, least_recently_used or most_available.",
+        "earliest",
+        "round_robin",
+        "least_recently_used",
+        "most_available",
     )
-    mode: str = _setting(
-        "both",
-        _one_of(*MODES),
-        "Which kinds of text model may answer: both, pro_only, flash_only or flash_lite_only.",
-    )
-    window: str = _setting(
-        "sliding",
-        _one_of("sliding", "minute"),
-        "How minutes are counted: sliding (safe) or minute (by the wall clock).",
-    )
+    mode: str = _choice("Which text models may answer: both, pro_only, flash_only or flash_lite_only.", *MODES)
+    window: str = _choice("How minutes are counted: sliding (safe) or minute (by the wall clock).", "sliding", "minute")
     max_wait: float = _setting(
-        65.0, _number, "Seconds that a request may wait for a slot; 0 never waits. The window of a minute takes 61.5."
+        65.0,
+        _number,
+        "Seconds that a request may wait for a slot; 0: never wait. The window of a minute is 61.5 seconds long.",
     )
     fallback_after: float | None = _setting(
         None,
@@ -275,77 +267,69 @@ class Settings:
     never_below: tuple[str, ...] = _setting(
         (),
         _words,
-        "The lowest model to fall back to, one of each chain, comma separated; before never_below of the catalog.",
+        "The lowest model to fall back to, one for each chain, comma separated; overrides never_below of the catalog.",
     )
     max_attempts: int = _setting(
-        4, _count, "Tries of one request while Google has trouble (5xx, no answer); refusals are not counted."
+        4, _count, "Attempts of one request while Google fails (5xx, no answer); refusals are not counted."
     )
     timeout: float = _setting(
         600.0, _number, "Seconds until the first byte of an answer, and between two of its chunks."
     )
-    connect_timeout: float = _setting(10.0, _number, "Seconds until a connection upstream stands.")
-    http: str = _setting(
+    connect_timeout: float = _setting(10.0, _number, "Seconds to connect to Gemini.")
+    http: str = _choice(
+        "How to connect to Gemini: own (Pollux's own connections), httpx, or auto: httpx where a proxy is to be used.",
         "auto",
-        _one_of("auto", "own", "httpx"),
-        "How the upstream is reached: own connections, httpx, or auto: httpx where a proxy is to be used.",
+        "own",
+        "httpx",
     )
     sticky: bool = _setting(True, _switch, "Prefer the project that served a conversation last, if it has room.")
-    allow_paths: tuple[str, ...] = _setting(
-        (),
-        _guards,
-        f"Guarded paths to let through: {', '.join(GUARDS)}.",
-    )
+    allow_paths: tuple[str, ...] = _setting((), _guards, f"Guarded paths to allow: {', '.join(GUARDS)}.")
     query_token: bool = _setting(
-        lambda: not _in_cloud(),
-        _switch,
-        "Accept a client token as ?key=.",
-        shown="on locally, off in the cloud",
+        lambda: not _in_cloud(), _switch, "Accept a client token as ?key=.", shown="on locally, off in the cloud"
     )
     cors_origins: tuple[str, ...] = _setting((), _words, "Origins that browsers may call from, comma separated, or *.")
     max_body: int = _setting(32 * 2**20, _size, "Largest request body.", shown="32MiB")
     body_memory: int = _setting(
-        lambda: _container_memory() // 2, _size, "Memory for request bodies under way.", shown="half of the container's"
+        lambda: _container_memory() // 2,
+        _size,
+        "Memory for the bodies of all requests in progress.",
+        shown="half of the container's",
     )
-    max_concurrent: int = _setting(1000, _count, "Requests under way at once, waiting ones included.")
+    max_concurrent: int = _setting(1000, _count, "Requests in progress at once, including those that wait.")
     max_instances: int = _setting(
         0,
         _count,
-        "How many instances may run at most; the safe share when the store does not answer is the limit divided by it.",
+        "The most instances that may run; the safe share when the store does not answer is the limit divided by it.",
         shown="10 with Firestore, else 1",
     )
-    store_down: str = _setting(
-        "safe",
-        _one_of("safe", "closed"),
-        "When the store does not answer: safe spends a safe share, closed answers 503.",
+    store_down: str = _choice(
+        "When the store does not answer: safe spends a safe share, closed answers 503.", "safe", "closed"
     )
-    files: str = _setting(
+    files: str = _choice(
+        "Where uploaded files are stored: own (in the project that took it) or pooled (here, and copied to projects).",
         "own",
-        _one_of("own", "pooled"),
-        "Where uploaded files live: own (the project that took it) or pooled (here, copied to projects as needed).",
+        "pooled",
     )
     blobs: str = _setting(
         "",
         _url_of(BLOBS, "file:///", "gs://"),
-        f"Where the contents of pooled files lie for 48 hours: {BLOBS}.",
+        f"Where the contents of pooled files are stored for 48 hours: {BLOBS}.",
         shown="a folder in the data folder; none in the cloud",
     )
-    log: str = _setting(
-        "auto",
-        _one_of("auto", "json", "text"),
-        "Log lines as json or text.",
-        shown="json in the cloud, text in a terminal",
+    log: str = _choice(
+        "Log lines as json or text.", "auto", "json", "text", shown="json in the cloud, text in a terminal"
     )
-    log_level: str = _setting(
-        "info", _one_of("debug", "info", "warning", "error"), "Least level logged: debug, info, warning or error."
+    log_level: str = _choice(
+        "Lowest level logged: debug, info, warning or error.", "debug", "info", "warning", "error", default="info"
     )
     in_cloud: bool = _surroundings(_in_cloud)
-    """Cloud Run runs this process: it sets K_SERVICE."""
+    """Whether Cloud Run runs this process: it sets K_SERVICE."""
     environ: Mapping[str, str] = _surroundings(lambda: ENVIRON)
-    """All variables: keys may be among them."""
+    """All variables; some may be keys."""
 
     @property
     def most_instances(self) -> int:
-        """Only Firestore is shared by instances that nobody here can count."""
+        """Only Firestore may be shared by instances on other machines."""
         return self.max_instances or (10 if self.store.startswith("firestore://") else 1)
 
     @property
@@ -366,7 +350,7 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = ENVIRON, **overrides: Any) -> "Settings":
-        """Read every POLLUX_* variable; an unknown one is an error, so that no misspelt limit is ignored."""
+        """Read every POLLUX_* variable. An unknown one is an error: a misspelt limit must not be ignored."""
         known = {PREFIX + f.name.upper(): f for f in fields(cls) if f.metadata}
         values: dict[str, Any] = {}
         for name, text in environ.items():
@@ -384,12 +368,8 @@ class Settings:
                 shown = "" if spec.metadata["secret"] else f"={text}"
                 raise SettingsError(f"{name}{shown}: {error}") from None
         settings = cls(**(values | overrides))
-        if (
-            settings.files == "pooled" and not settings.blobs and settings.in_cloud
-        ):  # an instance's own folder is memory
-            raise SettingsError(
-                "POLLUX_FILES=pooled needs POLLUX_BLOBS=gs://BUCKET[/PREFIX], which all instances share"
-            )
+        if settings.files == "pooled" and not settings.blobs and settings.in_cloud:  # local folders there are memory
+            raise SettingsError("POLLUX_FILES=pooled needs POLLUX_BLOBS=gs://BUCKET[/PREFIX], shared by all instances")
         return settings
 
 
@@ -402,13 +382,8 @@ def describe() -> list[tuple[str, str, str]]:
             continue
         default = f.metadata["shown"] or getattr(empty, f.name)
         text = {True: "on", False: "off"}.get(default, default) if isinstance(default, bool) else default
-        rows.append(
-            (
-                PREFIX + f.name.upper(),
-                "" if text in ((), None) else f"{text:g}" if isinstance(text, float) else str(text),
-                f.metadata["help"],
-            )
-        )
+        text = "" if text in ((), None) else f"{text:g}" if isinstance(text, float) else str(text)
+        rows.append((PREFIX + f.name.upper(), text, f.metadata["help"]))
     return rows
 
 

@@ -34,7 +34,7 @@ def test_the_page_changes_with_a_measurement_and_with_a_price() -> None:
 
 def test_the_cases_that_the_page_speaks_of_are_those_that_the_bench_measures() -> None:
     assert list(cost.measured()) == ["slow-1", "slow-4", "fast-2"]
-    assert "`slow-4`, the dearest" in cost.PAGE.read_text()
+    assert "`slow-4`, the most expensive" in cost.PAGE.read_text()
     dearest = max(cost.measured().values(), key=lambda case: sum(cost.items(MILLION, 10, 1, case).values()))
     assert dearest == cost.measured()["slow-4"]
 

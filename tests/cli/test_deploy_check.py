@@ -21,7 +21,8 @@ from pollux.cli import deploy
 from pollux.cli.deploy_check import CHEAP, MOST, STEPS
 from pollux.cli.main import main
 from pollux.cli.watch import is_local
-from pollux.gemini.catalog import Catalog, builtin_text
+from pollux.gemini.catalog import Catalog
+from pollux.server.wiring import builtin_catalog
 from tests.pretenders import ADMIN, EVENTS, IDENTITY, STATUS, TOKEN, Answer, Handler, Pretender, event, pretending
 
 
@@ -129,7 +130,7 @@ def test_what_was_said_already_is_not_said_again(
 
 
 def test_the_model_asked_by_default_is_an_alias_of_the_catalog_for_its_cheapest_kind() -> None:
-    catalog = Catalog.parse(builtin_text())
+    catalog = Catalog.parse(builtin_catalog())
     assert catalog.kind(catalog.resolve(CHEAP)) == "flash_lite"
 
 

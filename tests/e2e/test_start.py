@@ -171,7 +171,7 @@ def without_simulator(tmp_path: Path) -> dict[str, str]:
     """As in the image and the zip, which do not carry it."""
     hidden = tmp_path / "hidden"
     hidden.mkdir()
-    (hidden / "gemini_simulator.py").write_text("raise ModuleNotFoundError('it is not here')\n")
+    (hidden / "sitecustomize.py").write_text("import sys\nsys.modules['gemini_simulator'] = None\n")
     environ = environment(data=str(tmp_path / "data"), token=TOKEN, admin_token=ADMIN)
     return environ | {"PYTHONPATH": f"{hidden}{os.pathsep}{environ['PYTHONPATH']}", "HOME": str(tmp_path)}
 

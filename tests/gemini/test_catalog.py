@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pollux.gemini.catalog import MODES, Catalog, CatalogError, NeverBelowError, builtin_text, markdown, tier_name
-from pollux.server.wiring import load_catalog
+from pollux.gemini.catalog import MODES, Catalog, CatalogError, NeverBelowError, markdown, tier_name
+from pollux.server.wiring import builtin_catalog, load_catalog
 from pollux.settings import Settings, SettingsError
 
-BUILTIN = builtin_text()
+BUILTIN = builtin_catalog()
 CATALOG = Catalog.parse(BUILTIN)
 DOCS = Path(__file__).parents[2] / "docs" / "models.md"
 
@@ -243,7 +243,7 @@ def test_nobody_falls_below_the_floor_of_a_chain() -> None:
 def test_it_tells_what_cut_a_chain(name: str) -> None:
     assert own(FLOOR).floor(name) == "never_below.today of the catalog"
     assert CATALOG.floor(name) is None
-    assert Catalog.parse(builtin_text(), None, ["gemini-3.6-flash"]).floor(name) == "POLLUX_NEVER_BELOW"
+    assert Catalog.parse(builtin_catalog(), None, ["gemini-3.6-flash"]).floor(name) == "POLLUX_NEVER_BELOW"
 
 
 @pytest.mark.parametrize("name", ["gemini-3.1-pro-preview", "gemini-3.1-flash-lite", "no-such"])

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pollux.gemini.answered import answer_names
 from pollux.gemini.call import Call, read_target
-from pollux.gemini.names import GOOGLE, may_name, named_by, path_names, references
+from pollux.gemini.names import GOOGLE, answer_names, may_name, named_by, path_names, references
 
 OWN = "https://pollux.example/gemini"
 BASES = (GOOGLE, OWN)

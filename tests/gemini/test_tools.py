@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pollux.gemini.tools import GROUNDING, MAPS, NAME_MOST, NAMES_MOST, SEARCH, URLS, asked, named
+from pollux.gemini.tools import GROUNDING, MAPS, NAME_MOST, NAMES_MOST, SEARCH, URLS, named_in, used_by
 
 
 @pytest.mark.parametrize(
@@ -36,14 +36,14 @@ from pollux.gemini.tools import GROUNDING, MAPS, NAME_MOST, NAMES_MOST, SEARCH, 
     ],
 )
 def test_a_request_asks_for_tools_in_any_spelling(tools: Any, expected: set[str]) -> None:
-    assert asked({"contents": [], "tools": tools}) == expected
+    assert used_by({"contents": [], "tools": tools}) == expected
 
 
 def test_tools_are_found_where_openais_sdk_puts_what_it_does_not_know() -> None:
-    assert asked({"extra_body": {"google": {"tools": [{"google_search": {}}]}}}) == {SEARCH}
+    assert used_by({"extra_body": {"google": {"tools": [{"google_search": {}}]}}}) == {SEARCH}
     odd: Any
-    for odd in ({"extra_body": 5}, {"extra_body": {"google": []}}, {}, None):
-        assert asked(odd) == frozenset()
+    for odd in ({"extra_body": 5}, {"extra_body": {"google": []}}, {}):
+        assert used_by(odd) == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -69,9 +69,9 @@ def test_tools_are_found_where_openais_sdk_puts_what_it_does_not_know() -> None:
     ],
 )
 def test_the_name_of_a_quota_speaks_of_a_tool(text: str, expected: str | None) -> None:
-    assert named(text) == expected
+    assert named_in(text) == expected
 
 
 def test_of_a_request_with_endless_tools_only_so_many_are_looked_at() -> None:
     many: list[dict[str, Any]] = [{f"x{n}": {}} for n in range(NAMES_MOST - 1)]
-    assert asked({"tools": [*many, {"googleSearch": {}}, {"urlContext": {}}]}) == {SEARCH}
+    assert used_by({"tools": [*many, {"googleSearch": {}}, {"urlContext": {}}]}) == {SEARCH}

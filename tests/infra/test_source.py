@@ -78,10 +78,10 @@ def test_it_imports_by_itself(archive: zipfile.ZipFile, tmp_path: Path) -> None:
 
     archive.extractall(tmp_path / "source")
     script = (
-        "import sys; sys.path.insert(0, '.'); import main, pollux, pollux.server.app, pollux.gemini.catalog as c;"
-        "c.Catalog.parse(c.builtin_text()); print(pollux.__file__)"
+        "import sys; sys.path.insert(0, '.'); import main, pollux.server.wiring as w;"
+        "w.load_catalog(w.Settings()); print(w.__file__)"
     )
     done = subprocess.run(
         [sys.executable, "-I", "-c", script], cwd=tmp_path / "source", capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == str(tmp_path / "source/pollux/__init__.py")
+    assert done.stdout.strip() == str(tmp_path / "source/pollux/server/wiring.py")

@@ -95,7 +95,7 @@ def test_a_day_that_is_nearly_spent_is_told_once_a_day(
 
 def test_the_page_names_each_event_with_its_fields() -> None:
     page = (Path(__file__).parents[2] / "docs/operating.md").read_text()
-    package = Path(alerts.__file__).parent
+    package = Path(alerts.__file__).parents[1]
     said = re.findall(r'extra=(\{"event".*?\})', "".join(path.read_text() for path in package.rglob("*.py")))
     events = {}
     for extra in said:

@@ -12,7 +12,7 @@ import pytest
 
 from pollux.backends.keys.contract import Key, KeySourceError, Secret
 from pollux.backends.upstream import UpstreamError
-from pollux.log_safety import redact
+from pollux.redaction import redact_known
 from pollux.relay import send
 from pollux.relay.send import API_KEY, BEARER, NO_CREDENTIAL, CoveredAnswer, Failure, Headers, KeyedUpstream
 from tests.gateway import FakeUpstream, Keys, Says, play, value_of, whole
@@ -64,7 +64,7 @@ def test_the_value_is_guarded_before_it_travels() -> None:
             return Secret(value)
 
     def logged(_: Any) -> Says:
-        assert redact(f"said {value}") == "said [redacted]"
+        assert redact_known(f"said {value}") == "said [redacted]"
         return whole({})
 
     ask(FakeUpstream(logged), Own([ONE]), credential=NO_CREDENTIAL)

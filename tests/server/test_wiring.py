@@ -192,6 +192,17 @@ def test_an_upstream_that_is_named_is_never_simulated(tmp_path: Path, monkeypatc
     assert opened(tmp_path)[1]
 
 
+def test_without_the_simulator_a_gateway_starts_without_keys_and_the_demo_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert opened(tmp_path)[:2] == (Settings().upstream, False)
+    with pytest.raises(SettingsError, match="simulator, which is not installed"):
+        opened(tmp_path, demo=True)
+
+
 # --- the line that says what it was put together from ----------------------------------------------------------------
 
 CLIENT, ADMIN = "test-client-token-of-nobody", "test-admin-token-of-nobody"

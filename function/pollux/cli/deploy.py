@@ -15,7 +15,7 @@ import click
 from pollux.backends.keys.tokens import TokenError, client_of
 from pollux.cli.terminal import json_option, show_json
 from pollux.cli.watch import Address, AskError, is_local
-from pollux.log_safety import clean
+from pollux.redaction import clean
 from pollux.settings import Settings
 
 if TYPE_CHECKING:

@@ -15,8 +15,7 @@ import httpx2
 from pollux.cli.watch import transport_options
 from pollux.gemini.errors import ERRORS
 from pollux.gemini.verdict import error_body
-from pollux.log_safety import clean
-from pollux.redaction import without
+from pollux.redaction import clean, without
 from pollux.settings import proxy_for
 
 MOST = 4 << 20

@@ -1,4 +1,4 @@
-"""PURE. The inside of requests and plain answers: inflated for reading, the model exchanged, model lists, usage."""
+"""PURE. Bodies of requests and plain answers: read once, one way; the model replaced; aliases added to model lists."""
 
 import json
 import re
@@ -9,27 +9,92 @@ from typing import Any
 
 from pollux.gemini.call import INTERACTION, Call, Stream, model_name
 from pollux.gemini.errors import GatewayError
+from pollux.gemini.names import may_name
 
+READ_KINDS = frozenset({"generate", "embed", "predict", "count"})
+"""Calls whose bodies are read for the model or for their size. Other bodies are read only if they may name a resource.
+"""
+VALUES_MOST = 500_000
+"""Brackets and commas of a body that is read: a few kilobytes can inflate to millions of tiny values."""
 MOST_CODINGS = 4
+
 _INTERACTIONS = re.compile(r"/v\d\w*/interactions/?")
 _TOTAL = re.compile(rb'"totalTokens"\s*:\s*(\d{1,15})')
-# A value up to two objects deep: usage holds lists of {modality, tokenCount}. None of its strings has a brace.
-_OBJECT = rb"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})"
-_USAGE = {name: re.compile(name + _OBJECT) for name in (b'"usageMetadata"', b'"usage"')}
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
 
+Read = tuple[bytes, Mapping[str, Any] | None]
+"""The body, inflated, and its JSON object if it is one."""
+
+
+def read(call: Call, body: bytes, headers: Mapping[bytes, bytes], most: int) -> Read:
+    """What cannot be read is passed on as it is: Google judges it."""
+    encoding = headers.get(b"content-encoding", b"").decode("latin-1")
+    must = call.kind in READ_KINDS
+    if not must and not (call.kind == "other" and body and (encoding or may_name(body, call))):
+        return body, None
+    try:
+        readable = inflate(body, encoding, most)
+    except GatewayError as error:
+        if not must or (error.status == 415 and call.api == "native"):
+            return body, None
+        raise
+    if _values(readable) > VALUES_MOST:
+        if must and call.api == "openai":
+            raise _too_many()
+        return readable, None
+    try:
+        parsed = json.loads(readable) if readable else None
+    except (ValueError, RecursionError):
+        parsed = None
+    return readable, parsed if isinstance(parsed, dict) else None
+
+
+def read_strictly(call: Call, body: bytes, headers: Mapping[bytes, bytes], most: int) -> Read:
+    """For a body that may name a pooled file: if it were not read just as Google reads it, it could name any file."""
+    readable = inflate(body, headers.get(b"content-encoding", b"").decode("latin-1"), most)
+    if _values(readable) > VALUES_MOST:
+        raise _too_many()
+    if call.api == "openai" and headers.get(b"content-type", b"").lower().startswith(b"multipart/"):
+        return readable, None  # a picture or a sound: none of its fields names a file
+    try:
+        parsed = json.loads(readable, object_pairs_hook=_unique)
+    except (ValueError, RecursionError):
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise GatewayError(
+            "BAD_REQUEST",
+            "the body is not a JSON object, or an object in it has a name twice; with POLLUX_FILES=pooled it must be "
+            "one, since it may name a file",
+        )
+    return readable, parsed
+
+
+def _values(readable: bytes) -> int:
+    return sum(map(readable.count, (b"[", b"{", b",")))
+
+
+def _too_many() -> GatewayError:
+    return GatewayError("BODY_TOO_LARGE", f"the body has more than {VALUES_MOST} values: too many to read")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("an object has a name twice")
+    return found
+
 
 def inflate(body: bytes, encoding: str | None, limit: int) -> bytes:
-    """The body as it reads, for reading only. Never holds more than the limit, whatever it would grow to.
+    """The body decompressed, for reading only. Never holds more than the limit.
 
-    GatewayError: 413 above the limit, 400 if broken, 415 for a coding that is not known here.
+    GatewayError: 413 above the limit, 400 if the data are broken, 415 for an unknown coding.
     """
     if not encoding:
         return body
     codings = [name for part in encoding.split(",") if (name := part.strip().lower()) not in ("", "identity")]
     for coding in reversed(codings):
-        windows = {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}.get(coding)  # deflate: zlib, by habit raw
+        windows = {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}.get(coding)  # deflate: zlib, often raw
         if windows is None or len(codings) > MOST_CODINGS:
             shown = re.sub(r"[^\w, .-]", "?", encoding)[:40]
             raise GatewayError(
@@ -37,22 +102,6 @@ def inflate(body: bytes, encoding: str | None, limit: int) -> bytes:
             )
         body = _inflated(body, windows, limit)
     return body
-
-
-def read_once(body: bytes) -> dict[str, Any] | None:
-    """A JSON object in which no name stands twice, so that whoever reads it reads the same; None for anything else."""
-    try:
-        parsed = json.loads(body, object_pairs_hook=_once)
-    except (ValueError, RecursionError):
-        return None
-    return parsed if isinstance(parsed, dict) else None
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name stands twice")
-    return found
 
 
 def _inflated(body: bytes, windows: tuple[int, ...], limit: int) -> bytes:
@@ -84,24 +133,21 @@ def _members(body: bytes, bits: int, limit: int) -> bytes:
             raise EOFError
 
 
-# --- the model that an OpenAI-shaped body names ----------------------------------------------------------------------
-
-
-def openai_stream(parsed: Mapping[str, Any]) -> bool:
-    return parsed.get("stream") is True
+# --- the model that a body names -------------------------------------------------------------------------------------
 
 
 def makes_interaction(method: str, call: Call) -> bool:
-    """Whether it takes quota as generateContent does, or none, depends on its body."""
-    at_home = call.api == "native" and call.kind == "other"
-    return at_home and method == "POST" and _INTERACTIONS.fullmatch(call.path) is not None
+    """Whether it makes an interaction. Its body says whether that takes quota as generateContent does, or none."""
+    native = call.api == "native" and call.kind == "other"
+    return native and method == "POST" and _INTERACTIONS.fullmatch(call.path) is not None
 
 
 def with_body(call: Call, parsed: Mapping[str, Any]) -> Call:
-    """An OpenAI-shaped call names its model and whether it streams in its body, and so does an interaction, which takes
-    quota if it names one (an agent takes that of no model); any other native call stays as it is.
+    """The call with what its body says: an OpenAI-shaped body has the model and whether to stream. So has that of an
+    interaction, which takes quota if it names a model (one with an agent takes no model's). Any other native call stays
+    as it is.
 
-    GatewayError: no model can be called what it names.
+    GatewayError: the model's name is not valid.
     """
     model = parsed.get("model")
     name = model.removeprefix("models/") if isinstance(model, str) else ""
@@ -109,57 +155,57 @@ def with_body(call: Call, parsed: Mapping[str, Any]) -> Call:
         return replace(call, kind="generate", verb=INTERACTION, model=model_name(name))
     if call.api != "openai" or call.kind in ("guarded", "other"):
         return call
-    stream: Stream = "sse" if call.kind == "generate" and openai_stream(parsed) else "no"
+    stream: Stream = "sse" if call.kind == "generate" and parsed.get("stream") is True else "no"
     return replace(call, model=model_name(name) if name else call.model, stream=stream)
 
 
 def replace_model(body: bytes, model: str) -> bytes:
-    """Another model in an OpenAI-shaped body, with `models/` in front if it was there; every other byte stays."""
+    """An OpenAI-shaped body with another model, with `models/` in front if it was there; every other byte stays."""
     for start, end in reversed(_model_values(body)):
         prefix = "models/" if body.startswith(b'"models/', start) and not model.startswith("models/") else ""
         body = b"".join((body[:start], json.dumps(prefix + model).encode(), body[end:]))
     return body
 
 
-# A name without escapes as the very first or very last member, and nothing else that could be one: no need to read on.
+# The first or the last member, without escapes: if nothing else can be the model, the rest need not be read.
 _FIRST = re.compile(rb'\s*\{\s*"model"\s*:\s*("[^"\\]*")')
 _LAST = re.compile(rb'"model"\s*:\s*("[^"\\]*")\s*\}\s*')
 
 
 def _model_values(body: bytes) -> list[tuple[int, int]]:
-    """The spans of the values of the top level's `model`, quotes included; [] if it is no JSON object."""
+    """The spans of the values of the top level's `model`, quotes included; [] if the body is not a JSON object."""
     place = body.find(b'"model"')
     if place >= 0 and place == body.rfind(b'"model"') and b"\\u006" not in body:
         found = _FIRST.match(body) or _LAST.fullmatch(body, place)
         if found is not None:
             return [found.span(1)]
     try:
-        return _members_named(body.decode("utf-8"), "model")
+        return _values_of(body.decode("utf-8"), "model")
     except (ValueError, IndexError, RecursionError):
         return []
 
 
-def _members_named(text: str, name: str) -> list[tuple[int, int]]:
-    """By json's own C scanner, member by member: megabytes of messages are one step."""
-    space, value = _SPACE.match, _DECODER.raw_decode
+def _values_of(text: str, name: str) -> list[tuple[int, int]]:
+    """Goes from member to member with json's own C scanner: megabytes of messages are one step."""
+    value = _DECODER.raw_decode
     spans: list[tuple[int, int]] = []
-    at = _end(space(text, 1 if text.startswith("\ufeff") else 0))
+    at = _after_space(text, 1 if text.startswith("\ufeff") else 0)
     if text[at] != "{":
         return []
-    at = _end(space(text, at + 1))
+    at = _after_space(text, at + 1)
     while text[at] == '"':
         key, at = value(text, at)
-        at = _end(space(text, at))
+        at = _after_space(text, at)
         if text[at] != ":":
             return []
-        start = _end(space(text, at + 1))
+        start = _after_space(text, at + 1)
         _, at = value(text, start)
         if key == name:
             spans.append((start, at))
-        at = _end(space(text, at))
+        at = _after_space(text, at)
         if text[at] != ",":
             break
-        at = _end(space(text, at + 1))
+        at = _after_space(text, at + 1)
     if text[at] != "}":
         return []
     if text.isascii():
@@ -167,39 +213,13 @@ def _members_named(text: str, name: str) -> list[tuple[int, int]]:
     return [(len(text[:start].encode()), len(text[:end].encode())) for start, end in spans]
 
 
-def _end(found: re.Match[str] | None) -> int:
-    assert found is not None  # any run of white space matches, an empty one too
+def _after_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    assert found is not None  # the pattern matches an empty string too
     return found.end()
 
 
 # --- plain answers ---------------------------------------------------------------------------------------------------
-
-
-def usage_marker(api: str) -> bytes:
-    return b'"usage"' if api.startswith("openai") else b'"usageMetadata"'
-
-
-def usage_at(text: bytes, marker: bytes, place: int) -> bytes | None:
-    """The usage object whose name stands there, if all of it is there."""
-    found = _USAGE[marker].match(text, place)
-    return found[1] if found is not None else None
-
-
-def prompt_tokens_of(usage: Mapping[str, Any] | None) -> int | None:
-    """Input tokens, by Google's name or OpenAI's."""
-    for name in ("promptTokenCount", "prompt_tokens") if usage else ():
-        value = (usage or {}).get(name)
-        if isinstance(value, int):
-            return value
-    return None
-
-
-def as_usage(text: bytes) -> dict[str, Any] | None:
-    try:
-        usage = json.loads(text)
-    except ValueError:
-        return None
-    return usage if isinstance(usage, dict) else None
 
 
 def total_tokens(body: bytes) -> int | None:
@@ -209,7 +229,7 @@ def total_tokens(body: bytes) -> int | None:
 
 
 def with_aliases(body: bytes, call: Call, aliases: Mapping[str, str]) -> bytes:
-    """A list of models in which the aliases stand too: each on the page of its model, as a copy of it."""
+    """A list of models with the aliases added, each as a copy of its model, on the page that has the model."""
     try:
         listing = json.loads(body)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""PURE. Which call a request line names: API, model, verb, form of stream. No body is read here."""
+"""PURE. Reads the call from a request line: API, model, verb, form of the stream. It reads no body."""
 
 import re
 from collections.abc import Mapping
@@ -7,17 +7,17 @@ from typing import Literal
 from urllib.parse import quote, unquote, unquote_plus
 
 from pollux.gemini.errors import GatewayError
-from pollux.gemini.guard import guard_of, sound, strip_query
+from pollux.gemini.guard import guard_of, safe_path, strip_query
 
 Kind = Literal["generate", "count", "embed", "predict", "list-models", "get-model", "guarded", "other"]
 Stream = Literal["no", "sse", "array"]
 
 COUNTED = frozenset({"generate", "embed", "predict"})
 INTERACTION = "interactions"
-"""The verb of a call that makes one with a model, which its body names."""
+"""The verb of a call that makes an interaction with a model; the body names the model."""
 DEFAULT_VERSION = "v1beta"
 
-# Long jobs (batchGenerateContent, asyncBatchEmbedContent) have a quota of their own, of enqueued tokens: "other".
+# Long jobs (batchGenerateContent, asyncBatchEmbedContent) have their own quota of enqueued tokens: they are "other".
 KINDS: Mapping[str, Kind] = {
     "generateContent": "generate",
     "streamGenerateContent": "generate",
@@ -40,7 +40,7 @@ OPENAI_KINDS: Mapping[str, Kind] = {
     "images/generations": "predict",
 }
 OPENAI_OWNED = frozenset({"batches", "files"})
-"""What projects own under OpenAI's names."""
+"""Resources of projects under OpenAI's names."""
 
 _PLAIN = re.compile(r"/v\d\w{0,15}/models/([A-Za-z0-9][\w.-]{0,199}):([A-Za-z]+)", re.ASCII)
 _VERSION = re.compile(r"v\d[0-9a-z]*")
@@ -51,20 +51,20 @@ _NAMED = re.compile(r"(/.*?/)(?:models|tunedModels|dynamic)/[^/]+?((?::|%3[aA])[
 _NAME = re.compile(r"[A-Za-z0-9][\w.@:/-]*", re.ASCII)
 LONGEST_NAME = 200
 LONGEST_VERB = 64
-"""A verb is kept in records; the path that travels keeps all of it."""
+"""Records keep so much of a verb; the path that goes upstream keeps all of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
     api: Literal["native", "openai"]
     path: str
-    """Raw: normalised, still percent-encoded. What goes upstream."""
+    """What goes upstream: normalised, still percent-encoded."""
     query: str = ""
-    """Raw: in the client's order and encoding, without credentials."""
+    """In the client's order and encoding, without credentials."""
     model: str | None = None
     """Without `models/`; a tuned one keeps its `tunedModels/`."""
     verb: str | None = None
-    """What follows the colon; on the OpenAI paths what follows `openai/`."""
+    """What follows the colon; on the OpenAI paths, what follows `openai/`."""
     stream: Stream = "no"
     kind: Kind = "other"
     guard: str = ""
@@ -77,19 +77,19 @@ class Call:
 
 
 def read_target(method: str, raw_path: bytes | str, query: bytes | str = b"", *, bearer: bool = False) -> Call:
-    """The call that a request line names. Raises GatewayError for a path that leads out of the API.
+    """The call of a request line. Raises GatewayError for a path that leads out of the API.
 
-    `bearer`: the client sent a Bearer token and no x-goog-api-key. Only this tells OpenAI's `/v1/models`,
+    `bearer`: the client sent a Bearer token and no x-goog-api-key. Only this distinguishes OpenAI's `/v1/models`,
     `/v1/files` and `/v1/batches` from Google's.
     """
     path = raw_path if isinstance(raw_path, str) else raw_path.decode("latin-1")
-    clean = strip_query(query if isinstance(query, str) else query.decode("latin-1"))
-    # Nearly every request: the shape and the verb exclude whatever the long way looks for.
+    clean = strip_query(query if isinstance(query, str) else query.decode("latin-1")) if query else ""
+    # Nearly every request. This shape and verb exclude all that the steps below look for.
     if (found := _PLAIN.fullmatch(path)) is not None and (kind := KINDS.get(found[2])) is not None:
         if method != "POST":
             return Call("native", path, clean, found[1], found[2])
         return Call("native", path, clean, found[1], found[2], _stream(found[2], clean), kind)
-    path = sound(path)
+    path = safe_path(path)
     path, openai = _normal(path, bearer=bearer)
     if guard := guard_of(path):
         return Call("openai" if openai else "native", path, clean, kind="guarded", guard=guard)
@@ -97,7 +97,7 @@ def read_target(method: str, raw_path: bytes | str, query: bytes | str = b"", *,
 
 
 def _normal(path: str, *, bearer: bool) -> tuple[str, bool]:
-    """The path as Google has it, and whether it is one of the OpenAI paths. Forgives what base URLs double or lack."""
+    """The path as Google has it, and whether it is an OpenAI path. Accepts what base URLs repeat or leave out."""
     segments = [segment for segment in path.split("/") if segment]
     at = 0
     versions: list[str] = []
@@ -127,8 +127,8 @@ def _normal(path: str, *, bearer: bool) -> tuple[str, bool]:
 
 
 def _listed(segments: list[str], versions: list[str]) -> bool:
-    """OpenAI's `/v1/models`, `/v1/models/{m}`, `/v1/files…` or `/v1/batches…`. Any other version is one that only
-    Google has, and so is a verb behind a colon.
+    """OpenAI's `/v1/models`, `/v1/models/{m}`, `/v1/files…` or `/v1/batches…`. Only Google has other versions, and
+    verbs after a colon.
     """
     if not segments or not set(versions) <= {"v1"} or ":" in unquote(segments[-1]):
         return False
@@ -136,15 +136,16 @@ def _listed(segments: list[str], versions: list[str]) -> bool:
 
 
 def model_name(name: str) -> str:
-    """The name, if a model can be called so. It gets into paths and records, so nothing else may pass."""
+    """The name, if it is a valid one for a model: it is put into paths and records."""
     if len(name) > LONGEST_NAME:
         raise GatewayError("BAD_REQUEST", f"the model's name has more than {LONGEST_NAME} characters")
     if _NAME.fullmatch(name) is None:
         raise GatewayError(
-            "BAD_REQUEST", "the model's name must begin with a letter or a digit and have only those and _.@:/-"
+            "BAD_REQUEST",
+            "the model's name must begin with a letter or digit and contain only letters, digits and _.@:/-",
         )
     if not {".", ".."}.isdisjoint(name.split("/")):
-        raise GatewayError("BAD_REQUEST", "the model's name has a segment . or .., which no name has")
+        raise GatewayError("BAD_REQUEST", "the model's name has a segment . or .., which is not allowed")
     return name
 
 
@@ -178,7 +179,7 @@ def _openai(method: str, path: str, query: str) -> Call:
 
 
 def _stream(verb: str, query: str) -> Stream:
-    """A stream is an array unless `alt` says otherwise; of `alt=proto` nothing can be read, it passes as it is."""
+    """A stream is an array unless `alt` says otherwise. `alt=proto` cannot be read and passes as it is."""
     if not verb.startswith("stream"):
         return "no"
     form = ""
@@ -190,15 +191,15 @@ def _stream(verb: str, query: str) -> Stream:
 
 
 def path_for(call: Call, model: str) -> str:
-    """The same path with another model: only its segment changes."""
+    """The same path with another model. Only the model's segment changes."""
     if call.model is None:
         return call.path
-    collection, name = _collected(model)
+    collection, name = _with_collection(model)
     named = f"{collection}/{_quoted(name)}"
     found = _NAMED.fullmatch(call.path)
     if call.api == "openai":
         return call.path.partition("/models/")[0] + "/" + named
-    if found is None or (found[2] is None) != (call.verb is None):  # written in an unusual encoding
+    if found is None or (found[2] is None) != (call.verb is None):  # in an unusual encoding
         plain = unquote(call.path)
         verb = "" if call.verb is None else ":" + _quoted(plain.rpartition(":")[2])
         return f"/{plain.split('/')[1]}/{named}{verb}"
@@ -206,17 +207,17 @@ def path_for(call: Call, model: str) -> str:
 
 
 def count_path(call: Call, model: str) -> str:
-    """The countTokens of a model, in the call's version."""
-    collection, name = _collected(model)
+    """The path of countTokens of a model, in the call's API version."""
+    collection, name = _with_collection(model)
     return f"/{unquote(call.path).split('/')[1]}/{collection}/{_quoted(name)}:countTokens"
 
 
 def full_name(model: str) -> str:
-    """With its collection, as bodies name it."""
-    return "/".join(_collected(model))
+    """The model's name with its collection, as bodies have it."""
+    return "/".join(_with_collection(model))
 
 
-def _collected(model: str) -> tuple[str, str]:
+def _with_collection(model: str) -> tuple[str, str]:
     collection, _, name = model.rpartition("/")
     if collection in ("tunedModels", "dynamic"):
         return collection, name

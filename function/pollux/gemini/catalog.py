@@ -1,25 +1,19 @@
-"""Models, limits per tier, fallback chains, aliases: what the entries mean together. catalog_file.py reads them."""
+"""PURE. The catalog: models, limits per tier, fallback chains, aliases. It is read from TOML and checked here."""
 
+import difflib
 import re
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from pollux.gemini.catalog_file import ALONE, NAMES, TEXT, CatalogError, check_name, load, tier_name
+TIERS = ("free", "tier1", "tier2", "tier3")
+NAMES = ("rpm", "tpm", "rpd", "tpd", "ipm")  # of limits
+TEXT = ("pro", "flash", "flash_lite")  # the kinds that a mode chooses among
+ALONE = ("embedding", "image", "tts", "live", "video", "music")  # another one's vectors or voice is another thing
+KINDS = (*TEXT, *ALONE, "gemma", "other")
 
-__all__ = [
-    "MODES",
-    "Catalog",
-    "CatalogError",
-    "Limits",
-    "Model",
-    "NeverBelowError",
-    "builtin_text",
-    "markdown",
-    "tier_name",
-]
-
+_MODEL = re.compile(r"(?!models/)([a-zA-Z]+/)?[a-zA-Z0-9]+([-.][a-zA-Z0-9]+)+")
 MODES = ("both", *(f"{kind}_only" for kind in TEXT))
 
 # The words that decide the kind of a model nobody listed. The first match wins: a "flash-image" is no flash.
@@ -38,6 +32,10 @@ _WORDS = {
 }
 _KIND = {re.compile(rf"(?:^|-)(?:{words})(?:-|$)"): kind for words, kind in _WORDS.items()}
 _TAIL = re.compile(r"(-preview)?(-\d\d-\d{2,4})?(-\d{3})?(-it)?$")
+
+
+class CatalogError(Exception):
+    """A catalog makes no sense: names the entry, the field and what was expected there."""
 
 
 class NeverBelowError(CatalogError):
@@ -242,8 +240,13 @@ class Catalog:
                 self._check_member(model.fallback, f'models."{model.name}".fallback: {model.fallback}')
 
 
-def builtin_text() -> str:
-    return Path(__file__).with_name("catalog.toml").read_text(encoding="utf-8")
+def tier_name(text: str) -> str | None:
+    """free, tier1, tier2 or tier3 for each usual spelling ("Tier 1", "tier-1", "1", "paid"); None for anything else."""
+    if text in TIERS:
+        return text
+    word = re.sub(r"[\s_-]", "", text.lower())
+    word = {"freetier": "free", "0": "free", "paid": "tier1", "1": "tier1", "2": "tier2", "3": "tier3"}.get(word, word)
+    return word if word in TIERS else None
 
 
 def guess_kind(name: str) -> str | None:
@@ -332,3 +335,74 @@ def _follow(alias: str, aliases: Mapping[str, str]) -> str:
 
 def _merge(layers: Sequence[Mapping[str, Any]], section: str) -> dict[str, Any]:
     return {name: value for layer in reversed(layers) for name, value in layer[section].items()}
+
+
+# --- reading a file --------------------------------------------------------------------------------------------------
+
+
+def load(text: str, where: str) -> dict[str, Any]:
+    """One file, with every field checked alone; what entries mean together the Catalog checks."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise CatalogError(f"{where} is not TOML: {error}") from None
+    sections = ("models", "aliases", "chains", "never_below", "defaults")
+    _fields(raw, sections, where)
+    file = {name: _typed(raw.get(name, {}), dict, name, "a table") for name in sections}
+    for name, entry in file["models"].items():
+        check_name(name, f'models."{name}"')
+        _check_model(_typed(entry, dict, f'models."{name}"', "a table"), f'models."{name}"')
+    for alias, target in file["aliases"].items():
+        _typed(target, str, f"aliases.{alias}", "the name of a model")
+    for chain, names in file["chains"].items():
+        for name in _typed(names, list, f"chains.{chain}", "a list of models"):
+            check_name(name, f"chains.{chain}")
+        file["chains"][chain] = tuple(names)
+    for chain, name in file["never_below"].items():
+        check_name(name, f"never_below.{chain}")
+    _fields(file["defaults"], TEXT, "defaults")
+    for kind, name in file["defaults"].items():
+        check_name(name, f"defaults.{kind}")
+    return file
+
+
+def _check_model(entry: dict[str, Any], where: str) -> None:
+    _fields(entry, ("kind", "generation", "bucket", "fallback", "note", "limits"), where)
+    for name, choices in (("kind", KINDS), ("generation", (2, 3))):
+        if name in entry and (type(entry[name]) not in (str, int) or entry[name] not in choices):
+            raise CatalogError(f"{where}.{name}: expected one of {', '.join(map(str, choices))}, not {entry[name]!r}")
+    for name in ("bucket", "fallback"):
+        if name in entry and (entry[name] or name == "bucket"):  # an empty fallback takes away the built-in one
+            check_name(entry[name], f"{where}.{name}")
+    _typed(entry.get("note", ""), str, f"{where}.note", "a text")
+    tiers = _typed(entry.get("limits", {}), dict, f"{where}.limits", "a table per tier")
+    for spelling in list(tiers):
+        tier, inside = tier_name(spelling), f"{where}.limits.{spelling}"
+        if tier is None or (tier != spelling and tier in tiers):
+            raise CatalogError(f"{inside}: expected one of {', '.join(TIERS)}, each once")
+        table = tiers[tier] = _typed(tiers.pop(spelling), dict, inside, "a table")
+        _fields(table, (*NAMES, "source", "seen"), inside)
+        for name, value in table.items():
+            if name not in NAMES:
+                _typed(value, str, f"{inside}.{name}", "a text")
+            elif type(value) is not int or value < 0:
+                raise CatalogError(f"{inside}.{name}: expected a whole number, 0 or more, not {value!r}")
+
+
+def check_name(value: Any, where: str) -> None:
+    if not isinstance(value, str) or not _MODEL.fullmatch(value):
+        raise CatalogError(f"{where}: expected the name of a model, such as gemini-3.8-flash, not {value!r}")
+
+
+def _fields(table: Mapping[str, Any], names: Sequence[str], where: str) -> None:
+    for name in table:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
+            raise CatalogError(f"{where}: {name} is not known; {hint}")
+
+
+def _typed(value: Any, kind: type, where: str, wanted: str) -> Any:
+    if not isinstance(value, kind):
+        raise CatalogError(f"{where}: expected {wanted}, not {value!r}")
+    return value

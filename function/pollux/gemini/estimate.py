@@ -104,7 +104,8 @@ class _Tally:
 
     def config(self, config: Any) -> None:
         if isinstance(config, dict):
-            self.resolution = resolution_of(config.get("mediaResolution") or config.get("media_resolution"))
+            if level := config.get("mediaResolution") or config.get("media_resolution"):
+                self.resolution = resolution_of(level)
             self.modalities(config.get("responseModalities") or config.get("response_modalities"))
             self.json.extend(config[key] for key in _SCHEMAS if key in config)
 

@@ -1,4 +1,4 @@
-"""PURE. What must not pass, however it is spelt: paths that lead out or around, parameters that carry credentials."""
+"""PURE. Keeps back paths that leave the API or get around the gateway, and query parameters with credentials."""
 
 import re
 from urllib.parse import quote, unquote
@@ -7,8 +7,8 @@ from pollux.gemini.errors import GatewayError
 
 # What may stand in front of a path of the API, slashes and matrix parameters included.
 _FRONT = r"^(?:/+(?:resumable|upload|download|openai|v\d\w*)(?:;[^/]*)?)*/+"
-# What would hand out a credential or bypass the gateway: tokens of one's own, other people's access, calls of Google's
-# to somewhere else, and calls wrapped in calls, whose inner paths nobody here would see.
+# Paths that would hand out a credential or bypass the gateway: new tokens, access for other people, webhooks, and calls
+# wrapped in calls, whose inner paths the gateway would not see.
 _GUARDS = tuple(
     (name, re.compile(pattern))
     for name, pattern in (
@@ -26,18 +26,18 @@ GUARDS = tuple(name for name, _ in _GUARDS)
 CREDENTIALS = frozenset(
     {"key", "access_token", "oauth_token", "bearer_token", "userproject", "httpheaders", "httpmethod"}
 )
-"""Query parameters that never travel, with or without $: credentials, and ways to say headers in a query."""
+"""Query parameters that never go upstream, with or without $: credentials, and headers written in the query."""
 
 LONGEST_PATH = 8192
 
-_SPACED = re.compile(r"[^!-~]|[#\\]")  # neither is in a raw path or query; # would cut the rest off
+_SPACED = re.compile(r"[^!-~]|[#\\]")  # never in a raw path or query; # would cut off the rest
 _QUERY_SAFE = "".join(chr(code) for code in range(33, 127) if chr(code) not in "#\\")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\\]")
 _DOTS = re.compile(r"(?:^|/)\.{1,2}(?=[/;?#]|$)")
 
 
-def sound(path: str) -> str:
-    """The path, if it stays a path wherever it is appended, and stays below its root however often it is decoded."""
+def safe_path(path: str) -> str:
+    """The path, if it stays below its root, wherever it is appended and however often it is decoded."""
     if not path.startswith("/"):
         raise GatewayError("BAD_REQUEST", "the path does not begin with a slash")
     if len(path) > LONGEST_PATH:
@@ -45,25 +45,25 @@ def sound(path: str) -> str:
     path = _ascii(path)
     decoded = _decoded(path)
     if _SPACED.search(path) or "?" in path or _CONTROL.search(decoded):
-        raise GatewayError("BAD_REQUEST", "the path has characters that no path of the API has")
+        raise GatewayError("BAD_REQUEST", "the path has characters that are not allowed in a path")
     if _DOTS.search(decoded):
-        raise GatewayError("BAD_REQUEST", "the path has a segment . or .., which no path of the API has")
+        raise GatewayError("BAD_REQUEST", "the path has a segment . or .., which is not allowed")
     return path
 
 
 def _ascii(text: str) -> str:
-    """Bytes beyond ASCII, which some clients send raw, as they should have been sent."""
+    """Percent-encodes bytes beyond ASCII, which some clients send raw."""
     if text.isascii():
         return text
     try:
-        raw = text.encode("latin-1")  # as a server hands over what it read
+        raw = text.encode("latin-1")  # as an ASGI server passes them
     except UnicodeEncodeError:
         raw = text.encode("utf-8", "surrogatepass")
     return "".join(chr(byte) if byte < 128 else f"%{byte:02X}" for byte in raw)
 
 
 def _decoded(text: str) -> str:
-    """Until nothing is left to decode: what hides behind %252e is seen, however little of it Google would decode."""
+    """Decodes until nothing changes, so that %252e is seen too, even if Google would decode it only once."""
     for _ in range(8):
         if "%" not in text or (plain := unquote(text)) == text:
             break
@@ -72,22 +72,22 @@ def _decoded(text: str) -> str:
 
 
 def guard_of(path: str) -> str:
-    """The name under GUARDS, "" for a path that is free."""
+    """Which of GUARDS the path falls under; "" for none."""
     decoded = _decoded(path).lower()
     return next((name for name, pattern in _GUARDS if pattern.search(decoded)), "")
 
 
-def gated(path: str) -> str:
-    """The path, held to what a client's own is held to: for paths that were made here, of a model's name."""
-    path = sound(path)
+def allowed_path(path: str) -> str:
+    """The path, checked like a client's own: for paths that the gateway made from a model's name."""
+    path = safe_path(path)
     if guard := guard_of(path):
-        raise GatewayError("FORBIDDEN_PATH", f"the model's name makes a path that is closed here: {guard}")
+        raise GatewayError("FORBIDDEN_PATH", f"the model's name makes a guarded path: {guard}")
     return path
 
 
 def strip_query(query: str) -> str:
-    """The query without CREDENTIALS. Order and encoding of the rest stay exactly as they are."""
-    if not query or query == "alt=sse":
+    """The query without CREDENTIALS. The rest keeps its order and encoding."""
+    if query == "alt=sse":
         return query
     query = _ascii(query)
     if _SPACED.search(query):

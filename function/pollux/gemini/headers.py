@@ -1,4 +1,4 @@
-"""PURE. Which headers travel, in either direction: two allow-lists. And how long a client is ready to wait."""
+"""PURE. Which headers are passed on, to Gemini and to clients: two allow-lists. And how long a client will wait."""
 
 import math
 from collections.abc import Container, Iterable
@@ -33,7 +33,7 @@ TO_UPSTREAM = {
     )
 }
 OF_CONTENT = {name.encode(): name for name in ("content-encoding", "content-type")}
-"""Travel only with a body. Its length is written anew."""
+"""Sent only with a body. The body's length is set by the connection."""
 
 # Left out on purpose, besides cookies and hop-by-hop headers: alt-svc (would lead clients around the gateway),
 # www-authenticate (names Google's schemes, not ours), location (redirects are not followed), server and date (the
@@ -68,9 +68,9 @@ _ADDRESSES = (b"x-goog-upload-url", b"x-goog-upload-control-url")
 
 
 def upstream_headers(raw: RawHeaders, *, content: bool) -> list[tuple[str, str]]:
-    """What travels of a client's headers (lower case, as in ASGI). `content`: there is a body.
+    """Those of a client's headers (lower case, as in ASGI) that go upstream. `content`: there is a body.
 
-    `identity` is asked for, so that answers can be read while they pass. The credential is the caller's to add.
+    Asks for `identity`, so that answers can be read while they pass. The caller adds the credential.
     """
     kept, described = [], []
     for name, value in raw:
@@ -82,7 +82,7 @@ def upstream_headers(raw: RawHeaders, *, content: bool) -> list[tuple[str, str]]
 
 
 def client_headers(raw: RawHeaders, more: Container[bytes] = ()) -> list[tuple[bytes, bytes]]:
-    """What a client gets to see of an answer's headers. `more`: names (lower case) that this call needs as well."""
+    """Those of an answer's headers that go to the client. `more`: names (lower case) that this call needs as well."""
     kept = []
     for name, value in raw:
         if (lower := name.lower()) in TO_CLIENT or lower in more:
@@ -96,14 +96,14 @@ def _without_credentials(address: bytes) -> bytes:
 
 
 def client_deadline(raw: RawHeaders) -> tuple[float | None, float | None]:
-    """(x-pollux-max-wait, X-Server-Timeout) in seconds as they were sent; None: not sent."""
+    """(x-pollux-max-wait, X-Server-Timeout) in seconds; None: not sent."""
     own = server = None
     for name, value in raw:
         if name == b"x-pollux-max-wait":
             own = _seconds(value)
             if own is None:
                 raise GatewayError("BAD_REQUEST", "x-pollux-max-wait must be a number of seconds, 0 or more")
-        elif name == b"x-server-timeout":  # Google's own: what it makes of nonsense is its business
+        elif name == b"x-server-timeout":  # Google's own header: Google judges a wrong value
             server = _seconds(value)
     return own, server
 

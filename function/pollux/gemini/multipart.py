@@ -1,6 +1,4 @@
-"""PURE. A file and what is said of it in one multipart body, read as it comes: no more is held than a piece and a
-boundary.
-"""
+"""PURE. Reads a multipart body as it arrives. It holds no more than one piece and a boundary."""
 
 import re
 from collections.abc import AsyncIterator
@@ -13,7 +11,7 @@ _BOUNDARY = re.compile(r'boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', re.IGNORE
 
 
 class Part(NamedTuple):
-    """A part begins: its headers, their names in lower case. What follows are its bytes."""
+    """The start of a part: its headers, their names in lower case. Its bytes follow."""
 
     headers: dict[str, str]
 
@@ -22,13 +20,13 @@ class Part(NamedTuple):
         return self.headers.get("content-type", "")
 
     def parameter(self, name: str) -> str | None:
-        """Of its content-disposition."""
+        """A parameter of its content-disposition."""
         found = re.search(rf'\b{name}="([^"]*)"', self.headers.get("content-disposition", ""))
         return found[1] if found else None
 
 
 def boundary_of(content_type: str) -> bytes | None:
-    """None: the body is not in parts."""
+    """None if the body is not multipart."""
     if not content_type.lower().startswith("multipart/"):
         return None
     found = _BOUNDARY.search(content_type)
@@ -38,7 +36,7 @@ def boundary_of(content_type: str) -> bytes | None:
 
 
 async def parts(pieces: AsyncIterator[bytes], boundary: bytes) -> AsyncIterator[Part | bytes]:
-    """Each part's start, then its bytes. Raises GatewayError where the body ends before its last boundary."""
+    """Each part's start, then its bytes. Raises GatewayError if the body ends before its last boundary."""
     mark = b"\r\n--" + boundary
     held, inside = b"\r\n", False
     async for piece in pieces:
@@ -51,7 +49,7 @@ async def parts(pieces: AsyncIterator[bytes], boundary: bytes) -> AsyncIterator[
                 yield held[:place]
             held, place, inside = held[place:], 0, False
             if after.startswith(b"--"):
-                async for _ in pieces:  # what follows the last part means nothing
+                async for _ in pieces:  # ignore what follows the last part
                     pass
                 return
             end = after.find(b"\r\n\r\n")
@@ -61,7 +59,7 @@ async def parts(pieces: AsyncIterator[bytes], boundary: bytes) -> AsyncIterator[
                 break
             yield Part(_headers(after[:end]))
             held, inside = after[end + 4 :], True
-        # What may be the beginning of a boundary, or of what follows it, stays.
+        # Hold back what may be the beginning of a boundary, or of what follows one.
         sure = place if place >= 0 else max(0, len(held) - len(mark))
         if sure:
             if inside:

@@ -8,8 +8,6 @@ import json
 import re
 from typing import Any
 
-from pollux.gemini.body import as_usage, prompt_tokens_of, usage_at, usage_marker
-
 LONG = 16 * 1024
 """An event as long as this is content (an image), whatever it says: it is passed on before it is complete."""
 OVERLAP = 64
@@ -28,6 +26,10 @@ _ERROR_HEAD = re.compile(rb'\s*(?:data:)?[\s,]*\[?\s*\{\s*"error"\s*:')
 _DATA = b"data:"
 _BETWEEN = b"[], \r\n\t"
 _AFTER_LAST = b" \r\n\t]"
+
+# A value up to two objects deep: usage holds lists of {modality, tokenCount}. None of its strings has a brace.
+_OBJECT = rb"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})"
+_USAGE = {name: re.compile(name + _OBJECT) for name in (b'"usageMetadata"', b'"usage"')}
 
 _QUIET = frozenset({"candidates", "choices", "promptFeedback", "usageMetadata", "usage", "error"})
 _LABELS = frozenset({"modelVersion", "responseId", "createTime", "serviceTier", "id", "object", "created", "model"})
@@ -51,7 +53,7 @@ class StreamReader:
         self._array = form == "array"
         self._finish = _OPENAI_FINISH if form.startswith("openai") else _FINISH
         self._error_at = _ARRAY_ERROR if self._array else _SSE_ERROR
-        self._marker = usage_marker(form)
+        self._marker = b'"usage"' if form.startswith("openai") else b'"usageMetadata"'
         self._rest = b"\n"  # the start of the stream is the start of a line
         self._usage: bytes | None = None
         self._cold = b""
@@ -101,11 +103,18 @@ class StreamReader:
 
     @property
     def prompt_tokens(self) -> int | None:
-        return prompt_tokens_of(self.usage())
+        """Input tokens, by Google's name or OpenAI's."""
+        usage = self.usage() or {}
+        found = (usage.get(name) for name in ("promptTokenCount", "prompt_tokens"))
+        return next((value for value in found if isinstance(value, int)), None)
 
     def usage(self) -> dict[str, Any] | None:
-        """What the last event said of it; it is cumulative."""
-        return None if self._usage is None else as_usage(self._usage)
+        """The usage that the last event had; it is cumulative."""
+        try:
+            usage = json.loads(self._usage or b"null")
+        except ValueError:
+            return None
+        return usage if isinstance(usage, dict) else None
 
     # --- searches in what passes -------------------------------------------------------------------------------------
 
@@ -113,9 +122,8 @@ class StreamReader:
         """Keep the last complete usage. Returns where an incomplete one begins, else -1."""
         last = place = text.rfind(self._marker)
         while place >= 0:
-            found = usage_at(text, self._marker, place)
-            if found is not None:
-                self._usage = found
+            if (found := _USAGE[self._marker].match(text, place)) is not None:
+                self._usage = found[1]
                 break
             place = text.rfind(self._marker, 0, place)
         return last if last != place and len(text) - last < USAGE_MOST else -1

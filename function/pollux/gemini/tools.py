@@ -1,7 +1,7 @@
-"""PURE. Tools whose use Google counts apart from the model's own quota: what a request asks for, what a text names.
+"""PURE. Tools that have their own quota at Google: which of them a request uses, which of them a text names.
 
-Their names here are those of the native API. Requests and errors are read by pattern: each API spells them in its own
-way, and new spellings come.
+Their names here are those of the native API. Requests and errors are matched by pattern: each API spells the names
+differently, and new spellings appear.
 """
 
 import re
@@ -13,7 +13,7 @@ from typing import Any
 SEARCH, MAPS, URLS = "googleSearch", "googleMaps", "urlContext"
 TOOLS = (SEARCH, MAPS, URLS)
 GROUNDING = "grounding"
-"""What an error may say of search and maps together."""
+"""Errors may use this word for search and maps together."""
 
 PATTERNS = (
     (
@@ -27,21 +27,19 @@ PATTERNS = (
 _URL = re.compile(r"https?://\S+")
 NONE: frozenset[str] = frozenset()
 NAME_MOST = 40
-"""No tool's name is longer. Longer ones are not looked at, as clients choose them."""
+"""Longer names are ignored: clients choose them, and no tool has one."""
 NAMES_MOST = 10_000
-"""Of one request, no more names of tools are looked at than that."""
+"""The most names of tools that are looked at in one request."""
 
 
-def named(text: str) -> str | None:
-    """The tool, or GROUNDING, that the name of a quota or a message speaks of. Links do not count."""
+def named_in(text: str) -> str | None:
+    """The tool, or GROUNDING, that a quota's name or a message mentions. URLs in it are ignored."""
     text = _URL.sub("", text)
     return next((name for name, pattern in PATTERNS if pattern.search(text)), None)
 
 
-def asked(parsed: Mapping[str, Any] | None) -> frozenset[str]:
-    """Those that a request asks for: native, OpenAI-shaped or an interaction."""
-    if not parsed or ("tools" not in parsed and "extra_body" not in parsed):
-        return NONE
+def used_by(parsed: Mapping[str, Any]) -> frozenset[str]:
+    """The tools that a request uses, whether it is native, OpenAI-shaped or an interaction."""
     extra = parsed.get("extra_body")
     google = extra.get("google") if isinstance(extra, Mapping) else None
     holders = (parsed, google) if isinstance(google, Mapping) else (parsed,)
@@ -61,5 +59,5 @@ def _named(tools: Any) -> Iterator[str]:
 
 @lru_cache(maxsize=256)
 def _tool(name: str) -> str | None:
-    found = named(name)
+    found = named_in(name)
     return found if found in TOOLS else None

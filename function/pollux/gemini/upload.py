@@ -1,6 +1,6 @@
-"""PURE. Uploads: which of their requests this is, and the headers that only they have. No body is read here.
+"""PURE. Which request of an upload this is, and the headers that only uploads have. It reads no body.
 
-Google's own protocol says what it wants in X-Goog-Upload-…, the older one in `uploadType`, Content-Range and Location.
+Google's own protocol uses X-Goog-Upload-… headers; the older one `uploadType`, Content-Range and Location.
 """
 
 import re
@@ -10,28 +10,28 @@ from urllib.parse import unquote, unquote_plus, urlsplit
 
 from pollux.gemini.call import Call
 from pollux.gemini.errors import GatewayError
-from pollux.gemini.guard import sound, strip_query
+from pollux.gemini.guard import safe_path, strip_query
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
 _PATH = re.compile(r"/(?:resumable/)?upload/v\d\w*/.+")
 UPLOAD_ADDRESSES = (b"x-goog-upload-url", b"x-goog-upload-control-url", b"location")
-"""Answer headers that name a session's address."""
+"""Answer headers that have a session's URL."""
 OF_UPLOADS = (*UPLOAD_ADDRESSES, b"range")
-"""Answer headers that only uploads read. `range`: how much has come, in the older protocol."""
+"""Answer headers that only uploads need. `range`: how much has arrived, in the older protocol."""
 _WHAT = {"upload": "chunk", "query": "query", "cancel": "cancel", "finalize": "finalize"}
 
 
 class Upload(NamedTuple):
     form: Literal["start", "session", "once"]
-    """start: asks for an address. session: at such an address. once: all in one request."""
+    """start: asks for a session's URL. session: sent to such a URL. once: all in one request."""
     what: str
-    """start, chunk, query, cancel, finalize, whole or other: for records."""
+    """For records: start, chunk, query, cancel, finalize, whole or other."""
     token: str = ""
 
 
 def read_upload(method: str, call: Call, headers: RawHeaders) -> Upload | None:
-    """What of an upload a request is, None for any other request."""
+    """Which request of an upload this is; None: not of an upload."""
     if call.kind != "other":  # nearly every request, and what is guarded
         return None
     if call.api == "openai":
@@ -55,7 +55,7 @@ def read_upload(method: str, call: Call, headers: RawHeaders) -> Upload | None:
 
 
 def session_target(address: bytes, upstream: str) -> str:
-    """Path and query of a session's address, below the upstream's own path and without credentials. "": it has none."""
+    """Path and query of a session's URL, relative to the upstream's own path, without credentials; "" if not valid."""
     try:
         parts = urlsplit(address.decode("latin-1"))
     except ValueError:
@@ -66,7 +66,7 @@ def session_target(address: bytes, upstream: str) -> str:
     if any(c.isspace() for c in address.decode("latin-1")):
         return ""
     try:
-        path = sound(path)  # as of a client's own: it is read again when the upload ends
+        path = safe_path(path)  # checked like a client's path: it is read again when the upload ends
     except GatewayError:
         return ""
     return f"{path}?{strip_query(parts.query)}" if parts.query else path

@@ -9,7 +9,7 @@ from pollux.gemini import tools
 from pollux.gemini.body import replace_model
 from pollux.gemini.call import INTERACTION, Call, count_path, full_name, path_for
 from pollux.gemini.estimate import estimate
-from pollux.gemini.guard import gated
+from pollux.gemini.guard import allowed_path
 from pollux.gemini.upload import Upload
 from pollux.pool.pool import Ask
 from pollux.pool.windows import Want
@@ -99,7 +99,8 @@ class Request:
         found = estimate(self.parsed, size=len(self.readable), verb=self.call.verb, generation=generation)
         want = Want(found.requests, found.tokens, max(found.images, kind == "image"))
         sticky = self.sticky if self.goes_on else None
-        asked = tools.asked(self.parsed)
+        parsed = self.parsed
+        asked = tools.used_by(parsed) if parsed and ("tools" in parsed or "extra_body" in parsed) else tools.NONE
         return Ask(want, self.deadline, self.patient, sticky, self.prefer_key, self.place.only, tools=asked)
 
     def outgoing(self, model: str | None) -> tuple[str, Sequence[tuple[str, str]], bytes]:
@@ -110,7 +111,7 @@ class Request:
             if call.kind == "get-model" or (call.api == "native" and call.verb != INTERACTION):
                 path = path_for(call, model)
                 if path != call.path:  # the client's own path was checked when it came
-                    path = gated(path)
+                    path = allowed_path(path)
             elif self.body:
                 body = replace_model(self.readable, model)
                 headers = [(name, value) for name, value in headers if name != "content-encoding"]
@@ -126,7 +127,7 @@ class Request:
         if not inner:
             return None
         body = {"generateContentRequest": {**inner, "model": full_name(model)}}
-        return gated(count_path(self.call, model)), json.dumps(body).encode()
+        return allowed_path(count_path(self.call, model)), json.dumps(body).encode()
 
 
 def _as_contents(parsed: Mapping[str, Any]) -> dict[str, Any]:

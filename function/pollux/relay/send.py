@@ -11,8 +11,7 @@ from pollux.gemini.errors import GatewayError
 from pollux.gemini.headers import client_headers
 from pollux.gemini.upload import OF_UPLOADS
 from pollux.gemini.verdict.rules import Verdict, judge, verdict_of
-from pollux.log import guard
-from pollux.redaction import MARK, SHORTEST, Screen, redact, without
+from pollux.redaction import MARK, SHORTEST, Screen, never_log, redact, without
 
 API_KEY, BEARER, NO_CREDENTIAL = "x-goog-api-key", "authorization", ""
 """How a key travels: in a header of Google's, in that of the OpenAI paths, or not at all."""
@@ -135,7 +134,7 @@ class KeyedUpstream:
         except KeySourceError as error:
             return _unreadable(key, error)
         if hash(value) not in self._guarded:
-            guard(value)
+            never_log(value)
             self._guarded.add(hash(value))
         if credential:
             headers = [*headers, (credential, f"Bearer {value}" if credential == BEARER else value)]

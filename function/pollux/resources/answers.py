@@ -9,9 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from pollux.backends.upstream import UpstreamError
-from pollux.gemini.addresses import to_client
-from pollux.gemini.answered import answer_names
-from pollux.gemini.names import GOOGLE, names_exactly, path_names
+from pollux.gemini.names import GOOGLE, answer_names, names_exactly, path_names
+from pollux.gemini.rewrite import to_client
 from pollux.gemini.verdict.causes import OF_RESOURCES
 from pollux.gemini.verdict.rules import verdict_of
 from pollux.relay.journal import Record

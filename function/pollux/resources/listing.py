@@ -10,11 +10,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import quote
 
-from pollux.gemini.addresses import to_client
-from pollux.gemini.answered import answer_names
 from pollux.gemini.call import Call
 from pollux.gemini.errors import GatewayError
-from pollux.gemini.names import GOOGLE, below, resource
+from pollux.gemini.names import GOOGLE, answer_names, below, resource
+from pollux.gemini.rewrite import to_client
 from pollux.pool import refusals as reasons
 from pollux.pool.windows import Want
 from pollux.relay.attempt import Attempts

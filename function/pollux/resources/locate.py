@@ -9,12 +9,19 @@ from contextlib import suppress
 from hashlib import blake2b
 from urllib.parse import quote
 
-from pollux.gemini.addresses import elsewhere, to_upstream
-from pollux.gemini.answered import answer_names
 from pollux.gemini.call import COUNTED, read_target
 from pollux.gemini.errors import GatewayError
-from pollux.gemini.names import GOOGLE, is_resource_call, makes_what_goes_together, named_by, path_names, resource
+from pollux.gemini.names import (
+    GOOGLE,
+    answer_names,
+    is_resource_call,
+    makes_what_goes_together,
+    named_by,
+    path_names,
+    resource,
+)
 from pollux.gemini.names import references as named_in_body
+from pollux.gemini.rewrite import elsewhere, to_upstream
 from pollux.gemini.verdict.causes import OF_RESOURCES
 from pollux.relay.journal import Attempt
 from pollux.relay.request import Exchange

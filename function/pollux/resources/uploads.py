@@ -9,12 +9,11 @@ from functools import partial
 
 from pollux.backends.keys.contract import Key
 from pollux.backends.upstream import UpstreamError
-from pollux.gemini.addresses import to_client
-from pollux.gemini.answered import answer_names
 from pollux.gemini.call import read_target
 from pollux.gemini.errors import GatewayError
 from pollux.gemini.headers import upstream_headers
-from pollux.gemini.names import GOOGLE
+from pollux.gemini.names import GOOGLE, answer_names
+from pollux.gemini.rewrite import to_client
 from pollux.gemini.upload import UPLOAD_ADDRESSES, session_target
 from pollux.pool.pool import Pool
 from pollux.relay.address import own_base

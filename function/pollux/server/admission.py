@@ -12,8 +12,7 @@ from pollux import log as logs
 from pollux.backends.keys.contract import KeySourceError
 from pollux.backends.keys.tokens import TokenError, Tokens, TokenSource
 from pollux.backends.store.contract import StoreError, StoreUnavailableError
-from pollux.gemini import reading
-from pollux.gemini.body import with_body
+from pollux.gemini.body import read, read_strictly, with_body
 from pollux.gemini.call import INTERACTION, read_target
 from pollux.gemini.errors import GatewayError
 from pollux.gemini.headers import client_deadline, upstream_headers
@@ -231,11 +230,9 @@ class Admission:
     def _request(self, incoming: Incoming, body: bytes) -> Request:
         call, record, settings = incoming.call, incoming.record, self._settings
         headers: Sequence[tuple[bytes, bytes]] = incoming.scope["headers"]
-        readable, parsed = body, None
-        if body and settings.files == "pooled" and incoming.upload is None and call.kind != "guarded":
-            readable, parsed = reading.wholly(call, headers, body, settings.max_body)  # it may name a client's file
-        elif reading.is_read(call, headers, body):
-            readable, parsed = reading.as_it_is(call, headers, body, settings.max_body)
+        names_files = body and settings.files == "pooled" and incoming.upload is None and call.kind != "guarded"
+        read_it = read_strictly if names_files else read
+        readable, parsed = read_it(call, body, incoming.headers, settings.max_body)
         if parsed is not None:
             call = with_body(call, parsed)
             record.what = call.verb if call.verb == INTERACTION else record.what

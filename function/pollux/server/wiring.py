@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 
 from pollux.backends.blobs.contract import BlobError, Blobs, open_blobs
@@ -11,7 +13,7 @@ from pollux.backends.keys.contract import Key, Keyring, KeySourceError, Secret
 from pollux.backends.keys.tokens import JoinedTokens, LocalTokens, TokenError, Tokens, TokenSource, load_or_make
 from pollux.backends.store.contract import Store, StoreError, open_store
 from pollux.backends.upstream import Upstream, open_upstream, way_to
-from pollux.gemini.catalog import Catalog, CatalogError, NeverBelowError, builtin_text
+from pollux.gemini.catalog import Catalog, CatalogError, NeverBelowError
 from pollux.server.app import App, close
 from pollux.settings import Settings, SettingsError
 
@@ -95,6 +97,11 @@ def make_app(
     )
 
 
+def builtin_catalog() -> str:
+    """The text of the catalog that comes with Pollux."""
+    return files("pollux.gemini").joinpath("catalog.toml").read_text(encoding="utf-8")
+
+
 def load_catalog(settings: Settings) -> Catalog:
     own = None
     if settings.catalog:
@@ -105,7 +112,7 @@ def load_catalog(settings: Settings) -> Catalog:
         except UnicodeDecodeError:
             raise SettingsError(f"POLLUX_CATALOG={settings.catalog}: not UTF-8 text") from None
     try:
-        return Catalog.parse(builtin_text(), own, settings.never_below)
+        return Catalog.parse(builtin_catalog(), own, settings.never_below)
     except NeverBelowError as error:
         raise SettingsError(f"POLLUX_NEVER_BELOW={','.join(settings.never_below)}: {error}") from None
     except CatalogError as error:
@@ -147,22 +154,15 @@ def open_keyring(settings: Settings) -> Keyring:
 
 
 def simulator_is_installed() -> bool:
-    """The image and the zip do not contain it."""
-    try:
-        import gemini_simulator  # noqa: F401
-    except ModuleNotFoundError:
-        return False
-    return True
+    """Neither the zip of the function nor the image has it."""
+    return importlib.util.find_spec("gemini_simulator") is not None
 
 
 def _simulated(settings: Settings, stack: contextlib.ExitStack) -> tuple[Settings, Keyring]:
     """Start a simulated Gemini; the settings and keys for it. If a store is configured, it is used."""
-    try:
-        from gemini_simulator import DEFAULTS, Simulator, demo_keys, running
-    except ModuleNotFoundError:
-        raise SettingsError(
-            "--demo needs the simulator, which is not installed here; it comes with a checkout of Pollux"
-        ) from None
+    if not simulator_is_installed():
+        raise SettingsError("--demo needs the simulator, which is not installed here: it comes with a checkout")
+    from gemini_simulator import DEFAULTS, Simulator, demo_keys, running
 
     made = demo_keys(DEMO_KEYS)
     keys = [(Key(id_, project, limits={"*": DEFAULTS}), value) for id_, project, value in made]

@@ -95,7 +95,7 @@ def _beside(violation: Violation) -> str | None:
 
 def _tool(refused: list[Violation], message: str) -> str | None:
     """The tool whose counter refused; where no violation has a name, the one that the message speaks of."""
-    beside = _beside(refused[0]) if any(v.name for v in refused) else tools.named(message)
+    beside = _beside(refused[0]) if any(v.name for v in refused) else tools.named_in(message)
     return beside if beside in (*tools.TOOLS, tools.GROUNDING) else None
 
 

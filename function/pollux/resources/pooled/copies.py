@@ -13,9 +13,8 @@ from typing import Any
 
 from pollux.backends.blobs.contract import BlobError, BlobUnavailableError
 from pollux.backends.store.contract import StoreError
-from pollux.gemini.answered import answer_names
 from pollux.gemini.call import read_target
-from pollux.gemini.names import GOOGLE
+from pollux.gemini.names import GOOGLE, answer_names
 from pollux.lru import Recent
 from pollux.resources.ask import JsonAnswer
 from pollux.resources.pooled.contents import Contents

@@ -10,11 +10,11 @@ from contextlib import suppress
 from dataclasses import replace
 
 from pollux.backends.store.contract import StoreError
-from pollux.gemini.addresses import mentioned as files_mentioned
 from pollux.gemini.errors import GatewayError
 from pollux.gemini.names import GOOGLE, named_by, names_exactly, path_names
 from pollux.gemini.names import references as named_in_body
-from pollux.gemini.renamed import may_be_named, renamed
+from pollux.gemini.rewrite import may_be_named, renamed
+from pollux.gemini.rewrite import mentioned as files_mentioned
 from pollux.pool.pool import Ask, Pool, Tried
 from pollux.relay.journal import Attempt
 from pollux.relay.request import Exchange

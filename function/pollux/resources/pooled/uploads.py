@@ -12,11 +12,11 @@ from typing import Any
 
 from pollux.backends.blobs.contract import BlobError, BlobMissingError
 from pollux.backends.store.contract import ConflictError, Version
-from pollux.gemini.addresses import to_client
 from pollux.gemini.call import Call
 from pollux.gemini.errors import ERRORS, GatewayError, error_body
 from pollux.gemini.multipart import boundary_of, parts
 from pollux.gemini.names import below
+from pollux.gemini.rewrite import to_client
 from pollux.gemini.upload import Upload
 from pollux.pool.pool import Pool, Tried
 from pollux.relay.client import PassingBody, header

@@ -1,13 +1,14 @@
-"""URIs exchanged on the way through: whole strings under a URI's name, and no other byte."""
+"""Names and URIs are replaced where they are whole strings under a name that can name a file; no other byte changes."""
 
 import json
 from typing import Any
 
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pollux.gemini.addresses import to_client, to_upstream
 from pollux.gemini.names import GOOGLE
+from pollux.gemini.rewrite import renamed, to_client, to_upstream
 
 OWN = "http://127.0.0.1:3145/gemini"
 NAMES = st.sampled_from(["uri", "fileUri", "file_uri", "downloadUri", "url", "text", "name", "video"])
@@ -95,3 +96,59 @@ def test_another_of_our_names_is_understood() -> None:
     body = b'{"fileUri": "https://pollux.example/v1beta/files/a"}'
     back = to_upstream(body, (OWN, "https://pollux.example/"), GOOGLE)
     assert back == b'{"fileUri": "https://generativelanguage.googleapis.com/v1beta/files/a"}'
+
+
+# --- copies of files -------------------------------------------------------------------------------------------------
+
+URI = "https://generativelanguage.googleapis.com/v1beta/files/abc"
+NEW = "https://generativelanguage.googleapis.com/v1beta/files/px-1"
+COPIES = {URI: NEW, "files/abc": "files/px-1", "abc": "files/px-1"}
+
+
+@pytest.mark.parametrize(
+    ("member", "old", "new"),
+    [
+        ("fileUri", URI, NEW),
+        ("file_uri", URI, NEW),
+        ("uri", URI, NEW),
+        ("url", URI, NEW),
+        ("fileName", "files/abc", "files/px-1"),
+        ("file_name", "files/abc", "files/px-1"),
+        ("file_id", "abc", "files/px-1"),
+        ("input_file_id", "files/abc", "files/px-1"),
+        ("inputFileId", "files/abc", "files/px-1"),
+    ],
+)
+def test_the_names_of_files_are_replaced(member: str, old: str, new: str) -> None:
+    for form in ('{{"a":[{{"{0}":"{1}"}}]}}', '{{ "{0}" :\n "{1}" }}'):
+        body = form.format(member, old).encode()
+        assert renamed(body, COPIES) == (form.format(member, new).encode(), {old})
+
+
+def test_escaped_slashes_stay_escaped() -> None:
+    body = json.dumps({"fileUri": URI}).replace("/", "\\/").encode()
+    changed, found = renamed(body, COPIES)
+    assert changed == json.dumps({"fileUri": NEW}).replace("/", "\\/").encode()
+    assert found == {URI}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        {"text": URI},
+        {"text": f'{{"fileUri": "{URI}"}}'},
+        {"fileUri": URI + "d"},
+        {"fileUri": f"x {URI}"},
+        {"displayName": "files/abc"},
+        {"data": "abc"},
+        {"fileUri": [URI]},
+    ],
+)
+def test_other_strings_keep_the_names_of_files(text: dict[str, object]) -> None:
+    body = json.dumps(text).encode()
+    assert renamed(body, COPIES) == (body, set())
+
+
+def test_a_name_with_unicode_escapes_is_not_found() -> None:
+    body = json.dumps({"fileUri": URI}).replace("/", "\\u002f").encode()
+    assert renamed(body, COPIES) == (body, set())
