@@ -40,6 +40,7 @@ from tests.gateway import (
     refuses,
     whole,
 )
+from tests.resources.test_ownership import owner_of
 
 OURS = f"http://{HOST}/v1beta/files/"
 NOT_YOURS = {
@@ -704,7 +705,7 @@ def test_what_lies_below_a_thing_does_not_take_its_owner_along() -> None:
             assert (await call(app, "DELETE", "/v1beta/fileSearchStores/s/documents/d")).status == 200
             assert app.ownership.remembered("fileSearchStores/s") is not None
             assert (await call(app, "DELETE", "/v1beta/fileSearchStores/s?force=true")).status == 200
-            assert await app.ownership.owner("fileSearchStores/s") is None
+            assert await owner_of(app.ownership, "fileSearchStores/s") is None
             assert {where for _, _, where in google.asked()} == {"p2"}
 
     play(scene)

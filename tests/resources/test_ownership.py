@@ -16,6 +16,10 @@ async def instance(store: FaultyStore | None = None, keys: Keys | None = None, m
     return Ownership(Projects(found, keys or keys_of(4), catalog()), most)
 
 
+async def owner_of(ownership: Ownership, name: str) -> Owner | None:
+    return (await ownership.owners([name])).get(name)
+
+
 def store_of(ownership: Ownership) -> FaultyStore:
     store = ownership.projects.store
     assert isinstance(store, FaultyStore)
@@ -38,7 +42,7 @@ async def test_one_instance_makes_another_finds() -> None:
     one = await instance()
     await one.bind({"files/a": BEGAN + DAY}, "p1", "alice")
     other = await instance(store_of(one))
-    assert await other.owner("files/a") == Owner("p1", "alice", BEGAN + DAY)
+    assert await owner_of(other, "files/a") == Owner("p1", "alice", BEGAN + DAY)
     found = await store_of(one).inner.read([BOUND + "files/a"])
     assert found[BOUND + "files/a"][0] == {"v": 1, "project": "p1", "client": "alice", "expires": int(BEGAN + DAY)}
 
@@ -66,7 +70,7 @@ async def test_unknown_names_are_read_at_once_and_not_again_for_some_seconds() -
     assert store.reads == 1
     await (await instance(store)).bind({"files/a": None}, "p2", "alice")
     await store.sleep(ABSENT_FOR + 0.1)
-    bound = await ownership.owner("files/a")
+    bound = await owner_of(ownership, "files/a")
     assert bound is not None
     assert bound.project == "p2"
     assert store.reads == 2
@@ -80,12 +84,12 @@ def test_a_binding_ends_as_such_things_do(name: str, days: int) -> None:
     async def months() -> None:
         ownership = await instance()
         await ownership.bind({name: None}, "p1", "alice")
-        bound = await ownership.owner(name)
+        bound = await owner_of(ownership, name)
         assert bound is not None
         assert bound.expires == pytest.approx(BEGAN + days * DAY)
         await store_of(ownership).sleep(days * DAY + 1)
-        assert await ownership.owner(name) is None
-        assert await (await instance(store_of(ownership))).owner(name) is None
+        assert await owner_of(ownership, name) is None
+        assert await owner_of(await instance(store_of(ownership)), name) is None
 
     virtual.run(months())
 
@@ -97,7 +101,7 @@ async def test_a_later_end_is_written_and_who_made_it_stays() -> None:
     await ownership.bind({"cachedContents/c": BEGAN + 610}, "p1", "bob")  # not worth it
     assert store_of(ownership).commits == 1
     await ownership.bind({"cachedContents/c": BEGAN + 7200}, "p1", "bob")
-    assert await (await instance(store_of(ownership))).owner("cachedContents/c") == Owner("p1", "alice", BEGAN + 7200)
+    assert await owner_of(await instance(store_of(ownership)), "cachedContents/c") == Owner("p1", "alice", BEGAN + 7200)
 
 
 @scene
@@ -107,11 +111,11 @@ async def test_what_google_says_wins_over_what_was_written() -> None:
     other = await instance(store_of(one))
     await other.bind({"tunedModels/mine": None}, "p3", "bob")  # made anew elsewhere, under the same name
     third = await instance(store_of(one))
-    bound = await third.owner("tunedModels/mine")
+    bound = await owner_of(third, "tunedModels/mine")
     assert bound is not None
     assert bound.project == "p3"
     one.forget("tunedModels/mine")
-    found = await one.owner("tunedModels/mine")
+    found = await owner_of(one, "tunedModels/mine")
     assert found is not None
     assert found.project == "p3"
 
@@ -121,8 +125,8 @@ async def test_an_unbound_name_is_unknown_to_all_instances() -> None:
     one = await instance()
     await one.bind({"files/a": None}, "p1", "alice")
     await one.unbind("files/a")
-    assert await one.owner("files/a") is None
-    assert await (await instance(store_of(one))).owner("files/a") is None
+    assert await owner_of(one, "files/a") is None
+    assert await owner_of(await instance(store_of(one)), "files/a") is None
     await one.unbind("files/never")
 
 
@@ -133,7 +137,7 @@ def test_trouble_of_the_store_is_told_and_this_instance_remembers(fault: str, ca
         ownership = await instance()
         store_of(ownership).faults = [fault]
         await ownership.bind({"files/a": None}, "p1", "alice")
-        bound = await ownership.owner("files/a")
+        bound = await owner_of(ownership, "files/a")
         assert bound is not None
         assert bound.project == "p1"
 
@@ -152,8 +156,8 @@ async def test_nobody_waits_long_for_a_store_that_hangs() -> None:
     began = store.now()
     await ownership.bind({"files/a": None}, "p1", "alice")
     assert store.now() - began == pytest.approx(2.0)
-    assert (await ownership.owner("files/a")) is not None
-    assert await ownership.owner("files/b") is None
+    assert (await owner_of(ownership, "files/a")) is not None
+    assert await owner_of(ownership, "files/b") is None
     assert store.now() - began == pytest.approx(4.0)
     await ownership.unbind("files/a")
     assert store.now() - began == pytest.approx(6.0)
@@ -197,8 +201,8 @@ async def test_a_store_that_does_not_answer_is_not_taken_for_one_that_knows_noth
     store = FaultyStore(store_of(one).inner)
     other = await instance(store)
     store.read_faults = ["down"]
-    assert await other.owner("files/a") is None
-    found = await other.owner("files/a")
+    assert await owner_of(other, "files/a") is None
+    found = await owner_of(other, "files/a")
     assert found is not None
     assert found.project == "p1"
 
@@ -212,7 +216,7 @@ async def test_memory_is_bounded_and_the_oldest_goes() -> None:
     await ownership.bind({"files/d": None}, "p1", "alice")
     assert ownership.remembered("files/b") is None
     assert ownership.remembered("files/a") is not None
-    assert await ownership.owner("files/b") is not None
+    assert await owner_of(ownership, "files/b") is not None
 
 
 @scene
@@ -243,4 +247,4 @@ async def test_where_a_client_made_something_last_and_what_is_nowhere() -> None:
 async def test_a_document_of_another_form_is_no_owner() -> None:
     ownership = await instance()
     await store_of(ownership).inner.commit(BOUND + "files/a", {"v": 9, "owners": ["p1"], "expires": 9e9}, None)
-    assert await ownership.owner("files/a") is None
+    assert await owner_of(ownership, "files/a") is None

@@ -38,6 +38,7 @@ from tests.gateway import (
     value_of,
     whole,
 )
+from tests.resources.test_ownership import owner_of
 
 FILES = "/upload/v1beta/files"
 START = {"x-goog-upload-protocol": "resumable", "x-goog-upload-command": "start", "host": "pollux.example:3145"}
@@ -102,7 +103,7 @@ def test_from_the_start_to_the_file(path: str) -> None:
             file = done.json["file"]
             assert file["sizeBytes"] == str(KIB256 + 3)
             assert done.headers["content-length"] == str(len(done.body))
-            owner = await app.ownership.owner(file["name"])
+            owner = await owner_of(app.ownership, file["name"])
             assert owner is not None
             assert (owner.project, owner.client) == (google.simulator.calls[0].project, "tester")
             again = await send(app, address, "upload, finalize", b"end", KIB256)
@@ -136,7 +137,7 @@ def test_uris_in_the_answer_point_to_the_gateway_and_the_binding_lasts_as_long_a
         async with gateway(FakeUpstream([starts(), whole(ends)]), projects(1)) as app:
             done = await send(app, await start(app), "upload, finalize", b"x")
             assert done.json["file"]["uri"] == "http://pollux.example:3145/v1beta/files/a-1"
-            owner = await app.ownership.owner("files/a-1")
+            owner = await owner_of(app.ownership, "files/a-1")
             assert owner is not None
             assert owner.expires > BEGAN
 
@@ -179,7 +180,7 @@ def test_a_store_has_uploads_of_its_own() -> None:
             assert urlsplit(address).path == "/upload/v1beta/fileSearchStores/s1:uploadToFileSearchStore"
             assert (await send(app, address, "upload, finalize", b"x")).json == operation
             assert google.sent[1].target == there.removeprefix("https://generativelanguage.googleapis.com")
-            owner = await app.ownership.owner("fileSearchStores/s1")
+            owner = await owner_of(app.ownership, "fileSearchStores/s1")
             assert owner is not None
 
     play(scene)
@@ -270,9 +271,9 @@ def test_forged_addresses_are_refused() -> None:
                 "",
                 token[:-1] + ("A" if token[-1] != "A" else "Q"),
                 seal(mine, Secret("AQ.a-value-of-somebody")),
-                seal(replace(mine, key="k9"), Secret(value_of(mine.key))),
-                seal(replace(mine, key="k1" if mine.key == "k2" else "k2"), Secret(value_of(mine.key))),
-                seal(replace(mine, target="/v1beta/models"), Secret(TOKEN)),
+                seal(mine._replace(key="k9"), Secret(value_of(mine.key))),
+                seal(mine._replace(key="k1" if mine.key == "k2" else "k2"), Secret(value_of(mine.key))),
+                seal(mine._replace(target="/v1beta/models"), Secret(TOKEN)),
             ]
             for attempt in forged:
                 for given in (None, TOKEN):  # a client's own token opens no upload
@@ -347,7 +348,7 @@ def test_another_gateway_of_the_same_pool_goes_on_and_one_of_another_pool_does_n
         async with gateway(google, projects(2), store=store) as two:
             done = await send(two, address, "upload, finalize", b"end", KIB256)
             assert state(done) == (200, "final")
-            assert (await two.ownership.owner(done.json["file"]["name"])) is not None
+            assert (await owner_of(two.ownership, done.json["file"]["name"])) is not None
         other = projects(2)
         other._values = {name: value + "-of-another-pool" for name, value in other._values.items()}
         fake = FakeUpstream([])

@@ -1,1 +1,1 @@
-"""What one project owns (files, caches, batches, …), made to work over the whole pool."""
+"""Makes what one project owns (files, caches, batches, …) usable over the whole pool."""

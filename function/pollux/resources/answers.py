@@ -1,14 +1,15 @@
 """The placement of requests that name resources, and the answers about resources: what an answer names is bound to its
-project before the client has it, and our addresses take the place of Google's.
+project before the client has it, and Google's addresses in it become ours.
 """
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
 from pollux.backends.upstream import UpstreamError
+from pollux.gemini.call import Call
 from pollux.gemini.names import GOOGLE, answer_names, names_exactly, path_names
 from pollux.gemini.rewrite import to_client
 from pollux.gemini.verdict.causes import OF_RESOURCES
@@ -38,8 +39,8 @@ class OwnerPlacement(Placement):
         record.bound = self.names[:SHOWN_MOST]
 
     def judged(self, failure: Failure) -> Failure:
-        """A resource that its owner does not know or does not show is the client's matter, whatever the words are. No
-        project rests for it."""
+        """A refusal about the resource goes to the client, and the project does not rest for it, whatever Google's
+        words are."""
         if not self.names or failure.verdict.cause not in OF_RESOURCES:
             return failure
         for name in self.names:
@@ -49,7 +50,7 @@ class OwnerPlacement(Placement):
         return replace(failure, verdict=verdict_of("resource-permission", failure.verdict.message))
 
     async def moved(self, failure: Failure) -> bool:
-        """What was deleted can be made again by another instance, in another project."""
+        """Another instance may have deleted the resource and made it again in another project."""
         if not self._record.owner or failure.verdict.cause not in OF_RESOURCES:
             return False
         projects = {owner.project for owner in (await self._ownership.owners(self.names)).values()}
@@ -59,30 +60,15 @@ class OwnerPlacement(Placement):
         self.only = self._record.owner = project
         return True
 
-    async def choose(self) -> None:
-        """Before a call without quota: choose one project, if the call must be prepared there."""
-
-    async def close(self) -> None:
-        """The request is over."""
-
 
 class Answers:
     def __init__(self, ownership: Ownership, upstream: str) -> None:
         self._ownership = ownership
         self._upstream = upstream
 
-    async def answered(self, x: Exchange, project: str, body: bytes) -> bytes:
-        """Bind what the answer names to its project; return it as the client gets it."""
-        body = x.place.shown(body)
-        try:
-            document = json.loads(body)
-        except (ValueError, RecursionError):
-            return body
-        await self._bind(x, project, document)
-        return to_client(body, self._upstream, x.own_base()) if b"://" in body or b":\\/" in body else body
-
     async def pass_on(self, x: Exchange, answer: CoveredAnswer, project: str, settle: Settle) -> None:
-        """A resource call's good answer. What is neither JSON nor events, or is too long, passes without being read."""
+        """Pass on a good answer to a call about resources. One that is neither JSON nor events, or is too long, is not
+        read."""
         if x.method == "DELETE":
             for name in path_names(x.call):
                 if names_exactly(x.call, name):
@@ -94,16 +80,23 @@ class Answers:
             return
         body, whole = await collect(answer) if b"json" in kind and not encoded else (b"", False)
         if whole and x.method != "DELETE":
-            body = await self.answered(x, project, body)
+            body = await self.bound(x.place.shown(body), x.call, project, x.record.client, x.own_base)
         await pass_on(x.reply, answer, settle, body, whole=whole)
 
-    async def _bind(self, x: Exchange, project: str, document: Any) -> None:
-        names = answer_names(document, x.call, (GOOGLE, self._upstream))
-        if names:
-            await self._ownership.bind(names, project, x.record.client)
+    async def bound(self, body: bytes, call: Call, project: str, client: str, own_base: Callable[[], str]) -> bytes:
+        """Bind what the answer names; return it with our addresses."""
+        try:
+            document = json.loads(body)
+        except (ValueError, RecursionError):
+            return body
+        await self._bind(document, call, project, client)
+        return to_client(body, self._upstream, own_base()) if b"://" in body or b":\\/" in body else body
+
+    async def _bind(self, document: Any, call: Call, project: str, client: str) -> None:
+        await self._ownership.bind(answer_names(document, call, (GOOGLE, self._upstream)), project, client)
 
     async def _pass_events(self, x: Exchange, answer: CoveredAnswer, project: str, settle: Settle) -> None:
-        """Byte for byte, but an event passes only when it is complete and what it names is bound."""
+        """Pass events on unchanged, each when it is complete and what it names is bound."""
         await x.reply.begin(answer.status, answer.headers)
         held, tail = b"", b""
         try:
@@ -114,7 +107,7 @@ class Answers:
                 if end and any(mark in held[:end] for mark in _NAMING):
                     for event in _EVENT_END.split(held[:end]):
                         if (document := _data_of(event)) is not None:
-                            await self._bind(x, project, document)
+                            await self._bind(document, x.call, project, x.record.client)
                 if len(held) - end > HELD_MOST:
                     end = len(held)
                 if end:

@@ -1,13 +1,12 @@
-"""Free calls of the gateway itself to one project: does it know a resource, what does it list, how many tokens.
-
-A key that is refused is judged as in any other call, and another one of the project asks again.
+"""Free calls that the gateway makes for itself: does a project know a resource, what does it list, how many tokens has
+a request, is a key well.
 """
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pollux.backends.keys import probe
 from pollux.backends.keys.contract import Key
@@ -17,21 +16,21 @@ from pollux.gemini.verdict.rules import Verdict, judge
 from pollux.pool.pool import Tried
 from pollux.relay.attempt import BACKOFF, Attempts
 from pollux.relay.passing import collect
-from pollux.relay.send import API_KEY, BEARER, Failure, broken
+from pollux.relay.send import API_KEY, BEARER, CoveredAnswer, Failure, broken
 
-MOST_KEYS = 3
-MOST_TROUBLES = 2
-"""How often trouble that passes (503, 500, a broken connection) is tried again."""
+TRIES = 4
 ASKED_AT_ONCE = 96
-"""Of all requests together: each holds a connection, of which some machines allow a process 256."""
+"""For all requests together. Each holds a connection, and some machines allow a process 256."""
 COUNT_WITHIN = 5.0
 PROBE = probe.target(probe.MODEL)
 JSON = (("content-type", "application/json"),)
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class JsonAnswer:
-    """A good answer. What is too long to be read, or no JSON object, has no document."""
+    """A good answer. `document` is empty if it is too long to be read, or no JSON object."""
 
     key: Key
     status: int
@@ -40,10 +39,34 @@ class JsonAnswer:
 
 class Asker:
     def __init__(self, attempts: Attempts) -> None:
+        self.pool = attempts.pool
+        self.upstream = attempts.upstream
         self._attempts = attempts
-        self._upstream = attempts.upstream
-        self._pool = attempts.pool
         self._room = asyncio.Semaphore(ASKED_AT_ONCE)
+
+    async def with_keys(
+        self, project: str, call: Callable[[Key], Awaitable[T | Failure]], pause: float = BACKOFF
+    ) -> T | Failure | None:
+        """Make a call with a healthy key of the project: again with another one if the key is refused, and again after
+        a pause if Google has trouble. None: the project has no healthy key."""
+        tried, last = Tried(), None
+        for _ in range(TRIES):
+            if (key := await self.pool.pick(None, tried, project)) is None:
+                break
+            answer = await call(key)
+            if not isinstance(answer, Failure):
+                return answer
+            last = answer
+            match answer.verdict.action:
+                case "next-key":
+                    if not await self._attempts.key_changed(key, answer.verdict, tried):
+                        tried.keys.add(key.id)
+                case "retry":
+                    await asyncio.sleep(pause)
+                    pause *= 2
+                case _:
+                    break
+        return last
 
     async def ask(
         self,
@@ -55,67 +78,50 @@ class Asker:
         bearer: bool = False,
         whole: bool = False,
     ) -> JsonAnswer | Failure | None:
-        """A GET. None: the project has no healthy key, or said nothing in time. A moment's trouble is outlived: what
-        this project does not say is said by nobody. `whole`: an answer too long to be read is none.
-        """
-        tried, last, troubles = Tried(), None, 0
+        """A GET. `whole`: read the answer however long it is. None: the project has no healthy key, or did not answer
+        in time."""
+        last: JsonAnswer | Failure | None = None
+
+        async def get(key: Key) -> JsonAnswer | Failure:
+            nonlocal last
+            credential = BEARER if bearer else API_KEY
+            answer = await self.upstream.send(key, "GET", target, headers, credential=credential)
+            last = answer if isinstance(answer, Failure) else await self._read(key, answer, whole)
+            return last
+
         try:
             async with asyncio.timeout(within), self._room:
-                while len(tried.keys) < MOST_KEYS and (key := await self._pool.pick(None, tried, project)) is not None:
-                    told = await self._once(key, target, headers, bearer, whole)
-                    if isinstance(told, JsonAnswer):
-                        return told
-                    last = told
-                    tried.keys.add(key.id)
-                    match told.verdict.action:
-                        case "next-key":
-                            if await self._attempts.key_changed(key, told.verdict, tried):
-                                tried.keys.discard(key.id)
-                        case "retry" if troubles < MOST_TROUBLES and not last.timed_out:
-                            troubles += 1
-                            await asyncio.sleep(BACKOFF)
-                            tried.keys.clear()
-                        case "retry":
-                            continue
-                        case _:
-                            break
+                return await self.with_keys(project, get)
         except TimeoutError:
             return last
-        return last
 
-    async def _once(
-        self, key: Key, target: str, headers: Sequence[tuple[str, str]], bearer: bool, whole: bool
-    ) -> JsonAnswer | Failure:
-        answer = await self._upstream.send(key, "GET", target, headers, credential=BEARER if bearer else API_KEY)
-        if isinstance(answer, Failure):
-            return answer
+    async def _read(self, key: Key, answer: CoveredAnswer, whole: bool) -> JsonAnswer | Failure:
         try:
             body, complete = (await answer.read(), True) if whole else await collect(answer)
         except UpstreamError as error:
-            return broken(key, error, self._pool.now())
+            return broken(key, error, self.pool.now())
         finally:
             answer.close()
         return JsonAnswer(key, answer.status, _document(body) if complete else {})
 
     async def test_key(self, key: Key) -> Verdict | None:
         """What Google says to a call that takes no quota. None: the key's value cannot be read, or no answer came."""
-        try:
-            async with asyncio.timeout(COUNT_WITHIN), self._room:
-                said = await self._upstream.send(key, "POST", PROBE, JSON, probe.BODY, whole=True)
-        except TimeoutError:
-            return None
-        if isinstance(said, Failure):
-            return said.verdict if said.status else None
-        return judge(said.status, said.body, now=self._pool.now())
+        answer = await self._post(key, PROBE, probe.BODY)
+        if isinstance(answer, Failure):
+            return answer.verdict if answer.status else None
+        return None if answer is None else judge(answer.status, answer.body, now=self.pool.now())
 
     async def count_tokens(self, key: Key, target: str, body: bytes) -> int | None:
-        """Google's own count; None if it cannot be had, then the estimate stands."""
+        """Google's own count. None if it cannot be had: then the estimate is used."""
+        answer = await self._post(key, target, body)
+        return total_tokens(answer.body) if isinstance(answer, CoveredAnswer) else None
+
+    async def _post(self, key: Key, target: str, body: bytes) -> CoveredAnswer | Failure | None:
         try:
             async with asyncio.timeout(COUNT_WITHIN):
-                said = await self._upstream.send(key, "POST", target, JSON, body, whole=True)
+                return await self.upstream.send(key, "POST", target, JSON, body, whole=True)
         except TimeoutError:
             return None
-        return None if isinstance(said, Failure) else total_tokens(said.body)
 
 
 def _document(body: bytes) -> dict[str, Any]:

@@ -1,18 +1,20 @@
-"""Lists over all projects: asked in parallel, shown as one. `listing_page` puts a page together.
+"""Lists over all projects: asked at once, shown as one.
 
-A page token of Google's API becomes one of ours with a token for each project. OpenAI's API has no page tokens: a list
-goes on after an id, whose owner is known.
+A page token of Google's API becomes one of ours, with a token for each project. OpenAI's API has no page tokens: a list
+continues after an id, whose project is known.
 """
 
 import asyncio
+import base64
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote, unquote_plus
 
+from pollux.backends.keys.entries import project_fault
 from pollux.gemini.call import Call
 from pollux.gemini.errors import GatewayError
-from pollux.gemini.names import GOOGLE, answer_names, below, resource
+from pollux.gemini.names import CHAINED, GOOGLE, answer_names, below, collection, resource
 from pollux.gemini.rewrite import to_client
 from pollux.pool import refusals as reasons
 from pollux.pool.windows import Want
@@ -21,7 +23,6 @@ from pollux.relay.journal import Attempt
 from pollux.relay.request import Exchange
 from pollux.relay.send import Failure
 from pollux.resources.ask import Asker, JsonAnswer
-from pollux.resources.listing_page import Page, asked_page, foreign_token, parameter, places_of, target_after, target_at
 from pollux.resources.locate import Locator
 from pollux.resources.ownership import Ownership
 
@@ -37,9 +38,15 @@ WITHIN = 15.0
 NOT_ASKED = b"x-pollux-not-asked"
 OPENAI_PAGE, OPENAI_MOST = 20, 100
 GONE_MOST = 100
-"""A page token that names more projects which are not in the pool is not ours."""
+"""A page token that names more projects that are not in the pool is not ours."""
 MOST_ROUNDS = 8
-"""How often other projects are asked while a page is empty. Then it stays empty, with a token for the next one."""
+"""How often projects are asked while a page is empty. Then it stays empty, with a token for the next page."""
+SIZES, TOKENS = ("pageSize", "page_size"), ("pageToken", "page_token")
+
+Tokens = dict[str, str]
+"""Project -> its page token, "" for the first page. A project that is not in it has no more entries."""
+Answers = dict[str, JsonAnswer | Failure | None]
+"""By project. None: no healthy key, or no answer in time."""
 
 
 def is_list(method: str, call: Call) -> bool:
@@ -52,9 +59,67 @@ def is_list(method: str, call: Call) -> bool:
     return what in LISTED or (what.startswith("models/") and what.count("/") == 2 and what.endswith("/operations"))
 
 
+class Page:
+    """A page never has more entries than were asked for, and is empty only if it is the last: clients take an empty
+    page for the end, or even for an entry.
+    """
+
+    def __init__(self, left: Tokens, most: int | None) -> None:
+        self.left = left
+        """Where the next page continues."""
+        self.answered = False
+        self._most = most
+        self._merged: dict[str, Any] = {}
+        self._filled = False
+        self._peeked = False
+
+    def shares(self) -> dict[str, int | None]:
+        """Whom to ask next, and for how many entries. Nobody when the page has an entry, or nothing is left."""
+        if self._filled:
+            return {}
+        if self._most is None:
+            return dict.fromkeys(self.left)
+        share, rest = divmod(self._most, len(self.left) or 1)
+        return {project: share + (at < rest) for at, project in enumerate(self.left) if share or at < rest}
+
+    def unseen(self) -> dict[str, int | None]:
+        """Whom to ask, once, whether it has anything at all: if the page is still empty, so as not to ask all projects
+        in shares; or if no other project said that there is a next page.
+        """
+        if self._peeked or (self._filled and any(self.left.values())):
+            return {}
+        self._peeked = True
+        return {project: 1 for project, token in self.left.items() if not token}
+
+    def document(self, call: Call) -> dict[str, Any]:
+        """The page as Google would write it, with a token if there is a next one."""
+        if self.left:
+            token = base64.urlsafe_b64encode(json.dumps(self.left, separators=(",", ":")).encode()).rstrip(b"=")
+            self._merged["next_page_token" if _is_snake(call) else "nextPageToken"] = token.decode()
+        return self._merged
+
+    def add(self, project: str, document: Mapping[str, Any] | None, *, peek: bool) -> None:
+        """A project's answer; None if it gave none. `peek`: see only whether it has entries."""
+        own_token = self.left.pop(project)
+        if document is None:
+            return
+        self.answered = True
+        token = document.get("nextPageToken") or document.get("next_page_token")
+        lists = {field: value for field, value in document.items() if isinstance(value, list)}
+        if peek:
+            if token or any(lists.values()):
+                self.left[project] = own_token
+            return
+        for field, value in lists.items():
+            self._merged.setdefault(field, []).extend(value)
+            self._filled = self._filled or bool(value)
+        if isinstance(token, str) and token:
+            self.left[project] = token
+
+
 class Listing:
-    def __init__(self, attempts: Attempts, asker: Asker, owners: Locator, ownership: Ownership) -> None:
-        self._owners = owners
+    def __init__(self, attempts: Attempts, asker: Asker, locator: Locator, ownership: Ownership) -> None:
+        self._locator = locator
         self._attempts = attempts
         self._asker = asker
         self._ownership = ownership
@@ -62,7 +127,7 @@ class Listing:
         self._upstream = attempts.pool.settings.upstream
 
     async def run(self, x: Exchange) -> None:
-        own_base = x.own_base()  # an invalid Host is refused before anything is asked
+        own_base = x.own_base()  # refuse an invalid Host before anything is asked
         await self._projects.ready()
         document, unasked = await (self._of_openai(x) if x.call.api == "openai" else self._of_google(x))
         if document is None:
@@ -74,73 +139,70 @@ class Listing:
         await x.reply.whole(200, headers, to_client(body, self._upstream, own_base))
 
     async def _of_google(self, x: Exchange) -> tuple[dict[str, Any] | None, list[str]]:
-        token, size = asked_page(x.call.query)
-        places = places_of(token) if token else dict.fromkeys(sorted(self._projects.by_name), "")
-        gone = [project for project in places if project not in self._projects.by_name]
+        """The list, and the projects that are not in it. None: the client has an error."""
+        token, size = _asked_page(x.call.query)
+        tokens = _tokens_of(token) if token else dict.fromkeys(sorted(self._projects.by_name), "")
+        gone = [project for project in tokens if project not in self._projects.by_name]
         if len(gone) > GONE_MOST:
-            raise foreign_token()
-        page = Page({project: place for project, place in places.items() if project not in gone}, size)
-        answers = await self._fill(x, page)
-        if not page.told and (answers or not self._projects.by_name):
-            await self._refuse(x, answers)
-            return None, []
-        unasked = [project for project, told in answers.items() if not isinstance(told, JsonAnswer)]
-        return page.document(x.call), gone + unasked
-
-    async def _fill(self, x: Exchange, page: Page) -> dict[str, JsonAnswer | Failure | None]:
-        answers: dict[str, JsonAnswer | Failure | None] = {}
+            raise _foreign_token()
+        page = Page({project: own for project, own in tokens.items() if project not in gone}, size)
+        answers: Answers = {}
         for _ in range(MOST_ROUNDS):
             if not (shares := page.shares()):
                 break
             answers |= await self._ask_page(x, page, shares)
             if unseen := page.unseen():
                 answers |= await self._ask_page(x, page, unseen, peek=True)
-        return answers
+        if not page.answered and (answers or not self._projects.by_name):
+            await self._refuse(x, answers)
+            return None, []
+        unasked = [project for project, answer in answers.items() if not isinstance(answer, JsonAnswer)]
+        return page.document(x.call), gone + unasked
 
     async def _ask_page(
         self, x: Exchange, page: Page, shares: Mapping[str, int | None], *, peek: bool = False
-    ) -> dict[str, JsonAnswer | Failure | None]:
-        targets = {project: target_at(x.call, page.left[project], share) for project, share in shares.items()}
+    ) -> Answers:
+        targets = {project: _target_at(x.call, page.left[project], share) for project, share in shares.items()}
         answers = await self._ask_all(x, targets)
         for project, answer in answers.items():
-            page.take(project, answer.document if isinstance(answer, JsonAnswer) else None, peek=peek)
+            page.add(project, answer.document if isinstance(answer, JsonAnswer) else None, peek=peek)
         return answers
 
     async def _of_openai(self, x: Exchange) -> tuple[dict[str, Any] | None, list[str]]:
-        after, limit = parameter(x.call.query, ("after",)), parameter(x.call.query, ("limit",))
+        """As `_of_google`. Projects are listed one after the other, by name."""
+        after, limit = _parameter(x.call.query, ("after",)), _parameter(x.call.query, ("limit",))
         most = min(int(limit), OPENAI_MOST) if limit.isascii() and limit.isdigit() and int(limit) else OPENAI_PAGE
         start = ""
         if after:
             kind = below(x.call).rstrip("/")
             name = resource(after) or f"{kind}/{after}"
-            owner = (await self._owners.of(x, [name])).get(name)
+            owner = (await self._locator.owners(x, [name])).get(name)
             if owner is None or owner.project not in self._projects.by_name:
-                raise GatewayError(
-                    "BAD_REQUEST", "the list cannot go on after that id, which no project is known to own"
-                )
+                raise GatewayError("BAD_REQUEST", "the list cannot continue after that id: its project is not known")
             start = owner.project
         asked = [project for project in sorted(self._projects.by_name) if project >= start]
-        targets = {project: target_after(x.call, after if project == start else "", most) for project in asked}
+        targets = {project: _target_after(x.call, after if project == start else "", most) for project in asked}
         answers = await self._ask_all(x, targets)
-        told = {project: answer for project, answer in answers.items() if isinstance(answer, JsonAnswer)}
-        if not told:
+        good = {project: answer.document for project, answer in answers.items() if isinstance(answer, JsonAnswer)}
+        if not good:
             await self._refuse(x, answers)
             return None, []
         data: list[Any] = []
         more = False
-        for answer in told.values():
-            if more:  # the next page goes on with this project, before the others
+        for listed in good.values():
+            if more:  # the next page continues with this project
                 break
-            data += _entries(answer)
-            more = len(data) > most or answer.document.get("has_more") is True
+            entries = listed.get("data")
+            data += entries if isinstance(entries, list) else []
+            more = len(data) > most or listed.get("has_more") is True
         data = data[:most]
         document: dict[str, Any] = {"object": "list", "data": data, "has_more": more}
         ids = [entry.get("id") for entry in data if isinstance(entry, dict)]
         if ids:
             document |= {"first_id": ids[0], "last_id": ids[-1]}
-        return document, [project for project in answers if project not in told]
+        return document, [project for project in answers if project not in good]
 
-    async def _ask_all(self, x: Exchange, targets: Mapping[str, str]) -> dict[str, JsonAnswer | Failure | None]:
+    async def _ask_all(self, x: Exchange, targets: Mapping[str, str]) -> Answers:
         bearer = x.call.api == "openai"
         headers = [(name, value) for name, value in x.headers if not name.startswith("content-")]
         asked = (
@@ -153,7 +215,7 @@ class Listing:
             if isinstance(answer, JsonAnswer):
                 x.record.note(Attempt("", project, answer.key.id, "ok", answer.status))
                 names = answer_names(answer.document, x.call, (GOOGLE, self._upstream))
-                if (pooled := self._owners.pooled) is not None:
+                if (pooled := self._locator.pooled) is not None:
                     hidden = await pooled.hidden(names, x.record.client)
                     names = {name: end for name, end in names.items() if name not in hidden}
                     _leave_out(answer.document, hidden)
@@ -165,13 +227,12 @@ class Listing:
                 x.record.note(Attempt("", project, "", "not-asked", None, "no healthy key, or no answer in time"))
         return answers
 
-    async def _refuse(self, x: Exchange, answers: Mapping[str, JsonAnswer | Failure | None]) -> None:
+    async def _refuse(self, x: Exchange, answers: Answers) -> None:
         """No project answered: the client gets the first refusal that is not about a key."""
-        failures = [answer for answer in answers.values() if isinstance(answer, Failure)]
-        first = next((failure for failure in failures if failure.verdict.blames != "key"), None)
-        if first is not None:
-            await self._attempts.give(x, first)
-            return
+        for answer in answers.values():
+            if isinstance(answer, Failure) and answer.verdict.blames != "key":
+                await self._attempts.give(x, answer)
+                return
         now = self._attempts.pool.now()
         able, refusals = self._projects.candidates("", (), (), now)
         if able:
@@ -192,6 +253,53 @@ def _name_of(entry: Mapping[str, Any]) -> str:
     return resource(name) or f"files/{name}" if isinstance(name, str) else ""
 
 
-def _entries(told: JsonAnswer) -> list[Any]:
-    data = told.document.get("data")
-    return data if isinstance(data, list) else []
+def _tokens_of(token: str) -> Tokens:
+    """The projects' page tokens in one of ours. It is not sealed: its holder may have changed it."""
+    try:
+        tokens = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+        if isinstance(tokens, dict):
+            "".join(tokens.values()).encode()
+    except (ValueError, TypeError, RecursionError):  # ValueError: half a character, or no Base64
+        tokens = None
+    if not isinstance(tokens, dict) or any(map(project_fault, tokens)):
+        raise _foreign_token()
+    return tokens
+
+
+def _foreign_token() -> GatewayError:
+    return GatewayError("BAD_REQUEST", "the page token is none of this gateway's; begin the list anew")
+
+
+def _is_snake(call: Call) -> bool:
+    """The newer parts of the API have no other spelling."""
+    return collection(call) in CHAINED
+
+
+def _asked_page(query: str) -> tuple[str, int | None]:
+    """The page token and size. None: the client leaves the size to Google."""
+    size = _parameter(query, SIZES)
+    number = int(size) if size.isascii() and size.isdigit() and len(size) < 6 else 0
+    return _parameter(query, TOKENS), number or None
+
+
+def _parameter(query: str, names: Sequence[str]) -> str:
+    return next((value for name, value in parse_qsl(query, keep_blank_values=True) if name in names), "")
+
+
+def _target_at(call: Call, token: str, size: int | None) -> str:
+    """The same list from a project's page token on, with this size."""
+    snake, parts = _is_snake(call), _without(call.query, TOKENS if size is None else (*TOKENS, *SIZES))
+    parts += [] if size is None else [f"{SIZES[snake]}={size}"]
+    parts += [f"{TOKENS[snake]}={quote(token, safe='', errors='replace')}"] if token else []
+    return f"{call.path}?{'&'.join(parts)}" if parts else call.path
+
+
+def _target_after(call: Call, after: str, limit: int) -> str:
+    """The same list of OpenAI's from an id on."""
+    parts = [*_without(call.query, ("after", "limit")), f"limit={limit}"]
+    parts += [f"after={quote(after, safe='', errors='replace')}"] if after else []
+    return f"{call.path}?{'&'.join(parts)}"
+
+
+def _without(query: str, names: Sequence[str]) -> list[str]:
+    return [part for part in query.split("&") if part and unquote_plus(part.partition("=")[0]) not in names]

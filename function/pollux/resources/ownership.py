@@ -1,6 +1,6 @@
-"""Which project owns what: remembered in this instance, kept in the store for all instances. Nothing is sent from here.
+"""Which project owns what: cached in this instance, and stored for all instances. Nothing is sent from here.
 
-A binding is a document `bound/NAME`. A file never moves, so a binding that is remembered is not read again.
+An owner is a document `bound/NAME`. A file never moves, so a cached owner is not read again.
 """
 
 import asyncio
@@ -21,15 +21,15 @@ REMEMBERED, CLIENTS = 20_000, 10_000
 ABSENT_FOR = 5.0
 """How long the store is not asked again for a name that it does not have."""
 READ_MOST = 500
-"""The most names of one request that are read from the store, which costs money for each; a body may hold 100,000."""
+"""The most names of one request that are read from the store, where each costs money. A body may hold 100,000."""
 CLAIMS = 5
 SHOWN_MOST = 20
 MISSING_FOR = 60.0
 """How long no project is asked again for a name that none of them has."""
 WITHIN = 2.0
-"""How long a request waits for the store to read, write or delete a binding."""
+"""How long a request waits for the store to read, write or delete owners."""
 LATER = 60.0
-"""An expiry that moved by less is not worth a commit."""
+"""An expiry that changed by less is not committed."""
 DAY = 86400.0
 KEPT_FOR = {"files": 2 * DAY, "generatedFiles": 2 * DAY, "interactions": 60 * DAY}
 KEPT_ELSE = 30 * DAY
@@ -38,10 +38,10 @@ KEPT_ELSE = 30 * DAY
 class Owner(NamedTuple):
     project: str
     client: str
-    """Who made it, or was the first to use it here."""
+    """The client that made the resource, or used it here first."""
     expires: float
     pooled: bool = False
-    """A file whose content is kept here: other projects can get a copy of it, other clients cannot use it."""
+    """A pooled file: other projects can get a copy, other clients cannot use it."""
 
 
 class Ownership:
@@ -54,16 +54,13 @@ class Ownership:
         self._last: Recent[str, str] = Recent(CLIENTS)
         self._tasks: set[asyncio.Task[bool]] = set()
         self.counters = Counters()
-        self.unread = 0
-        """How often the store failed to say who owns something."""
         self.searches = 0
         """How often the projects were asked for a name."""
 
-    async def owner(self, name: str) -> Owner | None:
-        return (await self.owners((name,))).get(name)
+    # --- who owns it -------------------------------------------------------------------------------------------------
 
     async def owners(self, names: Iterable[str]) -> dict[str, Owner]:
-        """The known owners. What is not remembered is read in one round trip, as far as the store answers."""
+        """The known owners: from the cache, or else from the store in one round trip, if it answers."""
         found: dict[str, Owner] = {}
         unknown: list[str] = []
         for name in names:
@@ -72,66 +69,40 @@ class Ownership:
             elif self._absent.get(name, 0.0) <= self._now():
                 unknown.append(name)
         if unknown:
-            found |= await self._read(unknown[:READ_MOST])
+            found |= await self._read(unknown[:READ_MOST]) or {}
         return found
 
     async def confirmed_owners(self, names: Iterable[str]) -> dict[str, Owner]:
-        """As `owners`, for names that decide who may see a file: all that are not known to be pooled are read from the
-        store. Raises StoreUnavailableError if it does not answer."""
+        """The owners, where they decide who may see a file: only pooled ones are taken from the cache, all others are
+        read from the store. Raises StoreUnavailableError if it does not answer."""
         known = {name: self.remembered(name) for name in names}
         found = {name: owner for name, owner in known.items() if owner is not None}
         asked = [name for name, owner in known.items() if owner is None or not owner.pooled]
         for start in range(0, len(asked), READ_MOST):
-            some, unread = asked[start : start + READ_MOST], self.unread
-            found |= await self._read(some)
-            if self.unread != unread and (unsaid := [name for name in some if name not in found]):
-                raise StoreUnavailableError(f"the store does not say whose {_some(unsaid)} is")
+            some = asked[start : start + READ_MOST]
+            owners = await self._read(some)
+            if owners is None and (unknown := [name for name in some if name not in found]):
+                raise StoreUnavailableError(f"the store did not say who owns {_some(unknown)}")
+            found |= owners or {}
         return found
 
-    async def claim(self, name: str, project: str, client: str, expires: float) -> bool:
-        """Before a pooled file is made: reserve its name for this client. False: the name is taken."""
-        owner = Owner(project, client, expires, pooled=True)
-        version: Version | None = None
-        for _ in range(CLAIMS):
-            try:
-                await self._watch.commit(BOUND + name, _packed(owner), version, self.counters)
-            except ConflictError:
-                there, version = await self._document(name)
-                held = _unpacked(there)
-                if held is not None and held.expires > self._now() and (held.client != client or not held.pooled):
-                    return False
-            else:
-                self._remember(name, owner)
-                return True
-        raise StoreUnavailableError(f"the document of {BOUND + name} was changed by others {CLAIMS} times in a row")
-
-    async def unclaim(self, name: str) -> None:
-        """Undo a claim: Google has another file of that name already."""
-        self.forget(name)
-        await self._all_of({name: self._delete(name)}, "deleted")
-
-    def _remember(self, name: str, owner: Owner) -> None:
-        self._owners[name] = owner
-        self._absent.pop(name, None)
-        self._missing.pop(name, None)
-
     def remembered(self, name: str) -> Owner | None:
-        """What this instance knows, without reading the store."""
+        """The owner from the cache."""
         owner = self._owners.get(name)
         if owner is None or owner.expires <= self._now():
             return None
         self._owners.move_to_end(name)
         return owner
 
-    async def _read(self, names: list[str]) -> dict[str, Owner]:
+    async def _read(self, names: list[str]) -> dict[str, Owner] | None:
+        """None: the store did not answer."""
         try:
             async with asyncio.timeout(WITHIN):
                 documents = await self._watch.read([BOUND + name for name in names])
         except (StoreError, TimeoutError) as error:
-            self.unread += 1
-            if not isinstance(error, StoreUnavailableError):  # the store's watch logs that, once
+            if not isinstance(error, StoreUnavailableError):  # `StoreHealth` logs that
                 log.error("the owner of %s cannot be read: %s", _some(names), str(error) or "no answer in time")
-            return {}
+            return None
         found: dict[str, Owner] = {}
         for name in names:
             document, _ = documents.get(BOUND + name, ({}, ""))
@@ -142,65 +113,95 @@ class Ownership:
                 self._absent[name] = self._now() + ABSENT_FOR
         return found
 
+    def last_project(self, client: str) -> str | None:
+        """The project where this client last made something."""
+        return self._last.get(client)
+
+    def is_missing(self, name: str) -> bool:
+        """Whether no project had it a moment ago."""
+        return self._missing.get(name, 0.0) > self._now()
+
+    def remember_missing(self, name: str) -> None:
+        self._missing[name] = self._now() + MISSING_FOR
+
+    def as_json(self) -> dict[str, int]:
+        """For `status`."""
+        return {"remembered": len(self._owners), "searches": self.searches, "commits": self.counters.commits}
+
+    # --- changes -----------------------------------------------------------------------------------------------------
+
+    async def claim(self, name: str, project: str, client: str, expires: float) -> bool:
+        """Reserve a name for this client before its pooled file is made. False: the name is taken."""
+        owner = Owner(project, client, expires, pooled=True)
+        version: Version | None = None
+        for _ in range(CLAIMS):
+            try:
+                await self._watch.commit(BOUND + name, _packed(owner), version, self.counters)
+            except ConflictError:
+                stored, version = await self._document(name)
+                held = _unpacked(stored)
+                if held is not None and held.expires > self._now() and (held.client != client or not held.pooled):
+                    return False
+            else:
+                self._remember(name, owner)
+                return True
+        raise StoreUnavailableError(f"the document of {BOUND + name} was changed by others {CLAIMS} times in a row")
+
+    async def unclaim(self, name: str) -> None:
+        """Undo a claim, because Google has another file of that name already."""
+        self.forget(name)
+        await self._in_tasks({name: self._delete(name)}, "deleted")
+
     async def bind(self, names: Mapping[str, float | None], project: str, client: str, *, pooled: bool = False) -> None:
-        """Remember and store that these belong to the project until they expire (None: after the usual time). Never
-        fails: trouble with the store is logged, and this instance remembers."""
+        """Cache and store that the project owns these until they expire (None: after the usual time). Never fails: an
+        error of the store is logged."""
         changed: dict[str, Owner] = {}
         for name, end in names.items():
             known = self.remembered(name)
             if known is not None and known.pooled and known.client != client and known.project in self.projects.by_name:
-                continue  # another file has that name in another project: a name leads to one thing
+                continue  # another project has a file of the same name: the pooled one keeps the name
             if known is not None and known.project == project and not pooled:
                 if end is None or abs(end - known.expires) < LATER:
                     continue
                 changed[name] = known._replace(expires=end)
             else:
                 end = self._now() + _kept_for(name) if end is None else end
-                kept = known is not None and known.pooled  # its project may have another name by now
+                kept = known is not None and known.pooled  # the operator may have renamed its project
                 changed[name] = Owner(project, known.client if known and kept else client, end, pooled or kept)
         for name, owner in changed.items():
             self._remember(name, owner)
         if changed:
             self._last[client] = project
-            await self._all_of({name: self._commit(name, owner) for name, owner in changed.items()}, "kept")
+            await self._in_tasks({name: self._commit(name, owner) for name, owner in changed.items()}, "stored")
 
     def remember(self, names: Mapping[str, float | None], project: str, client: str) -> None:
-        """In this instance only: for what a list named. The project can be asked again."""
+        """Cache the owner of what a list named. It is not stored, as the projects can be asked again."""
         for name, end in names.items():
             if self.remembered(name) is None:
                 self._owners[name] = Owner(project, client, self._now() + _kept_for(name) if end is None else end)
                 self._missing.pop(name, None)
 
     async def unbind(self, name: str) -> None:
-        """It was deleted."""
+        """The resource was deleted."""
         self.forget(name)
         self._absent[name] = self._now() + ABSENT_FOR
         self.remember_missing(name)
-        await self._all_of({name: self._delete(name)}, "deleted")
+        await self._in_tasks({name: self._delete(name)}, "deleted")
 
     def forget(self, name: str) -> None:
-        """Its owner does not have it any more: the next request for it reads the store again."""
+        """Drop it from the cache, because its owner does not have it any more: the next request reads the store."""
         self._owners.pop(name, None)
 
-    def last_project(self, client: str) -> str | None:
-        """The project where this client last made something."""
-        return self._last.get(client)
-
-    def as_json(self) -> dict[str, int]:
-        """For `status`."""
-        return {"remembered": len(self._owners), "searches": self.searches, "commits": self.counters.commits}
-
-    def is_missing(self, name: str) -> bool:
-        return self._missing.get(name, 0.0) > self._now()
-
-    def remember_missing(self, name: str) -> None:
-        self._missing[name] = self._now() + MISSING_FOR
+    def _remember(self, name: str, owner: Owner) -> None:
+        self._owners[name] = owner
+        self._absent.pop(name, None)
+        self._missing.pop(name, None)
 
     def _now(self) -> float:
         return self.projects.store.now()
 
-    async def _all_of(self, changes: Mapping[str, Coroutine[Any, Any, None]], what: str) -> None:
-        """In tasks of their own: a client that leaves cancels none of them."""
+    async def _in_tasks(self, changes: Mapping[str, Coroutine[Any, Any, None]], what: str) -> None:
+        """Apply the changes in tasks of their own, which continue when the client leaves."""
         tasks = {asyncio.create_task(_applied(name, change, what)): name for name, change in changes.items()}
         self._tasks.update(tasks)
         for task in tasks:
@@ -209,7 +210,7 @@ class Ownership:
         failed = [name for task, name in tasks.items() if task in late or not task.result()]
         if failed:
             log.error(
-                "the store has not %s who owns %s: until it does, other instances have to look for that themselves",
+                "the store has not %s the owner of %s: until then, other instances must search for it",
                 what,
                 _some(failed),
             )
@@ -222,11 +223,11 @@ class Ownership:
         try:
             await self._watch.commit(BOUND + name, document, None, self.counters)
         except ConflictError:
-            there, version = await self._document(name)
-            held = _unpacked(there)
+            stored, version = await self._document(name)
+            held = _unpacked(stored)
             if held is not None and held.pooled and not owner.pooled and held.expires > self._now():
                 self._owners[name] = held
-            elif there != document:
+            elif stored != document:
                 await self._watch.commit(BOUND + name, document, version, self.counters)
 
     async def _delete(self, name: str) -> None:
@@ -238,7 +239,7 @@ class Ownership:
 async def _applied(name: str, change: Coroutine[Any, Any, None], what: str) -> bool:
     try:
         await change
-    except ConflictError:  # another instance changed it at the same moment, by what its own answer said
+    except ConflictError:  # another instance changed it at the same moment, by an answer of its own
         return True
     except StoreError as error:
         log.warning("the owner of %s could not be %s: %s", name, what, error)
@@ -256,13 +257,10 @@ def _kept_for(name: str) -> float:
 
 
 def _packed(owner: Owner) -> Document:
-    document: Document = {
-        "v": 1,
-        "project": owner.project,
-        "client": owner.client,
-        "expires": math.ceil(owner.expires),
-    }
-    return document | {"pooled": True} if owner.pooled else document
+    document: Document = {"v": 1, **owner._asdict(), "expires": math.ceil(owner.expires)}
+    if not owner.pooled:
+        del document["pooled"]
+    return document
 
 
 def _unpacked(document: Mapping[str, Any]) -> Owner | None:

@@ -1,10 +1,10 @@
-"""Uploads: a start gets an address of ours in the place of Google's, and what comes to that address goes on there.
+"""Uploads: the client gets an address of ours instead of Google's, and what it sends there goes to Google's.
 
-Nothing is kept here: the address carries a sealed token (`upload_token`) that says which session at Google it stands
-for. Any instance goes on with any upload. Bodies pass through and are never held.
+Nothing is stored: the address has a sealed token (`upload_token`) that names the session at Google, so that any
+instance can continue any upload. Bodies pass through and are not held. With POLLUX_FILES=pooled, files go to
+`pooled.uploads`.
 """
 
-import json
 from functools import partial
 
 from pollux.backends.keys.contract import Key
@@ -12,8 +12,6 @@ from pollux.backends.upstream import UpstreamError
 from pollux.gemini.call import read_target
 from pollux.gemini.errors import GatewayError
 from pollux.gemini.headers import upstream_headers
-from pollux.gemini.names import GOOGLE, answer_names
-from pollux.gemini.rewrite import to_client
 from pollux.gemini.upload import UPLOAD_ADDRESSES, session_target
 from pollux.pool.pool import Pool
 from pollux.relay.address import own_base
@@ -22,23 +20,16 @@ from pollux.relay.journal import Attempt
 from pollux.relay.passing import Reply, collect, nothing_to_settle, pass_on
 from pollux.relay.request import Incoming
 from pollux.relay.send import NO_CREDENTIAL, CoveredAnswer, Failure, Headers, KeyedUpstream, Readdress, broken
+from pollux.resources.answers import Answers
 from pollux.resources.ownership import Ownership
-from pollux.resources.pooled.taking import HeldBody
-from pollux.resources.pooled.uploads import POOLED, PooledUploads, UploadRequest
-from pollux.resources.upload_token import (
-    LIFETIME,
-    Session,
-    UploadTokenError,
-    address_of,
-    checked,
-    claimed,
-    sealing_value,
-)
+from pollux.resources.pooled.parts import HeldBody
+from pollux.resources.pooled.uploads import POOLED, PooledUploads, UploadRequest, session_address
+from pollux.resources.upload_token import LIFETIME, Session, UploadTokenError, checked, claimed, sealing_value
 
 HELD_MOST = 1 << 20
-"""An upload in one request, up to this size, is read whole."""
-GO_ON = 308
-"""In the older protocol: more is to come."""
+"""An upload in one request is read whole up to this size."""
+INCOMPLETE = 308
+"""The older protocol's status for a chunk that is not the last."""
 
 
 class Uploads:
@@ -46,7 +37,7 @@ class Uploads:
         self._settings = pool.settings
         self._pool = pool
         self._upstream = upstream
-        self._ownership = ownership
+        self._answers = Answers(ownership, pool.settings.upstream)
         self.pooled: PooledUploads | None = None
         """With POLLUX_FILES=pooled."""
 
@@ -83,15 +74,9 @@ class Uploads:
                 if not target:
                     raise GatewayError("UPSTREAM_ERROR", "Gemini began an upload and returned an invalid upload URL")
                 session = Session(target, key.project, key.id, client, self._pool.now() + LIFETIME)
-                text = await self._address(base, session)
+                text = await session_address(self._pool, base, session)
             shown.append((name, text))
         return shown
-
-    async def _address(self, base: str, session: Session) -> bytes:
-        try:
-            return address_of(base, session, await sealing_value(self._pool.projects.keyring, session.key))
-        except UploadTokenError as error:
-            raise GatewayError("UPSTREAM_ERROR", str(error)) from None
 
     async def session(self, token: str) -> Session:
         """The upload that is continued. No message repeats what the token says before its seal is checked."""
@@ -123,7 +108,7 @@ class Uploads:
     async def _send_on(self, incoming: Incoming, session: Session, body: PassingBody) -> None:
         """Send the request once, to the session's address at Google.
 
-        No key is sent: Google asks for the address only. So the upload goes on even if its key is disabled by now.
+        No key is sent, as Google does not ask for one there. So the upload continues even if its key is disabled.
         """
         scope, record, reply = incoming.scope, incoming.record, incoming.reply
         record.project, record.key = session.project, session.key
@@ -141,25 +126,26 @@ class Uploads:
             )
             status = answer.status or None
             base = self._base(scope)
-            refused = answer if isinstance(answer, Failure) else await self._passed(base, session, answer, reply)
-            if refused is None or refused.status == GO_ON:
+            failure = answer if isinstance(answer, Failure) else await self._pass_on(base, session, answer, reply)
+            if failure is None or failure.status == INCOMPLETE:
                 cause = "ok"
             else:
-                cause = "timeout" if refused.timed_out else refused.verdict.cause
-            if refused is not None:  # what it means for the upload is the client's to judge
-                if refused.problem is not None:
-                    raise refused.problem
-                await reply.whole(refused.status, refused.headers, refused.body)
+                cause = "timeout" if failure.timed_out else failure.verdict.cause
+            if failure is not None:  # the client decides how its upload continues
+                if failure.problem is not None:
+                    raise failure.problem
+                await reply.whole(failure.status, failure.headers, failure.body)
         finally:
             if record.sent:
-                said = f"{body.passed} bytes passed"
-                record.attempts.append(Attempt("", session.project, session.key, cause, status, detail=said))
+                detail = f"{body.passed} bytes passed"
+                record.attempts.append(Attempt("", session.project, session.key, cause, status, detail=detail))
 
-    async def _passed(self, base: str, session: Session, answer: CoveredAnswer, reply: Reply) -> Failure | None:
-        """Pass a good answer on, with our addresses in the place of Google's."""
+    async def _pass_on(self, base: str, session: Session, answer: CoveredAnswer, reply: Reply) -> Failure | None:
         try:
             body, whole = await collect(answer)
-            body = await self._made(body, base, session) if whole else body
+            if whole:
+                call = read_target("POST", *session.target.partition("?")[::2])
+                body = await self._answers.bound(body, call, session.project, session.client, lambda: base)
             await pass_on(reply, answer, nothing_to_settle, body, whole=whole)
         except UpstreamError as error:
             return broken(Key(session.key, session.project), error, self._pool.now())
@@ -167,20 +153,8 @@ class Uploads:
             answer.close()
         return None
 
-    async def _made(self, body: bytes, base: str, session: Session) -> bytes:
-        """An answer that names what came of the upload: that is bound, and its URI points to us."""
-        try:
-            document = json.loads(body) if body else None
-        except (ValueError, RecursionError):
-            document = None
-        upstream = self._settings.upstream
-        path, _, query = session.target.partition("?")
-        names = answer_names(document, read_target("POST", path, query), (upstream, GOOGLE))
-        await self._ownership.bind(names, session.project, session.client)
-        return to_client(body, upstream, base) if names else body
-
 
 def is_large(headers: Headers, most: int) -> bool:
-    """Too large to be held, so that it can be sent only once. A smaller one is sent again if its key is refused."""
+    """Too large to be held, so that it can be sent only once. A smaller upload is sent again if its key is refused."""
     length = body_length(headers)
     return length is None or length > min(HELD_MOST, most)

@@ -67,16 +67,15 @@ class App:
         uploads = Uploads(self.pool, attempts.upstream, self.ownership)
         self.pooled_files: PooledFiles | None = None
         if blobs is not None:
-            self.pooled_files = PooledFiles(self.pool, self.ownership, attempts, asker, blobs)
+            self.pooled_files = PooledFiles(self.pool, self.ownership, asker, blobs)
             locator.pooled, uploads.pooled = self.pooled_files.access, self.pooled_files.uploads
         self.admission = Admission(settings, tokens, self.pool, uploads, self.journal)
         self.routes = Routes(
             settings,
             self.admission,
             self.admin,
-            counted=locator.counted,
+            located=locator.serve,
             listed=listing.run,
-            free=locator.free,
         )
 
     def admin(self) -> "Admin":

@@ -64,12 +64,11 @@ class Routes:
         admission: Admission,
         admin: Callable[[], Asgi],
         *,
-        counted: Relayed,
+        located: Relayed,
         listed: Relayed,
-        free: Relayed,
     ) -> None:
-        """`admin` makes the admin API, at its first request. The others serve requests that take quota, lists over all
-        projects, and everything else.
+        """`admin` makes the admin API, at its first request. `located` serves a request where the resources are that it
+        names, `listed` a list over all projects.
         """
         self._settings = settings
         self._admission = admission
@@ -84,7 +83,7 @@ class Routes:
             ApiRoute(
                 "generate",
                 "what takes quota: `:generateContent`, `:embedContent`, `chat/completions`, `interactions`, …",
-                partial(admission.let_in, serve=counted),
+                partial(admission.let_in, serve=located),
                 lambda incoming: (
                     incoming.call.kind in COUNTED or makes_interaction(incoming.scope["method"], incoming.call)
                 ),
@@ -99,7 +98,7 @@ class Routes:
             ApiRoute(
                 "upload",
                 "POST `/upload/…`, `openai/files`: the start of an upload, or all of it",
-                partial(admission.let_in, serve=free),
+                partial(admission.let_in, serve=located),
                 lambda incoming: incoming.upload is not None,
             ),
             ApiRoute(
@@ -117,7 +116,7 @@ class Routes:
             ApiRoute(
                 "everything else",
                 "`:countTokens`, `models`, one file, …: what takes no quota",
-                partial(admission.let_in, serve=free),
+                partial(admission.let_in, serve=located),
                 lambda incoming: True,
             ),
         )

@@ -113,9 +113,9 @@ def test_a_document_comes_back_as_it_was() -> None:
     for file in (FILE, FILE.with_copy("p1", copies["p1"]).with_copy("p2", copies["p2"])):
         packed = documents.packed(file)
         assert packed["expires"] == 2001, "whole seconds, for the store"
-        assert documents.unpacked(packed) == replace(file, expires=2001)
+        assert documents.unpacked_file(packed) == replace(file, expires=2001)
     for odd in ({}, {"v": 2, **documents.packed(FILE), "copies": None}, documents.packed(FILE) | {"v": 9}):
-        assert documents.unpacked(odd) is None
+        assert documents.unpacked_file(odd) is None
 
 
 def test_where_a_file_can_be_used() -> None:

@@ -1,6 +1,6 @@
-"""The contents of pooled files in the blob store: as parts, since uploads come in parts; and how that store does.
+"""The contents of pooled files in the blob store, in parts, and the health of that store.
 
-What it cannot do is told once in the log, counted, and not tried again for a while.
+An error of the store is logged once, and counted; then the store is left alone for a while.
 """
 
 import asyncio
@@ -17,17 +17,16 @@ log = logging.getLogger("pollux.blobs")
 
 PROBE_WITHIN = 3.0
 TRUSTED_S = 30.0
-"""So long after the last answer nobody asks whether the store is there."""
+"""How long after an answer the store is taken to work."""
 RESTS_S = 15.0
-"""So long after a failure nobody asks either."""
+"""How long after a failure the store is taken not to work."""
 SWEEP_EVERY = 3600.0
 PROBED = "probe"
 
 
 class Contents:
-    """`sweeps`: nobody else deletes what has expired, as a bucket's lifecycle does."""
-
     def __init__(self, blobs: Blobs, now: Callable[[], float], *, sweeps: bool) -> None:
+        """`sweeps`: expired blobs are deleted from here. A bucket does that itself, by its lifecycle."""
         self._blobs = blobs
         self._now = now
         self._sweeps = sweeps
@@ -36,10 +35,10 @@ class Contents:
         self._answered = self._failed = float("-inf")
         self.trouble = ""
         self.counts = dict.fromkeys(("passed_through", "kept_to_copies"), 0)
-        """Uploads and requests that met no blob store."""
+        """Uploads and requests that had to do without the blob store."""
 
     async def open(self) -> None:
-        """What fails is not fatal: files are then what they are without pooling."""
+        """A failure is not fatal: files are then not pooled."""
         try:
             async with asyncio.timeout(PROBE_WITHIN):
                 await self._blobs.open()
@@ -57,7 +56,7 @@ class Contents:
         return {"blobs": "down" if self.trouble else "ok", "why": self.trouble or None, **self.counts}
 
     async def usable(self) -> bool:
-        """Whether it can be relied upon just now."""
+        """Whether the store works. It is asked only if neither its last answer nor its last failure is recent."""
         now = self._now()
         if now < self._failed + RESTS_S:
             return False
@@ -85,7 +84,7 @@ class Contents:
         self._up()
 
     async def read(self, parts: Sequence[Part], offset: int = 0) -> AsyncGenerator[bytes, None]:
-        """From there to the end. Raises BlobError where a part is not what it was."""
+        """The content from `offset` on. Raises BlobError if a part is missing or has another length."""
         for part in parts:
             if offset >= part.size:
                 offset -= part.size
@@ -96,10 +95,9 @@ class Contents:
                     async for piece in pieces:
                         left -= len(piece)
                         yield piece
-            except BlobMissingError:
-                raise
             except BlobError as error:
-                self._down(error)
+                if not isinstance(error, BlobMissingError):
+                    self._down(error)
                 raise
             if left:
                 raise BlobMissingError(f"blob {part.blob} ends {left} bytes off its length")
@@ -110,11 +108,11 @@ class Contents:
         digest = hashlib.sha256()
         async with aclosing(self.read(parts)) as pieces:
             async for piece in pieces:
-                digest.update(piece)  # a megabyte at most: a thread would not be quicker
+                digest.update(piece)  # a megabyte at most: a thread would not be faster
         return digest.hexdigest()
 
     async def drop(self, parts: Sequence[Part]) -> None:
-        """What stays is deleted when it expires."""
+        """Delete the parts. After an error, the others are deleted when they expire."""
         for part in parts:
             try:
                 await self._blobs.delete(part.blob)
@@ -123,27 +121,27 @@ class Contents:
                 return
 
     def sweep(self) -> None:
-        """At most hourly, beside whatever runs; nobody waits for it."""
+        """Delete expired blobs in the background, at most once an hour."""
         if not self._sweeps or self._now() < self._swept + SWEEP_EVERY:
             return
         self._swept = self._now()
-        self._sweep = asyncio.get_running_loop().create_task(self._swept_out())
+        self._sweep = asyncio.get_running_loop().create_task(self._delete_expired())
 
-    async def _swept_out(self) -> None:
+    async def _delete_expired(self) -> None:
         try:
-            gone = await self._blobs.sweep(self._now())
+            count = await self._blobs.sweep(self._now())
         except BlobError as error:
-            log.warning("what has expired among the blobs could not be deleted: %s", error)
+            log.warning("expired blobs could not be deleted: %s", error)
             return
-        if gone:
-            log.info("%d blobs had expired and were deleted", gone)
+        if count:
+            log.info("%d expired blobs were deleted", count)
 
     def _down(self, error: BaseException) -> None:
         self._failed, self._answered = self._now(), float("-inf")
         why = str(error) or f"no answer within {PROBE_WITHIN:g} s"
         if not self.trouble:
             log.error(
-                "the blob store does not work, files stay in the project that takes them: %s",
+                "the blob store does not work: each file stays in the project that gets its upload: %s",
                 why,
                 extra={"event": "blobs-trouble"},
             )

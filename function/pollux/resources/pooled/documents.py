@@ -1,7 +1,7 @@
-"""PURE. What the store knows of pooled files: their documents, and the names that follow from what a file is.
+"""PURE. The documents of pooled files in the store, and the names that are derived from what a file is.
 
-`pooled/files/ID` is a file: whose it is, its content's parts, its copies. `content/HASH` says which file a client's
-content is, or who is just making it. `upload/ID` is an upload under way.
+`pooled/files/ID` is a file: its client, the parts of its content, its copies. `content/HASH` names the file that has a
+client's content, or the instance that is uploading it. `upload/ID` is an upload under way.
 """
 
 import hashlib
@@ -12,20 +12,27 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from pollux.backends.store.contract import Document
+from pollux.gemini.call import read_target
+from pollux.gemini.names import GOOGLE, answer_names
+from pollux.resources.upload_token import LIFETIME
 
 FILE, CONTENT, UPLOAD = "pooled/", "content/", "upload/"
 COPY = "files/px-"
-"""What the names of copies begin with: no client is told of them, and none can ask for them."""
+"""The prefix of copies' names. Clients never see one and cannot ask for one."""
 KEPT_S = 48 * 3600.0
 """As long as Google keeps a file."""
 SHARED_S = 24 * 3600.0
-"""A file with less time left is not given for the same content again."""
+"""An upload of the same content gets an existing file only if that lives at least this much longer."""
 ENDING_S = 60.0
-"""A copy that is about to end is not used any more."""
+"""A copy is not used in its last minute."""
+GRANULARITY = 256 * 1024
+"""Every chunk but the last is a multiple of this."""
+LARGEST = 2 * 2**30
+"""Google takes no larger file."""
 
 
 class Copy(NamedTuple):
-    """A file of a project with the content."""
+    """A file at Google, in one project."""
 
     name: str
     uri: str
@@ -34,7 +41,7 @@ class Copy(NamedTuple):
 
 
 class Lease(NamedTuple):
-    """An instance is making the copy; if it dies, until then."""
+    """The instance that is making a copy. The lease ends at `until` if the instance dies."""
 
     by: str
     until: float
@@ -47,10 +54,14 @@ class Part(NamedTuple):
     size: int
 
 
+class ChunkError(Exception):
+    """This chunk is refused; the upload can continue."""
+
+
 @dataclass(frozen=True, slots=True)
 class PooledFile:
     name: str
-    """What its client knows it by, and its project."""
+    """The name that its client knows."""
     client: str
     sha256: str
     size: int
@@ -59,15 +70,16 @@ class PooledFile:
     shown: str
     """Display name."""
     content: str
-    """The hash by which the same content is known again."""
+    """`content_hash` of what was uploaded."""
     home: str
+    """The project that got the file first."""
     born: float
     expires: float
     parts: tuple[Part, ...] = ()
     uses: int = 1
-    """How often it was given for this content; so often it has to be deleted."""
+    """How many uploads got this file; it is deleted after as many deletions."""
     round: int = 0
-    """How often a copy was lost: the next ones have other names."""
+    """How many copies were lost. It is part of the names of new copies."""
     copies: Mapping[str, Copy | Lease] = field(default_factory=dict)
 
     def copy_at(self, project: str, now: float) -> Copy | None:
@@ -76,7 +88,7 @@ class PooledFile:
         return copy if isinstance(copy, Copy) and copy.expires - ENDING_S > now else None
 
     def ready_at(self, now: float) -> frozenset[str]:
-        """Projects whose copy can be used now. How far Google is with the file itself, its client asks."""
+        """The projects whose copy can be used now. Whether the file itself is processed, its client asks Google."""
         found = ((project, self.copy_at(project, now)) for project in self.copies)
         return frozenset(project for project, copy in found if copy and (copy.active or project == self.home))
 
@@ -85,36 +97,111 @@ class PooledFile:
         return replace(self, copies=copies if copy is None else copies | {project: copy})
 
 
-def packed(file: PooledFile) -> Document:
-    copies = {
-        project: {"name": copy.name, "uri": copy.uri, "expires": copy.expires, "active": copy.active}
-        if isinstance(copy, Copy)
-        else {"by": copy.by, "until": copy.until}
-        for project, copy in file.copies.items()
-    }
-    said = {name: getattr(file, name) for name in PooledFile.__slots__ if name not in ("parts", "copies")}
-    parts = [[part.blob, part.size] for part in file.parts]
-    return {"v": 1, **said, "parts": parts, "copies": copies, "expires": math.ceil(file.expires)}
+@dataclass(frozen=True, slots=True)
+class PooledUpload:
+    """An upload under way."""
+
+    client: str
+    kind: str
+    began: float
+    described: Mapping[str, Any] = field(default_factory=dict)
+    """The metadata that the client sent: Google's File, as JSON."""
+    declared: int | None = None
+    parts: tuple[Part, ...] = ()
+    state: str = "active"
+    """active; closing: all bytes are there and the file is being made; final; cancelled."""
+    answer: str = ""
+    passed: tuple[str, str, str] | None = None
+    """Target, project and key of a session at Google, if the blob store failed before the first byte."""
+
+    @property
+    def received(self) -> int:
+        return sum(part.size for part in self.parts)
+
+    @property
+    def expires(self) -> float:
+        return self.began + LIFETIME
+
+    @property
+    def kept_until(self) -> float:
+        """A file's life begins when its upload ends, which is a day after its start at the latest."""
+        return self.expires + KEPT_S
+
+    def with_part(self, part: Part | None, state: str) -> "PooledUpload":
+        return replace(self, parts=self.parts if part is None else (*self.parts, part), state=state)
+
+    def check_size(self, size: int) -> None:
+        """Raises ChunkError for a file that is larger than Google takes."""
+        if size > LARGEST:
+            raise ChunkError(f"The file is too large: {size} bytes, and at most {LARGEST} are taken.")
+
+    def chunk_offset(self, offset: str, length: int | None, *, final: bool) -> int:
+        """Where the chunk begins, at or before the end of what was received. Raises ChunkError with Google's words."""
+        if not (offset.isascii() and offset.isdigit()) or int(offset) > self.received:
+            raise ChunkError(f"Invalid offset {offset}: {self.received} bytes have been received.")
+        begin = int(offset)
+        if length is not None:
+            self.check_size(begin + length)
+            self.check_chunk(begin + length, length, final=final)
+        return begin
+
+    def check_chunk(self, end: int, length: int, *, final: bool) -> None:
+        """Raises ChunkError for a chunk that ends at the wrong place."""
+        if not final and length % GRANULARITY:
+            raise ChunkError(f"Invalid chunk: {length} bytes are no multiple of {GRANULARITY}.")
+        if self.declared is not None and (end != self.declared if final else end > self.declared):
+            raise ChunkError(f"Invalid size: {end} bytes, but {self.declared} were declared.")
 
 
-def unpacked(document: Mapping[str, Any]) -> PooledFile | None:
-    """None for what is no such document, or was written in another form."""
+def packed(thing: PooledFile | PooledUpload) -> Document:
+    document: Document = {name: getattr(thing, name) for name in thing.__slots__}
+    document |= {"v": 1, "parts": [list(part) for part in thing.parts], "expires": math.ceil(thing.expires)}
+    if isinstance(thing, PooledFile):
+        document["copies"] = {project: copy._asdict() for project, copy in thing.copies.items()}
+    else:
+        document["passed"] = None if thing.passed is None else list(thing.passed)
+    return document
+
+
+def unpacked_file(document: Mapping[str, Any]) -> PooledFile | None:
+    """None for a document of another form."""
     try:
         copies: dict[str, Copy | Lease] = {
-            project: Lease(copy["by"], copy["until"])
-            if "by" in copy
-            else Copy(copy["name"], copy["uri"], copy["expires"], copy["active"])
-            for project, copy in document["copies"].items()
+            project: Lease(**copy) if "by" in copy else Copy(**copy) for project, copy in document["copies"].items()
         }
-        said = {name: document[name] for name in PooledFile.__slots__ if name not in ("parts", "copies")}
-        parts = tuple(Part(blob, size) for blob, size in document["parts"])
-        return PooledFile(**said, parts=parts, copies=copies) if document["v"] == 1 else None
+        return PooledFile(**_fields(PooledFile, document) | {"copies": copies})
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
 
 
+def unpacked_upload(document: Mapping[str, Any], now: float) -> PooledUpload | None:
+    """None for an upload that has expired, and for a document of another form."""
+    try:
+        passed = None if document["passed"] is None else tuple(document["passed"])
+        upload = PooledUpload(**_fields(PooledUpload, document) | {"passed": passed})
+        return upload if upload.expires > now else None
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _fields(kind: type[PooledFile | PooledUpload], document: Mapping[str, Any]) -> dict[str, Any]:
+    if document["v"] != 1:
+        raise ValueError("another version")
+    parts = tuple(Part(blob, size) for blob, size in document["parts"])
+    return {name: document[name] for name in kind.__slots__} | {"parts": parts}
+
+
+def copy_of(document: Mapping[str, Any], expires: float) -> Copy:
+    """A copy, from Google's File. `expires`: if that does not say."""
+    name = str(document["name"])
+    uri = document.get("uri")
+    names = answer_names({"file": document}, read_target("POST", "/upload/v1beta/files"))
+    active = document.get("state") in ("ACTIVE", None)
+    return Copy(name, uri if isinstance(uri, str) else f"{GOOGLE}/v1beta/{name}", names.get(name) or expires, active)
+
+
 def content_hash(client: str, sha256: str, kind: str, described: Mapping[str, Any]) -> str:
-    """By what the same content of the same client is known again: also its type and its names must be the same."""
+    """Equal for uploads that may share a file: the same client, bytes, type and names."""
     shown, given = shown_of(described), given_of(described)
     return hashlib.sha256(json.dumps([client, sha256, kind, shown, given]).encode()).hexdigest()
 
@@ -131,7 +218,7 @@ def given_of(described: Mapping[str, Any]) -> str:
 
 
 def first_name(content: str, born: float, project: str) -> str:
-    """The file's name. Whoever makes it in the place of one that died finds what that one has made."""
+    """The file's name. An instance that continues after a crashed one derives the same name, and so finds its file."""
     return "files/" + _short(content, repr(born), project)[:12]
 
 
@@ -139,5 +226,5 @@ def copy_name(file: PooledFile, project: str) -> str:
     return COPY + _short(file.name, repr(file.born), project, str(file.round))[:32]
 
 
-def _short(*said: str) -> str:
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+def _short(*values: str) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()

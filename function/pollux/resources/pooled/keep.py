@@ -1,191 +1,158 @@
-"""What has come whole becomes a file: one that is there already, or a new one at the project that is used least.
+"""Makes a file of an upload that is complete: an existing one with the same content, or a new one in some project.
 
-Over all instances one content of one client is uploaded once: who makes it has a lease in the content's document.
+The same content of one client is uploaded to Google once, over all instances: under a lease in the content's document.
 """
 
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
-from pollux.backends.store.contract import ConflictError, Document, StoreError, Version
+from pollux.backends.store.contract import ConflictError, Document, Version
 from pollux.gemini.errors import GatewayError
 from pollux.pool.pool import Pool, Tried
 from pollux.relay.send import Failure
 from pollux.resources.ask import JsonAnswer
 from pollux.resources.ownership import Ownership
 from pollux.resources.pooled.contents import Contents
-from pollux.resources.pooled.copies import LEASED_S, RENEWED_S, copy_of
 from pollux.resources.pooled.documents import (
+    CONTENT,
     KEPT_S,
     SHARED_S,
-    Part,
     PooledFile,
+    PooledUpload,
     content_hash,
+    copy_of,
     first_name,
     given_of,
     shown_of,
 )
-from pollux.resources.pooled.records import FileRecords, NamedLocks
+from pollux.resources.pooled.records import LEASED_S, FileRecords, Locks, leased, lock_of
 from pollux.resources.pooled.upload_to_google import CreatedFile, GoogleFiles, NameTakenError, RefusedError
 
 log = logging.getLogger("pollux.relay")
 
 LOOK_EVERY = 0.5
-RELEASE_WITHIN = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class CompleteUpload:
-    """An upload that has come whole."""
-
-    client: str
-    parts: tuple[Part, ...]
-    sha256: str
-    kind: str
-    described: Mapping[str, Any]
-    """What the client says of the file."""
-
-    @property
-    def size(self) -> int:
-        return sum(part.size for part in self.parts)
-
-
+@dataclass(eq=False)
 class Keeper:
-    def __init__(
-        self,
-        pool: Pool,
-        ownership: Ownership,
-        records: FileRecords,
-        contents: Contents,
-        google: GoogleFiles,
-        instance: str,
-        *,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        self._pool = pool
-        self._ownership = ownership
-        self._records = records
-        self._contents = contents
-        self._google = google
-        self._instance = instance
-        self._sleep = sleep
-        self._locks = NamedLocks()
-        self.uploaded = self.found = 0
+    pool: Pool
+    ownership: Ownership
+    records: FileRecords
+    contents: Contents
+    google: GoogleFiles
+    instance: str
+    uploaded: int = 0
+    found: int = 0
+    """Uploads that got an existing file."""
 
-    async def keep(self, upload: CompleteUpload) -> bytes:
-        """Google's answer for the file. Raises RefusedError with Google's refusal."""
-        key = content_hash(upload.client, upload.sha256, upload.kind, upload.described)
-        async with self._locks.of(key):  # of many at once the first uploads, the others find what it made
-            return await self._kept(key, upload)
+    def __post_init__(self) -> None:
+        self._locks: Locks = WeakValueDictionary()
 
-    async def _kept(self, key: str, upload: CompleteUpload) -> bytes:
-        while True:
-            now = self._records.now()
-            said, version = await self._records.content(key)
-            if (name := said.get("file")) is not None and said.get("expires", 0) - now >= SHARED_S:
-                answer = await self._there(str(name), upload)
-                if answer is not None:
-                    return answer
-            elif name is None and said.get("until", 0) > now and said.get("by") != self._instance:
-                await self._sleep(LOOK_EVERY)
-                continue
-            left = said if name is None else {}
-            lease: Document = {
-                "v": 1,
-                "by": self._instance,
-                "until": now + LEASED_S,
-                "born": left.get("born", now),
-                "project": left.get("project", ""),
-                "expires": int(now + KEPT_S),
-            }
-            try:
-                version = await self._records.put_content(key, lease, version)
-            except ConflictError:
-                continue
-            return await self._uploaded(key, lease, version, upload)
+    async def keep(self, upload: PooledUpload, sha256: str) -> bytes:
+        """Google's answer for the file. Raises RefusedError if Google refuses it."""
+        key = content_hash(upload.client, sha256, upload.kind, upload.described)
+        async with lock_of(self._locks, key):  # of several at once the first uploads, the others find its file
+            while True:
+                now = self.records.now()
+                known, version = await self.records.document(CONTENT + key)
+                name = known.get("file")
+                if name is not None and known.get("expires", 0) - now >= SHARED_S:
+                    if (answer := await self._existing(str(name), upload)) is not None:
+                        return answer
+                elif name is None and known.get("until", 0) > now and known.get("by") != self.instance:
+                    await asyncio.sleep(LOOK_EVERY)
+                    continue
+                began = known if name is None else {}  # another instance may have begun, and died
+                document: Document = {
+                    "v": 1,
+                    "by": self.instance,
+                    "until": now + LEASED_S,
+                    "born": began.get("born", now),
+                    "project": began.get("project", ""),
+                    "expires": int(now + KEPT_S),
+                }
+                lease = _ContentLease(self.records, key, document, version)
+                try:
+                    await lease.change()
+                except ConflictError:
+                    continue
+                return await self._new(lease, upload, sha256)
 
-    async def _there(self, name: str, upload: CompleteUpload) -> bytes | None:
+    async def _existing(self, name: str, upload: PooledUpload) -> bytes | None:
         """The file that has this content already, if Google still has it."""
-        file = await self._records.read(name)
-        if file is None or file.uses < 1 or file.expires - self._records.now() < SHARED_S:
+        file = await self.records.read(name)
+        if file is None or file.uses < 1 or file.expires - self.records.now() < SHARED_S:
             return None
-        own = file.parts == upload.parts  # the end of this very upload was asked for twice
+        own = file.parts == upload.parts  # the client asked twice for the end of this upload
         if given_of(upload.described) and not own:
-            await self._contents.drop(upload.parts)
+            await self.contents.drop(upload.parts)
             raise _exists()
-        told = await self._google.get(file.home, name)
-        if isinstance(told, Failure) and told.status in (403, 404):
-            await self._records.remove(file)
+        answer = await self.google.get(file.home, name)
+        if isinstance(answer, Failure) and answer.status in (403, 404):
+            await self.records.remove(file)
             if not own:
-                await self._contents.drop(file.parts)
+                await self.contents.drop(file.parts)
             return None
-        if told is None:  # its project has no healthy key: another one takes the content
+        if answer is None:  # its project has no healthy key: another one takes the content
             return None
-        if not isinstance(told, JsonAnswer):
-            raise RefusedError(file.home, told)
+        if not isinstance(answer, JsonAnswer):
+            raise RefusedError(file.home, answer)
         if not own:
-            counted = await self._records.change(name, _used_again)
+            counted = await self.records.change(
+                name, lambda file: replace(file, uses=file.uses + 1) if file.uses > 0 else None
+            )
             if counted is None or counted.uses < 1:
                 return None  # deleted just now
-            await self._contents.drop(upload.parts)
+            await self.contents.drop(upload.parts)
             self.found += 1
-        return json.dumps({"file": told.document}, indent=2).encode()
+        return json.dumps({"file": answer.document}, indent=2).encode()
 
-    async def _uploaded(self, key: str, lease: Document, version: Version, upload: CompleteUpload) -> bytes:
-        holder = _ContentLease(self._records, key, lease, version)
-        keeper = asyncio.create_task(holder.keep(self._sleep))
-        try:
-            await self._check_name(key, upload)
-            made = await self._sent(key, holder, upload)
-        except BaseException:
-            keeper.cancel()
-            await asyncio.wait({keeper})
-            with suppress(StoreError, ConflictError, TimeoutError):
-                async with asyncio.timeout(RELEASE_WITHIN):
-                    await holder.write(until=0)
-            raise
-        keeper.cancel()
-        await asyncio.wait({keeper})
-        await self._note(key, holder, upload, made)
+    async def _new(self, lease: "_ContentLease", upload: PooledUpload, sha256: str) -> bytes:
+        async with leased(lease.extend):
+            await self._check_name(lease.key, upload)
+            created = await self._upload(lease, upload, sha256)
+        await self._note(lease, upload, sha256, created)
         self.uploaded += 1
-        return made.body
+        return created.body
 
-    async def _check_name(self, key: str, upload: CompleteUpload) -> None:
-        """A name that the client chose is taken once, whichever project has it."""
+    async def _check_name(self, key: str, upload: PooledUpload) -> None:
+        """A name that the client chose is used once, over all projects."""
         name = given_of(upload.described)
-        file = await self._records.read(name) if name else None
+        file = await self.records.read(name) if name else None
         if file is not None and (file.client, file.content, file.parts) != (upload.client, key, upload.parts):
-            await self._contents.drop(upload.parts)
+            await self.contents.drop(upload.parts)
             raise _exists()
 
-    async def _sent(self, key: str, holder: "_ContentLease", upload: CompleteUpload) -> CreatedFile:
+    async def _upload(self, lease: "_ContentLease", upload: PooledUpload, sha256: str) -> CreatedFile:
+        """Upload to one project after another until one takes it."""
         tried = Tried()
         last: RefusedError | None = None
-        project = str(holder.lease["project"])
+        project = str(lease.document["project"])
         troubles = 0
-        while troubles < self._pool.settings.max_attempts:
-            if project not in self._pool.projects.by_name or project in tried.projects:
-                if (picked := await self._pool.pick(None, tried)) is None:
+        while troubles < self.pool.settings.max_attempts:
+            if project not in self.pool.projects.by_name or project in tried.projects:
+                if (picked := await self.pool.pick(None, tried)) is None:
                     break
                 project = picked.project
-            if holder.lease["project"] != project:
-                with suppress(ConflictError):  # the lease is another's by now: both come upon the same file
-                    await holder.write(project=project)  # whoever takes this over begins there
+            if lease.document["project"] != project:
+                with suppress(ConflictError):  # another instance has the lease by now: both make the same file
+                    await lease.change(project=project)  # an instance that takes over begins with this project
             described = dict(upload.described)
-            described["name"] = name = given_of(described) or first_name(key, holder.lease["born"], project)
-            # First whose it is: from the moment at which it is there, others could come upon it.
-            if not await self._ownership.claim(name, project, upload.client, self._records.now() + KEPT_S):
+            described["name"] = name = given_of(described) or first_name(lease.key, lease.document["born"], project)
+            # Claimed first: once the file exists, other clients could use it.
+            if not await self.ownership.claim(name, project, upload.client, self.records.now() + KEPT_S):
                 raise _exists()
-            read = partial(self._contents.read, upload.parts)
+            read = partial(self.contents.read, upload.parts)
             try:
-                return await self._google.upload(project, described, upload.kind, upload.size, read, upload.sha256)
+                return await self.google.upload(project, described, upload.kind, upload.received, read, sha256)
             except NameTakenError:
-                await self._ownership.unclaim(name)
+                await self.ownership.unclaim(name)
                 raise
             except RefusedError as error:
                 last = error
@@ -196,62 +163,56 @@ class Keeper:
                 tried.projects.add(project)
         raise last or RefusedError(project, None)
 
-    async def _note(self, key: str, holder: "_ContentLease", upload: CompleteUpload, made: CreatedFile) -> None:
-        now, project = self._records.now(), made.key.project
-        copy = copy_of(made.document, now + KEPT_S)
-        await self._ownership.bind({copy.name: copy.expires}, project, upload.client, pooled=True)
+    async def _note(self, lease: "_ContentLease", upload: PooledUpload, sha256: str, created: CreatedFile) -> None:
+        now, project = self.records.now(), created.key.project
+        copy = copy_of(created.document, now + KEPT_S)
+        await self.ownership.bind({copy.name: copy.expires}, project, upload.client, pooled=True)
         file = PooledFile(
             name=copy.name,
             client=upload.client,
-            sha256=upload.sha256,
-            size=upload.size,
+            sha256=sha256,
+            size=upload.received,
             kind=upload.kind,
             shown=shown_of(upload.described),
-            content=key,
+            content=lease.key,
             home=project,
             born=now,
             expires=copy.expires,
             parts=upload.parts,
             copies={project: copy},
         )
-        await self._records.put(file)
+        await self.records.put(file)
         try:
-            await holder.note(file)
-        except ConflictError:  # its lease was over, and another instance has made one of its own
+            await lease.replace({"v": 1, "file": file.name, "expires": int(file.expires)})
+        except ConflictError:  # the lease had ended, and another instance got it
             log.warning("the content of %s was uploaded by two instances", file.name)
 
 
-def _used_again(file: PooledFile) -> PooledFile | None:
-    return replace(file, uses=file.uses + 1) if file.uses > 0 else None
+class _ContentLease:
+    """A content's document while this instance uploads the content."""
+
+    def __init__(self, records: FileRecords, key: str, document: Document, version: Version | None) -> None:
+        self.key = key
+        self.document = document
+        self._records = records
+        self._version = version
+        self._lock = asyncio.Lock()
+
+    async def change(self, **fields: Any) -> None:
+        async with self._lock:
+            await self._write(self.document | fields)
+
+    async def extend(self, seconds: float) -> None:
+        await self.change(until=self._records.now() + seconds if seconds else 0)
+
+    async def replace(self, document: Document) -> None:
+        async with self._lock:
+            await self._write(document)
+
+    async def _write(self, document: Document) -> None:
+        self._version = await self._records.write(CONTENT + self.key, document, self._version)
+        self.document = document
 
 
 def _exists() -> GatewayError:
     return GatewayError("FILE_EXISTS", "Requested entity already exists")
-
-
-class _ContentLease:
-    """The lease of one content, while this instance uploads it."""
-
-    def __init__(self, records: FileRecords, key: str, lease: Document, version: Version) -> None:
-        self._records = records
-        self._key = key
-        self.lease = lease
-        self._version = version
-        self._lock = asyncio.Lock()
-
-    async def write(self, **changes: Any) -> None:
-        async with self._lock:
-            lease = self.lease | changes
-            self._version = await self._records.put_content(self._key, lease, self._version)
-            self.lease = lease
-
-    async def note(self, file: PooledFile) -> None:
-        async with self._lock:
-            document: Document = {"v": 1, "file": file.name, "expires": int(file.expires)}
-            await self._records.put_content(self._key, document, self._version)
-
-    async def keep(self, sleep: Callable[[float], Awaitable[None]]) -> None:
-        while True:
-            await sleep(RENEWED_S)
-            with suppress(StoreError, ConflictError):
-                await self.write(until=self._records.now() + LEASED_S)

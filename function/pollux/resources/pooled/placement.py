@@ -1,4 +1,4 @@
-"""Requests that name pooled files: whose the files are, which projects have copies, how a copy gets to a project, and
+"""Requests that name pooled files: may this client use them, which projects have copies, how a project gets one, and
 what the files are called there.
 """
 
@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from pollux.backends.store.contract import StoreError
 from pollux.gemini.errors import GatewayError
@@ -32,73 +32,62 @@ log = logging.getLogger("pollux.relay")
 DELETE_WITHIN = 10.0
 PENDING_RETRY = 5.0
 NAMED_MOST = 10_000
-"""Each file that is not known costs a read."""
+"""Each unknown file costs a read of the store."""
 
 
+@dataclass(eq=False)
 class FileAccess:
-    def __init__(
-        self,
-        pool: Pool,
-        ownership: Ownership,
-        records: FileRecords,
-        contents: Contents,
-        copies: Copies,
-        google: GoogleFiles,
-    ) -> None:
-        self.pool = pool
-        self.ownership = ownership
-        self.records = records
-        self.contents = contents
-        self.copies = copies
-        self._google = google
+    """Which pooled files a client may use and see, and their deletion."""
 
-    def refuse_copies(self, names: Iterable[str]) -> None:
-        """A copy belongs to a project, not to a client: clients never name one."""
-        for name in names:
-            if name.startswith(COPY):
-                raise _not_yours(name)
+    pool: Pool
+    ownership: Ownership
+    records: FileRecords
+    contents: Contents
+    copies: Copies
+    google: GoogleFiles
 
-    async def refuse_others(self, x: Exchange, references: Iterable[str], names: Collection[str]) -> None:
-        """Refuse other clients' files, also behind references that only Google understands, as it may be more lenient.
-        `names`: those that Pollux understood."""
-        said = references if x.parsed is None else {*references, *may_be_named(x.parsed)}
-        mentioned = files_mentioned(said) - set(names)
+    async def check(self, x: Exchange, references: Iterable[str], names: Collection[str]) -> None:
+        """Refuse copies, and other clients' files. `references`: all in the body, also those that only Google
+        understands. `names`: the resources that Pollux understood."""
+        texts = references if x.parsed is None else {*references, *may_be_named(x.parsed)}
+        mentioned = files_mentioned(texts) - set(names)
         if len(names) + len(mentioned) > NAMED_MOST:
             raise GatewayError("BAD_REQUEST", f"the request names more than {NAMED_MOST} files")
-        self.refuse_copies(mentioned)
-        _refuse_others_of(await self.ownership.confirmed_owners(mentioned), x.record.client)
+        for name in (*names, *mentioned):
+            if name.startswith(COPY):
+                raise _not_yours(name)
+        _check_owners(await self.ownership.confirmed_owners(mentioned), x.record.client)
 
-    async def claimed(self, x: Exchange, owners: Mapping[str, Owner]) -> dict[str, str]:
-        """The references in the body to pooled files, with the files' names: any project can get a copy of those."""
+    async def pooled_references(self, x: Exchange, owners: Mapping[str, Owner]) -> dict[str, str]:
+        """The references to pooled files in the body, with the files' names."""
         pooled = {name: owner for name, owner in owners.items() if owner.pooled}
-        _refuse_others_of(pooled, x.record.client)
+        _check_owners(pooled, x.record.client)
         if not pooled or x.parsed is None:
             return {}
         found = await asyncio.gather(*(self.records.find(name) for name in pooled))
         known = {file.name for file in found if file is not None} - set(path_names(x.call))
         bases = {GOOGLE, self.pool.settings.upstream}
-        with suppress(GatewayError):  # an address of ours stays in the body if it is spelt oddly
+        with suppress(GatewayError):  # with an invalid Host no URI can be ours
             bases |= {x.own_base(), self.pool.settings.public_url} - {""}
         named = {reference: named_by(reference, bases) for reference in named_in_body(x.parsed, x.call)}
         references = {reference: name for reference, name in named.items() if name is not None and name in known}
         if references:
-            _make_readable(x, references)
+            _make_renamable(x, references)
         return references
 
     async def hidden(self, names: Iterable[str], client: str) -> set[str]:
-        """What this client does not see of a list: copies, and other clients' files."""
+        """What this client does not see in a list: copies, and other clients' files."""
         copies = {name for name in names if name.startswith(COPY)}
-        owners = await self.ownership.confirmed_owners(
-            [name for name in names if name.startswith("files/") and name not in copies]
-        )
+        files = [name for name in names if name.startswith("files/") and name not in copies]
+        owners = await self.ownership.confirmed_owners(files)
         return copies | {name for name, owner in owners.items() if owner.pooled and owner.client != client}
 
-    async def release(self, x: Exchange) -> bool:
-        """A file is deleted. True: the client has its answer, as the same content was uploaded more than once and is
-        still in use. Otherwise the file itself is still to be deleted where it lives."""
+    async def delete(self, x: Exchange) -> bool:
+        """True: the client has its answer, because other uploads of the same content still use the file. False: the
+        request must go to the file's own project; the copies are deleted here."""
         name = next(iter(path_names(x.call)), "")
         owner = self.ownership.remembered(name)
-        if x.method != "DELETE" or owner is None or not owner.pooled or not names_exactly(x.call, name):
+        if owner is None or not owner.pooled or not names_exactly(x.call, name):
             return False
         file = await self.records.change(name, lambda file: replace(file, uses=file.uses - 1))
         if file is None:
@@ -108,11 +97,11 @@ class FileAccess:
             await x.reply.whole(200, headers, b"{}\n")
             return True
         now = self.records.now()
-        elsewhere = {project: copy for project in file.copies if (copy := file.copy_at(project, now)) is not None}
-        elsewhere.pop(file.home, None)
-        with suppress(TimeoutError):  # a copy that stays is unused, and expires
+        copies = {project: copy for project in file.copies if (copy := file.copy_at(project, now)) is not None}
+        copies.pop(file.home, None)
+        with suppress(TimeoutError):  # a copy that stays is not used any more, and expires
             async with asyncio.timeout(DELETE_WITHIN):
-                await asyncio.gather(*(self._google.delete(project, copy.name) for project, copy in elsewhere.items()))
+                await asyncio.gather(*(self.google.delete(project, copy.name) for project, copy in copies.items()))
         await self.contents.drop(file.parts)
         await self.records.remove(file)
         return False
@@ -125,23 +114,24 @@ class PooledPlacement(OwnerPlacement):
 
     def __init__(self, access: FileAccess, x: Exchange, names: Collection[str], references: Mapping[str, str]) -> None:
         super().__init__(access.ownership, x.record, names)
-        self._access = access
         self._pool = access.pool
         self._records = access.records
+        self._contents = access.contents
+        self._copies = access.copies
         self._deadline = x.deadline
         self._references = references
-        """As it stands in the body -> the file's name."""
+        """Reference in the body -> name of the file."""
         self._files = sorted({*references.values()})
         self._renames: dict[str, str] = {}
-        """Names and URIs in the body, and those of the copies at the project of this attempt."""
+        """Names and URIs in the body -> those of the copies in the project of this attempt."""
         self._aliases: dict[bytes, bytes] = {}
-        """Ids of copies, and the ids by which the client knows the files."""
+        """Ids of copies -> the ids that the client knows."""
         self._lost: Failure | None = None
-        """Google said that it lost a copy, which was made again: once is enough."""
-        self._brought: frozenset[str] = frozenset()
-        """Where a copy was made just now while a slot was held there: that project comes first."""
-        self._fetched: dict[str, asyncio.Task[None]] = {}
-        """Copies that are made while the request waits for its slot."""
+        """Google's answer when it had lost a copy, which was then made again: only once in a request."""
+        self._prepared: frozenset[str] = frozenset()
+        """The project for which copies were just made: it is preferred."""
+        self._prefetches: dict[str, asyncio.Task[None]] = {}
+        """By project: copies are made while the request waits for its slot there."""
 
     def counts_at(self) -> str | None:
         """A project that knows one of the files by its own name."""
@@ -149,36 +139,35 @@ class PooledPlacement(OwnerPlacement):
         return self.only or next(homes, None)
 
     async def narrow(self, ask: Ask, tried: Tried) -> Ask:
-        tried.projects |= await self._out_of_reach()
-        return replace(ask, near=self._brought or self._near(), booked=self._prefetch)
+        tried.projects |= await self._unreachable()
+        return replace(ask, near=self._prepared or self._ready(), booked=self._prefetch)
 
     def ready(self, project: str) -> bool:
-        self._brought = frozenset()
-        if project not in self._near():
+        self._prepared = frozenset()
+        if project not in self._ready():
             return False
         self._rename(project)
         return True
 
     async def prepare(self, project: str, tried: Tried) -> None:
-        if await self._bring(project):
-            self._brought = frozenset({project})
+        if await self._copy_to(project):
+            self._prepared = frozenset({project})
         elif self.only is not None:
-            raise self._unreachable()
+            raise self._pending()
         else:
             tried.projects.add(project)
 
     async def choose(self) -> None:
-        """A project that has the files, if there is one."""
         able, _ = self._pool.projects.candidates("", (), (), self._pool.now())
         names = [self.only] if self.only is not None else [project.name for project, _ in able]
-        near = self._near()
-        far = await self._out_of_reach()
-        for project in sorted(names, key=lambda name: name not in near):
-            if project in near or (project not in far and await self._bring(project)):
+        ready = self._ready()
+        unreachable = await self._unreachable()
+        for project in sorted(names, key=lambda name: name not in ready):
+            if project in ready or (project not in unreachable and await self._copy_to(project)):
                 self.only = self._record.owner = project
                 self._rename(project)
                 return
-        raise self._unreachable()
+        raise self._pending()
 
     def rewritten(self, body: bytes) -> bytes:
         return renamed(body, self._renames)[0] if self._renames else body
@@ -189,7 +178,7 @@ class PooledPlacement(OwnerPlacement):
         return body
 
     async def lost(self, failure: Failure) -> bool:
-        """Forget a copy that Google does not know any more, so that it is made again. Once in a request."""
+        """If Google has lost a copy, forget it, so that it is made again. Once in a request."""
         if self._lost is not None or failure.status not in (403, 404):
             return False
         project = failure.key.project
@@ -201,8 +190,8 @@ class PooledPlacement(OwnerPlacement):
             self._lost = failure
 
             def forget(file: PooledFile, gone: Copy = copy) -> PooledFile | None:
-                there = file.copies.get(project)
-                if not isinstance(there, Copy) or there.name != gone.name:
+                known = file.copies.get(project)
+                if not isinstance(known, Copy) or known.name != gone.name:
                     return None  # another request has replaced it
                 return replace(file.with_copy(project, None), round=file.round + 1)
 
@@ -210,78 +199,79 @@ class PooledPlacement(OwnerPlacement):
         return self._lost is not None
 
     def exhausted(self) -> Failure | None:
-        if self._near():
+        if self._ready():
             return None
         if self._lost is None:
-            raise self._unreachable()
+            raise self._pending()
         return self._lost
 
     async def close(self) -> None:
-        """Cancel the copies that this request alone waits for."""
-        tasks = {task for task in self._fetched.values() if not task.done()}
+        """Cancel the copies that only this request waits for."""
+        tasks = {task for task in self._prefetches.values() if not task.done()}
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
 
-    def _near(self) -> frozenset[str]:
+    def _ready(self) -> frozenset[str]:
         """The projects that have all files."""
         now = self._records.now()
-        everywhere = frozenset(self._pool.projects.by_name)
+        ready = frozenset(self._pool.projects.by_name)
         for name in self._files:
             file = self._records.known(name)
-            everywhere &= frozenset() if file is None else file.ready_at(now)
-        return everywhere
+            ready &= frozenset() if file is None else file.ready_at(now)
+        return ready
 
-    async def _out_of_reach(self) -> set[str]:
-        """Projects that have no copy and cannot get one at the moment."""
-        far, contents = set(self._pool.projects.by_name) - self._near(), self._access.contents
-        if far and not await contents.usable():
-            contents.counts["kept_to_copies"] += 1
+    async def _unreachable(self) -> set[str]:
+        """The projects that lack a file and cannot get it at present."""
+        missing = set(self._pool.projects.by_name) - self._ready()
+        if missing and not await self._contents.usable():
+            self._contents.counts["kept_to_copies"] += 1
             log.error(
-                "request %s is held to the projects that have its files, as there is no blob store to copy from: %s",
+                "request %s can only go to projects that have its files: the blob store does not work: %s",
                 self._record.id,
-                contents.trouble,
+                self._contents.trouble,
             )
-            return far
-        return {project for project in far if any(self._access.copies.refused(name, project) for name in self._files)}
+            return missing
+        return {project for project in missing if any(self._copies.refused(name, project) for name in self._files)}
 
     def _prefetch(self, project: str) -> None:
-        """Its slot lies ahead: the copies are made meanwhile."""
-        if project not in self._fetched and project not in self._near():
-            self._fetched[project] = asyncio.create_task(self._prefetched(project))
+        """Make the copies while the request waits for its slot."""
+        if project not in self._prefetches and project not in self._ready():
+            self._prefetches[project] = asyncio.create_task(self._prefetched(project))
 
     async def _prefetched(self, project: str) -> None:
-        with suppress(CopyError, CopyPendingError, StoreError):  # the request meets the trouble itself
-            await asyncio.gather(*(self._access.copies.ensure(name, project, self._deadline) for name in self._files))
+        with suppress(CopyError, CopyPendingError, StoreError):  # `prepare` gets the same error
+            await asyncio.gather(*(self._copies.ensure(name, project, self._deadline) for name in self._files))
 
-    async def _bring(self, project: str) -> bool:
-        """Make the copies that the project lacks. False: it cannot have one."""
+    async def _copy_to(self, project: str) -> bool:
+        """Make the copies that the project lacks. False: it cannot get one."""
         began = self._pool.now()
         made = await asyncio.gather(
-            *(self._access.copies.ensure(name, project, self._deadline) for name in self._files), return_exceptions=True
+            *(self._copies.ensure(name, project, self._deadline) for name in self._files), return_exceptions=True
         )
-        self._record.waited += self._pool.now() - began
-        for name, trouble in zip(self._files, made, strict=True):
-            if trouble is not None and self._records.known(name) is None:
+        waited = self._pool.now() - began
+        self._record.waited += waited
+        for name, error in zip(self._files, made, strict=True):
+            if error is not None and self._records.known(name) is None:
                 raise _not_yours(name)
-            if isinstance(trouble, CopyPendingError):
-                raise GatewayError("COPY_PENDING", f"{trouble}; ask again", retry_after=PENDING_RETRY)
-            if isinstance(trouble, CopyError):
-                self._record.note(Attempt("", project, "", "not-copied", None, str(trouble)))
+            if isinstance(error, CopyPendingError):
+                raise GatewayError("COPY_PENDING", f"{error}; ask again", retry_after=PENDING_RETRY)
+            if isinstance(error, CopyError):
+                self._record.note(Attempt("", project, "", "not-copied", None, str(error)))
                 return False
-            if trouble is not None:
-                raise trouble
-        self._record.note(Attempt("", project, "", "copied", None, waited=self._pool.now() - began))
+            if error is not None:
+                raise error
+        self._record.note(Attempt("", project, "", "copied", None, waited=waited))
         return True
 
-    def _unreachable(self) -> GatewayError:
-        where = "any project that is well" if self.only is None else f"project {self.only}"
-        said = f"{', '.join(self._files)} cannot be copied to {where} at the moment"
-        return GatewayError("COPY_PENDING", said, retry_after=PENDING_RETRY)
+    def _pending(self) -> GatewayError:
+        where = "any healthy project" if self.only is None else f"project {self.only}"
+        message = f"{', '.join(self._files)} cannot be copied to {where} at the moment"
+        return GatewayError("COPY_PENDING", message, retry_after=PENDING_RETRY)
 
     def _rename(self, project: str) -> None:
-        """For the next attempt, which goes there."""
+        """Set what `rewritten` replaces, for an attempt in this project."""
         self._renames = {}
         for reference, name in self._references.items():
             file = self._records.known(name)
@@ -295,31 +285,32 @@ class PooledPlacement(OwnerPlacement):
             self._aliases[_id(copy.name)] = _id(name)
 
 
-def _make_readable(x: Exchange, references: Mapping[str, str]) -> None:
-    """So that they can be renamed: not compressed, and not spelt oddly."""
-    _, found = renamed(x.readable, {name: name for name in _spellings(references)})
-    if all(found & {*_spellings([reference])} for reference in references):
+def _make_renamable(x: Exchange, references: Iterable[str]) -> None:
+    """Replace a body that is compressed, or that escapes the references, by one in which they can be renamed."""
+    spellings = {text: text for reference in references for text in _spellings(reference)}
+    _, found = renamed(x.readable, spellings)
+    if all(found.intersection(_spellings(reference)) for reference in references):
         x.replace_body(x.readable)
     else:
         x.replace_body(json.dumps(x.parsed, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
 
-def _spellings(references: Iterable[str]) -> list[str]:
-    """OpenAI's ids come without their collection."""
-    return [text for reference in references for text in (reference, reference.removeprefix("files/"))]
+def _spellings(reference: str) -> tuple[str, str]:
+    """OpenAI's ids lack the collection."""
+    return reference, reference.removeprefix("files/")
 
 
 def _id(name: str) -> bytes:
     return name.removeprefix("files/").encode()
 
 
-def _refuse_others_of(owners: Mapping[str, Owner], client: str) -> None:
+def _check_owners(owners: Mapping[str, Owner], client: str) -> None:
     for name, owner in owners.items():
         if owner.pooled and owner.client != client:
             raise _not_yours(name)
 
 
 def _not_yours(name: str) -> GatewayError:
-    """In Google's words for what another project owns."""
-    said = f"You do not have permission to access the File {name.removeprefix('files/')} or it may not exist."
-    return GatewayError("FILE_OF_ANOTHER", said)
+    """Google's words for a file of another project."""
+    message = f"You do not have permission to access the File {name.removeprefix('files/')} or it may not exist."
+    return GatewayError("FILE_OF_ANOTHER", message)

@@ -1,56 +1,45 @@
-"""The documents of pooled files in the store: read, remembered, changed by whoever is not slower than another."""
+"""The documents of pooled files in the store: read, cached, changed with optimistic commits; and leases on them."""
 
 import asyncio
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from weakref import WeakValueDictionary
 
-from pollux.backends.store.contract import ConflictError, Document, Store, StoreError, Version, Write
+from pollux.backends.store.contract import ConflictError, Document, StoreError, Version, Write
 from pollux.lru import Recent
 from pollux.pool.store_health import Counters, StoreHealth
-from pollux.resources.pooled.documents import CONTENT, FILE, UPLOAD, PooledFile, packed, unpacked
+from pollux.resources.pooled.documents import CONTENT, FILE, PooledFile, packed, unpacked_file
 
 REMEMBERED = 5000
 TRIES = 20
+LEASED_S, RENEWED_S, RELEASE_WITHIN = 60.0, 20.0, 2.0
 
-Change = Callable[[PooledFile], PooledFile | None]
+Locks = WeakValueDictionary[str, asyncio.Lock]
+"""A lock by name, while somebody holds it or waits for it."""
 
 
-class NamedLocks:
-    """Who changes the same thing in this instance goes one after the other."""
-
-    def __init__(self) -> None:
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-
-    def of(self, name: str) -> asyncio.Lock:
-        """The same for as long as somebody has it."""
-        if (lock := self._locks.get(name)) is None:
-            lock = self._locks[name] = asyncio.Lock()
-        return lock
+def lock_of(locks: Locks, name: str) -> asyncio.Lock:
+    return locks.setdefault(name, asyncio.Lock())
 
 
 class FileRecords:
-    def __init__(self, watch: StoreHealth, most: int = REMEMBERED) -> None:
+    def __init__(self, watch: StoreHealth) -> None:
         self._watch = watch
-        self._known: Recent[str, tuple[PooledFile, Version]] = Recent(most)
-        self._locks = NamedLocks()
+        self._known: Recent[str, tuple[PooledFile, Version]] = Recent(REMEMBERED)
+        self._locks: Locks = WeakValueDictionary()
         self.counters = Counters()
 
-    @property
-    def _store(self) -> Store:
-        return self._watch.store
-
     def now(self) -> float:
-        return self._store.now()
+        return self._watch.store.now()
 
     def known(self, name: str) -> PooledFile | None:
-        """As this instance saw it last: another one may have made a copy since, or deleted it."""
+        """The file as this instance saw it last. Another instance may have changed or deleted it since."""
         file, _ = self._known.get(name, (None, None))
         return file if file is not None and file.expires > self.now() else None
 
     async def find(self, name: str) -> PooledFile | None:
-        """Without asking the store if it is known."""
+        """The file from the cache, or else from the store."""
         return self.known(name) or await self.read(name)
 
     async def read(self, name: str) -> PooledFile | None:
@@ -58,8 +47,8 @@ class FileRecords:
         return file
 
     async def _read(self, name: str) -> tuple[PooledFile | None, Version | None]:
-        document, version = (await self._watch.read([FILE + name])).get(FILE + name, (None, None))
-        file = None if document is None else unpacked(document)
+        document, version = await self.document(FILE + name)
+        file = unpacked_file(document)
         if file is None or version is None or file.expires <= self.now():
             self._known.pop(name, None)
             return None, version
@@ -67,20 +56,20 @@ class FileRecords:
         return file, version
 
     async def put(self, file: PooledFile) -> None:
-        """A new one, in the place of whatever had its name."""
-        async with self._locks.of(file.name):
+        """Store a new file, in the place of anything that had its name."""
+        async with lock_of(self._locks, file.name):
             for _ in range(TRIES):
                 _, version = await self._read(file.name)
                 with suppress(ConflictError):
                     await self._commit(file, version)
                     return
-        raise _crowded(file.name)
+        raise _contended(file.name)
 
-    async def change(self, name: str, change: Change) -> PooledFile | None:
-        """What became of it; None if it is not there any more. `change` gives None to leave it as it is: then it has
-        seen what the store holds, not what was known before. One change at a time in this instance: many copies of a
-        file are made at once."""
-        async with self._locks.of(name):
+    async def change(self, name: str, change: Callable[[PooledFile], PooledFile | None]) -> PooledFile | None:
+        """Apply `change` and return the new file; None if the file does not exist any more. When `change` returns None
+        nothing is written, and the file is returned as the store has it. The lock is for the many copies of one file
+        that are made at once."""
+        async with lock_of(self._locks, name):
             file, version = self._known.get(name, (None, None))
             fresh = False
             for _ in range(TRIES):
@@ -96,14 +85,13 @@ class FileRecords:
                 elif fresh:
                     return file
                 file = None
-        raise _crowded(name)
+        raise _contended(name)
 
     async def _commit(self, file: PooledFile, version: Version | None) -> None:
-        written = await self._watch.commit(FILE + file.name, packed(file), version, self.counters)
-        self._known[file.name] = file, written
+        self._known[file.name] = file, await self.write(FILE + file.name, packed(file), version)
 
     async def remove(self, file: PooledFile) -> None:
-        """The file, and what leads to it from its content."""
+        """Delete the file's document, and that of its content if it leads to this file."""
         self._known.pop(file.name, None)
         named = (FILE + file.name, CONTENT + file.content)
         for _ in range(TRIES):
@@ -111,30 +99,45 @@ class FileRecords:
             writes = [Write(named[0], None, found[named[0]][1])] if named[0] in found else []
             if named[1] in found and found[named[1]][0].get("file") == file.name:
                 writes.append(Write(named[1], None, found[named[1]][1]))
-            try:
+            with suppress(ConflictError):
                 if writes:
-                    await self._store.commit_all(writes)
-            except ConflictError:
-                continue
-            return
-        raise _crowded(file.name)
+                    await self._watch.store.commit_all(writes)
+                return
+        raise _contended(file.name)
 
-    # --- which file a content is, and uploads: small documents, changed where their meaning is known -----------------
+    async def document(self, name: str) -> tuple[Mapping[str, Any], Version | None]:
+        """Any document; an empty one if there is none."""
+        return (await self._watch.read([name])).get(name, ({}, None))
 
-    async def content(self, key: str) -> tuple[Mapping[str, Any], Version | None]:
-        return (await self._watch.read([CONTENT + key])).get(CONTENT + key, ({}, None))
-
-    async def put_content(self, key: str, document: Document, version: Version | None) -> Version:
-        """Raises ConflictError if somebody was faster."""
-        return await self._watch.commit(CONTENT + key, document, version, self.counters)
-
-    async def upload(self, name: str) -> tuple[Mapping[str, Any], Version | None]:
-        return (await self._watch.read([UPLOAD + name])).get(UPLOAD + name, ({}, None))
-
-    async def put_upload(self, name: str, document: Document, version: Version | None) -> Version:
-        """Raises ConflictError if somebody was faster."""
-        return await self._watch.commit(UPLOAD + name, document, version, self.counters)
+    async def write(self, name: str, document: Document, version: Version | None) -> Version:
+        """Raises ConflictError if another commit came first."""
+        return await self._watch.commit(name, document, version, self.counters)
 
 
-def _crowded(name: str) -> StoreError:
+@asynccontextmanager
+async def leased(set_lease: Callable[[float], Awaitable[object]]) -> AsyncIterator[None]:
+    """Renew a lease while the block runs, and end it if the block fails or is cancelled: others must not wait for it.
+    `set_lease`: commits that the lease lasts so many seconds from now; 0: that it has ended."""
+
+    async def renew() -> None:
+        while True:
+            await asyncio.sleep(RENEWED_S)
+            with suppress(StoreError, ConflictError):
+                await set_lease(LEASED_S)
+
+    task = asyncio.create_task(renew())
+    try:
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+    except BaseException:
+        with suppress(StoreError, ConflictError, TimeoutError):
+            async with asyncio.timeout(RELEASE_WITHIN):
+                await set_lease(0.0)
+        raise
+
+
+def _contended(name: str) -> StoreError:
     return StoreError(f"the document of pooled file {name} was changed by others {TRIES} times in a row")

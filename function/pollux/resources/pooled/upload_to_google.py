@@ -1,13 +1,15 @@
-"""Sends one file to one project: an upload that goes on after trouble where Google says that it has come to.
+"""Files at Google: uploads one to one project, looks at it, deletes it.
 
-The content is read as it is sent. A file that has the wanted name already is the one that was made earlier.
+The content is read while it is sent. An upload that breaks continues where Google says that it stopped. If the file's
+name exists already, an earlier try made it.
 """
 
 import asyncio
 import base64
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -15,38 +17,38 @@ from pollux.backends.keys.contract import Key
 from pollux.backends.upstream import Streamed, UpstreamError
 from pollux.gemini.upload import session_target
 from pollux.pool.pool import Tried
-from pollux.relay.attempt import Attempts
 from pollux.relay.client import header
 from pollux.relay.send import NO_CREDENTIAL, CoveredAnswer, Failure, broken
-from pollux.resources.ask import Asker, JsonAnswer
+from pollux.resources.ask import JSON, TRIES, Asker, JsonAnswer
 
 START = "/upload/v1beta/files"
 QUERY = (("x-goog-upload-command", "query"),)
-TRIES, FIRST_PAUSE = 4, 0.5
+FIRST_PAUSE = 0.5
 ASK_WITHIN = 15.0
 
 Read = Callable[[int], AsyncGenerator[bytes, None]]
+"""The content from an offset to its end."""
 
 
 class RefusedError(Exception):
-    """The project did not take the file. `failure`: what it said; None where it has no key to ask with."""
+    """The project did not take the file. `failure`: what Google said; None if the project has no healthy key."""
 
     def __init__(self, project: str, failure: Failure | None) -> None:
-        said = "no healthy key" if failure is None else failure.verdict.message or failure.verdict.cause
-        super().__init__(f"project {project} did not take the file: {said}")
+        reason = "no healthy key" if failure is None else failure.verdict.message or failure.verdict.cause
+        super().__init__(f"project {project} did not take the file: {reason}")
         self.failure = failure
 
 
 class NameTakenError(RefusedError):
-    """Somebody else's file has the name."""
+    """Another file has the name."""
 
 
 class CreatedFile(NamedTuple):
-    """A file at Google: what Google says of it."""
+    """A file at Google."""
 
     document: dict[str, Any]
     body: bytes
-    """The whole answer, as it came."""
+    """Google's whole answer."""
     key: Key
 
 
@@ -61,66 +63,40 @@ class _Content(NamedTuple):
 
 
 class GoogleFiles:
-    def __init__(
-        self, attempts: Attempts, asker: Asker, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    ) -> None:
-        self._attempts = attempts
-        self._pool = attempts.pool
+    def __init__(self, asker: Asker) -> None:
+        self._pool = asker.pool
+        self._upstream = asker.upstream
         self._asker = asker
-        self._upstream = attempts.upstream
-        self._sleep = sleep
 
     async def upload(
         self, project: str, described: Mapping[str, Any], kind: str, size: int, read: Read, sha256: str = ""
     ) -> CreatedFile:
-        """`sha256`: a file that has the name already must have this content. Raises RefusedError, and BlobError where
-        the content cannot be read."""
-        tried, pause = Tried(), FIRST_PAUSE
-        last: Failure | None = None
-        for _ in range(TRIES):
-            key = await self._pool.pick(None, tried, project)
-            if key is None:
-                break
-            sent = await self._with(key, described, kind, size, read)
-            if isinstance(sent, CreatedFile):
-                return sent
-            last = sent
-            if sent.status == 409:
-                return await self._there(project, described, sent, sha256)
-            match sent.verdict.action:
-                case "next-key":
-                    tried.keys.add(key.id)
-                    if await self._attempts.key_changed(key, sent.verdict, tried):
-                        tried.keys.discard(key.id)
-                case "retry":
-                    await self._sleep(pause)
-                    pause *= 2
-                case _:
-                    break
-        raise RefusedError(project, last)
-
-    async def _there(self, project: str, described: Mapping[str, Any], refused: Failure, sha256: str) -> CreatedFile:
-        """An earlier try has made it, though nobody was told."""
-        told = await self.get(project, str(described.get("name")))
-        if not isinstance(told, JsonAnswer) or (sha256 and _digest_of(told.document) not in ("", sha256)):
-            raise NameTakenError(project, refused)
-        return CreatedFile(told.document, json.dumps({"file": told.document}).encode(), told.key)
+        """`sha256`: a file that has the name already must have this content. Raises RefusedError, and BlobError if the
+        content cannot be read."""
+        once = partial(self._upload_with, described=described, kind=kind, size=size, read=read)
+        created = await self._asker.with_keys(project, once, FIRST_PAUSE)
+        if isinstance(created, CreatedFile):
+            return created
+        if created is None or created.status != 409:
+            raise RefusedError(project, created)
+        found = await self.get(project, str(described.get("name")))
+        if not isinstance(found, JsonAnswer) or (sha256 and _digest_of(found.document) not in ("", sha256)):
+            raise NameTakenError(project, created)
+        return CreatedFile(found.document, json.dumps({"file": found.document}).encode(), found.key)
 
     async def get(self, project: str, name: str) -> JsonAnswer | Failure | None:
         return await self._asker.ask(project, f"/v1beta/{quote(name)}", ASK_WITHIN)
 
     async def delete(self, project: str, name: str) -> None:
-        """One try: what stays ends by itself."""
+        """Try once: a file that stays expires."""
         key = await self._pool.pick(None, Tried(), project)
         if key is not None:
             await self._upstream.send(key, "DELETE", f"/v1beta/{quote(name)}", (), whole=True)
 
-    # --- one upload --------------------------------------------------------------------------------------------------
-
     async def begin(self, key: Key, described: Mapping[str, Any], kind: str, size: int | None) -> str | Failure:
-        """The address of a new session: its path and query."""
+        """Begin an upload session: the path and query of its address."""
         headers = [
-            ("content-type", "application/json"),
+            *JSON,
             ("x-goog-upload-protocol", "resumable"),
             ("x-goog-upload-command", "start"),
             ("x-goog-upload-header-content-type", kind),
@@ -128,51 +104,49 @@ class GoogleFiles:
         if size is not None:
             headers.append(("x-goog-upload-header-content-length", str(size)))
         body = json.dumps({"file": dict(described)}).encode()
-        began = await self._upstream.send(key, "POST", START, headers, body, whole=True)
-        if isinstance(began, Failure):
-            return began
-        address = (header(began.headers, b"x-goog-upload-url") or "").encode("latin-1")
+        answer = await self._upstream.send(key, "POST", START, headers, body, whole=True)
+        if isinstance(answer, Failure):
+            return answer
+        address = (header(answer.headers, b"x-goog-upload-url") or "").encode("latin-1")
         target = session_target(address, self._pool.settings.upstream)
         return target or self._broken(key, "the upload got no address")
 
-    async def _with(
+    async def _upload_with(
         self, key: Key, described: Mapping[str, Any], kind: str, size: int, read: Read
     ) -> CreatedFile | Failure:
         target = await self.begin(key, described, kind, size)
         if isinstance(target, Failure):
             return target
-        said = await self._poured(key, target, size, read)
-        if isinstance(said, Failure):
-            return said
-        document = _file_of(said.body)
+        answer = await self._send_content(key, target, size, read)
+        if isinstance(answer, Failure):
+            return answer
+        document = _file_of(answer.body)
         if document is None:
             return self._broken(key, "the upload ended without a file")
-        return CreatedFile(document, said.body, key)
+        return CreatedFile(document, answer.body, key)
 
-    async def _poured(self, key: Key, target: str, size: int, read: Read) -> CoveredAnswer | Failure:
-        at, pause = 0, FIRST_PAUSE
+    async def _send_content(self, key: Key, target: str, size: int, read: Read) -> CoveredAnswer | Failure:
+        offset, pause = 0, FIRST_PAUSE
         for attempt in range(TRIES):
-            headers = [("x-goog-upload-command", "upload, finalize"), ("x-goog-upload-offset", str(at))]
-            async with aclosing(read(at)) as pieces:
-                said = await self._session(key, target, headers, _Content(size - at, pieces))
-            if not isinstance(said, Failure):
-                return said
-            if said.verdict.action != "retry" or attempt + 1 == TRIES:
-                return said
-            await self._sleep(pause)
+            headers = [("x-goog-upload-command", "upload, finalize"), ("x-goog-upload-offset", str(offset))]
+            async with aclosing(read(offset)) as pieces:
+                answer = await self._in_session(key, target, headers, _Content(size - offset, pieces))
+            if not isinstance(answer, Failure) or answer.verdict.action != "retry" or attempt + 1 == TRIES:
+                return answer
+            await asyncio.sleep(pause)
             pause *= 2
-            asked = await self._session(key, target, QUERY, b"")
-            if not isinstance(asked, Failure):
-                if header(asked.headers, b"x-goog-upload-status") == "final":
-                    return asked
-                received = header(asked.headers, b"x-goog-upload-size-received") or ""
-                at = min(int(received), size) if received.isascii() and received.isdigit() else 0
+            state = await self._in_session(key, target, QUERY, b"")
+            if not isinstance(state, Failure):
+                if header(state.headers, b"x-goog-upload-status") == "final":
+                    return state
+                received = header(state.headers, b"x-goog-upload-size-received") or ""
+                offset = min(int(received), size) if received.isascii() and received.isdigit() else 0
         raise AssertionError("the last try returns")
 
-    async def _session(
+    async def _in_session(
         self, key: Key, target: str, headers: Sequence[tuple[str, str]], body: bytes | Streamed
     ) -> CoveredAnswer | Failure:
-        """Without the key: the address of a session says enough."""
+        """Send without the key: the address of a session is its credential."""
         return await self._upstream.send(key, "POST", target, headers, body, credential=NO_CREDENTIAL, whole=True)
 
     def _broken(self, key: Key, why: str) -> Failure:
@@ -180,7 +154,8 @@ class GoogleFiles:
 
 
 def _digest_of(document: Mapping[str, Any]) -> str:
-    """Google writes a digest in hexadecimal and that in Base64, where its pages speak of the bytes. "": as neither."""
+    """In hexadecimal. Google sends the Base64 of the hexadecimal digits; its documentation says of the bytes. "" if it
+    is neither."""
     try:
         raw = base64.b64decode(str(document.get("sha256Hash", "")), validate=True)
         return raw.hex() if len(raw) == 32 else bytes.fromhex(raw.decode()).hex()

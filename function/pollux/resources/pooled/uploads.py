@@ -1,20 +1,20 @@
-"""A client's uploads of files, taken in whole before Google gets them: in sessions as Google's own, or in one request.
-
-What has come lies in the blob store, and which parts it has in the store, so that any instance takes the next chunk.
+"""Clients' uploads of files that are received whole before Google gets them: in sessions like Google's own, or in one
+request. The bytes are in the blob store and the upload's document in the store, so that any instance can take the next
+chunk.
 """
 
 import logging
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pollux.backends.blobs.contract import BlobError, BlobMissingError
 from pollux.backends.store.contract import ConflictError, Version
+from pollux.gemini import multipart
 from pollux.gemini.call import Call
 from pollux.gemini.errors import ERRORS, GatewayError, error_body
-from pollux.gemini.multipart import boundary_of, parts
 from pollux.gemini.names import below
 from pollux.gemini.rewrite import to_client
 from pollux.gemini.upload import Upload
@@ -23,28 +23,38 @@ from pollux.relay.client import PassingBody, header
 from pollux.relay.journal import Attempt, Record
 from pollux.relay.passing import Reply
 from pollux.resources.pooled.contents import Contents
-from pollux.resources.pooled.described import Parts, described_by, kind_of
-from pollux.resources.pooled.incoming import GRANULARITY, ChunkError, GoogleSession, PooledUpload, packed, unpacked
-from pollux.resources.pooled.keep import CompleteUpload, Keeper
+from pollux.resources.pooled.documents import (
+    GRANULARITY,
+    UPLOAD,
+    ChunkError,
+    PooledUpload,
+    packed,
+    unpacked_upload,
+)
+from pollux.resources.pooled.keep import Keeper
+from pollux.resources.pooled.parts import (
+    HeldBody,
+    PartWriter,
+    RawHeaders,
+    blobs_down,
+    described_by,
+    kind_of,
+    read_content,
+    read_metadata,
+)
 from pollux.resources.pooled.records import FileRecords
-from pollux.resources.pooled.taking import HeldBody, PartWriter, down
 from pollux.resources.pooled.upload_to_google import GoogleFiles, RefusedError
-from pollux.resources.upload_token import LIFETIME, Session, address_of, sealing_value
+from pollux.resources.upload_token import LIFETIME, Session, UploadTokenError, address_of, sealing_value
 
 log = logging.getLogger("pollux.relay")
 
 POOLED = "pooled:"
-"""What the target of such a session begins with; the rest names its document."""
-RawHeaders = Sequence[tuple[bytes, bytes]]
-_ACTIVE = (b"x-goog-upload-status", b"active")
-_FINAL = (b"x-goog-upload-status", b"final")
+"""The target of such a session: this prefix and the name of its document."""
 _JSON = (b"content-type", b"application/json; charset=UTF-8")
 
 
 @dataclass(frozen=True, slots=True)
 class UploadRequest:
-    """A request of an upload."""
-
     call: Call
     headers: RawHeaders
     record: Record
@@ -52,258 +62,232 @@ class UploadRequest:
     base: str
     """This gateway's address as the client knows it."""
 
+    def header(self, name: bytes) -> str | None:
+        return header(self.headers, b"x-goog-upload-" + name)
 
+
+@dataclass(eq=False)
 class PooledUploads:
-    def __init__(
-        self, pool: Pool, records: FileRecords, contents: Contents, keeper: Keeper, google: GoogleFiles
-    ) -> None:
-        self._pool = pool
-        self._records = records
-        self._contents = contents
-        self._keeper = keeper
-        self._google = google
-        self._parts = PartWriter(contents)
+    pool: Pool
+    records: FileRecords
+    contents: Contents
+    keeper: Keeper
+    google: GoogleFiles
+
+    def __post_init__(self) -> None:
+        self._parts = PartWriter(self.contents)
 
     async def takes(self, upload: Upload, call: Call, headers: RawHeaders) -> bool:
-        """Whether the file is kept here; else the upload passes through to a project, and the file stays there."""
+        """Whether the file is pooled. Otherwise the upload passes to one project, and the file stays there."""
         if call.api != "native" or below(call).rstrip("/") != "files":
             return False
         if upload.form == "start" and (header(headers, b"x-goog-upload-protocol") or "").lower() != "resumable":
             return False
-        self._contents.sweep()
-        return await self._kept_contents()
+        self.contents.sweep()
+        return await self._has_blobs()
 
-    async def _kept_contents(self) -> bool:
-        """Whether the blob store can be used. If not, the upload goes on without it, loudly."""
-        if await self._contents.usable():
+    async def _has_blobs(self) -> bool:
+        if await self.contents.usable():
             return True
-        self._contents.counts["passed_through"] += 1
-        log.error("an upload passes through to one project, where its file stays: there is no blob store")
+        self.contents.counts["passed_through"] += 1
+        log.error("the blob store does not work: an upload passes to one project, and its file stays there")
         return False
 
     # --- sessions ----------------------------------------------------------------------------------------------------
 
-    async def start(self, a: UploadRequest, body: bytes) -> None:
+    async def start(self, request: UploadRequest, body: bytes) -> None:
         described = described_by(body)
-        declared = header(a.headers, b"x-goog-upload-header-content-length")
+        declared = request.header(b"header-content-length")
         if declared is not None and not (declared.isascii() and declared.isdigit()):
             raise GatewayError("BAD_REQUEST", "Invalid X-Goog-Upload-Header-Content-Length.")
-        key = await self._pool.pick(None, Tried())
+        key = await self.pool.pick(None, Tried())
         if key is None:
             raise GatewayError("NO_USABLE_KEY", "there is no usable key in the pool: add one with `pollux keys add`")
-        value = await sealing_value(self._pool.projects.keyring, key.id)
-        name = secrets.token_hex(12)
-        upload = PooledUpload(
-            a.record.client,
-            kind_of(a.headers, described),
-            self._pool.now(),
-            described,
-            int(declared) if declared else None,
-        )
+        name, now = secrets.token_hex(12), self.pool.now()
+        size = int(declared) if declared else None
+        upload = PooledUpload(request.record.client, kind_of(request.headers, described), now, described, size)
         try:
-            upload.check_size(upload.declared or 0)
+            upload.check_size(size or 0)
         except ChunkError as error:
             raise GatewayError("BAD_REQUEST", str(error)) from None
-        await self._records.put_upload(name, packed(upload), None)
-        session = Session(POOLED + name, "", key.id, upload.client, self._pool.now() + LIFETIME)
-        address = address_of(a.base + a.call.path, session, value)
+        session = Session(POOLED + name, "", key.id, upload.client, now + LIFETIME)
+        address = await session_address(self.pool, request.base + request.call.path, session)
+        await self.records.write(UPLOAD + name, packed(upload), None)
         headers = [
             (b"x-goog-upload-url", address),
             (b"x-goog-upload-control-url", address),
             (b"x-goog-upload-chunk-granularity", b"%d" % GRANULARITY),
             (b"x-guploader-uploadid", name.encode()),
-            _ACTIVE,
+            _status("active"),
         ]
-        await a.reply.whole(200, headers, b"")
+        await request.reply.whole(200, headers, b"")
 
-    async def go_on(self, a: UploadRequest, name: str, body: PassingBody) -> Session | None:
-        """A request within a session. The one at Google, where it goes on there."""
-        document, version = await self._records.upload(name)
-        upload = unpacked(document, self._pool.now())
-        commands = {
-            word.strip() for word in (header(a.headers, b"x-goog-upload-command") or "upload").lower().split(",")
-        }
+    async def go_on(self, request: UploadRequest, name: str, body: PassingBody) -> Session | None:
+        """A request within a session. Returns the session at Google if the upload continues there."""
+        document, version = await self.records.document(UPLOAD + name)
+        upload = unpacked_upload(document, self.pool.now())
+        commands = {word.strip() for word in (request.header(b"command") or "upload").lower().split(",")}
         if upload is None:
-            await self._refuse(a, "UPLOAD_GONE", "Requested entity was not found.", _FINAL)
+            await self._refuse(request, "UPLOAD_GONE", "Requested entity was not found.", "final")
             return None
         if upload.passed is None and not upload.received and "upload" in commands and upload.state == "active":
             upload, version = await self._or_passed(name, upload, version)
         if upload.passed is not None:
-            return Session(
-                upload.passed.target, upload.passed.project, upload.passed.key, upload.client, upload.expires
-            )
-        try:
-            await self._answered(a, name, upload, version, commands, body)
-        except ChunkError as error:
-            await self._refuse(a, "BAD_REQUEST", str(error), _ACTIVE)
-        return None
-
-    async def _answered(
-        self,
-        a: UploadRequest,
-        name: str,
-        upload: PooledUpload,
-        version: Version | None,
-        commands: set[str],
-        body: PassingBody,
-    ) -> None:
-        if commands == {"query"}:
-            await self._query(a, upload)
-        elif commands == {"cancel"}:
-            await self._cancel(a, name, upload, version)
-        elif commands - {"upload", "finalize"}:
-            raise ChunkError(f"Invalid X-Goog-Upload-Command: {', '.join(sorted(commands))}")
-        elif upload.state == "final":
-            await self._final(a, upload.answer.encode())
-        elif upload.state == "cancelled":
-            await self._refuse(a, "BAD_REQUEST", "Upload has already been terminated.", _status("cancelled"))
-        else:
-            await self._chunk(a, name, upload, version, commands, body)
-
-    async def _query(self, a: UploadRequest, upload: PooledUpload) -> None:
+            return Session(*upload.passed, upload.client, upload.expires)
         state = "active" if upload.state == "closing" else upload.state
-        received = (b"x-goog-upload-size-received", b"%d" % upload.received)
-        body = to_client(upload.answer.encode(), self._pool.settings.upstream, a.base)
-        await a.reply.whole(200, [_status(state), received, *([_JSON] if body else [])], body)
-
-    async def _cancel(self, a: UploadRequest, name: str, upload: PooledUpload, version: Version | None) -> None:
-        if upload.state == "active":
-            await self._put(name, replace(upload, state="cancelled"), version)
-            await self._contents.drop(upload.parts)
-            upload = replace(upload, state="cancelled")
-        await a.reply.whole(200, [_status("active" if upload.state == "closing" else upload.state)], b"")
+        try:
+            if commands == {"query"}:
+                received = (b"x-goog-upload-size-received", b"%d" % upload.received)
+                answer = self._as_client_sees(request, upload.answer.encode())
+                await request.reply.whole(200, [_status(state), received, *([_JSON] if answer else [])], answer)
+            elif commands == {"cancel"}:
+                if upload.state == "active":
+                    await self._put(name, replace(upload, state="cancelled"), version)
+                    await self.contents.drop(upload.parts)
+                    state = "cancelled"
+                await request.reply.whole(200, [_status(state)], b"")
+            elif commands - {"upload", "finalize"}:
+                raise ChunkError(f"Invalid X-Goog-Upload-Command: {', '.join(sorted(commands))}")
+            elif upload.state == "final":
+                await self._finish(request, upload.answer.encode())
+            elif upload.state == "cancelled":
+                await self._refuse(request, "BAD_REQUEST", "Upload has already been terminated.", "cancelled")
+            else:
+                await self._chunk(request, name, upload, version, body, final="finalize" in commands)
+        except ChunkError as error:
+            await self._refuse(request, "BAD_REQUEST", str(error), "active")
+        return None
 
     async def _chunk(
         self,
-        a: UploadRequest,
+        request: UploadRequest,
         name: str,
         upload: PooledUpload,
         version: Version | None,
-        commands: set[str],
         body: PassingBody,
+        *,
+        final: bool,
     ) -> None:
-        final = "finalize" in commands
-        begin = upload.place(header(a.headers, b"x-goog-upload-offset") or "0", body.length, final=final)
-        part, trouble = await self._parts.take(name, upload, body, upload.received - begin)
+        begin = upload.chunk_offset(request.header(b"offset") or "0", body.length, final=final)
+        part, error = await self._parts.write(name, upload, body, upload.received - begin)
         end = upload.received + (part.size if part else 0)
-        if trouble is None and (misfit := self._misfit(upload, end, body, final=final)):
-            await self._contents.drop([part] if part else [])
-            raise ChunkError(misfit)
-        upload = upload.with_part(part, "closing" if final and trouble is None else upload.state)
         try:
+            if error is None:  # again, as the length of the body may not have been announced
+                upload.check_chunk(end, body.passed, final=final)
+            upload = upload.with_part(part, "closing" if final and error is None else upload.state)
             version = await self._put(name, upload, version)
-        except GatewayError:
-            if part is not None:
-                await self._contents.drop([part])
+        except (ChunkError, GatewayError):
+            await self.contents.drop([part] if part else [])
             raise
-        if trouble is not None:
-            raise trouble
-        a.record.attempts.append(Attempt("", "", "", "ok", 200, detail=f"{body.passed} bytes received, {end} in all"))
+        if error is not None:
+            raise error
+        received = f"{body.passed} bytes received, {end} in all"
+        request.record.attempts.append(Attempt("", "", "", "ok", 200, detail=received))
         if not final:
-            await a.reply.whole(200, [_ACTIVE], b"")
+            await request.reply.whole(200, [_status("active")], b"")
             return
-        answer = await self._kept(a, upload, self._parts.digest(name, end))
-        if answer is None:
-            return
-        with suppress(GatewayError):  # who asked for the end a second time is told the same by the file itself
-            await self._put(name, replace(upload, state="final", answer=answer.decode()), version)
-        await self._final(a, answer)
-
-    def _misfit(self, upload: PooledUpload, end: int, body: PassingBody, *, final: bool) -> str:
-        """What could not be known before a body of unknown length had come."""
-        if final and upload.declared not in (None, end):
-            return f"Invalid size: {end} bytes, but {upload.declared} were declared."
-        if not final and body.length is None and body.passed % GRANULARITY:
-            return f"Invalid chunk: {body.passed} bytes are no multiple of {GRANULARITY}."
-        return ""
+        answer = await self._kept(request, upload, self._parts.digest(name, end))
+        if answer is not None:
+            with suppress(GatewayError):  # the client asked for the end twice, and the other request has ended it
+                await self._put(name, replace(upload, state="final", answer=answer.decode()), version)
+            await self._finish(request, answer)
 
     async def _put(self, name: str, upload: PooledUpload, version: Version | None) -> Version:
         try:
-            return await self._records.put_upload(name, packed(upload), version)
+            return await self.records.write(UPLOAD + name, packed(upload), version)
         except ConflictError:
             raise GatewayError(
                 "UPLOAD_RACE",
-                "another request of this upload was faster; ask with `query` what has come, and go on there",
+                "another request changed this upload first; ask with the command `query` how much was received, and "
+                "continue there",
             ) from None
 
     async def _or_passed(
         self, name: str, upload: PooledUpload, version: Version | None
     ) -> tuple[PooledUpload, Version | None]:
-        """Nothing has come yet, and there is no blob store by now: it goes on at a project."""
-        if await self._kept_contents():
+        """Before the first byte: if the blob store does not work, the upload continues in a session at Google."""
+        if await self._has_blobs():
             return upload, version
-        key = await self._pool.pick(None, Tried())
+        key = await self.pool.pick(None, Tried())
         target = None
         if key is not None:
-            target = await self._google.begin(key, upload.described, upload.kind, upload.declared)
+            target = await self.google.begin(key, upload.described, upload.kind, upload.declared)
         if key is None or not isinstance(target, str):
             raise GatewayError("BLOBS_DOWN", "neither the blob store nor a project takes the upload", retry_after=5.0)
-        upload = replace(upload, passed=GoogleSession(target, key.project, key.id))
+        upload = replace(upload, passed=(target, key.project, key.id))
         return upload, await self._put(name, upload, version)
 
     # --- in one request ----------------------------------------------------------------------------------------------
 
-    async def once(self, a: UploadRequest, body: PassingBody | HeldBody) -> None:
-        kind = header(a.headers, b"content-type") or ""
-        raw = (header(a.headers, b"x-goog-upload-protocol") or "").lower() == "raw"
-        boundary = None if raw else boundary_of(kind)
-        upload = PooledUpload(a.record.client, kind, self._pool.now() - LIFETIME)  # it ends as it begins
-        name = secrets.token_hex(12)
+    async def once(self, request: UploadRequest, body: PassingBody | HeldBody) -> None:
+        kind = header(request.headers, b"content-type") or ""
+        raw = (request.header(b"protocol") or "").lower() == "raw"
+        boundary = None if raw else multipart.boundary_of(kind)
         described: dict[str, Any] = {}
         pieces: AsyncIterator[bytes] = aiter(body)
         if boundary is None:
-            kind = header(a.headers, b"x-goog-upload-header-content-type") or kind
+            kind = request.header(b"header-content-type") or kind
         else:
-            reader = Parts(parts(pieces, boundary))
-            described, kind = await reader.head()
-            pieces = reader.content()
+            items = multipart.parts(pieces, boundary)
+            described, kind = await read_metadata(items)
+            pieces = read_content(items)
+        name, began = secrets.token_hex(12), self.pool.now() - LIFETIME  # its life as an upload ends at once
+        upload = PooledUpload(request.record.client, kind or "application/octet-stream", began, described)
         try:
             async with aclosing(pieces):  # type: ignore[type-var]
-                part, trouble = await self._parts.take(name, upload, pieces, 0)
+                part, trouble = await self._parts.write(name, upload, pieces, 0)
         except ChunkError as error:
             raise GatewayError("BAD_REQUEST", str(error)) from None
         if trouble is not None:
-            await self._contents.drop([part] if part else [])
+            await self.contents.drop([part] if part else [])
             raise trouble
-        upload = PooledUpload(a.record.client, kind or "application/octet-stream", upload.began, described)
-        size = part.size if part else 0
-        a.record.attempts.append(Attempt("", "", "", "ok", 200, detail=f"{body.passed} bytes received"))
-        answer = await self._kept(a, upload.with_part(part, "closing"), self._parts.digest(name, size))
+        upload = upload.with_part(part, "closing")
+        request.record.attempts.append(Attempt("", "", "", "ok", 200, detail=f"{body.passed} bytes received"))
+        answer = await self._kept(request, upload, self._parts.digest(name, upload.received))
         if answer is not None:
-            await self._final(a, answer)
+            await self._finish(request, answer)
 
-    # --- what becomes of it ------------------------------------------------------------------------------------------
+    # --- the end -----------------------------------------------------------------------------------------------------
 
-    async def _kept(self, a: UploadRequest, upload: PooledUpload, digest: Any) -> bytes | None:
-        """Google's answer for the file; None: the client has Google's refusal."""
+    async def _kept(self, request: UploadRequest, upload: PooledUpload, digest: Any) -> bytes | None:
+        """Google's answer for the file. None: Google refused it, and the client has that answer."""
         try:
-            sha256 = digest.hexdigest() if digest is not None else await self._contents.sha256(upload.parts)
-            received = CompleteUpload(upload.client, upload.parts, sha256, upload.kind, upload.described)
-            return await self._keeper.keep(received)
-        except BlobMissingError as error:
-            log.error("what has come of an upload cannot be read: %s", error)
-            raise down() from None
-        except BlobError:
-            raise down() from None
+            sha256 = digest.hexdigest() if digest is not None else await self.contents.sha256(upload.parts)
+            return await self.keeper.keep(upload, sha256)
+        except BlobError as error:
+            if isinstance(error, BlobMissingError):
+                log.error("a part of an upload cannot be read: %s", error)
+            raise blobs_down() from None
         except RefusedError as error:
             failure = error.failure
             if failure is None:
                 raise GatewayError("NO_USABLE_KEY", str(error), retry_after=5.0) from None
             if failure.problem is not None:
                 raise failure.problem from None
-            headers = [*failure.headers, *([_ACTIVE] if failure.status < 500 else [])]
-            await a.reply.whole(failure.status, headers, failure.body)
+            headers = [*failure.headers, *([_status("active")] if failure.status < 500 else [])]
+            await request.reply.whole(failure.status, headers, failure.body)
             return None
 
-    async def _final(self, a: UploadRequest, answer: bytes) -> None:
-        body = to_client(answer, self._pool.settings.upstream, a.base)
-        await a.reply.whole(200, [_JSON, _FINAL], body)
+    async def _finish(self, request: UploadRequest, answer: bytes) -> None:
+        await request.reply.whole(200, [_JSON, _status("final")], self._as_client_sees(request, answer))
 
-    async def _refuse(self, a: UploadRequest, reason: str, message: str, status: tuple[bytes, bytes]) -> None:
-        """The session lives, or does not: without that header a client would send its chunk again and again."""
-        a.record.reason = reason
-        body = error_body(a.record.api, reason, message, request_id=a.record.id)
-        await a.reply.whole(ERRORS[reason].http, [_JSON, status], body)
+    def _as_client_sees(self, request: UploadRequest, answer: bytes) -> bytes:
+        return to_client(answer, self.pool.settings.upstream, request.base)
+
+    async def _refuse(self, request: UploadRequest, code: str, message: str, state: str) -> None:
+        """Answer an error with the session's state: without that, clients send their chunk again and again."""
+        record = request.record
+        record.reason = code
+        body = error_body(record.api, code, message, request_id=record.id)
+        await request.reply.whole(ERRORS[code].http, [_JSON, _status(state)], body)
+
+
+async def session_address(pool: Pool, base: str, session: Session) -> bytes:
+    """The address that the client gets for a session."""
+    try:
+        return address_of(base, session, await sealing_value(pool.projects.keyring, session.key))
+    except UploadTokenError as error:
+        raise GatewayError("UPSTREAM_ERROR", str(error)) from None
 
 
 def _status(state: str) -> tuple[bytes, bytes]:

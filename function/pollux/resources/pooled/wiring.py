@@ -1,11 +1,10 @@
-"""POLLUX_FILES=pooled: its parts put together, opened and closed."""
+"""Makes the parts of POLLUX_FILES=pooled, opens and closes them."""
 
 import secrets
 from typing import Any
 
 from pollux.backends.blobs.contract import Blobs
 from pollux.pool.pool import Pool
-from pollux.relay.attempt import Attempts
 from pollux.resources.ask import Asker
 from pollux.resources.ownership import Ownership
 from pollux.resources.pooled.contents import Contents
@@ -18,19 +17,12 @@ from pollux.resources.pooled.uploads import PooledUploads
 
 
 class PooledFiles:
-    def __init__(
-        self,
-        pool: Pool,
-        ownership: Ownership,
-        attempts: Attempts,
-        asker: Asker,
-        blobs: Blobs,
-    ) -> None:
+    def __init__(self, pool: Pool, ownership: Ownership, asker: Asker, blobs: Blobs) -> None:
         instance = secrets.token_hex(6)
-        # A bucket has a lifecycle of its own; a folder has nobody else.
+        # A bucket deletes expired blobs by its lifecycle, a folder does not.
         self._contents = Contents(blobs, pool.now, sweeps=pool.settings.blobs_url.startswith("file:"))
         records = FileRecords(pool.projects.store_health)
-        google = GoogleFiles(attempts, asker)
+        google = GoogleFiles(asker)
         self._copies = Copies(records, self._contents, google, instance, lingers=not pool.settings.in_cloud)
         self._keeper = Keeper(pool, ownership, records, self._contents, google, instance)
         self.uploads = PooledUploads(pool, records, self._contents, self._keeper, google)
@@ -44,6 +36,6 @@ class PooledFiles:
         await self._contents.close()
 
     def as_json(self) -> dict[str, Any]:
-        """For an operator: what this instance did with files, and how the blob store does."""
+        """For `status`: what this instance did with files, and the blob store's health."""
         counts = {"uploaded": self._keeper.uploaded, "known_again": self._keeper.found, "copied": self._copies.made}
         return {**counts, **self._contents.as_json()}

@@ -122,6 +122,20 @@ def test_what_came_of_a_chunk_that_broke_stays() -> None:
     play(scene)
 
 
+def test_a_chunk_of_unknown_length_beyond_the_declared_size_is_refused() -> None:
+    async def scene() -> None:
+        keys = projects(2)
+        async with gateway(google(keys), keys, MemoryBlobs()) as app:
+            address = await start(app, size=KIB256)
+            headers = {**AT, "x-goog-upload-command": "upload", "x-goog-upload-offset": "0"}
+            got = await call(app, "POST", address, headers, pieces=[b"x" * KIB256, b"y" * KIB256], token=None)
+            assert status(got) == (400, "active")
+            assert got.message == f"Invalid size: {2 * KIB256} bytes, but {KIB256} were declared."
+            assert (await chunk(app, address, "query")).headers["x-goog-upload-size-received"] == "0"
+
+    play(scene)
+
+
 def test_an_upload_begun_by_one_instance_goes_on_at_another() -> None:
     async def scene() -> None:
         keys, blobs, store = projects(3), MemoryBlobs(), MemoryStore(now)

@@ -32,6 +32,7 @@ from tests.resources.pooled.scenes import (
     upload,
     uploads,
 )
+from tests.resources.test_ownership import owner_of
 
 
 def test_one_request_goes_where_the_file_is_and_nothing_is_copied() -> None:
@@ -335,7 +336,7 @@ def test_with_a_cache_beside_it_the_file_comes_to_the_caches_project() -> None:
             long = {"contents": [{"role": "user", "parts": [{"text": "word " * 6000}]}], "model": f"models/{FLASH}"}
             cache = await call(app, "POST", "/v1beta/cachedContents", AT, long)
             assert cache.status == 200, cache.body
-            owner = await app.ownership.owner(cache.json["name"])
+            owner = await owner_of(app.ownership, cache.json["name"])
             assert owner is not None
             file = await upload(app)
             while owned(upstream.simulator)[file["name"]] == owner.project:
@@ -358,7 +359,7 @@ def test_a_cache_of_a_pooled_file_is_made_where_the_file_is() -> None:
             for _ in range(4):
                 cache = await call(app, "POST", "/v1beta/cachedContents", AT, body)
                 assert cache.status == 200, cache.body
-                owner = await app.ownership.owner(cache.json["name"])
+                owner = await owner_of(app.ownership, cache.json["name"])
                 assert owner is not None
                 assert owner.project == owned(upstream.simulator)[file["name"]]
                 used = await call(app, "POST", path_of(FLASH), AT, HELLO | {"cachedContent": cache.json["name"]})
@@ -417,7 +418,7 @@ def test_without_a_blob_store_files_stay_where_they_are_loudly(caplog: pytest.Lo
             blobs.down = True
             await asyncio.sleep(60)
             pinned = await upload(app, b"something else")
-            assert "passes through to one project" in caplog.text
+            assert "an upload passes to one project" in caplog.text
             assert (await generate(app, pinned)).status == 200
             quick = {**AT, "x-pollux-max-wait": "0", "x-pollux-fallback": "off"}
             second = await call(app, "POST", path_of(FLASH), quick, asks(pinned))
@@ -425,7 +426,7 @@ def test_without_a_blob_store_files_stay_where_they_are_loudly(caplog: pytest.Lo
             assert (await call(app, "POST", path_of(NEXT), quick, asks(before))).status == 200
             held = await call(app, "POST", path_of(NEXT), quick, asks(before))
             assert (held.status, held.reason) == (429, "QUOTA_BUSY")
-            assert "held to the projects that have its files" in caplog.text
+            assert "can only go to projects that have its files" in caplog.text
             assert len(owned(upstream.simulator)) == 2
             said = app.pooled_files.as_json() if app.pooled_files else {}
             assert (said["blobs"], said["passed_through"]) == ("down", 1)
