@@ -1,4 +1,4 @@
-"""One request that takes quota: reserve a slot, send, judge the answer, then retry or fall back to the next model.
+"""One request: reserve a slot if it takes quota, send, judge the answer, then retry or fall back to the next model.
 
 `attempt` makes one call upstream; `pool` chooses the project and counts; a verdict says what an answer means.
 """
@@ -14,8 +14,8 @@ from pollux.gemini.names import is_resource_call
 from pollux.gemini.verdict.causes import PROBED
 from pollux.pool import refusals
 from pollux.pool.pool import Ask, Full, Reservation, Tried
-from pollux.pool.windows import MINUTE_LIMITS
-from pollux.relay import free
+from pollux.pool.refusals import Refusal
+from pollux.pool.windows import MINUTE_LIMITS, Want
 from pollux.relay.attempt import AGAIN_WITHIN, Attempts, LateError, backoff
 from pollux.relay.journal import Attempt
 from pollux.relay.request import Request
@@ -65,10 +65,6 @@ class Relay:
         self._catalog = self.pool.projects.catalog
         self._sleep = sleep
         self._jitter = jitter
-
-    async def free(self, request: Request) -> None:
-        """A call that takes no quota."""
-        await free.run(request, self.attempts, self._sleep, self._jitter)
 
     async def counted(self, request: Request) -> None:
         """A call that takes quota of a model."""
@@ -236,3 +232,60 @@ class Relay:
             return ask
         tokens = await self._count(key, *question)
         return ask if tokens is None else replace(ask, want=ask.want._replace(tokens=tokens))
+
+    async def free(self, request: Request) -> None:
+        """A call that takes no quota: sent with any healthy key of a project where it may go.
+
+        A refusal of the key or the project is tried with another key. A call that may have had an effect is not sent
+        again.
+        """
+        pool, place, record = self.pool, request.place, request.record
+        tried, progress = Tried(), Progress("")
+        model = self._catalog.resolve(request.call.model) if request.call.model else None
+        last: Failure | None = None
+        await pool.projects.ready()
+        while self._may_be_sent(request, progress):
+            prefer = request.prefer_key if last is None else None
+            key = await pool.pick(model, tried.elsewhere(), place.only, prefer, place.home)
+            if key is None and tried.troubled:
+                key = await pool.pick(model, tried, place.only, prefer, place.home)
+            if key is None:
+                if await pool.rest(self._unusable(request, model, tried), request.deadline):
+                    continue
+                break
+            progress.until = min(progress.until, max(request.deadline, pool.now() + AGAIN_WITHIN))
+            record.used, record.key, record.project = model or "", key.id, key.project
+            last = await self.attempts.free(request, key, model)
+            if last is None:
+                return
+            last = place.judged(last)
+            verdict = last.verdict
+            record.note(Attempt(model or "", key.project, key.id, verdict.cause, last.status, verdict.message))
+            match verdict.action:
+                case "next-key":
+                    if not await self.attempts.key_changed(key, verdict, tried):
+                        tried.key_refused(key.id, probed=verdict.cause in PROBED)
+                case "next-project":
+                    tried.projects.add(key.project)
+                case "retry" if request.harmless:
+                    progress.troubles += 1
+                    tried.troubled.add(key.project)
+                    if self._may_be_sent(request, progress):
+                        await self._sleep(backoff(progress.troubles, self._jitter()))
+                case _ if await place.moved(last):
+                    continue
+                case _:
+                    break
+        if last is not None and last.verdict.blames != "key":
+            await self.attempts.give(request, last)
+            return
+        found = self._unusable(request, model, Tried())
+        if last is not None and len(found) < (1 if place.only else len(pool.projects.by_name)):
+            raise refusals.busy(record.sent, place.only)
+        problem = refusals.problem(model or "", found, pool.now(), want=Want())
+        raise refusals.of_owner(problem, place.only, place.names)
+
+    def _unusable(self, request: Request, model: str | None, tried: Tried) -> dict[str, Refusal]:
+        """Why the projects where the request may go cannot serve it."""
+        _, found = self.pool.projects.candidates(model or "", tried.projects, tried.keys, self.pool.now())
+        return {name: refusal for name, refusal in found.items() if request.place.only in (None, name)}
