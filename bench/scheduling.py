@@ -22,8 +22,9 @@ from pollux.backends.store.memory import MemoryStore
 from pollux.gemini.catalog import Catalog
 from pollux.gemini.verdict.rules import Verdict
 from pollux.pool.feedback import Feedback
-from pollux.pool.pool import Ask, Full, Pool, Tried
+from pollux.pool.pool import Pool
 from pollux.pool.projects import Projects
+from pollux.pool.reservation import Ask, Full, Tried
 from pollux.pool.windows import Want
 from pollux.server.wiring import builtin_catalog
 from pollux.settings import Settings

@@ -184,8 +184,7 @@ class Play:
             except StoreUnavailableError:  # what the answer means could not be written
                 return None
             finally:
-                found.give_back()
-                found.release()
+                found.let_go()
         return None
 
     def _answered(self, how: str, due: float) -> None:

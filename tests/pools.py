@@ -18,11 +18,11 @@ from pollux.backends.store.clock import StoreClock
 from pollux.backends.store.contract import ConflictError, Document, StoreUnavailableError, Version, Write
 from pollux.backends.store.memory import MemoryStore
 from pollux.gemini.catalog import Catalog
-from pollux.pool import candidates, quota, windows
-from pollux.pool import projects as roster
+from pollux.pool import candidates, projects, quota, windows
 from pollux.pool.feedback import Feedback
-from pollux.pool.pool import Ask, Choice, Full, Pool, Reservation, StoppingError, Tried
+from pollux.pool.pool import Pool
 from pollux.pool.projects import Projects
+from pollux.pool.reservation import Ask, Choice, Full, Reservation, StoppingError, Tried
 from pollux.pool.shared_document import Codec, SharedDocument, Update
 from pollux.pool.store_health import StoreHealth
 from pollux.pool.windows import Want
@@ -44,7 +44,7 @@ def changed(**constants: Any) -> Iterator[None]:
     """Constants of the pool with other values, in every module that has them."""
     with ExitStack() as stack:
         for name, value in constants.items():
-            modules = [module for module in (candidates, quota, roster, windows) if hasattr(module, name)]
+            modules = [module for module in (candidates, quota, projects, windows) if hasattr(module, name)]
             assert modules, name
             for module in modules:
                 stack.enter_context(patch.object(module, name, value))
@@ -283,6 +283,11 @@ class House:
 
     def quota(self, project: str = "p0", model: str = MODEL) -> SharedDocument[Any]:
         return self.projects.quota(project, self.projects.bucket(model)).document
+
+
+def until(full: Full) -> float:
+    """When the first project can be asked again."""
+    return min(refusal.until for refusal in full.refusals.values())
 
 
 async def house(keys: Keys, delay: Callable[[], float] = lambda: 0.0, **settings: Any) -> House:

@@ -1,4 +1,4 @@
-"""announce: what operators hear of, once, with the fields that alerts look for."""
+"""alerts: what operators hear of, once, with the fields that alerts look for."""
 
 import asyncio
 import json

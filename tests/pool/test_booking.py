@@ -1,4 +1,4 @@
-"""desk: grants of fast quotas, and what an instance spends by itself while the store does not answer."""
+"""booking: grants of fast quotas, and what an instance spends by itself while the store does not answer."""
 
 import asyncio
 import math
@@ -12,7 +12,7 @@ from pollux.pool import quota
 from pollux.pool.grants import Grant
 from pollux.pool.shared_document import FULL
 from pollux.pool.windows import LONGEST, SLOT, WINDOW
-from tests.pools import BEGAN, FaultyStore, Full, House, Reservation, Tried, house, keys_of, memory, play
+from tests.pools import BEGAN, FaultyStore, Full, House, Reservation, Tried, house, keys_of, memory, play, until
 
 
 async def _steady(h: House, per_second: float, seconds: float, tokens: int = 0) -> list[Reservation]:
@@ -75,7 +75,7 @@ def test_a_stop_gives_the_grants_back() -> None:
     play(scene())
 
 
-def test_a_grant_that_is_on_its_way_serves_those_who_come_meanwhile() -> None:
+def test_requests_that_come_while_a_grant_is_committed_are_served_from_it() -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=1000), lambda: 0.2)
         await _steady(h, 10, 20)
@@ -111,8 +111,8 @@ def test_settling_and_giving_back_inside_a_grant_ask_nothing_of_the_store() -> N
         commits, used = h.store.commits, found.grant.used
         assert found.settle(150) is None
         assert found.grant.used == used._replace(tokens=used.tokens + 50)
-        found.give_back()
-        found.give_back()
+        found.let_go()
+        found.let_go()
         assert found.grant.used == used._replace(requests=used.requests - 1, tokens=used.tokens - 100)
         await asyncio.sleep(0.1)
         assert h.store.commits == commits
@@ -146,7 +146,7 @@ def test_tokens_that_a_grant_does_not_hold_are_booked_for_all_to_see() -> None:
     play(scene())
 
 
-def test_a_grant_goes_back_though_nobody_asks_for_another_one() -> None:
+def test_a_grant_is_given_back_even_if_no_other_one_is_asked_for() -> None:
     """The pace is too low for one by now, or the limit is."""
 
     async def scene(limits: dict[str, int]) -> None:
@@ -163,7 +163,7 @@ def test_a_grant_goes_back_though_nobody_asks_for_another_one() -> None:
     play(scene({"rpm": 5}))
 
 
-def test_a_limit_that_falls_while_a_grant_is_held_makes_nobody_turn_in_circles() -> None:
+def test_a_limit_that_falls_while_a_grant_is_held_causes_no_busy_loop() -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=1000))
         await _holding(h, 5)
@@ -271,7 +271,7 @@ def test_a_share_of_nothing_is_a_refusal(instances: int, rpm: int) -> None:
     play(scene())
 
 
-def test_who_asks_again_and_again_in_vain_is_told_so() -> None:
+def test_a_request_whose_commits_all_fail_gets_an_error() -> None:
     """The document's commits fail, while those of others succeed."""
 
     class Partly(FaultyStore):
@@ -433,7 +433,7 @@ def test_a_refusal_by_google_is_remembered_while_the_store_is_gone() -> None:
     play(scene())
 
 
-def test_whoever_sleeps_towards_its_slot_keeps_it_though_the_store_is_gone() -> None:
+def test_a_request_that_sleeps_until_its_slot_keeps_it_though_the_store_is_gone() -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=1))
         await h.send()
@@ -446,7 +446,7 @@ def test_whoever_sleeps_towards_its_slot_keeps_it_though_the_store_is_gone() -> 
     play(scene())
 
 
-def test_a_probe_of_a_quota_without_limits_waits_for_the_store_and_not_in_circles() -> None:
+def test_a_probe_of_a_quota_without_limits_waits_for_the_store_without_a_busy_loop() -> None:
     async def scene() -> None:
         h = await house(keys_of(1))
         await h.send()
@@ -464,7 +464,7 @@ def test_a_probe_of_a_quota_without_limits_waits_for_the_store_and_not_in_circle
 
 
 @pytest.mark.parametrize("rpm", [5, 1000])
-def test_after_a_pause_of_the_whole_pool_each_is_sent_once_it_ends_whatever_it_holds(rpm: int) -> None:
+def test_requests_with_a_slot_or_a_grant_are_sent_when_a_pause_of_the_pool_ends(rpm: int) -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=rpm))
         await _steady(h, 5 if rpm > 5 else 0.01, 10 if rpm > 5 else 100)
@@ -498,7 +498,7 @@ def test_what_is_not_known_of_the_time_is_left_out_at_both_ends_of_a_slot(error:
 # --- reads -----------------------------------------------------------------------------------------------------------
 
 
-def test_whoever_wakes_reads_again_only_where_others_write() -> None:
+def test_a_request_that_wakes_reads_again_only_where_others_write() -> None:
     async def scene(instances: int) -> int:
         inner = await memory()
         houses = [House(FaultyStore(inner), keys_of(1, rpm=2)) for _ in range(instances)]
@@ -514,7 +514,7 @@ def test_whoever_wakes_reads_again_only_where_others_write() -> None:
     assert together > alone
 
 
-def test_nobody_is_refused_by_a_guess_before_one_document_was_read() -> None:
+def test_a_probably_taken_slot_is_refused_only_after_a_document_was_read_again() -> None:
     """What was full when it was last seen is thought to be full still, but it may have room by now."""
 
     async def scene() -> None:
@@ -540,7 +540,7 @@ def test_nobody_is_refused_by_a_guess_before_one_document_was_read() -> None:
         taken = await two.reserve()
         assert isinstance(taken, Reservation)
         assert isinstance(await one.reserve(wait=50), Full)
-        taken.give_back()
+        taken.let_go()
         await asyncio.sleep(40)
         assert (await one.send(wait=30)).slot.start < one.pool.now() + 1
 
@@ -571,7 +571,7 @@ def test_the_longest_window_is_only_for_fast_quotas() -> None:
         await asyncio.gather(*(h.send() for _ in range(rpm)))
         found = await h.reserve(wait=0)
         assert isinstance(found, Full)
-        return found.until - math.floor(BEGAN / SLOT) * SLOT
+        return until(found) - math.floor(BEGAN / SLOT) * SLOT
 
     assert play(scene(60)) == WINDOW * SLOT
     assert play(scene(61)) == LONGEST * SLOT

@@ -10,8 +10,8 @@ import pytest
 
 from pollux.backends.keys.contract import Key
 from pollux.pool import health, quota
+from pollux.pool.candidates import IN_TURN
 from pollux.pool.health import Health
-from pollux.pool.strategy import IN_TURN
 from pollux.pool.windows import Want
 from tests.pools import MODEL, Choice, Full, House, Keys, Reservation, Tried, house, keys_of, play
 
@@ -106,9 +106,9 @@ def test_what_a_request_finds_is_as_good_as_if_it_had_looked_at_all(seed: int) -
         for _ in range(150):
             await _something_happens(h, rng)
             ask = h.ask(rng.choice([0, 5, 30, 65]), tokens=rng.choice([0, 0, 10, 300]))
-            found = await h.pool._choose(MODEL, ask, Tried())
+            found = await h.pool._choose(MODEL, ask, Tried(), 0.0, {})
             h.pool.candidates.look_at, few = 1000, h.pool.candidates.look_at
-            best = await h.pool._choose(MODEL, ask, Tried())
+            best = await h.pool._choose(MODEL, ask, Tried(), 0.0, {})
             h.pool.candidates.look_at = few
             assert isinstance(found, Full) == isinstance(best, Full)
             if isinstance(found, Choice) and isinstance(best, Choice) and best.slot.start <= h.pool.now():
@@ -149,7 +149,7 @@ async def _something_happens(h: House, rng: random.Random) -> None:
         case 6:
             found = await h.reserve(30)
             if not isinstance(found, Full):
-                found.give_back()
+                found.let_go()
 
 
 def test_a_large_want_is_not_looked_for_again_where_it_found_nothing_in_time() -> None:

@@ -119,7 +119,7 @@ def test_a_key_goes_aside_and_its_project_serves_with_another(verdict: Verdict, 
         await h.feedback.failed(await h.send(prefer_key="a"), verdict)
         assert h.projects.health.value.keys["a"][:2] == (BEGAN + seconds, verdict.cause)
         assert [(await h.send(wait=0)).key.id for _ in range(3)] == ["b"] * 3
-        await h.feedback.set_aside("b", verdict)
+        await h.feedback.set_aside("keys", "b", verdict)
         assert await _refusals(h) == {"p": f"aside:{verdict.cause}"}
         await asyncio.sleep(seconds)
         assert {(await h.send()).key.id for _ in range(2)} == {"a", "b"}
@@ -140,7 +140,7 @@ def test_access_to_one_model_is_that_models_affair() -> None:
 
 
 @pytest.mark.parametrize("status", [None, 400, 404, 500, 503, 504])
-def test_what_is_nobodys_fault_here_changes_nothing(status: int | None) -> None:
+def test_a_failure_that_blames_no_quota_project_or_key_changes_nothing(status: int | None) -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=5))
         found = await h.send()
@@ -627,7 +627,7 @@ def test_projects_without_a_usable_key_do_not_hide_that_all_others_refuse() -> N
         keys.now = (*keys.now[:3], replace(keys.now[3], enabled=False))
         h = await house(keys)
         await h.reserve()
-        await h.feedback.set_aside("k2", _403("x", "CONSUMER_SUSPENDED"))
+        await h.feedback.set_aside("keys", "k2", _403("x", "CONSUMER_SUSPENDED"))
         await _refuse_all(h, ["p0"], BARE)
         assert h.pool.booking.pause_until == 0
         await _refuse_all(h, ["p1"], BARE)
@@ -657,7 +657,7 @@ def test_pauses_grow_end_and_begin_anew_after_a_success() -> None:
             pauses.append(h.pool.booking.pause_until - h.pool.now())
             late = await h.reserve(wait=pauses[-1])
             assert isinstance(late, Reservation)  # it ends
-            late.give_back()
+            late.let_go()
         assert pauses == pytest.approx([min(60, 10 * 2**number) for number in range(8)])
         await h.feedback.served(await h.send())
         await _refuse_all(h, ["p0", "p1"], _minute("1000", "1s"), 0)
@@ -732,7 +732,7 @@ def test_a_bad_request_does_not_tell_when_days_end() -> None:
     play(scene())
 
 
-def test_release_frees_the_lease_of_whoever_left_and_nothing_else() -> None:
+def test_release_frees_the_lease_of_its_own_probe_and_nothing_else() -> None:
     async def scene() -> None:
         h, found = await _probing()
         used = quota.used(h.quota().value, h.pool.now())

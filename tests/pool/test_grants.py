@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pollux.pool import quota
-from pollux.pool.grants import DAY_SHARE, LIFE, SHARE, Grant, Pace, take
+from pollux.pool.booking import Pace
+from pollux.pool.grants import DAY_SHARE, LIFE, SHARE, Grant, take
 from pollux.pool.quota import Cooldown, Slot, State
 from pollux.pool.windows import LONGEST, SLOT, WINDOW, Limits, Slots, Want, day_of
 

@@ -42,7 +42,7 @@ def test_where_writers_may_be_anywhere_a_name_tells_nothing() -> None:
     assert "." not in new_name(one_machine=False)
 
 
-def test_who_ended_is_no_writer_any_more_and_who_runs_is_for_a_minute() -> None:
+def test_a_process_that_ended_is_no_writer_and_one_that_runs_is_for_a_minute() -> None:
     me, dead = new_name(one_machine=True), of_another_process()
     author = Writers(me)
     author.read({dead: [3, 100.0], "far": [1, 100.0]}, changed=True)

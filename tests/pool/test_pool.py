@@ -10,9 +10,9 @@ import pytest
 from pollux.backends.keys.contract import Key
 from pollux.gemini.verdict.rules import Verdict
 from pollux.pool import health, quota
+from pollux.pool.candidates import IN_TURN
 from pollux.pool.quota import State
 from pollux.pool.shared_document import Change
-from pollux.pool.strategy import IN_TURN
 from pollux.pool.windows import day_of
 from tests.pools import (
     BEGAN,
@@ -28,6 +28,7 @@ from tests.pools import (
     keys_of,
     memory,
     play,
+    until,
 )
 
 
@@ -77,7 +78,7 @@ def test_without_waiting_there_is_a_slot_now_or_none() -> None:
         assert isinstance(found, Full)
         assert h.clock == 0
         assert {name: str(refusal.why) for name, refusal in found.refusals.items()} == {"p0": "rpm", "p1": "rpm"}
-        assert found.until == pytest.approx(BEGAN + 61.5)
+        assert until(found) == pytest.approx(BEGAN + 61.5)
 
     play(scene())
 
@@ -254,13 +255,13 @@ def test_where_a_request_has_been_it_does_not_go_again() -> None:
         assert isinstance(found, Reservation)
         assert found.key.id == "b"
         tried.keys.add("b")
-        assert await h.reserve(tried=tried) == Full(MODEL, {})
+        assert await h.reserve(tried=tried) == Full({})
 
     play(scene())
 
 
 @pytest.mark.parametrize("learned", [{}, {"rpm": 1}])
-def test_those_who_wait_for_a_project_look_again_when_it_is_refused(learned: dict[str, int]) -> None:
+def test_requests_that_wait_for_a_project_look_again_when_it_is_refused(learned: dict[str, int]) -> None:
     async def scene() -> None:
         h = await house(keys_of(2, rpm=2))
         sent = [await h.send() for _ in range(3)]
@@ -272,7 +273,7 @@ def test_those_who_wait_for_a_project_look_again_when_it_is_refused(learned: dic
         there = next(r for r in [*sent, other] if r.quota is busy)
         free = next(r for r in [*sent, other] if r.quota is not busy)
         free.sent = False
-        free.give_back()  # room elsewhere, of which whoever waits already knows nothing
+        free.let_go()  # room elsewhere, of which whoever waits already knows nothing
         await asyncio.sleep(5)
         assert not waiting.done()
         refusal = Verdict("rpm", "quota", "next-project", 60.0 if not learned else 0.0, learned=learned)
@@ -424,7 +425,7 @@ def test_a_rest_that_is_ended_by_hand_and_a_key_that_is_added_end_the_wait() -> 
     assert play(scene(adds)) <= 11
 
 
-def test_many_who_wait_for_a_rest_choose_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_requests_that_wait_for_a_rest_choose_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene() -> None:
         h = await house(keys_of(3, rpm=15))
         for number in range(3):
@@ -446,7 +447,7 @@ def test_many_who_wait_for_a_rest_choose_seldom(monkeypatch: pytest.MonkeyPatch)
     play(scene())
 
 
-def test_at_the_end_who_would_wait_too_long_for_a_rest_is_told_so_at_once() -> None:
+def test_at_the_end_a_request_that_would_wait_too_long_for_a_rest_fails_at_once() -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=1))
         await _set_aside(h, "keys", "k0", 50)
@@ -481,7 +482,7 @@ def test_a_waiting_client_that_leaves_gives_its_slot_back() -> None:
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.05, 0.1, 0.15, 0.2, 0.25])
-def test_whoever_leaves_during_the_commit_leaves_no_slot_taken(moment: float) -> None:
+def test_a_client_that_leaves_during_the_commit_leaves_no_slot_taken(moment: float) -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=2), delay=lambda: 0.05)
         leaver, other = asyncio.create_task(h.reserve()), asyncio.create_task(h.send())
@@ -500,12 +501,12 @@ def test_what_was_sent_is_never_given_back_and_what_was_not_only_once() -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=5))
         sent = await h.send()
-        sent.give_back()
+        sent.let_go()
         unsent = await h.reserve()
         assert isinstance(unsent, Reservation)
         await h.send()
-        unsent.give_back()
-        unsent.give_back()
+        unsent.let_go()
+        unsent.let_go()
         await h.quota().flush()
         assert quota.used(h.quota().value, h.pool.now()).requests == 2
 
@@ -648,7 +649,7 @@ def test_if_the_probe_fails_the_others_wait_on_or_hear_of_it() -> None:
         full = [found for found in results if isinstance(found, Full)]
         assert len(full) == 4
         assert str(full[0].refusals["p0"].why) == "cooling:unknown-429"
-        assert full[0].until == pytest.approx(BEGAN + 65 + 120, abs=1)
+        assert until(full[0]) == pytest.approx(BEGAN + 65 + 120, abs=1)
         assert h.clock < 67
 
     play(scene())
@@ -685,7 +686,7 @@ def test_a_probe_that_leaves_makes_way_for_the_next() -> None:
     play(scene())
 
 
-def test_without_waiting_nobody_waits_for_a_probe() -> None:
+def test_without_patience_no_request_waits_for_a_probe() -> None:
     async def scene() -> None:
         h = await _resting()
         await asyncio.sleep(61)
@@ -698,7 +699,7 @@ def test_without_waiting_nobody_waits_for_a_probe() -> None:
     play(scene())
 
 
-def test_a_probe_that_nobody_reports_ends_by_itself() -> None:
+def test_a_probe_whose_result_is_not_reported_ends_by_itself() -> None:
     async def scene() -> None:
         h = await _resting()
         await asyncio.sleep(61)
@@ -713,7 +714,7 @@ def test_a_probe_that_nobody_reports_ends_by_itself() -> None:
 # --- no limit known ---------------------------------------------------------------------------------------------------
 
 
-def test_without_limits_nobody_waits_and_at_most_one_commit_a_second_is_made() -> None:
+def test_without_limits_no_request_waits_and_at_most_one_commit_a_second_is_made() -> None:
     async def scene() -> None:
         h = await house(keys_of(1), delay=lambda: 0.02)
         for _ in range(1000):
@@ -814,7 +815,7 @@ def test_a_pause_is_waited_for_within_the_deadline_and_a_refusal_beyond_it() -> 
         found = await h.reserve(wait=20)
         assert isinstance(found, Full)
         assert {str(refusal.why) for refusal in found.refusals.values()} == {"paused"}
-        assert found.until == BEGAN + 30
+        assert until(found) == BEGAN + 30
         assert isinstance(await h.reserve(wait=0), Full)
         assert h.clock == 0
         await h.send(wait=40)
@@ -836,7 +837,7 @@ def test_a_pause_that_begins_while_a_request_waits_holds_it_back() -> None:
     play(scene())
 
 
-def test_at_the_end_who_would_wait_longer_is_told_so_and_gives_its_slot_back() -> None:
+def test_at_the_end_a_request_that_would_wait_longer_fails_and_gives_its_slot_back() -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=1))
         await h.send()
@@ -852,7 +853,7 @@ def test_at_the_end_who_would_wait_longer_is_told_so_and_gives_its_slot_back() -
     play(scene())
 
 
-def test_at_the_end_who_has_a_slot_soon_is_still_served() -> None:
+def test_at_the_end_a_request_with_a_slot_soon_is_still_served() -> None:
     async def scene() -> None:
         h = await house(keys_of(1, rpm=1))
         await h.send()

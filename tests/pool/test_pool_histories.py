@@ -27,7 +27,7 @@ HISTORIES = 20_000
 MINUTE = 60.0
 
 
-def test_the_histories_exceed_no_limit_and_leave_nobody_without_an_answer(pytestconfig: pytest.Config) -> None:
+def test_the_histories_exceed_no_limit_and_leave_no_request_without_an_answer(pytestconfig: pytest.Config) -> None:
     count = HISTORIES if pytestconfig.getoption("--long") else HISTORIES // 10
     tally = many(0, count)
     assert not tally.failures, tally.complaint()
@@ -200,7 +200,7 @@ def test_in_steady_overload_most_is_used_with_grants_too(instances: int, delay: 
     assert use.share(3, of=2 * 150) >= 0.9
 
 
-def test_what_is_left_by_those_who_go_is_used_by_others() -> None:
+def test_slots_of_clients_that_leave_are_used_by_others() -> None:
     use = _run(_overload(random.Random(5), instances=2, rpm=15, delay=0.05, minutes=6, load=2, leavers=0.5, wait=30))
     assert use.within(15, 10**9)
     assert use.share(6, of=15) >= 0.9

@@ -56,7 +56,7 @@ def test_a_new_key_is_used_a_removed_one_not_and_without_any_there_is_nothing_to
         h.keys.now = h.keys.now[1:]
         assert [(await h.send()).key.id for _ in range(3)] == ["new"] * 3
         h.keys.now = ()
-        assert await h.reserve() == Full(MODEL, {})
+        assert await h.reserve() == Full({})
         assert await h.pool.pick(None, Tried()) is None
         h.keys.now = keys_of(1, rpm=5).now
         assert (await h.send()).key.id == "k0"
@@ -87,7 +87,7 @@ def test_other_keys_keep_their_rests_when_keys_change() -> None:
 def test_a_disabled_key_is_not_used_and_no_reason_for_a_refusal() -> None:
     async def scene() -> None:
         h = await house(Keys(Key("a", "p", enabled=False), Key("b", "q", enabled=False)))
-        assert await h.reserve() == Full(MODEL, {})
+        assert await h.reserve() == Full({})
         h.keys.now = (h.keys.now[0], replace(h.keys.now[1], enabled=True))
         assert (await h.send()).key.id == "b"
 

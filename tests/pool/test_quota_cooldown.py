@@ -125,7 +125,7 @@ def test_a_late_refusal_does_not_let_a_second_probe_be_booked_ahead() -> None:
         assert find(late, NOW + 6, ONE, {}, NOW + 60) == Refusal(NOW + 11, Why("unknown-429", "probing"))
 
 
-def test_who_gives_back_a_probe_after_its_lease_frees_nobody_elses() -> None:
+def test_giving_back_a_probe_after_its_lease_frees_no_other_lease() -> None:
     state, first = probe(cool(State(), NOW, "unknown-429", 10), NOW + 10)
     state, second = probe(state, NOW + 10 + PROBE_LEASE)
     late = give_back(state, first, ONE)

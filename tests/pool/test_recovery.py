@@ -280,7 +280,7 @@ def test_nothing_is_tried_early_while_another_project_serves_before_long() -> No
     play(scene)
 
 
-def test_what_another_instance_found_well_is_seen_at_once_by_who_has_nobody_else() -> None:
+def test_a_key_that_another_instance_found_well_is_seen_at_once_if_no_other_key_serves() -> None:
     google = Google(lambda sent: refuses("invalid-key") if sent.verb == "countTokens" or now() < BEGAN + 1 else None)
 
     async def scene() -> None:
@@ -356,7 +356,7 @@ def test_a_tool_that_rests_in_all_projects_is_tried_early_too() -> None:
     play(scene)
 
 
-def test_who_waits_for_many_free_calls_does_not_look_at_all_keys_after_each_of_them() -> None:
+def test_a_request_that_waits_for_many_free_calls_does_not_look_at_all_keys_after_each() -> None:
     google = Google(lambda sent: refuses("invalid-key"))
 
     async def scene() -> None:
@@ -380,7 +380,7 @@ def test_who_waits_for_many_free_calls_does_not_look_at_all_keys_after_each_of_t
     play(scene)
 
 
-def test_who_waits_for_a_free_call_when_the_process_stops_is_told_so() -> None:
+def test_a_request_that_waits_for_a_free_call_when_the_process_stops_fails() -> None:
     def answers(sent: Sent) -> Says:
         refused = refuses("invalid-key")
         return replace(refused, after=30.0) if sent.verb == "countTokens" else refused

@@ -59,12 +59,12 @@ def test_a_cause_of_another_version_means_to_try_again() -> None:
         ([{"tpm": 9}, {}], "full", "every project that may serve it was asked already"),
     ],
 )
-def test_where_nobody_refused_it_says_why_nobody_was_left(
+def test_without_refusals_the_journal_says_why_no_project_was_left(
     limits: list[dict[str, int]], cause: str, detail: str
 ) -> None:
-    said = no_slot("a-model", {}, NOW, NOW, Want(1, 10), limits)
-    assert said.cause == cause
-    assert said.detail.startswith(detail)
+    found, words = no_slot("a-model", {}, NOW, NOW, Want(1, 10), limits)
+    assert found == cause
+    assert words.startswith(detail)
 
 
 def test_without_any_key_the_client_hears_how_to_add_one() -> None:
@@ -113,7 +113,7 @@ def test_if_one_project_returns_sooner_it_is_a_matter_of_waiting() -> None:
 
 
 @pytest.mark.parametrize("why", ["busy", "tpm", "midnight", "paused", "cooling:unknown-429", "aside:spend"])
-def test_nobody_is_told_to_come_back_at_once(why: str) -> None:
+def test_retry_after_is_never_zero(why: str) -> None:
     error = _problem((NOW - 5, why))
     assert error.code == "QUOTA_BUSY"
     assert error.retry_after == 1

@@ -72,14 +72,14 @@ def test_many_writers_lose_no_count() -> None:
     async def scene() -> None:
         rng = random.Random(1)
         inner = await memory()
-        ledgers = [counts(FaultyStore(inner, up_to(0.2, rng)), f"w{n}") for n in range(5)]
+        documents = [counts(FaultyStore(inner, up_to(0.2, rng)), f"w{n}") for n in range(5)]
 
         async def writer(document: SharedDocument[dict[str, int]]) -> None:
             for _ in range(40):
                 await asyncio.sleep(rng.uniform(0, 0.1))
                 await document.apply(add("a"))
 
-        await asyncio.gather(*(writer(document) for document in ledgers for _ in range(2)))
+        await asyncio.gather(*(writer(document) for document in documents for _ in range(2)))
         assert await stored(FaultyStore(inner)) == {"a": 400}
 
     play(scene())
@@ -92,11 +92,11 @@ def test_a_lost_answer_is_applied_once(fault: str) -> None:
         document = counts(store)
         await document.apply(add("before"))
         store.faults = [fault]
-        document.add_to_next_commit(added("rider"))
+        document.add_to_next_commit(added("unawaited"))
         await asyncio.gather(document.apply(add("a")), document.apply(add("b")))
         await document.apply(add("after"))
         await document.flush()
-        assert await stored(store) == {"before": 1, "rider": 1, "a": 1, "b": 1, "after": 1}
+        assert await stored(store) == {"before": 1, "unawaited": 1, "a": 1, "b": 1, "after": 1}
         assert document.value == await stored(store)
         assert store.commits == 3
 
@@ -104,67 +104,67 @@ def test_a_lost_answer_is_applied_once(fault: str) -> None:
 
 
 @pytest.mark.parametrize("fault", ["lost", "conflict"])
-def test_a_lost_answer_is_known_even_if_somebody_else_wrote_since(fault: str) -> None:
+def test_a_lost_answer_is_known_even_if_another_instance_wrote_since(fault: str) -> None:
     async def scene() -> None:
         store = await _store(1)
         other = counts(FaultyStore(store.inner), "other")
         mine = counts(store, "mine")
         store.faults = [fault]
         future = mine.apply(add("a"))
-        mine.add_to_next_commit(added("rider"))
+        mine.add_to_next_commit(added("unawaited"))
         await asyncio.sleep(0.75)
         await other.apply(add("a", 10))
         assert await future == "a"
         await mine.flush()
-        assert await stored(store) == {"a": 11, "rider": 1}
+        assert await stored(store) == {"a": 11, "unawaited": 1}
 
     play(scene())
 
 
-def test_what_was_not_written_is_an_error_for_those_who_wait_and_stays_undone() -> None:
+def test_a_change_that_was_not_written_is_an_error_for_its_caller_and_stays_undone() -> None:
     async def scene() -> None:
         store = await _store()
         document = counts(store)
         store.faults = ["down"]
-        document.add_to_next_commit(added("rider"))
+        document.add_to_next_commit(added("unawaited"))
         with pytest.raises(StoreUnavailableError):
             await document.apply(add("a"))
-        assert document.value == {"rider": 1}
+        assert document.value == {"unawaited": 1}
         await document.apply(add("b"))
-        assert await stored(store) == {"rider": 1, "b": 1}
+        assert await stored(store) == {"unawaited": 1, "b": 1}
 
     play(scene())
 
 
-def test_riders_of_a_lost_commit_count_once_even_if_reading_failed_too() -> None:
+def test_unawaited_of_a_lost_commit_count_once_even_if_reading_failed_too() -> None:
     async def scene() -> None:
         store = await _store()
         document = counts(store)
         await document.apply(add("before"))
         store.faults, store.read_faults = ["lost"], ["down"]
-        document.add_to_next_commit(added("rider"))
+        document.add_to_next_commit(added("unawaited"))
         with pytest.raises(StoreUnavailableError):
             await document.apply(add("a"))
         document.add_to_next_commit(added("second"))
         await document.apply(add("b"))
-        assert await stored(store) == {"before": 1, "rider": 1, "second": 1, "a": 1, "b": 1} == document.value
+        assert await stored(store) == {"before": 1, "unawaited": 1, "second": 1, "a": 1, "b": 1} == document.value
 
     play(scene())
 
 
-def test_riders_of_a_commit_that_lands_late_count_once() -> None:
+def test_unawaited_of_a_commit_that_lands_late_count_once() -> None:
     async def scene() -> None:
         store = await _store()
         document = counts(store)
         await document.apply(add("before"))
         store.faults = ["late"]
-        document.add_to_next_commit(added("rider"))
+        document.add_to_next_commit(added("unawaited"))
         with pytest.raises(StoreUnavailableError):
             await document.apply(add("a"))
         await asyncio.sleep(2)
         await document.apply(add("b"))
         await document.flush()
-        assert await stored(store) == {"before": 1, "rider": 1, "a": 1, "b": 1} == document.value
+        assert await stored(store) == {"before": 1, "unawaited": 1, "a": 1, "b": 1} == document.value
 
     play(scene())
 
@@ -174,13 +174,13 @@ def test_reading_tells_of_a_lost_commit_as_well() -> None:
         store = await _store()
         document = counts(store)
         store.faults, store.read_faults = ["lost"], ["down"]
-        document.add_to_next_commit(added("rider"))
+        document.add_to_next_commit(added("unawaited"))
         with pytest.raises(StoreUnavailableError):
             await document.apply(add("a"))
         await document.refresh(0)
-        assert document.value == {"rider": 1, "a": 1}
+        assert document.value == {"unawaited": 1, "a": 1}
         await document.apply(add("b"))
-        assert await stored(store) == {"rider": 1, "a": 1, "b": 1}
+        assert await stored(store) == {"unawaited": 1, "a": 1, "b": 1}
 
     play(scene())
 
@@ -192,15 +192,15 @@ def test_a_vanished_document_is_written_back() -> None:
         await document.apply(add("a"))
         (_, version) = (await store.inner.read(["counts"]))["counts"]
         await store.inner.delete("counts", version)
-        document.add_to_next_commit(added("rider"))
+        document.add_to_next_commit(added("unawaited"))
         await document.apply(add("b"))
-        assert await stored(store) == {"a": 1, "rider": 1, "b": 1}
+        assert await stored(store) == {"a": 1, "unawaited": 1, "b": 1}
 
     play(scene())
 
 
 @pytest.mark.parametrize("turns", range(6))
-def test_whoever_leaves_gives_back_what_was_taken_and_stops_no_commit(turns: int) -> None:
+def test_a_caller_that_leaves_gives_back_its_change_and_stops_no_commit(turns: int) -> None:
     """At every turn of the loop: before the commit, in it, and when its answer is there but was not looked at yet."""
 
     async def scene() -> None:
@@ -252,12 +252,12 @@ def test_what_rides_is_seen_at_once_and_goes_with_the_next_commit() -> None:
     async def scene() -> None:
         store = await _store()
         document = counts(store)
-        document.add_to_next_commit(added("rider"))
-        assert document.value == {"rider": 1}
+        document.add_to_next_commit(added("unawaited"))
+        assert document.value == {"unawaited": 1}
         await asyncio.sleep(10)
         assert store.commits == 0
         await document.apply(add("a"))
-        assert await stored(store) == {"rider": 1, "a": 1}
+        assert await stored(store) == {"unawaited": 1, "a": 1}
         assert store.commits == 1
 
     play(scene())
@@ -269,13 +269,13 @@ def test_what_rides_during_a_commit_does_not_make_another_one() -> None:
         document = counts(store)
         future = document.apply(add("a"))
         await asyncio.sleep(0.001)
-        document.add_to_next_commit(added("rider"))
+        document.add_to_next_commit(added("unawaited"))
         await future
-        assert document.value == {"rider": 1, "a": 1}
+        assert document.value == {"unawaited": 1, "a": 1}
         await asyncio.sleep(10)
         assert (store.commits, await stored(store)) == (1, {"a": 1})
         await document.flush()
-        assert (store.commits, await stored(store)) == (2, {"a": 1, "rider": 1})
+        assert (store.commits, await stored(store)) == (2, {"a": 1, "unawaited": 1})
 
     play(scene())
 
@@ -337,9 +337,9 @@ def test_flush_waits_for_the_commit_under_way_and_for_what_rides() -> None:
         document = counts(store)
         document.submit(added("a"))
         await asyncio.sleep(0.5)
-        document.add_to_next_commit(added("rider"))
+        document.add_to_next_commit(added("unawaited"))
         await document.flush()
-        assert await stored(store) == {"a": 1, "rider": 1}
+        assert await stored(store) == {"a": 1, "unawaited": 1}
         await document.flush()
         assert store.commits == 2
 
@@ -352,12 +352,12 @@ def test_flush_ends_although_the_store_is_down(caplog: pytest.LogCaptureFixture)
         store.faults = ["down"] * 9
         document = counts(store)
         document.submit(added("a"))
-        document.add_to_next_commit(added("rider"))
+        document.add_to_next_commit(added("unawaited"))
         await document.flush()
-        assert document.value == {"a": 1, "rider": 1}
+        assert document.value == {"a": 1, "unawaited": 1}
         store.faults = []
         await document.flush()
-        assert await stored(store) == {"a": 1, "rider": 1}
+        assert await stored(store) == {"a": 1, "unawaited": 1}
 
     with caplog.at_level(logging.WARNING, "pollux.store"):
         play(scene())
@@ -385,7 +385,7 @@ def test_a_document_that_never_stands_still_is_an_error_and_not_an_endless_loop(
     play(scene())
 
 
-def test_an_error_in_a_change_reaches_those_who_wait_and_the_ledger_goes_on() -> None:
+def test_an_error_in_a_change_reaches_its_callers_and_the_document_goes_on() -> None:
     async def scene() -> None:
         document = counts(await _store())
         with pytest.raises(ZeroDivisionError):
@@ -458,35 +458,35 @@ _FAULTS = st.lists(st.sampled_from(["", "", "down", "lost", "conflict", "late"])
 def test_whatever_befalls_the_store_nothing_is_lost_or_made_twice(
     mine: list[str], other: list[str], reads: list[str], acts: list[tuple[str, float]], seed: int
 ) -> None:
-    """Two writers. What was told to be done is there once; what failed is there once or not at all; riders once."""
+    """Two writers. What was told to be done is there once; what failed is there once or not at all; unawaited once."""
 
     async def scene() -> None:
         rng = random.Random(seed)
         inner = await memory()
         stores = [FaultyStore(inner, up_to(0.3, rng)) for _ in range(2)]
         stores[0].faults, stores[1].faults, stores[0].read_faults = list(mine), list(other), list(reads)
-        ledgers = [counts(store, writer) for store, writer in zip(stores, "ab", strict=True)]
+        documents = [counts(store, writer) for store, writer in zip(stores, "ab", strict=True)]
         waiting: dict[str, asyncio.Future[str]] = {}
-        riders = []
+        unawaited = []
         for number, (act, pause) in enumerate(acts):
             name = f"{act}{number}"
             if act == "r":
-                ledgers[0].add_to_next_commit(added(name))
-                riders.append(name)
+                documents[0].add_to_next_commit(added(name))
+                unawaited.append(name)
             else:
-                waiting[name] = ledgers[act == "b"].apply(add(name))
+                waiting[name] = documents[act == "b"].apply(add(name))
             await asyncio.sleep(pause)
         results = dict(zip(waiting, await asyncio.gather(*waiting.values(), return_exceptions=True), strict=True))
         await asyncio.sleep(5)
         for store in stores:
             store.faults, store.read_faults = [], []
-        for document in ledgers:
+        for document in documents:
             await document.flush()
             await document.refresh(0)
         found = await stored(stores[0])
         assert set(found.values()) <= {1}
         assert set(found) >= {name for name, result in results.items() if result == name}
-        assert set(found) >= set(riders)
-        assert all(document.value == found for document in ledgers)
+        assert set(found) >= set(unawaited)
+        assert all(document.value == found for document in documents)
 
     play(scene())

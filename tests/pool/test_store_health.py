@@ -1,4 +1,4 @@
-"""storewatch: when the store counts as down or slow, when as well again, and what is counted and told."""
+"""store_health: when the store counts as down or slow, when as well again, and what is counted and told."""
 
 import asyncio
 import logging

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pollux.pool.pool import Ask, Tried
+from pollux.pool.reservation import Ask, Tried
 from pollux.pool.windows import Want
 from pollux.relay.placement import ANYWHERE
 from tests.gateway import play

@@ -1,24 +1,22 @@
-"""What an operator should hear of, each once: what rests or is set aside, and a day that is nearly spent.
-
-One log line each, with a field `event` by which alerts find it.
-"""
+"""Log lines for an operator: what rests or is set aside, a day that is nearly spent. Alerts find them by `event`."""
 
 import logging
 
 from pollux.gemini.verdict.causes import words
+from pollux.pool.health import Kind
 from pollux.pool.reservation import Reservation
 
 log = logging.getLogger("pollux.pool")
 
 NEARLY = 0.9
-"""Of a day's requests or tokens."""
+"""Such a part of a day's requests or tokens is used."""
 DAY_LIMITS = (("rpd", "requests"), ("tpd", "tokens"))
 MOST = 4000
 """Clients may invent names of models."""
 
 
 class Alerts:
-    """Says it once per instance: many requests that are under way together meet the same refusal."""
+    """Logs each once per instance: many requests that are under way together get the same refusal."""
 
     def __init__(self) -> None:
         self._said: dict[tuple[str, ...], float | str] = {}
@@ -34,8 +32,7 @@ class Alerts:
                 extra={"event": "cooldown", "project": project, "quota": bucket, "cause": cause},
             )
 
-    def aside(self, kind: str, subject: str, cause: str, now: float, seconds: float) -> None:
-        """`kind`: keys, projects, models or tools, as `health` has them."""
+    def aside(self, kind: Kind, subject: str, cause: str, now: float, seconds: float) -> None:
         if self._is_news(("aside", kind, subject), now, seconds):
             log.warning(
                 "the %s %s is set aside for %.0f s: %s",
@@ -47,7 +44,7 @@ class Alerts:
             )
 
     def day(self, reservation: Reservation) -> None:
-        """Tell when most of a day is used, by the state as it was last seen."""
+        """Log when most of a day is used, by the last seen state."""
         owned, day, limits = reservation.quota, reservation.slot.day, reservation.limits
         for (limit, what), used in zip(DAY_LIMITS, owned.document.value.days.get(day, ()), strict=False):
             most = limits.get(limit)

@@ -1,5 +1,5 @@
-"""Books the slot that was chosen for a request: from a grant, by a commit, or from this instance's safe share while the
-store does not answer. `pool` chooses.
+"""Books the slot that `pool` chose for a request: from a grant, by a commit, or, while the store does not answer, from
+this instance's safe share.
 """
 
 import asyncio
@@ -7,33 +7,52 @@ import math
 from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
+from typing import NamedTuple
 
 from pollux.backends.store.contract import StoreUnavailableError
 from pollux.pool import grants, quota
-from pollux.pool.grants import Grant, Pace
+from pollux.pool.grants import Grant
 from pollux.pool.outage import READ_WITHIN
 from pollux.pool.projects import Projects, Quota
 from pollux.pool.quota import Slot, State
 from pollux.pool.refusals import BUSY, STORE_DOWN, Refusal, Why
-from pollux.pool.reservation import Ask, Reservation, Tried
+from pollux.pool.reservation import Ask, Choice, Reservation, Tried
 from pollux.pool.shared_document import Update
-from pollux.pool.strategy import Choice
 from pollux.pool.windows import SLOT, Limits, Want, fast
 from pollux.settings import Settings
 
 UNLIMITED_COMMIT = 1.0
-NO_PACE = Pace()
+"""Seconds between two commits of a quota without known limits, whose requests are only counted."""
+PACE_FOR = 5.0
 NOTHING_PRESUMED: Limits = MappingProxyType({})
 MOST_PACES = 1000
 """Clients may invent names of models."""
 PROBE_WITHIN = 1.0
-"""How long a request waits for word that the store is back, before it is refused."""
+"""How long a request that would be refused waits to see if the store is back."""
+
+
+class Pace(NamedTuple):
+    """How many requests and tokens a second this instance was asked for in the last seconds."""
+
+    requests: float = 0.0
+    tokens: float = 0.0
+    at: float = -math.inf
+
+    def after(self, now: float, want: Want) -> "Pace":
+        kept = math.exp(min(0.0, self.at - now) / PACE_FOR)
+        return Pace(self.requests * kept + want.requests / PACE_FOR, self.tokens * kept + want.tokens / PACE_FOR, now)
+
+    def for_a_grant(self, share: float = 1.0) -> Want:
+        return Want(int(self.requests * grants.LIFE * share), int(self.tokens * grants.LIFE * share))
+
+
+NO_PACE = Pace()
 
 
 class Booking:
     def __init__(self, settings: Settings, projects: Projects) -> None:
         self.pause_until = 0.0
-        """Until then nothing is booked: all of Google seems to refuse this address."""
+        """Nothing is booked before this time, because all projects were refused at once."""
         self._settings = settings
         self._projects = projects
         self._now = projects.store.now
@@ -54,8 +73,8 @@ class Booking:
         deadline: float,
         presumed: Limits = NOTHING_PRESUMED,
     ) -> Slot | Refusal:
-        """Where the want would go by what is known here; a commit decides. `presumed`: the limits of projects without a
-        tier, where its own are not known."""
+        """Where the want would be booked by what is known here; the commit decides. `presumed`: the limits of projects
+        without a tier, where no other limit is known."""
         if owned.grant is not None and (grant := self._usable_grant(owned, want, limits, now)) is not None:
             return grant.slot
         state = owned.document.value
@@ -73,18 +92,18 @@ class Booking:
     def why_later(
         self, owned: Quota, want: Want, limits: Limits, now: float, presumed: Limits = NOTHING_PRESUMED
     ) -> Why:
-        """What keeps a want from being sent now."""
+        """Why a want cannot be sent now."""
         found = self.look(owned, want, limits, now, now, presumed)
         return found.why if isinstance(found, Refusal) else BUSY
 
     async def reserve(
         self, choice: Choice, model: str, ask: Ask, tried: Tried, ahead: float, latest: float
     ) -> Reservation | Refusal:
-        """Book the slot that was chosen, or the one that the stored state has room for instead. `ahead`: how long after
+        """Book the slot that was chosen, or another one if the stored state has no room there. `ahead`: how long after
         now it can be sent; `latest`: a slot that starts later is refused."""
         project, owned, limits = choice.project, choice.quota, choice.limits
         grant: Grant | None = None
-        if not limits and not choice.slot.probe:  # nothing to enforce: counted in memory, committed now and then
+        if not limits and not choice.slot.probe:  # no limit to enforce: it is only counted
             slot: Slot | Refusal = choice.slot
             if not owned.document.is_full:
                 owned.document.add_to_next_commit(partial(quota.book, slot=choice.slot, want=ask.want, limits=limits))
@@ -105,7 +124,7 @@ class Booking:
         owned, want, limits, document = choice.quota, ask.want, choice.limits, choice.quota.document
         deadline = ask.latest(limits)
         now = max(choice.at, self._now())
-        if self._watch.trouble:  # a slow store is waited for, but only where nothing can be had without it
+        if self._watch.trouble:  # a slow store is waited for only where nothing can be had without it
             slot = self._spend(owned, want, limits, now, deadline if self._watch.down else now)
             if isinstance(slot, Slot) or self._watch.down:
                 return slot
@@ -122,9 +141,9 @@ class Booking:
     def _reserve(
         self, state: State, now: float, choice: Choice, model: str, ask: Ask, ahead: float, latest: float
     ) -> tuple[State, Slot | Refusal]:
-        """The change that is committed; after a conflict it runs again. It goes by the limits of this very state:
-        another instance may have learned a smaller one. If others were faster and the slot would be a later one than
-        was chosen, another project may have room sooner."""
+        """The change to commit, which runs again after a conflict. It uses the limits of this very state, because
+        another instance may have learned a smaller one. If others were faster and the slot would now be later than
+        the one that was chosen, it is refused: another project may have room sooner."""
         limits = self._projects.limits_by(state, choice.project, model)
         start, deadline = self.earliest(now + ahead), ask.latest(limits)
         booked, slot = quota.reserve(state, start, ask.want, limits, deadline, self._settings.window)
@@ -135,14 +154,14 @@ class Booking:
     # --- grants -------------------------------------------------------------------------------------------------------
 
     def asked(self, bucket: str, want: Want) -> None:
-        """A request asks for a slot of this bucket, once, whichever project it gets."""
+        """Count a request for this bucket, once, whichever project it gets."""
         if len(self._paces) >= MOST_PACES:
             self._paces.clear()
         self._paces[bucket] = self._paces.get(bucket, NO_PACE).after(self._now(), want)
 
     def _usable_grant(self, owned: Quota, want: Want, limits: Limits, now: float) -> Grant | None:
-        """The grant that is held, if the want may be spent from it: after a refusal nothing may. A grant that cannot be
-        spent any more goes back."""
+        """The grant that is held, if the want may be spent from it; not after a refusal. A grant that is over is given
+        back."""
         grant = owned.grant
         if grant is None:
             return None
@@ -152,8 +171,8 @@ class Booking:
         return grant if owned.document.value.cooldown is None and grant.fits(want, now) else None
 
     async def _from_grant(self, owned: Quota, want: Want, limits: Limits, at: float) -> Grant | None:
-        """The grant that is held, or that is on its way, once the want is spent from it. If there is none, one is asked
-        for with the commit that this request needs anyway."""
+        """Spend the want from the grant that is held or under way, and return the grant. If there is none, ask for one
+        with the commit that this request needs anyway."""
         if owned.grant_coming is not None:
             await asyncio.wait({owned.grant_coming})
         grant = self._usable_grant(owned, want, limits, max(at, self._now()))
@@ -164,8 +183,8 @@ class Booking:
         return grant
 
     def _ask(self, owned: Quota, limits: Limits) -> None:
-        """Ask for as much as is used in a grant's life at the present pace. Other strategies than `earliest` spread the
-        load over all projects, and so ask for a share."""
+        """Ask for as much as is used in 3 s at the present pace. Strategies other than `earliest` spread the load over
+        all projects, and so ask for a share."""
         share = 1.0 if self._settings.strategy == "earliest" else 1 / max(1, len(self._projects.by_name))
         wanted = self._paces.get(owned.bucket, NO_PACE).for_a_grant(share)
         if wanted.requests < grants.LEAST:
@@ -192,7 +211,7 @@ class Booking:
         )
 
     def _spend(self, owned: Quota, want: Want, limits: Limits, now: float, deadline: float) -> Slot | Refusal:
-        """From the safe share. It is booked with a commit that nobody waits for, which also tries the store."""
+        """Spend from the safe share. The commit for it runs in the background, and shows if the store is back."""
         slot = self._safely(owned, want, limits, now, deadline)
         if isinstance(slot, Slot):
             owned.safe.spend(now, slot, want)
@@ -200,7 +219,7 @@ class Booking:
         return slot
 
     async def store_is_back(self) -> bool:
-        """Try a commit that changes nothing, one for all who wait, and not for long."""
+        """Try a commit that changes nothing: a single one for all requests that wait, for a second at most."""
         health = self._projects.health
         if not health.uncommitted:
             health.add_to_next_commit(lambda value, _: value)
@@ -210,7 +229,7 @@ class Booking:
         return not self._watch.down
 
     def _recovered(self) -> None:
-        """What was spent meanwhile is booked now."""
+        """Book now what was spent while the store did not answer."""
         for owned in self._projects.quotas.values():
             owned.document.commit_soon(0)
 

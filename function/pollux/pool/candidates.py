@@ -1,4 +1,4 @@
-"""The projects that may serve a model, in the order in which a request should look at them.
+"""The projects that may serve a model, in the order in which a request should look at them, and the choice among them.
 
 Looking at a project means finding the slot that the request would get there. That is exact, and too expensive to do for
 hundreds of projects with each request. So their order is kept from request to request and corrected where something
@@ -9,15 +9,21 @@ import heapq
 import math
 from bisect import bisect_left, insort
 from collections.abc import Collection, Mapping, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
+from pollux.backends.keys.contract import Key
 from pollux.lru import Recent
-from pollux.pool import strategy as ranking
+from pollux.pool import quota
 from pollux.pool.booking import Booking
 from pollux.pool.projects import Project, Projects, Quota
+from pollux.pool.quota import Slot
 from pollux.pool.refusals import BUSY, Refusal, Why
+from pollux.pool.reservation import Choice
 from pollux.pool.windows import SLOT, WINDOW, Limits, Want
 
+IN_TURN = ("round_robin", "least_recently_used")
+"""Two names of one strategy: the project that was used longest ago comes first."""
 LOOK_AT = 8
 """How many projects a request looks at. A pool that is not larger needs no order."""
 READ_AT_ONCE = 64
@@ -27,6 +33,14 @@ MODELS_MOST = 64
 LEAST = Want(1)
 """The smallest want: where it does not fit, no other does."""
 LIMITS_FOR = 5.0
+"""For how many seconds the limits of all projects together are kept."""
+MOVES_ON_FOR = 30.0
+"""The most seconds by which the next slot is assumed to have moved since the last read, in a document that other
+instances write: where requests wait, each slot is taken as soon as it is within reach."""
+LONGER = 1.25
+"""A request that has to wait anyway accepts a wait that is longer by this factor in a document that this instance wrote
+last, because that causes fewer conflicts."""
+_rank = attrgetter("rank")
 
 
 class _Place(NamedTuple):
@@ -39,12 +53,13 @@ class _Place(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """The limits of all projects together."""
+    """The limits of all projects together, kept for a moment because asking all of them takes long."""
 
     until: float
-    smallest: int | None
-    """Of tokens a minute."""
-    learned: Limits
+    tokens_a_minute: int | None
+    """The smallest limit of any project."""
+    presumed: Limits
+    """What projects without a tier presumably have: the limits at which others like them were refused."""
 
 
 class _Order:
@@ -53,19 +68,18 @@ class _Order:
     def __init__(self, bucket: str, size: int) -> None:
         self.bucket = bucket
         self.changed: set[int] = set()
-        """What has to be placed anew before the order is used."""
+        """The projects to place anew before the order is used."""
         self.aside: set[int] = set()
-        """What was found set aside."""
         self.why: dict[int, Why] = {}
         """Why there is no slot now."""
         self.later: dict[int, tuple[int, Refusal]] = {}
-        """The tokens of a want that found no slot in time, and what it was told. The same holds for a larger one until
-        something changes."""
+        """The tokens of a want that found no slot in time, and its refusal, which holds for larger ones until something
+        changes."""
         self.learned: dict[int, Mapping[str, tuple[int, float]]] = {}
         self._places = [_Place(0.0, False, 0.0, 0, position) for position in range(size)]
         self._sorted = list(self._places)
         self._drops: list[tuple[float, int]] = []
-        """When requests leave a window, so that its load shrinks."""
+        """When requests leave the window of a project, so that its load shrinks."""
         self._drops_at: dict[int, float] = {}
 
     def place(self, position: int, slot: float, beyond: bool, load: float, used_at: int) -> None:
@@ -81,7 +95,7 @@ class _Order:
             heapq.heappush(self._drops, (when, position))
 
     def due(self, now: float) -> set[int]:
-        """What changed, or does now because time has passed."""
+        """The projects to place anew: they were changed, or time has passed for them."""
         while self._drops and self._drops[0][0] <= now:
             self.changed.add(heapq.heappop(self._drops)[1])
         current, at = now / SLOT, bisect_left(self._sorted, (1.0,))
@@ -91,11 +105,8 @@ class _Order:
         due, self.changed = self.changed, set()
         return due
 
-    def positions(self, most: int | None = None) -> list[int]:
-        return [place.position for place in self._sorted[:most]]
-
-    def slot(self, position: int) -> float:
-        return self._places[position].slot
+    def first(self, most: int | None = None) -> list[_Place]:
+        return self._sorted[:most]
 
 
 class Candidates:
@@ -115,30 +126,32 @@ class Candidates:
 
     @property
     def large(self) -> bool:
-        """More projects than a request looks at."""
+        """Whether there are more projects than a request looks at."""
         return len(self._projects.by_name) > self.look_at
 
     def first(self, model: str, now: float, most: int | None = None, *, tools: Collection[str] = ()) -> list[str]:
-        """The projects to look at first: a few where none of these tools rests, or all of a small pool."""
+        """The names of the projects to look at first: a few where none of these tools rests, or all of a small pool."""
         order, most = self._order(model, now), most or self.look_at
         if len(self._in_order) <= most:
             return list(self._of)
         aside = self._projects.health.value.tools if tools else {}  # the order knows nothing of tools
-        names = [self._in_order[position].name for position in order.positions(most + len(aside))]
+        names = [self._in_order[place.position].name for place in order.first(most + len(aside))]
         if aside:
             names = [name for name in names if not self._projects.tool_rests(name, tools, now)]
         return names[:most]
 
     def others(self, model: str, now: float, want: Want, latest: float) -> tuple[list[str], dict[str, Refusal]]:
-        """The rest: those worth looking at, and what is known of those that surely have no slot up to `latest`."""
+        """All others: the names of those worth a look, and the refusals of those that surely have no slot up to
+        `latest`."""
         order = self._order(model, now)
         worth: list[str] = []
         refusals: dict[str, Refusal] = {}
-        for position in order.positions():
-            name, starts = self._in_order[position].name, order.slot(position) * SLOT
+        for place in order.first():
+            position = place.position
+            name, starts = self._in_order[position].name, place.slot * SLOT
             tokens, refusal = order.later.get(position, (0, None))
             if starts == math.inf and position not in order.why:
-                continue  # it has no key that is enabled
+                continue  # no key of it is enabled
             if starts > latest:
                 refusals[name] = Refusal(starts, order.why.get(position, BUSY))
             elif refusal is not None and want.tokens >= tokens and refusal.until > latest:
@@ -148,7 +161,7 @@ class Candidates:
         return worth, refusals
 
     def refused(self, model: str, project: Project, want: Want, refusal: Refusal) -> None:
-        """A request looked at it in vain."""
+        """Remember that a request found no slot there."""
         order, position = self._orders.get(model), self._positions.get(project.name)
         if order is not None and position is not None and not want.images:
             tokens, _ = order.later.get(position, (want.tokens, refusal))
@@ -156,23 +169,14 @@ class Candidates:
                 order.later[position] = (want.tokens, refusal)
 
     def taking(self, model: str, owned: Quota, requests: int) -> None:
-        """So many requests more are being booked there: those that come meanwhile go elsewhere. In a small pool they
-        rather share a commit."""
+        """Count `requests` more as being booked there, so that the next ones go elsewhere. In a small pool it is better
+        that they share a commit."""
         owned.coming += requests
         order, position = self._orders.get(model), self._positions.get(owned.project)
         if order is not None and position is not None:
             order.changed.add(position)
 
-    def smallest_token_limit(self, model: str) -> int | None:
-        """Of all projects."""
-        return self._known(model).smallest
-
-    def presumed(self, model: str) -> Limits:
-        """What projects without a tier presumably have: the limits at which others like them were refused."""
-        return self._known(model).learned
-
-    def _known(self, model: str) -> _Known:
-        """Of all projects together. Remembered for a moment, as asking all of them takes long."""
+    def known(self, model: str) -> _Known:
         now, projects = self._projects.store.now(), self._projects
         known = self._limits.get(model)
         if known is None or known.until <= now:
@@ -180,16 +184,45 @@ class Candidates:
             known = self._limits[model] = _Known(now + LIMITS_FOR, smallest, learned)
         return known
 
-    def _follow_keys(self) -> None:
+    def choice(
+        self, project: Project, key: Key, owned: Quota, limits: Limits, slot: Slot, smallest: Limits, now: float
+    ) -> Choice:
+        """The earliest slot ranks first, then projects that are comfortable (see `quota.load`), then what the strategy
+        prefers, then the project that was used longest ago."""
+        current = math.floor(now / SLOT)
+        number: float = max(slot.number, current)
+        if number > current and not owned.document.alone:
+            number += min(MOVES_ON_FOR, now - owned.document.seen_at) / SLOT
+        if self._strategy == "earliest" and slot.until:  # a grant is held already: it costs no commit
+            rank: tuple[float, ...] = (number, False, -math.inf, False, owned.used_at)
+        else:
+            elsewhere = self._strategy == "earliest" and bool(limits) and not owned.document.mine
+            rank = (number, *self._load(owned, limits, smallest, now), elsewhere, owned.used_at)
+        return Choice(rank, project, key, owned, limits, slot, now)
+
+    def best(self, choices: Sequence[Choice], now: float) -> Choice:
+        first = min(choices, key=_rank)
+        wait = first.rank[0] - math.floor(now / SLOT)
+        if wait <= 0 or self._strategy != "earliest":
+            return first
+        latest = first.rank[0] + wait * (LONGER - 1)
+        mine = [choice for choice in choices if choice.quota.document.mine and choice.rank[0] <= latest]
+        return min(mine, key=_rank, default=first)
+
+    def _load(self, owned: Quota, limits: Limits, smallest: Limits, now: float) -> quota.Load:
+        """Orders the projects that have room at the same time."""
+        used = quota.load(owned.document.value, now, limits, smallest, owned.coming)
+        if used.beyond:
+            return used
+        return quota.Load(False, owned.coming if self._strategy in IN_TURN else round(used.share, 2))
+
+    def _order(self, model: str, now: float) -> _Order:
         if self._of is not self._projects.by_name:
             self._of = self._projects.by_name
             self._in_order = list(self._of.values())
             self._positions = {project.name: position for position, project in enumerate(self._in_order)}
             self._orders.clear()
             self._limits.clear()
-
-    def _order(self, model: str, now: float) -> _Order:
-        self._follow_keys()
         bucket, order = self._projects.bucket(model), self._orders.get(model)
         if order is None or order.bucket != bucket:
             order = self._orders[model] = _Order(bucket, len(self._in_order))
@@ -223,13 +256,13 @@ class Candidates:
         state = owned.document.value
         limits = self._projects.limits_by(state, project, model)
         slot = self._slot(order, position, owned, model, limits, now)
-        load = ranking.load(self._strategy, owned, limits, self._projects.smallest_limits(model), now)
+        load = self._load(owned, limits, self._projects.smallest_limits(model), now)
         if oldest := min(state.slots, default=0):
             order.drops_at((oldest + WINDOW + 1) * SLOT, position)
         order.place(position, slot, *load, owned.used_at)
 
     def _slot(self, order: _Order, position: int, owned: Quota, model: str, limits: Limits, now: float) -> float:
-        presumed = self.presumed(model)
+        presumed = self.known(model).presumed
         found = self._booking.look(owned, LEAST, limits, now, math.inf, presumed)
         if isinstance(found, Refusal):
             order.why[position] = found.why
@@ -252,11 +285,10 @@ class Candidates:
                         self._limits.pop(model, None)
 
     def _health_changed(self) -> None:
-        """Those that were set aside may be back, and others aside instead."""
+        """Place anew what was set aside, or is back."""
         if self.large:
             aside = self._projects.named_aside()
-            names = {name for name, _ in aside ^ self._aside}
-            changed = {self._positions[name] for name in names if name in self._positions}
+            changed = {self._positions[name] for name, _ in aside ^ self._aside if name in self._positions}
             self._aside = aside
             for order in self._orders.values():
                 order.changed |= changed | order.aside

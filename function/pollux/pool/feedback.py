@@ -1,4 +1,4 @@
-"""Applies a verdict to the pool: which quota cools and learns its limit, which key or project is set aside."""
+"""Applies a verdict to the pool: which quota rests and learns its limit, which key or project is set aside."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -12,14 +12,16 @@ from pollux.gemini.verdict.quota_error import BESIDE
 from pollux.gemini.verdict.rules import Verdict
 from pollux.pool import health, quota
 from pollux.pool.alerts import Alerts
-from pollux.pool.pool import Pool, Reservation
+from pollux.pool.pool import Pool
 from pollux.pool.quota import State
+from pollux.pool.reservation import Reservation
 from pollux.pool.windows import MINUTE_LIMITS
 
 PAUSE_EVIDENCE = 5.0
+"""Seconds within which all projects must refuse for the whole pool to pause."""
 PAUSE = 10.0
 PAUSE_MOST = 60.0
-"""The pool must serve within two minutes after Google is well again, whatever else rests by then."""
+"""The pool must serve within two minutes after Google is well again, whatever else rests."""
 
 
 class Feedback:
@@ -28,16 +30,17 @@ class Feedback:
         self._denied: dict[str, float] = {}
         """Project -> when it was last refused although its counters had room."""
         self._pauses = 0
-        """How many in a row, with nothing served in between."""
+        """How many pauses in a row, with nothing served in between."""
         self._alerts = Alerts()
 
     async def served(self, reservation: Reservation) -> None:
-        """Writes nothing, unless it ends a probe or a streak."""
+        """Commits nothing, unless it ends a probe or a streak of refusals."""
         health_, slot = self._pool.projects.health, reservation.slot
         reservation.quota.served += 1
         self._pauses = 0
         self._denied.clear()
-        self._alerts.day(reservation)
+        if "rpd" in reservation.limits or "tpd" in reservation.limits:
+            self._alerts.day(reservation)
         self._prove(reservation)
         if slot.probe or reservation.quota.document.value.cooldown is not None:
             await reservation.quota.document.note(partial(quota.succeed, slot=slot))
@@ -53,13 +56,13 @@ class Feedback:
             await health_.note(partial(_healthy, well=well, since=slot.start))
 
     def took(self, key_id: str) -> None:
-        """Google accepted the key. That is written once for each key, with the next commit."""
+        """Google accepted the key: this is written once for each key, with the next commit."""
         document = self._pool.projects.health
         if key_id not in document.value.checked and not document.is_full:
             document.add_to_next_commit(lambda value, _: health.taken(value, key_id))
 
     def _prove(self, reservation: Reservation) -> None:
-        """Where no limit is known, remember how much was served, with the next commit."""
+        """Where no limit is known, write with the next commit how much was served."""
         document, slot = reservation.quota.document, reservation.slot
         if ("rpm" in reservation.limits and "tpm" in reservation.limits) or document.is_full:
             return
@@ -67,13 +70,12 @@ class Feedback:
             document.add_to_next_commit(lambda state, _: quota.prove(state, slot))
 
     async def failed(self, reservation: Reservation, verdict: Verdict) -> Verdict:
-        """Let what is to blame rest as long as the verdict says. A probe that the answer does not settle is released.
-
-        Returns the verdict, which may be another one for a request with tools.
+        """Let what is to blame rest as long as the verdict says. Returns the verdict, which may be another one for a
+        request with tools.
         """
         if verdict.vague and reservation.tools:
             # Google refuses search without naming its counter. If it meant the model or the project, the next request
-            # without tools is refused too, and lets that rest.
+            # without tools is refused too.
             verdict = replace(verdict, cause="tool-quota", blames="quota")
         if reservation.slot.probe and (verdict.blames != "quota" or verdict.cause == "tool-quota"):
             self._end_probe(reservation, verdict)
@@ -82,38 +84,36 @@ class Feedback:
             self._seen_tier(reservation.quota.project, verdict.tier)
         if verdict.cooldown_s is None:
             return verdict
+        project = reservation.quota.project
         if verdict.cause == "tool-quota":
             for tool in _refused_tools(reservation, verdict):
-                await self._aside("tools", f"{reservation.quota.project}/{tool}", verdict)
+                await self.set_aside("tools", f"{project}/{tool}", verdict)
         elif verdict.cause == "model-access":
-            await self._aside("models", f"{reservation.quota.project}/{reservation.model}", verdict)
+            await self.set_aside("models", f"{project}/{reservation.model}", verdict)
         elif verdict.blames == "quota":
             await self._cool(reservation, verdict)
         elif verdict.blames == "project":
-            await self._aside("projects", reservation.quota.project, verdict)
+            await self.set_aside("projects", project, verdict)
         elif verdict.blames == "key":
-            await self.set_aside(reservation.key.id, verdict)
+            await self.set_aside("keys", reservation.key.id, verdict)
         return verdict
 
+    async def set_aside(self, kind: health.Kind, name: str, verdict: Verdict) -> None:
+        self._alerts.aside(kind, name, verdict.cause, self._pool.now(), verdict.cooldown_s or 0.0)
+        await self._pool.projects.set_aside(kind, name, verdict)
+
     def _seen_tier(self, project: str, tier: str) -> None:
-        """Written with the next commit, and only if it is new."""
+        """It is written with the next commit if it is new."""
         document, now = self._pool.projects.health, self._pool.now()
         if health.seen_tier(document.value, now, project, tier) is not document.value:
             document.add_to_next_commit(partial(health.seen_tier, project=project, tier=tier))
 
     def _end_probe(self, reservation: Reservation, verdict: Verdict) -> None:
-        """A call that was refused for its content passed the quota. Only a served one tells when days end."""
+        """A probe that was refused for its content passed the quota. When days end, only a served one tells."""
         slot = reservation.slot
         if slot.probe == "half-open" and (verdict.blames == "client" or verdict.action == "to-client"):
             reservation.quota.document.submit(partial(quota.succeed, slot=slot))
         reservation.release()
-
-    async def set_aside(self, key_id: str, verdict: Verdict) -> None:
-        await self._aside("keys", key_id, verdict)
-
-    async def _aside(self, kind: health.Kind, name: str, verdict: Verdict) -> None:
-        self._alerts.aside(kind, name, verdict.cause, self._pool.now(), verdict.cooldown_s or 0.0)
-        await self._pool.projects.set_aside(kind, name, verdict)
 
     async def _cool(self, reservation: Reservation, verdict: Verdict) -> None:
         projects, owned = self._pool.projects, reservation.quota
@@ -132,7 +132,7 @@ class Feedback:
         await owned.document.note(partial(self._cooled, reservation=reservation, verdict=verdict, tier=tier))
         owned.wake()
         if _is_too_large(reservation, verdict):
-            reservation.settle(0)  # it is larger than the limit, so Google did not count its tokens
+            reservation.settle(0)  # Google did not count its tokens, as they exceed the limit
         if not reservation.slot.probe:  # a probe asks whether there is room at all
             self._suspect(reservation, verdict)
 
@@ -153,7 +153,7 @@ class Feedback:
         return limit is not None and verdict.learned.get(verdict.cause, limit) >= limit
 
     def _suspect(self, reservation: Reservation, verdict: Verdict) -> None:
-        """If all projects refuse within seconds though they had room, Google limits the address: pause the pool."""
+        """If all projects refuse within seconds though they had room, Google limits our address: pause the pool."""
         pool = self._pool
         now = pool.now()
         if verdict.cause == "tpm":  # the request may be larger than estimated: then all projects refuse it
@@ -170,7 +170,7 @@ class Feedback:
 
 
 def _is_too_large(reservation: Reservation, verdict: Verdict) -> bool:
-    """The request alone is above the minute's limit; smaller ones can still be served."""
+    """The request alone exceeds the limit of a minute: smaller ones can still be served."""
     return verdict.cause == "tpm" and reservation.want.tokens > verdict.learned.get("tpm", math.inf)
 
 
@@ -184,7 +184,7 @@ def _refused_tools(reservation: Reservation, verdict: Verdict) -> Collection[str
 
 
 def _healthy(value: health.Health, _: float, well: Sequence[tuple[health.Kind, str]], since: float) -> health.Health:
-    """A served request ends these rests, unless it was sent before the refusal: then it proves nothing."""
+    """A served request ends these rests, unless it was sent before the refusal and so proves nothing."""
     for kind, name in well:
         entry = getattr(value, kind).get(name)
         if entry is not None and entry.since <= since:

@@ -1,13 +1,12 @@
-"""Grants: of a fast quota an instance takes several requests in one commit and spends them by itself for 3 s.
+"""Grants: an instance takes several requests of a fast quota in one commit and spends them locally for 3 s.
 
-What a grant holds counts from the moment it is taken, in a window that is longer by its life, so that any use of it
-lies inside. What is left over goes back with the next commit of the document. An instance that dies with a grant makes
-the pool stricter for a minute, no more. `take` is PURE; a `Grant` is the holder's own account.
+A grant counts from the moment when it is taken, in a window that is 3 s longer, so that any use of it lies inside. What
+is left goes back with the next commit of the document. If an instance crashes with a grant, the pool is only stricter
+for a minute.
 """
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from pollux.pool import quota
 from pollux.pool.quota import LATE, MIDNIGHT_GUARD, Slot, State
@@ -15,15 +14,14 @@ from pollux.pool.windows import GRANT_SLOTS, MINUTE_LIMITS, NOTHING, SLOT, Limit
 
 LIFE = GRANT_SLOTS * SLOT
 SHARE, DAY_SHARE = 8, 50
-"""At most so much of what is left is taken at once: the part of the others."""
+"""At most an eighth of what is left in the window, and a fiftieth of the day, is taken at once: others need some."""
 LEAST = 2
-"""Fewer are no grant: the request that asks takes its own place."""
-REMEMBERED = 5.0
+"""For fewer requests no grant is taken: the one that asks books its own slot."""
 
 
 @dataclass(slots=True, eq=False)
 class Grant:
-    """What this instance may spend. `booked` is in the store; `used` of it is sent, or about to be."""
+    """What this instance may spend. `booked` is in the store; `used` of it was sent, or is about to be."""
 
     slot: Slot
     booked: Want
@@ -42,45 +40,27 @@ class Grant:
         )
 
     def add(self, want: Want) -> None:
-        """Spend it; a negative want is given back."""
+        """Spend it, or give it back if it is negative."""
         self.used = Want(self.used.requests + want.requests, self.used.tokens + want.tokens)
 
     def settle(self, more: int) -> int:
-        """Used tokens turned out to be that many more. Gives what the grant does not hold, and must be booked."""
+        """So many more tokens were used. Returns those that the grant does not hold, and that must be booked."""
         self.used = self.used._replace(tokens=self.used.tokens + more)
         over = max(0, self.used.tokens - self.booked.tokens) if self.metered else 0
         self.booked = self.booked._replace(tokens=self.booked.tokens + over)
         return over
 
     def is_over(self, now: float) -> bool:
-        """Nothing more can be spent from it."""
         return self.closed or now > self.slot.until - LATE or self.used.requests >= self.booked.requests
 
     def close(self) -> Want:
-        """What the store has to be corrected by. From now on settlements go there too."""
+        """Returns by what the store has to be corrected. From now on it is corrected by settlements too."""
         self.closed = True
         return Want(self.used.requests - self.booked.requests, self.used.tokens - self.booked.tokens)
 
 
-class Pace(NamedTuple):
-    """How many requests and tokens a second this instance was asked for lately."""
-
-    requests: float = 0.0
-    tokens: float = 0.0
-    at: float = -math.inf
-
-    def after(self, now: float, want: Want) -> "Pace":
-        kept = math.exp(min(0.0, self.at - now) / REMEMBERED)
-        return Pace(
-            self.requests * kept + want.requests / REMEMBERED, self.tokens * kept + want.tokens / REMEMBERED, now
-        )
-
-    def for_a_grant(self, share: float = 1.0) -> Want:
-        return Want(int(self.requests * LIFE * share), int(self.tokens * LIFE * share))
-
-
 def take(state: State, now: float, wanted: Want, limits: Limits, window: str) -> tuple[State, Grant | None]:
-    """Book up to that much for this moment, if there is room for all of it."""
+    """Book up to `wanted` for this moment, if there is room for all of it."""
     day, _, ends = day_of(now, state.zone)
     requests, tokens = state.days.get(day, (0, 0))
     left = {name: limits[name] - state.slots.held[i] for i, name in enumerate(MINUTE_LIMITS) if name in limits}

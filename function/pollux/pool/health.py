@@ -1,6 +1,5 @@
-"""PURE. What is set aside: keys, projects, and single models and tools of a project, each with its cause and its end.
-
-All of it is one document, which `pool` reads and commits. Quotas and their cooldowns are in `quota`.
+"""PURE. What is set aside: keys, projects, single models and tools of a project, each with its cause and its end. All
+of it is one document. The cooldowns of quotas are in `quota`.
 """
 
 from collections.abc import Mapping
@@ -15,13 +14,12 @@ OF_PROJECTS: tuple[Kind, ...] = ("models", "tools")
 """Kinds whose names are "project/name"."""
 SCHEMA = 1
 FORGET_AFTER = 2 * 86400.0
-"""A streak is remembered this long after its end."""
+"""A streak is kept this long after the end of the rest."""
 MODELS_MOST = 3000
-"""Clients may invent names of models. Beyond this many entries those that end first are dropped, to keep the document
-small. Without them, each request for a model that no project may use would be tried in all projects."""
+"""Clients may invent names of models: of more entries, those that end first are dropped to keep the document small."""
 CHECKED_MOST = 5000
 FREE_AGE = 3600.0
-"""How long a project's tier is remembered before it is written again."""
+"""How old the time in `free` must be before it is written again."""
 
 
 class Aside(NamedTuple):
@@ -38,11 +36,11 @@ class Health:
     models: dict[str, Aside] = field(default_factory=dict)
     """By "project/model": a project may be refused one model while others work."""
     tools: dict[str, Aside] = field(default_factory=dict)
-    """By "project/tool": Google counts the use of search, maps and URLs apart from the model's own quota."""
+    """By "project/tool": Google counts the use of search, maps and URLs apart from the quota of the model."""
     buckets: dict[str, str] = field(default_factory=dict)
-    """Model -> the name by which Google counts it, as 429s named it."""
+    """Model -> the bucket that a 429 named."""
     checked: frozenset[str] = frozenset()
-    """The keys that Google accepted, for a request or a check. Nothing is known of others."""
+    """The keys that Google accepted, for a request or a check."""
     free: dict[str, float] = field(default_factory=dict)
     """Project -> when a refusal last named a quota of the free tier."""
 
@@ -50,15 +48,13 @@ class Health:
 def set_aside(
     health: Health, now: float, kind: Kind, name: str, reason: str, seconds: float, ceiling: float | None = None
 ) -> Health:
-    """Set aside for some seconds, twice as long each time the same reason comes again, up to the ceiling.
-
-    A rest for another reason does not shorten a longer one.
-    """
+    """Set aside for some seconds, twice as long each time for the same reason, up to the ceiling. A rest for another
+    reason does not shorten a longer one."""
     entries: dict[str, Aside] = getattr(health, kind)
     last = entries.get(name)
     again = last is not None and last.reason == reason
     if last is not None and again and now < last.until:
-        return health  # refused while it rests: by requests that were under way together
+        return health  # refusals of requests that were under way together
     streak = last.streak + 1 if last is not None and again else 1
     if ceiling is not None:
         seconds = min(ceiling, seconds * 2.0 ** min(streak - 1, 32))
@@ -71,7 +67,7 @@ def set_aside(
 
 
 def awaits_probe(entry: Aside) -> bool:
-    """Whether this key serves again only after a probe, and none has found it well yet."""
+    """Whether this key serves again only after a probe found it well, and none has."""
     return entry.reason in PROBED and entry.until > entry.since
 
 
@@ -80,8 +76,8 @@ def key_rests(entry: Aside | None, now: float) -> bool:
 
 
 def found_well(health: Health, now: float, key_id: str) -> Health:
-    """A free call found the key well. The streak stays until a request was served: if Google accepts only free calls,
-    the key rests twice as long next time."""
+    """A free call found the key well. The streak stays until a request is served: a key with which Google accepts only
+    free calls rests twice as long next time."""
     health, entry = taken(health, key_id), health.keys.get(key_id)
     if entry is None:
         return health
@@ -96,8 +92,8 @@ def taken(health: Health, key_id: str) -> Health:
 
 
 def lifted(health: Health, key_id: str, project: str | None, *, well: bool) -> Health:
-    """By hand: end the rest of the key and, if its project is named, of the project, its models and tools. `well`:
-    Google accepted the key just now; else it counts as never checked."""
+    """An operator ends the rest of the key and, if a project is given, of the project, its models and tools. `well`:
+    Google accepted the key just now; if not, it counts as never checked."""
     health = clear(health, "keys", key_id)
     if project is not None:
         health = clear(health, "projects", project)
@@ -157,7 +153,7 @@ def tidy(health: Health, now: float) -> Health:
 
 
 def free_quota(tiers: Mapping[str, str]) -> str:
-    """`tiers`: projects that Google counts on the free quota -> the paid tier that their keys name."""
+    """The warning about projects on the free quota. `tiers`: project -> the paid tier that its keys name."""
     several = len(tiers) > 1
     named = ", ".join(f"{project} ({tier})" if several else project for project, tier in tiers.items())
     said = "their keys name paid tiers" if several else f"its keys say {next(iter(tiers.values()))}"

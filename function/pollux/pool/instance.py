@@ -1,7 +1,7 @@
 """The name of this process among those that write to a store, and whether another process of this machine has ended.
 
-A name tells machine and process only where all writers are on one machine. In the cloud host names and process numbers
-are alike in all instances, and say nothing.
+A name contains machine and process only where all writers are on one machine. In the cloud, host names and process
+numbers are the same in all instances.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ def new_name(*, one_machine: bool) -> str:
 
 
 def has_ended(name: str) -> bool:
-    """Whether a process of this machine, by its name, runs no more. Of others nothing is known."""
+    """Whether this is the name of a process of this machine that has ended."""
     place, _, rest = name.partition(".")
     number = rest.partition(".")[0]
     if os.name != "posix" or not number.isdecimal() or place != _place():
@@ -29,13 +29,13 @@ def has_ended(name: str) -> bool:
     except ProcessLookupError:
         return True
     except (OSError, OverflowError):  # it belongs to another user
-        return False
+        pass
     return False
 
 
 @lru_cache(maxsize=1)
 def _place() -> str:
-    """Where process numbers mean the same: this machine since it was started, and in it this container."""
+    """Where process numbers are unique: this boot of the machine and this container."""
     parts = [platform.node()]
     with suppress(OSError):  # not everywhere
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())

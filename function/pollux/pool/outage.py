@@ -1,7 +1,4 @@
-"""What an instance may spend by itself while the store does not answer: what is left if all others do the same.
-
-What it spends is written with the next commit that succeeds.
-"""
+"""What an instance may spend by itself while the store does not answer: its share if all instances do the same."""
 
 import math
 
@@ -11,11 +8,11 @@ from pollux.pool.refusals import STORE_DOWN, Refusal
 from pollux.pool.windows import LONGEST, SLOT, Limits, Slots, Want, day_of
 
 READ_WITHIN = 60.0
-"""A quota that was last read longer ago is not spent from."""
+"""Nothing is spent of a quota that was last read longer ago."""
 
 
 class SafeShare:
-    """This instance's part of one quota. What it spent counts for a window, however often the store comes and goes."""
+    """This instance's part of one quota. What it spent counts for a window, however often the store fails."""
 
     def __init__(self) -> None:
         self.spent = Slots({})
@@ -28,7 +25,7 @@ class SafeShare:
     def find(
         self, state: State, now: float, want: Want, limits: Limits, deadline: float, window: str, *, instances: int
     ) -> Slot | Refusal:
-        """A place for the want as if every instance asked for the same. `state` has what this one spent already."""
+        """The slot for the want if every instance asked for the same. `state` contains what this one has spent."""
         seen = self._as_if_all(state, instances - 1)
         found = quota.find(seen, now, want.times(instances), limits, deadline, window)
         if isinstance(found, Refusal) and not found.why.kind and found.why.cause != "unsupported":

@@ -1,60 +1,54 @@
 """Chooses a project and key for a request, reserves a slot there and waits for it.
 
-`Pool.reserve` searches (`_choose`), has the slot booked (`booking`) and sleeps until it (`_wait_for`). Which projects
-can serve is known by `roster`, in which order to look at them by `candidates`.
+`Pool.reserve` chooses (`_choose`), books the slot (`booking`) and sleeps until it (`_wait_for`). `projects` says which
+projects can serve, `candidates` in which order to look at them.
 """
 
 import asyncio
 import itertools
 import math
-from collections import defaultdict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
-from types import MappingProxyType
 from typing import Any
 
 from pollux.backends.keys.contract import Key
 from pollux.backends.store.contract import StoreUnavailableError
-from pollux.lru import Recent
-from pollux.pool import strategy
 from pollux.pool.booking import Booking
 from pollux.pool.candidates import READ_AT_ONCE, Candidates
 from pollux.pool.projects import Project, Projects, Quota
 from pollux.pool.recovery import Recovery
 from pollux.pool.refusals import BUSY, PAUSED, STORE_DOWN, Refusal
-from pollux.pool.reservation import Ask, Full, Reservation, StoppingError, Tried
-from pollux.pool.strategy import Choice
+from pollux.pool.reservation import Ask, Choice, Full, Reservation, StoppingError, Tried
 from pollux.pool.windows import SLOT
 from pollux.settings import Settings
 
-__all__ = ["Ask", "Choice", "Full", "Pool", "Reservation", "StoppingError", "Tried"]
-
 OLD, OLD_ALONE = 5.0, 60.0
-"""A request that wakes for its slot reads a state again that is older than this; the second is for documents that
-nobody else writes."""
+"""A request that wakes for its slot reads the document again if the last read is older than this; the second holds for
+documents that only this instance writes."""
 STALE = 2.5
-"""Before a slot that lies ahead is booked, a document that others write is read again if it is older than this: a read
-costs less than a commit in vain."""
+"""Before a future slot is booked, a document that others write is read again if the last read is older than this: a
+read costs less than a conflict."""
 PROBE_AGE = 0.5
-"""A request that waits for another's probe looks about every second how it went."""
+"""A request that waits for another's probe reads the result about every second."""
 SHORTEST_SLEEP = 0.05
 REST_CHECK = 1.0
-"""A request that waits for the end of a rest looks every second whether it was ended by hand, or a key was added."""
+"""A request that waits for the end of a rest checks every second if it was ended by hand, or a key was added."""
 REFUSED_MOST = 3
 LOOKS = 1
-"""So many documents are read before a request is refused by a guess."""
+"""How many documents are read again before a request is refused because their slots are probably taken."""
 CLOCKS_OFF = 0.2
-"""The window covers clocks that are off by so much: 61.5 s less a second for sending in, less twice that, less 0.1 s on
-the way, is 60 s."""
+"""The clock error that the window allows for: 61.5 s, less 1 s in which to send, less twice 0.2 s, less 0.1 s on the
+way, is 60 s."""
 MARGIN_MOST = 0.4
-"""More would leave no time to send in."""
+"""A larger margin would leave no time to send."""
 STICKY_MOST = 10_000
 PICK_WITHIN = 15.0
-"""How long a call that takes no quota waits for a key that is being probed, if no other may serve it."""
+"""How long a call that takes no quota waits for a key that is being probed, if no other key can serve it."""
 
 
 class _Search:
-    """What one request finds at the projects that it looks at."""
+    """What one request finds when it looks at projects."""
 
     def __init__(
         self, pool: "Pool", model: str, ask: Ask, tried: Tried, ahead: float, without: Mapping[str, Refusal]
@@ -69,9 +63,9 @@ class _Search:
         self._ahead = ahead
         self._without = without
         self._smallest = pool.projects.smallest_limits(model)
-        self._presumed = pool.candidates.presumed(model)
+        self._presumed = pool.candidates.known(model).presumed
         self.now = self._soonest()
-        """When what is booked now can be sent."""
+        """When a request that is booked now can be sent."""
 
     def _soonest(self) -> float:
         return self._pool.booking.earliest(self._pool.now() + self._ahead)
@@ -81,7 +75,7 @@ class _Search:
         return [choice for choice in self.choices.values() if choice.rank[0] * SLOT <= latest]
 
     async def look_at(self, names: Iterable[str], *, read_ahead: bool = False) -> None:
-        """Those that were not looked at yet."""
+        """Look at each of these projects once. `read_ahead`: also read the documents that will be needed next."""
         ask, tried, projects = self.ask, self._tried, self._pool.projects
         able: list[tuple[Project, Key, Quota]] = []
         unseen: list[Quota] = []
@@ -94,7 +88,7 @@ class _Search:
             )
             if isinstance(key, Refusal):
                 self.refusals[name] = key
-            elif name in self._without:
+            elif key is not None and name in self._without:
                 self.refusals[name] = self._without[name]
             elif key is not None:
                 owned = projects.quota(name, self.bucket)
@@ -107,24 +101,21 @@ class _Search:
             self.now = self._soonest()
             # keys may have been removed meanwhile
             able = [found for found in able if projects.project_of.get(found[1].id) == found[0].name]
+        booking, candidates = self._pool.booking, self._pool.candidates
         for project, key, owned in able:
-            self._look(project, key, owned)
-
-    def _look(self, project: Project, key: Key, owned: Quota) -> None:
-        pool, now, want = self._pool, self.now, self.ask.want
-        limits = pool.projects.limits_by(owned.document.value, project, self._model)
-        found = pool.booking.look(owned, want, limits, now, self.ask.latest(limits), self._presumed)
-        if isinstance(found, Refusal):
-            self.refusals[project.name] = found
-            pool.candidates.refused(self._model, project, want, found)
-        else:
-            self.choices[project.name] = strategy.ranked(
-                pool.settings.strategy, project, key, owned, limits, found, self._smallest, now
-            )
+            limits = projects.limits_by(owned.document.value, project, self._model)
+            found = booking.look(owned, ask.want, limits, self.now, ask.latest(limits), self._presumed)
+            if isinstance(found, Refusal):
+                self.refusals[project.name] = found
+                candidates.refused(self._model, project, ask.want, found)
+            else:
+                self.choices[project.name] = candidates.choice(
+                    project, key, owned, limits, found, self._smallest, self.now
+                )
 
     async def look_at_others(self) -> None:
         pool, ask = self._pool, self.ask
-        limit = pool.candidates.smallest_token_limit(self._model)
+        limit = pool.candidates.known(self._model).tokens_a_minute
         latest = max(self.now, ask.latest({"tpm": limit} if limit else {}))
         worth, refusals = pool.candidates.others(self._model, self.now, ask.want, latest)
         left = {name: refusal for name, refusal in refusals.items() if name not in self._tried.projects}
@@ -142,7 +133,7 @@ class _Sleepers:
         self._all: set[asyncio.Future[None]] = set()
 
     async def until(self, moment: float, owned: Quota | None = None, *, at_most: float = math.inf) -> None:
-        """`owned`: the quota whose `wake` ends the sleep early. `at_most`: sleep no longer than so many seconds."""
+        """`owned`: the quota whose `wake` ends the sleep early. `at_most`: seconds."""
         wakes = min(moment, self._now() + at_most)
         while (delay := wakes - self._now()) > 0:
             if moment > self._ends_at:
@@ -164,7 +155,6 @@ class _Sleepers:
                 return
 
     def end(self, within: float) -> None:
-        """A request that would have to wait longer than that is told so at once."""
         self._ends_at = self._now() + within
         for sleeper in self._all:
             sleeper.cancel()
@@ -187,19 +177,20 @@ class Pool:
         self.waiting = 0
         self._sleepers = _Sleepers(self.now, sleep)
         self._uses = itertools.count(1)
-        self._sticky: Recent[int, str] = Recent(STICKY_MOST)
+        self._sticky: OrderedDict[int, str] = OrderedDict()
 
     async def reserve(self, model: str, ask: Ask, tried: Tried) -> Reservation | Full:
-        """The best slot for this model, waited for; or what every project said."""
+        """Reserve the best slot for this model and wait until it begins."""
         await self.projects.ready()
-        self.recovery.begin()
+        if self.projects.health.value.keys or self.recovery.keys_wait:
+            self.recovery.begin()
         self.booking.asked(self.projects.bucket(model), ask.want)
         ahead, asked_store = 0.0, False
         while True:
             began = self.now()
             found = await self._book(model, ask, tried, ahead)
             now = self.now()
-            ahead = now - began  # a store this slow: what is taken for now would come too late again
+            ahead = now - began  # the store is so slow that a slot of now would be over again
             tried.store.seconds += ahead
             self.projects.store_health.waits.append(ahead)
             if isinstance(found, Reservation):
@@ -229,8 +220,8 @@ class Pool:
             await asyncio.gather(*(self.projects.quota(name, bucket).document.refresh(PROBE_AGE) for name in probed))
 
     async def rest(self, refusals: Mapping[str, Refusal], deadline: float) -> bool:
-        """Wait for the first of those who refused that can be asked again in time: a key, a project or a probe. It ends
-        early when something changed about keys. False: nobody can be asked again by the deadline."""
+        """Wait until the first key, project or probe that refused can be asked again, or something changed about keys.
+        False: none of them can be asked again by the deadline."""
         refusals = self.recovery.worth_a_wait(refusals)
         until = max(min((r.until for r in refusals.values()), default=math.inf), self.now() + SHORTEST_SLEEP)
         if until > deadline:
@@ -251,11 +242,11 @@ class Pool:
         """Choose and book until one project takes the request or none is left."""
         projects = self.projects
         reread: set[str] = set()
-        said: dict[str, list[Refusal]] = defaultdict(list)
+        refused: Counter[str] = Counter()
         without: dict[str, Refusal] = {}
-        """Projects that refused again and again are left out: otherwise this could be a busy loop."""
+        """Projects that refused several times: otherwise this could be a busy loop."""
         while True:
-            choice = await self._choose(model, ask, tried, ahead, without, guess=len(reread) < LOOKS)
+            choice = await self._choose(model, ask, tried, ahead, without, likely_only=len(reread) >= LOOKS)
             if isinstance(choice, Full):
                 return choice
             owned, name = choice.quota, choice.project.name
@@ -264,7 +255,7 @@ class Pool:
                 reread.add(name)
                 await self._refresh(owned, STALE)
                 continue
-            others = ask.only is None and len(projects.by_name) > 1 and len(said[name]) + 1 < REFUSED_MOST
+            others = ask.only is None and len(projects.by_name) > 1 and refused[name] + 1 < REFUSED_MOST
             latest = max(choice.slot.start, now + ahead) + SLOT if others else math.inf
             owned.used_at = next(self._uses)
             large = self.candidates.large
@@ -278,8 +269,8 @@ class Pool:
             if isinstance(booked, Reservation):
                 projects.used(choice.key, owned.used_at)
                 return booked
-            said[name].append(booked)
-            if len(said[name]) >= REFUSED_MOST:
+            refused[name] += 1
+            if refused[name] >= REFUSED_MOST:
                 without[name] = booked
 
     async def _choose(
@@ -287,23 +278,21 @@ class Pool:
         model: str,
         ask: Ask,
         tried: Tried,
-        ahead: float = 0.0,
-        without: Mapping[str, Refusal] = MappingProxyType({}),
+        ahead: float,
+        without: Mapping[str, Refusal],
         *,
-        guess: bool = True,
+        likely_only: bool = False,
     ) -> Choice | Full:
-        """By the last seen states; the commit decides. What is preferred comes first, if there is room at once.
-        `guess`: choose also a slot that is assumed to be taken meanwhile, so that its document is read."""
+        """Choose by the last seen states; the commit decides. What the request prefers comes first if there is room at
+        once. `likely_only`: leave out slots that were probably taken since their document was read."""
         projects = self.projects
         paused, now = self.booking.pause_until, self.now()
-        if paused > max(now, ask.deadline):
-            now = self.booking.earliest(now)
-            able, refusals = projects.candidates(model, tried.projects, tried.keys, now, ask.prefer_key, ask.tools)
-            refusals |= {project.name: Refusal(paused, PAUSED) for project, _ in able}
-            return Full(model, {name: refusals[name] for name in refusals if ask.only in (None, name)})
+        is_paused = paused > max(now, ask.deadline)
+        if is_paused:
+            without = dict.fromkeys(projects.by_name, Refusal(paused, PAUSED))
         search = _Search(self, model, ask, tried, ahead, without)
-        if ask.only is not None:
-            await search.look_at([ask.only])
+        if ask.only is not None or is_paused:
+            await search.look_at(projects.by_name if ask.only is None else [ask.only])
         elif (favourite := await self._favourite(search)) is not None:
             return favourite
         else:
@@ -311,20 +300,20 @@ class Pool:
             await search.look_at([*tried.trials, *ask.near, *first], read_ahead=True)
             if len(first) < len(projects.by_name) and not search.likely():
                 await search.look_at_others()
-        likely = search.likely() or (list(search.choices.values()) if guess else [])
+        likely = search.likely() or ([] if likely_only else list(search.choices.values()))
         if not likely:
-            guessed = {name: Refusal(choice.rank[0] * SLOT, BUSY) for name, choice in search.choices.items()}
-            return Full(model, search.refusals | guessed)
+            unlikely = {name: Refusal(choice.rank[0] * SLOT, BUSY) for name, choice in search.choices.items()}
+            return Full(search.refusals | unlikely)
         if ask.near:
             at_once = [found for found in likely if found.slot.start <= search.now and found.project.name in ask.near]
             likely = at_once or likely
-        return strategy.best(likely, self.settings.strategy, search.now)
+        return self.candidates.best(likely, search.now)
 
     async def _favourite(self, search: _Search) -> Choice | None:
-        """The preferred key's project, the conversation's, or one of which a grant is held, if it has room at once."""
+        """The project of the preferred key, of the conversation or of a grant that is held, if it has room at once."""
         ask, projects = search.ask, self.projects
         conversation = self.served_by(ask.sticky)
-        if ask.near and conversation not in ask.near:  # to bring there what it needs costs more than it saves
+        if ask.near and conversation not in ask.near:  # copying files there would cost more than it saves
             conversation = None
         for name in (projects.project_of.get(ask.prefer_key or ""), conversation):
             if name is not None:
@@ -344,7 +333,7 @@ class Pool:
     async def look(self, model: str, ask: Ask) -> Full | None:
         """What every project says now, without reserving anything; None if one has a slot."""
         await self.projects.ready()
-        found = await self._choose(model, ask, Tried())
+        found = await self._choose(model, ask, Tried(), 0.0, {})
         return found if isinstance(found, Full) else None
 
     async def pick(
@@ -355,8 +344,8 @@ class Pool:
         prefer: str | None = None,
         home: str | None = None,
     ) -> Key | None:
-        """A healthy key for a call that takes no quota: the preferred, else one of the home project, else the one used
-        least recently. `only`: of that project."""
+        """A healthy key for a call that takes no quota: the preferred one, else one of the home project, else the one
+        used least recently. `only`: of this project."""
         projects = self.projects
         await projects.ready()
         self.recovery.begin()
@@ -383,7 +372,8 @@ class Pool:
         return itertools.chain([project for project in first if project is not None], projects.by_use())
 
     async def _wait_for(self, reservation: Reservation) -> bool:
-        """Sleep until the slot. False: it was given back: too late, or what it would use rests by now."""
+        """Sleep until the slot. False: it was given back, because it is too late or because the quota, project or key
+        rests by now."""
         owned, margin = reservation.quota, self._margin()
         start, now = max(reservation.slot.start + margin, self.booking.pause_until), self.now()
         if start > now:
@@ -393,18 +383,18 @@ class Pool:
                     await self._sleepers.until(start, owned)
                 await self._refresh(owned)
             except BaseException:
-                reservation.give_back()
+                reservation.let_go()
                 raise
             finally:
                 self.waiting -= 1
             now, margin = self.now(), self._margin()
         if self._is_void(reservation, now) or now < self.booking.pause_until or now > reservation.slot.latest - margin:
-            reservation.give_back()
+            reservation.let_go()
             return False
         return True
 
     def _is_void(self, reservation: Reservation, at: float) -> bool:
-        """What it would use rests at that time, or a smaller limit was learned than the one that it was booked by."""
+        """Its quota, project or key rests at that time, or a smaller limit was learned since it was booked."""
         owned, limits, projects = reservation.quota, reservation.limits, self.projects
         state, project = owned.document.value, projects.by_name.get(owned.project)
         if state.cooldown is not None and state.cooldown.until > at and not reservation.slot.probe:
@@ -419,24 +409,24 @@ class Pool:
         return any(limit < limits.get(name, math.inf) for name, limit in known.items())
 
     def is_late(self, reservation: Reservation) -> bool:
-        """Sent now, it might lie in a window that has no room for it."""
+        """Sent now, it might fall into a window that has no room for it."""
         return self.now() > reservation.slot.latest - self._margin()
 
     def _margin(self) -> float:
-        """What is known of the time only roughly is left out at both ends of a slot's time."""
+        """How much to leave out at both ends of a slot, where the time is known less well than the window allows."""
         return min(MARGIN_MOST, max(0.0, self.projects.store.error() - CLOCKS_OFF))
 
     def _is_stale(self, owned: Quota) -> bool:
         return not owned.document.alone and self.now() - owned.document.seen_at > STALE
 
     async def _refresh(self, owned: Quota, old: float = OLD) -> None:
-        """What others did meanwhile. The slot is booked: while the store does not answer it may still be used."""
+        """Read what others did meanwhile. If the store does not answer, a slot that is booked may still be used."""
         if not self.projects.store_health.down:
             with suppress(StoreUnavailableError):
                 await owned.document.refresh(OLD_ALONE if owned.document.alone else old)
 
     def end(self, within: float) -> None:
-        """The process stops: a request that would have to wait longer than that is told so at once and gives its slot
+        """The process stops: a request that would have to wait longer gets StoppingError, and its slot is given
         back."""
         self._sleepers.end(within)
         self.recovery.end(within)
@@ -448,3 +438,6 @@ class Pool:
     def stick(self, conversation: int | None, project: str) -> None:
         if conversation is not None and self.settings.sticky:
             self._sticky[conversation] = project
+            self._sticky.move_to_end(conversation)
+            if len(self._sticky) > STICKY_MOST:
+                self._sticky.popitem(last=False)

@@ -1,7 +1,4 @@
-"""The projects with their keys, what is set aside, and the quotas with the limits in force.
-
-Which of them serves a request is chosen in `pool`.
-"""
+"""The projects: their keys, what is set aside, their quotas, and the limits in force. `pool` chooses among them."""
 
 import asyncio
 import logging
@@ -30,16 +27,16 @@ log = logging.getLogger("pollux.store")
 
 HEALTH_AGE = 30.0
 PROBED_WITHIN = 5.0
-"""A key whose rest has ended is being probed: after so many seconds it is worth looking again."""
+"""A key whose rest has ended is being probed: a request looks again after this time."""
 CLOSE_WITHIN = 4.0
 MOST_QUOTAS = 2000
 MOST_QUOTAS_EACH = 10
-"""Of a project, in a large pool: as many models are used there."""
+"""In a large pool, for each project."""
 ASSUMED = {"rpm": 5}
-"""The smallest limit that Google gives a text model, for models of which the catalog knows none."""
+"""The smallest limit that Google gives a text model, for models whose limits the catalog does not have."""
 QUOTA = "quota:"
 KEPT_FOR = 8 * 86400.0
-"""A quota that was not used for so long holds nothing any more, learned limits included."""
+"""When an unused document may be deleted: everything in it has expired by then, learned limits included."""
 QUOTA_CODEC = Codec(State(), quota_document.pack, quota_document.unpack, quota.tidy, KEPT_FOR)
 HEALTH_CODEC = Codec(Health(), health.pack, health.unpack, health.tidy)
 
@@ -52,34 +49,33 @@ class Quota:
     bucket: str
     document: SharedDocument[State]
     used_at: int = 0
-    """A running number, not a time: what was used last."""
+    """A running number, not a time: the quota that was used last has the largest."""
     coming: int = 0
-    """Requests that are being booked: those that come meanwhile go elsewhere rather than after them."""
+    """How many requests are being booked: the next ones rather go elsewhere."""
     served: int = 0
     refused: int = 0
     grant: Grant | None = None
-    """What requests are served from."""
     grant_coming: "asyncio.Future[Grant | None] | None" = None
     """The next grant, while its commit is under way."""
     grants_taken: int = 0
     safe: SafeShare = field(default_factory=SafeShare)
     sleepers: "dict[asyncio.Future[None], None]" = field(default_factory=dict)
-    """Those who wait for a slot of it, in the order in which they began."""
+    """The requests that wait for a slot of it, in the order in which they began."""
 
     @property
     def is_idle(self) -> bool:
-        """Nothing is lost if it is forgotten: the store has all of it, and a request may go on with what it holds."""
+        """Whether nothing is lost if it is forgotten: the store has all of it, requests keep their reference."""
         document = self.document
         return not document.uncommitted and not document.busy and self.grant is None and document.value.cooldown is None
 
     def retire(self) -> None:
-        """What is left of a grant goes back with the next commit."""
+        """Give back what is left of the grant, with the next commit."""
         grant, self.grant = self.grant, None
         if grant is not None and not grant.closed and (rest := grant.close()) != NOTHING:
             self.document.add_to_next_commit(lambda state, _: quota.amend(state, grant.slot, rest))
 
     def wake(self) -> None:
-        """Those who wait for a slot look again."""
+        """Make the requests that wait for a slot look again."""
         sleepers = list(self.sleepers)
         self.sleepers.clear()
         for sleeper in sleepers:
@@ -107,12 +103,12 @@ class Projects:
         """Key id -> its project."""
         self.quotas: dict[tuple[str, str], Quota] = {}
         self.quota_changed: Callable[[str, str], None] = lambda project, bucket: None
-        """Is called with the project and bucket of a quota whose state changed. Set before any quota is used."""
+        """Called with project and bucket when the state of a quota changed. Set before any quota is used."""
         self.granted: dict[str, dict[str, Quota]] = {}
-        """Bucket -> project -> its quota, where a grant was taken; it may be spent by now."""
+        """Bucket -> project -> its quota, if a grant was taken; the grant may be spent by now."""
         self.key_used: dict[str, int] = {}
         self._by_use: dict[str, None] = {}
-        """The projects, those first whose keys were used least recently."""
+        """The projects, ordered: those first whose keys were used least recently."""
         self._writer = new_name(one_machine=getattr(store, "one_machine", False))
         self.health: SharedDocument[Health] = SharedDocument("health", HEALTH_CODEC, self._writer, self.store_health)
         self._keys: tuple[Key, ...] | None = None
@@ -121,7 +117,7 @@ class Projects:
         self._smallest: dict[str, dict[str, int]] = {}
 
     async def ready(self) -> None:
-        """Know the keys and their health as of now. Costs nothing while nothing changed."""
+        """Bring keys and health up to date. Costs nothing while nothing changed."""
         keys = await self.keyring.keys()
         if keys is not self._keys:
             self._keys = keys
@@ -133,12 +129,15 @@ class Projects:
             self.project_of = {key.id: key.project for key in keys}
             self._by_use = {name: None for name in self._by_use if name in projects} | dict.fromkeys(projects)
             self._forgive(keys)
-        if self.store.now() - self.health.seen_at > HEALTH_AGE and not (self.store_health.down and self._knows_health):
-            self.health.commit_soon(HEALTH_AGE)  # which keys were taken meanwhile; it tells as much as a read
+        if (age := self.store.now() - self.health.seen_at) > HEALTH_AGE:
+            was_read = age < math.inf
+            if was_read and self.store_health.down:
+                return
+            self.health.commit_soon(HEALTH_AGE)  # which keys Google accepted; the commit also reads
             try:
                 await self.health.refresh(HEALTH_AGE)
             except StoreUnavailableError:
-                if not self._knows_health:
+                if not was_read:
                     raise
 
     async def set_aside(self, kind: health.Kind, name: str, verdict: Verdict) -> None:
@@ -147,12 +146,8 @@ class Projects:
             lambda value, now: health.set_aside(value, now, kind, name, verdict.cause, seconds, ceiling)
         )
 
-    @property
-    def _knows_health(self) -> bool:
-        return self.health.seen_at > -math.inf
-
     def _forgive(self, keys: Iterable[Key]) -> None:
-        """A new value behind a known id: why the old one was set aside says nothing of it."""
+        """A key has a new value: end the rest of the old one."""
         for key in keys:
             if key.generation > self._generations.setdefault(key.id, key.generation):
                 self._generations[key.id] = key.generation
@@ -165,16 +160,14 @@ class Projects:
         tried_projects: Collection[str],
         tried_keys: Collection[str],
         now: float,
-        prefer: str | None = None,
-        tools: Collection[str] = (),
     ) -> tuple[list[tuple[Project, Key]], dict[str, Refusal]]:
-        """The projects that may serve a model, each with a key; and why the others may not."""
+        """The projects that may serve a model, each with a key, and why the others may not. Quotas do not count."""
         able: list[tuple[Project, Key]] = []
         refusals: dict[str, Refusal] = {}
         for project in self.by_name.values():
             if project.name in tried_projects:
                 continue
-            found = self.usable_key(project, model, tried_keys, now, prefer, tools)
+            found = self.usable_key(project, model, tried_keys, now)
             if isinstance(found, Refusal):
                 refusals[project.name] = found
             elif found is not None:
@@ -191,8 +184,8 @@ class Projects:
         tools: Collection[str] = (),
         trials: Collection[str] = (),
     ) -> Key | Refusal | None:
-        """The key with which a project may serve a model: the preferred one, or that used least recently. Or why it may
-        not serve it; None if no key is left. `trials`: projects that are asked although they rest."""
+        """The key with which a project may serve a model: the preferred one, or the one used least recently. A Refusal
+        if it rests; None if no key is left. `trials`: projects that are asked although they rest."""
         health_ = self.health.value
         if (health_.projects or health_.models or health_.tools) and project.name not in trials:
             resting = self.resting(project.name, model, now, tools)
@@ -218,7 +211,7 @@ class Projects:
         return any(entry is not None and entry.until > now for entry in resting)
 
     def named_aside(self) -> frozenset[tuple[str, float]]:
-        """The projects of which anything is set aside, each with the time until when."""
+        """The projects where anything is set aside, each with the time when that ends."""
         aside = self.health.value
         found = {(name, entry.until) for name, entry in aside.projects.items()}
         found.update((name.partition("/")[0], entry.until) for name, entry in aside.models.items())
@@ -227,7 +220,7 @@ class Projects:
         return frozenset(found)
 
     def with_grants(self, bucket: str) -> list[str]:
-        """The projects of which a grant may be held, the one used least recently first."""
+        """The projects with a grant, the one used least recently first."""
         granted = self.granted.get(bucket)
         if not granted:
             return []
@@ -236,18 +229,18 @@ class Projects:
         return sorted(held, key=lambda name: held[name].used_at)
 
     def by_use(self) -> Iterable[Project]:
-        """The one first whose keys were used least recently."""
+        """All projects, those first whose keys were used least recently."""
         return (self.by_name[name] for name in self._by_use)
 
     def used(self, key: Key, number: int) -> None:
-        """A request uses the key. `number` grows with each."""
+        """A request uses the key. `number` grows with each request."""
         self.key_used[key.id] = number
         if key.project in self._by_use:
             del self._by_use[key.project]
             self._by_use[key.project] = None
 
     def resting(self, project: str, model: str, now: float, tools: Collection[str] = ()) -> Refusal | None:
-        """What keeps a project from serving this model with these tools the longest, keys and quotas apart."""
+        """Why a project may not serve this model with these tools: the longest rest of project, model and tools."""
         aside = self.health.value
         entries = [("", aside.projects.get(project)), ("", aside.models.get(f"{project}/{model}"))]
         for tool in tools:
@@ -260,7 +253,7 @@ class Projects:
         return longest
 
     def is_aside(self, project: str, model: str, key_id: str, now: float, tools: Collection[str] = ()) -> bool:
-        """Whether any of them rests by now, as far as this process knows."""
+        """Whether the key, the project, the model or a tool rests, as far as this process knows."""
         key = self.health.value.keys.get(key_id)
         return (key is not None and health.key_rests(key, now)) or self.resting(project, model, now, tools) is not None
 
@@ -284,18 +277,18 @@ class Projects:
         return max(MOST_QUOTAS, MOST_QUOTAS_EACH * len(self.by_name))
 
     def _forget(self) -> None:
-        """Clients may invent names of models: of the quotas that hold nothing the half not used for longest goes."""
+        """Forget half of the idle quotas, those used longest ago: clients may invent names of models."""
         idle = sorted((owned for owned in self.quotas.values() if owned.is_idle), key=lambda owned: owned.used_at)
         for owned in idle[: len(idle) // 2]:
             del self.quotas[owned.project, owned.bucket]
         self._declared.clear()
 
     def limits(self, project: Project, model: str) -> Limits:
-        """What is in force: newest learned before the key file before the catalog."""
+        """The limits in force: learned ones come before the key file's, those before the catalog's."""
         return self.limits_by(self.quota(project.name, self.bucket(model)).document.value, project, model)
 
     def limits_by(self, state: State, project: Project, model: str) -> Limits:
-        """The same by a state that may be newer than the last one seen."""
+        """The same for a given state, which may be newer than the last one seen."""
         declared = self._declared.get((project.name, model))
         if declared is None:
             if len(self._declared) >= self._most_quotas:  # clients may invent names of models
@@ -306,7 +299,7 @@ class Projects:
         return quota.effective(state, self.store.now(), declared, project.tier) if state.learned else declared
 
     def smallest_limits(self, model: str) -> Limits:
-        """What any project may be assumed to have, whatever its tier is."""
+        """What any project may be assumed to have, even on the smallest tier."""
         found = self._smallest.get(model)
         if found is None:
             if len(self._smallest) >= MOST_QUOTAS:  # clients may invent names of models
@@ -315,7 +308,7 @@ class Projects:
         return found
 
     def learned_limits(self, model: str) -> Limits:
-        """The smallest limits that projects without a tier were refused at. Others are presumed to have the same."""
+        """The smallest limits at which projects without a tier were refused. Others are presumed to have the same."""
         bucket, now = self.bucket(model), self.store.now()
         found: dict[str, int] = {}
         for project in self.by_name.values():
@@ -332,20 +325,20 @@ class Projects:
         return [self.limits(project, model) for project in self.by_name.values()]
 
     async def read_unseen(self, quotas: Iterable[Quota]) -> None:
-        """Read, in one round trip, what was never seen."""
+        """Read the documents that were never read, in one round trip."""
         unseen = [owned.document for owned in quotas if owned.document.seen_at == -math.inf]
         if unseen and not self.store_health.down:
             asked = [document.tries for document in unseen]
             try:
                 found = await self.store_health.read([document.name for document in unseen])
-            except StoreUnavailableError:  # others may be known; a request that has only these fails when it chooses
+            except StoreUnavailableError:  # other projects may do; if not, the request fails when it chooses
                 return
             for document, tries in zip(unseen, asked, strict=True):
                 if document.seen_at == -math.inf:  # another request may have read it meanwhile
                     document.saw(found.get(document.name), tries)
 
     async def load_all(self) -> None:
-        """Know every quota that the store holds, also those that only other processes used."""
+        """Read every quota in the store, also those that only other processes used."""
         await self.ready()
         asked = {owned.document.name: owned.document.tries for owned in self.quotas.values()}
         for name, found in (await self.store_health.scan(QUOTA)).items():
@@ -353,12 +346,12 @@ class Projects:
             self.quota(project, bucket).document.saw(found, asked.get(name, 0))
 
     def instances(self) -> int:
-        """How many wrote within the last minute, as far as this one knows; itself included."""
+        """How many instances wrote within the last minute, as far as this one knows; itself included."""
         others = {self._writer}
         return len(others.union(*(owned.document.writers for owned in self.quotas.values())))
 
     async def close(self) -> None:
-        """Give back what is left of grants and commit what is uncommitted, all documents at once, for a few seconds."""
+        """Give back grants and commit what is uncommitted: all documents at once, for a few seconds at most."""
         flushes = {asyncio.ensure_future(self._flushed(owned)) for owned in self.quotas.values()}
         flushes.add(asyncio.ensure_future(self.health.flush()))
         _, late = await asyncio.wait(flushes, timeout=CLOSE_WITHIN)
@@ -373,7 +366,7 @@ class Projects:
         while True:
             owned.retire()
             await owned.document.flush()
-            if owned.grant is None:  # else one that was on its way came meanwhile
+            if owned.grant is None:  # else a new one came with that commit
                 return
 
 

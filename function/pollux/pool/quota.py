@@ -1,7 +1,7 @@
 """The arithmetic of one quota, PURE: reserve, settle, cool, learn. The time is always an argument.
 
-A quota is what Google counts for one (project, bucket). `State` is a value: every function gives a new one and leaves
-the old as it was. `windows` finds where a want fits among what is booked; `packing` makes a document of a state.
+A quota is what Google counts for one (project, bucket). `State` is a value: each function returns a new one. `windows`
+finds where a want fits among what is booked, `quota_document` turns a state into a document.
 """
 
 import math
@@ -28,28 +28,28 @@ from pollux.pool.windows import (
 )
 
 LATE = 0.5
-"""A reservation is sent at the latest this long after its slot has ended."""
+"""How long after the end of its slot a reservation may still be sent."""
 MIDNIGHT_GUARD = 1.0
 LEARNED_FOR = 7 * 86400.0
 DAY = 86400.0
 CLOCKS = 4
-"""Slots kept beyond the window: two clocks may differ by two seconds, and the slower one still counts them."""
+"""How many slots beyond the window are kept: clocks may differ by two seconds, and the slower one still counts them."""
 DISTANCE = 2
-"""In slots: half a second at least."""
+"""The distance of requests in `spaced`, in slots: at least half a second."""
 PROBE_LEASE = 60.0
-"""How long others wait for the outcome of a probe, if nobody reports it."""
+"""How long others wait for the result of a probe, if none is reported."""
 _COUNTED = (("rpm", 0), ("tpm", 1), ("ipm", 2), ("rpd", 0), ("tpd", 1))
 """Which part of a want each limit counts."""
 
 
 class Slot(NamedTuple):
-    """A place that was found. `probe`: "" or why this request goes ahead of all others ("half-open", "utc")."""
+    """`probe`: "", or why this request is sent before all others: "half-open" or "utc"."""
 
     number: int
     day: str
     probe: str = ""
     until: float = 0.0
-    """Until when it may be sent, if it is a grant's."""
+    """Of a grant: until when it may be spent."""
 
     @property
     def start(self) -> float:
@@ -57,7 +57,7 @@ class Slot(NamedTuple):
 
     @property
     def latest(self) -> float:
-        """After this it must not be sent any more."""
+        """The latest time to send."""
         return self.until or (self.number + 1) * SLOT + LATE
 
 
@@ -68,7 +68,7 @@ class Cooldown(NamedTuple):
 
 
 class State(NamedTuple):
-    """Nothing in it is ever changed in place. A NamedTuple: its `_replace` costs a quarter of a dataclass's."""
+    """Never changed in place. A NamedTuple, as its `_replace` costs a quarter of a dataclass's."""
 
     slots: Slots = Slots({})
     days: dict[str, tuple[int, int]] = {}  # noqa: RUF012
@@ -78,18 +78,18 @@ class State(NamedTuple):
     cooldown: Cooldown | None = None
     probe_until: float = 0.0
     sliding_until: float = 0.0
-    """Until then the wall-clock minute is not trusted here, because a 429 contradicted it."""
+    """Until then the sliding window counts here, because a 429 contradicted the wall-clock minute."""
     zone: str = "pacific"
     spent_at: float = 0.0
     utc_probe_at: float = 0.0
     granted: int = 0
-    """The slot of the newest grant. As long as it matters the window is the longer one, whatever the limits are now."""
+    """The slot of the newest grant: while it is in the window, the longer window counts."""
     proved: tuple[int, int] = (0, 0)
-    """The most requests and tokens served in one window without a refusal. Only kept where no limit is known."""
+    """The most requests and tokens served in one window without a refusal, kept where no limit is known."""
 
 
 def effective(state: State, now: float, declared: Limits, tier: str | None) -> dict[str, int]:
-    """The limits in force: what a 429 taught in the last seven days comes before what was declared."""
+    """The limits in force: what a 429 taught in the last seven days comes before what is declared."""
     limits = dict(declared)
     if state.learned and state.tier == tier:
         limits |= {name: value for name, (value, when) in state.learned.items() if now - when < LEARNED_FOR}
@@ -99,7 +99,7 @@ def effective(state: State, now: float, declared: Limits, tier: str | None) -> d
 def find(
     state: State, now: float, want: Want, limits: Limits, deadline: float, window: str = "sliding"
 ) -> Slot | Refusal:
-    """The earliest slot, now or later, in which the want fits every window that contains it."""
+    """The earliest slot, now or later, for which the want fits in every window that contains it."""
     if limits and (refusal := _never(want, limits)):
         return refusal
     latest = max(now, deadline)
@@ -121,8 +121,8 @@ def find(
 def _place(
     state: State, first: Slot, why: Why, want: Want, limits: Limits, latest: float, window: str
 ) -> Slot | Refusal:
-    """The earliest slot from `first` on. A refusal names the slot that there would be, and what moved it too far:
-    `why` if nothing else did."""
+    """The earliest slot from `first` on. A refusal has the time of the slot that there would be, and what moved it
+    beyond `latest`: `why` if no limit did."""
     fit = fit_sliding if window == "sliding" else fit_minute
     number = first.number
     span = LONGEST if limits and (fast(limits) or state.granted > number - LONGEST) else WINDOW
@@ -146,7 +146,8 @@ def _never(want: Want, limits: Limits) -> Refusal | None:
 
 
 def _gate(cooldown: Cooldown, probe_until: float, now: float) -> Refusal | tuple[int, str, Why]:
-    """What a cooldown leaves: the first slot after it, and whether only one request may go first."""
+    """The first slot after a cooldown, the probe that must go first, and the reason to wait; or a refusal while another
+    request probes."""
     probed = cooldown.reason in HALF_OPEN
     if probed and probe_until > now:
         sent = probe_until - PROBE_LEASE
@@ -155,9 +156,8 @@ def _gate(cooldown: Cooldown, probe_until: float, now: float) -> Refusal | tuple
 
 
 def _utc_probe_due(state: State, now: float, limits: Limits) -> bool:
-    """A quota spent before 00:00 UTC is tried once after it in the same Pacific day: sources disagree on when days end.
-
-    It must be spent still: a reservation may have been given back, and what is then served would teach a lie.
+    """A quota that was spent before 00:00 UTC is tried once after it in the same Pacific day, because sources disagree
+    on when days end. It must still be spent: if a reservation was given back, a served request would prove nothing.
     """
     midnight = now // DAY * DAY
     day, begins, _ = day_of(now)
@@ -172,7 +172,7 @@ def _utc_probe_due(state: State, now: float, limits: Limits) -> bool:
 
 
 def _fit_day(state: State, number: int, want: Want, limits: Limits, ignore_spent: bool) -> tuple[int, str, str]:
-    """(the slot or the first one after a midnight or a spent day, what moved it, its day)"""
+    """The slot, or the first one after a midnight or a spent day; what moved it; its day."""
     start = number * SLOT
     day, begins, ends = day_of(start, state.zone)
     if start < begins + MIDNIGHT_GUARD:
@@ -185,7 +185,7 @@ def _fit_day(state: State, number: int, want: Want, limits: Limits, ignore_spent
 
 
 def book(state: State, now: float, slot: Slot, want: Want, limits: Limits) -> State:
-    """Take a slot that `find` gave for the same state."""
+    """Take a slot that `find` returned for the same state."""
     slots = state.slots.plus(slot.number, want)
     requests, tokens = state.days.get(slot.day, (0, 0))
     used = (requests + want.requests, tokens + want.tokens)
@@ -204,19 +204,19 @@ def reserve(
 
 
 def settle(state: State, slot: Slot, booked: Want, tokens: int) -> State:
-    """Put the true tokens in the place of the estimate. When the slot is gone, only the day's total changes."""
+    """Replace the estimate with the true tokens."""
     return amend(state, slot, Want(0, max(0, tokens) - booked.tokens, 0))
 
 
 def give_back(state: State, slot: Slot, booked: Want) -> State:
-    """Return a reservation that was never sent, once. One that reached Google is not: failures count there too."""
+    """Undo a reservation that was never sent. One that reached Google counts there, even if it failed."""
     return release(amend(state, slot, booked.times(-1)), slot)
 
 
 def release(state: State, slot: Slot) -> State:
-    """A probe ended without a word on the quota: the next request may probe at once. It stays counted."""
+    """A probe ended without a word on the quota: the next request may probe at once. The request stays counted."""
     if not slot.probe or state.probe_until != slot.start + PROBE_LEASE:
-        return state  # an answer settled it, or another request holds the lease by now
+        return state  # an answer settled it, or another request has the lease by now
     return state._replace(probe_until=0.0, utc_probe_at=0.0 if slot.probe == "utc" else state.utc_probe_at)
 
 
@@ -231,9 +231,9 @@ def amend(state: State, slot: Slot, change: Want) -> State:
 
 
 def cool(state: State, now: float, reason: str, seconds: float, ceiling: float | None = None) -> State:
-    """Rest for a while; twice as long each time it is refused again right after a rest, up to the ceiling.
+    """Rest for some seconds, twice as long after each rest that was followed by another refusal, up to the ceiling.
 
-    Refusals of requests that were under way together are one event: they do not double it, and none shortens it.
+    Refusals of requests that were under way together count as one: they do not double the rest, and none shortens it.
     """
     last = state.cooldown
     again = last is not None and last.reason == reason
@@ -244,11 +244,11 @@ def cool(state: State, now: float, reason: str, seconds: float, ceiling: float |
     until = now + seconds
     if reason in SPENT:
         state = state._replace(spent_at=now, zone="pacific")
-    elif state.proved != (0, 0):  # what is used now was too much
+    elif state.proved != (0, 0):  # the present use was too much
         taken = used(state, now)
         proved = (min(state.proved[0], taken.requests), min(state.proved[1], taken.tokens))
         state = state._replace(proved=proved)
-    if state.probe_until - PROBE_LEASE <= now:  # a probe booked ahead was not sent yet and keeps its lease
+    if state.probe_until - PROBE_LEASE <= now:  # else the probe is booked ahead, was not sent yet and keeps its lease
         state = state._replace(probe_until=0.0)
     if last is None or until > last.until:
         state = state._replace(cooldown=Cooldown(until, reason, streak))
@@ -256,7 +256,7 @@ def cool(state: State, now: float, reason: str, seconds: float, ceiling: float |
 
 
 def try_early(state: State, now: float) -> State:
-    """End the rest now, where a rest ends with one request that goes first. Its streak stays."""
+    """End a rest now, if one request tries the quota after it. The streak stays."""
     cooling = state.cooldown
     if cooling is None or cooling.until <= now or cooling.reason not in HALF_OPEN:
         return state
@@ -264,18 +264,18 @@ def try_early(state: State, now: float) -> State:
 
 
 def learn(state: State, now: float, limits: Limits, tier: str | None) -> State:
-    """Remember what a 429 said of the limits. What was learned on another tier is forgotten."""
+    """Remember the limits that a 429 named. What was learned on another tier is forgotten."""
     known = state.learned if state.tier == tier else {}
     return state._replace(learned=known | {name: (value, now) for name, value in limits.items()}, tier=tier)
 
 
 def distrust_minute(state: State, now: float) -> State:
-    """A 429 contradicted the wall-clock minute: count by the sliding window for a day."""
+    """A 429 contradicted the wall-clock minute: use the sliding window for a day."""
     return state._replace(sliding_until=now + DAY)
 
 
 def succeed(state: State, now: float, slot: Slot) -> State:
-    """It was served: that ends the cooldown and its streak, unless it was sent before the rest and proves nothing."""
+    """A request was served: this ends the cooldown and its streak, unless it was sent before the rest began."""
     if slot.probe == "utc" and state.zone == "pacific":
         day, _, _ = day_of(slot.start, "utc")
         since = total([taken for number, taken in state.slots.items() if number >= slot.number])
@@ -287,7 +287,7 @@ def succeed(state: State, now: float, slot: Slot) -> State:
 
 
 def tidy(state: State, now: float) -> State:
-    """Drop what no window and no day needs any more."""
+    """Drop slots and days that no longer count."""
     oldest = math.floor(now / SLOT) - LONGEST - CLOCKS
     days = current(state.days, now)
     if days is state.days and min(state.slots, default=oldest) >= oldest:
@@ -297,13 +297,13 @@ def tidy(state: State, now: float) -> State:
 
 
 def used(state: State, now: float) -> Want:
-    """What the last window holds, bookings of the future included."""
+    """What is booked in the last window and in the future."""
     oldest = math.floor(now / SLOT) - WINDOW
     return total([taken for slot, taken in state.slots.items() if slot > oldest])
 
 
 def prove(state: State, slot: Slot) -> State:
-    """A request was served: the project may send at least what it sent in the window up to this request."""
+    """A request was served: the project may send at least as much as in the window that ends with this request."""
     held = state.slots.held
     if held.requests <= state.proved[0] and held.tokens <= state.proved[1]:
         return state
@@ -314,8 +314,8 @@ def prove(state: State, slot: Slot) -> State:
 
 
 def spaced(state: State, slot: Slot, want: Want, limits: Limits, presumed: Limits) -> Slot:
-    """Where a limit is not known, but others of the same kind were refused at `presumed`: beyond that, requests keep a
-    distance. A refusal comes sooner than the next one is sent, so that only one meets it."""
+    """Where a limit is not known, but other projects without a tier were refused at `presumed`, requests beyond that
+    keep a distance: a refusal arrives before the next one is sent, so that only one is refused."""
     unknown = [i for i, name in enumerate(MINUTE_LIMITS) if name in presumed and name not in limits]
     number = max(state.slots, default=0) + DISTANCE
     if not unknown or number <= slot.number:
@@ -327,18 +327,18 @@ def spaced(state: State, slot: Slot, want: Want, limits: Limits, presumed: Limit
 
 
 class Load(NamedTuple):
-    """How much of a quota is used. `share` is of the limits, or, if it is beyond them, a number of requests."""
+    """How much of a quota is used. `share`: of the limits; if the use is beyond them, the number of requests."""
 
     beyond: bool
-    """More is used than the project is known to have: the next request may be refused."""
+    """More is used than the project is known to have, so the next request may be refused."""
     share: float
 
 
 def load(state: State, now: float, limits: Limits, smallest: Limits, coming: int = 0) -> Load:
-    """The use of the window against the limits, with so many requests more that are about to be booked.
+    """The use of the window as a share of the limits. `coming`: requests that are about to be booked.
 
-    Where no limit is known, against the most that was served in a window, or the smallest limit that Google gives
-    anyone for this model (`smallest`), whichever is more. A share above 1 is booked ahead.
+    An unknown limit is taken to be the most that was served in a window, or the smallest limit that Google gives for
+    this model (`smallest`), whichever is more. A share above 1 is booked ahead.
     """
     slots = state.slots
     fresh = next(iter(slots), math.inf) > math.floor(now / SLOT) - WINDOW

@@ -1,4 +1,4 @@
-"""A quota's state as a document and back, PURE. Slots are one packed string: as a map they cost twice the bytes."""
+"""A quota's state as a document and back, PURE. Slots are packed into a string: a map would need twice the bytes."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ SCHEMA = 1
 
 
 class SchemaError(ValueError):
-    """A document was written by a version that this one does not understand."""
+    """The document was written by another version of Pollux."""
 
 
 def pack(state: State) -> dict[str, Any]:
@@ -59,11 +59,10 @@ def _lists(values: Mapping[str, tuple[Any, ...]]) -> dict[str, list[Any]]:
 
 
 def _pack_slots(slots: Mapping[int, Want]) -> str:
-    """`distance,requests[,tokens[,images]];…`: slots in order, each by its distance from the one before (first: 0)."""
+    """`distance,requests[,tokens[,images]];…`: slots in order, each by its distance from the one before, or from 0."""
     entries = []
     before = 0
-    for slot in sorted(slots):
-        r, t, i = slots[slot]
+    for slot, (r, t, i) in sorted(slots.items()):
         d = slot - before
         entries.append(f"{d},{r},{t},{i}" if i else f"{d},{r},{t}" if t else f"{d},{r}")
         before = slot
@@ -73,9 +72,8 @@ def _pack_slots(slots: Mapping[int, Want]) -> str:
 def _unpack_slots(text: str) -> Slots:
     slots: dict[int, Want] = {}
     slot = 0
-    if not text:
-        return Slots(slots)
-    for distance, *amounts in json.loads("[[" + text.replace(";", "],[") + "]]"):  # faster than splitting here
+    entries = json.loads("[[" + text.replace(";", "],[") + "]]") if text else []  # faster than splitting here
+    for distance, *amounts in entries:
         slot += distance
         slots[slot] = Want(*amounts)
     return Slots(slots)

@@ -1,7 +1,7 @@
 """Brings back what is set aside: keys by a free call; projects, models and quotas by one request that tries them.
 
-No work outlives requests, so requests start it: in the background while other keys serve. When nothing else can serve,
-they wait for the result.
+Requests start this work, because no work outlives requests. It runs in the background while other keys serve; a request
+that nothing else can serve waits for the result.
 """
 
 import asyncio
@@ -10,13 +10,14 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
+from typing import NamedTuple
 
 from pollux.backends.keys.contract import Key
 from pollux.backends.store.contract import StoreUnavailableError
 from pollux.gemini.verdict.causes import HALF_OPEN, LASTING, PROBED
 from pollux.gemini.verdict.rules import Verdict
 from pollux.pool import health, quota
-from pollux.pool.health import Aside, Health
+from pollux.pool.health import Health
 from pollux.pool.projects import Projects
 from pollux.pool.refusals import Refusal, Why
 from pollux.pool.reservation import StoppingError, Tried
@@ -24,29 +25,39 @@ from pollux.pool.reservation import StoppingError, Tried
 log = logging.getLogger("pollux.pool")
 
 AT_ONCE = 8
-"""How many keys are asked about at the same time."""
+"""How many keys are probed at the same time."""
 SOONEST, SLOWEST = 3.0, 60.0
-"""While nothing else can serve, a key is asked about at most so often: from the first, doubling with each refusal that
-followed upon a rest, to the second."""
+"""While nothing else can serve, a key is probed every 3 s, with twice the distance after each refusal, up to 60 s."""
 TRY_EVERY = 45.0
-"""While nothing else can serve, a project, a model or a quota that rests is tried so often with a request."""
+"""Seconds between two tries of a project, model or quota that rests, while nothing else can serve."""
 MOST_TRIES = 3
-"""By one request, for each model."""
+"""How many projects one request tries for each model."""
 FRESH = 2.0
-"""Before a request is refused, what others did about the keys is read again if it is older than that."""
+"""Before a request is refused, the health of the keys is read again if the last read is older than this."""
 MOST_REMEMBERED, MOST_REMEMBERED_EACH = 4000, 10
-"""Tries, and of each project in a large pool: of as many models."""
+"""How many tries are remembered in all, or in a large pool for each project."""
 
 RESTS = ("aside", "cooling")
 
 FreeCall = Callable[[Key], Awaitable[Verdict | None]]
-"""What Google says to a free call with this key; None if nothing can be learned of the key."""
+"""Google's verdict on this key; None if the answer says nothing about the key."""
+
+
+class _Request(NamedTuple):
+    """A request that was refused everywhere."""
+
+    model: str
+    tried: Tried
+    refusals: Mapping[str, Refusal]
+    tools: Collection[str]
 
 
 class Recovery:
     def __init__(self, projects: Projects) -> None:
         self.free_call: FreeCall | None = None
-        """Without it a rest simply ends when its time is over."""
+        """If None, a rest simply ends with its time."""
+        self.keys_wait = False
+        """Whether keys waited for a probe at the last `begin`."""
         self._projects = projects
         self._probes: dict[str, asyncio.Task[None]] = {}
         self._asked: dict[str, float] = {}
@@ -57,10 +68,10 @@ class Recovery:
         self._due: list[tuple[float, str]] = []
         self._stopping = asyncio.Event()
         self._keys: dict[str, Key] = {}
-        """Those that wait for a probe. A new dictionary whenever they change, and only then."""
+        """The keys that wait for a probe. A new dictionary whenever they change, and only then."""
 
     def begin(self) -> None:
-        """Ask about the keys whose rest is over. Nobody waits for it, and it costs nothing while none is due."""
+        """Probe the keys whose rest is over, in the background."""
         self._look()
         while self._due and self._due[0][0] <= self._projects.store.now() and len(self._probes) < AT_ONCE:
             _, key_id = heapq.heappop(self._due)
@@ -77,40 +88,37 @@ class Recovery:
         deadline: float,
         tools: Collection[str] = (),
     ) -> bool:
-        """Nothing can serve a request, which would be refused now. True: it should look again, because a key was found
-        well, or because it may try a project that rests."""
+        """Called before a request is refused. True: it should look again, because a key was found well, or because it
+        may try a project that rests."""
         if not any(refusal.why.kind in RESTS for refusal in refusals.values()):
             return False
-        before = self._projects.health.value
+        request, document = _Request(model, tried, refusals, tools), self._projects.health
+        before = document.value
         if not self._projects.store_health.down:
             with suppress(StoreUnavailableError):
-                await self._projects.health.refresh(FRESH)
-        if self._projects.health.value is not before and self._usable(model, tried, refusals, tools):
-            return True
-        if await self._keys_well(model, tried, refusals, deadline, tools):
-            return True
-        return await self._trial(model, tried, refusals)
+                await document.refresh(FRESH)
+        return (
+            (document.value is not before and self._is_served(request))
+            or await self._probed(request, deadline)
+            or await self._may_try(request)
+        )
 
     def worth_a_wait(self, refusals: Mapping[str, Refusal]) -> dict[str, Refusal]:
-        """The refusals whose rest a request should wait for. A key that Google refused twice is probably wrong: no
-        request waits for it. A key that was refused once is waited for until its free call is answered."""
+        """The refusals whose rest a request should wait for. A key that was refused once is waited for until its free
+        call is answered. A key that Google refused twice is probably wrong: no request waits for it."""
         if self.free_call is None:
             return dict(refusals)
         self._look()
         soon = self._projects.store.now() + SOONEST
         worth: dict[str, Refusal] = {}
         for name, refusal in refusals.items():
-            asked = self._asked_of(name) if refusal.why.cause in PROBED else ()
-            if asked and not self._refused.issuperset(asked):
-                worth[name] = refusal._replace(until=min(refusal.until, soon))
-            elif not asked:
+            project = self._projects.by_name.get(name) if refusal.why.cause in PROBED else None
+            waiting = {key.id for key in project.keys if key.id in self._keys} if project is not None else set()
+            if not waiting:
                 worth[name] = refusal
+            elif waiting - self._refused:
+                worth[name] = refusal._replace(until=min(refusal.until, soon))
         return worth
-
-    def _asked_of(self, name: str) -> list[str]:
-        """The keys of a project that wait for a probe."""
-        project = self._projects.by_name.get(name)
-        return [key.id for key in project.keys if key.id in self._keys] if project is not None else []
 
     def end(self, within: float) -> None:
         """The process stops: requests that still wait for a free call then get StoppingError."""
@@ -124,12 +132,13 @@ class Recovery:
     # --- keys -----------------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
-        """Which keys wait for a probe, and when; again only when keys or their health changed."""
+        """Find the keys that wait for a probe, if keys or their health changed since the last look."""
         value, by_name = self._projects.health.value, self._projects.by_name
         if self._seen is not None and self._seen[0] is value and self._seen[1] is by_name:
             return
         self._seen = (value, by_name)
         waiting = {key_id: entry for key_id, entry in value.keys.items() if health.awaits_probe(entry)}
+        self.keys_wait = bool(waiting)
         keys: dict[str, Key] = {}
         if waiting:
             everyone = (key for project in by_name.values() for key in project.keys)
@@ -143,19 +152,18 @@ class Recovery:
         ]
         heapq.heapify(self._due)
 
-    async def _keys_well(
-        self, model: str, tried: Tried, refusals: Mapping[str, Refusal], deadline: float, tools: Collection[str]
-    ) -> bool:
-        """Ask about the keys that could serve, also before their rests end, until one is well or none is left to ask.
-        Requests that come meanwhile wait for the same calls."""
+    async def _probed(self, request: _Request, deadline: float) -> bool:
+        """Probe the keys that could serve the request, also before their rests end, until one is well or none is left.
+        Requests that come meanwhile wait for the same free calls."""
         waiting: dict[str, Key] | None = None
         wanted: frozenset[str] = frozenset()
         while True:
             self._look()
-            if waiting is not self._keys:  # somebody is well, or new
-                if waiting is not None and self._usable(model, tried, refusals, tools):
+            if waiting is not self._keys:  # a key is well, or new
+                if waiting is not None and self._is_served(request):
                     return True
-                waiting, wanted = self._keys, self._wanted(tried, refusals)
+                waiting, refusals, used = self._keys, request.refusals, request.tried.keys
+                wanted = frozenset(id_ for id_, key in waiting.items() if key.project in refusals and id_ not in used)
             now = self._projects.store.now()
             if self.free_call is not None and len(self._probes) < AT_ONCE:
                 self._ask(wanted, now)
@@ -171,32 +179,28 @@ class Recovery:
                 stops.cancel()
 
     def _ask(self, wanted: Collection[str], now: float) -> None:
-        """Start as many probes as there may be, of the keys asked longest ago."""
+        """Start as many probes as there may be, those of the keys first that were probed longest ago."""
         entries = self._projects.health.value.keys
         due = []
         for key_id in wanted:
             entry = entries.get(key_id)
             if entry is not None and key_id not in self._probes:
                 asked = self._asked.get(key_id, entry.since)
-                if now - asked >= _spacing(entry):
+                if now - asked >= min(SLOWEST, SOONEST * 2.0 ** min(entry.streak - 1, 8)):
                     due.append((asked, key_id))
         for _, key_id in heapq.nsmallest(AT_ONCE - len(self._probes), due):
             self._start(key_id)
 
-    def _wanted(self, tried: Tried, refusals: Mapping[str, Refusal]) -> frozenset[str]:
-        """The keys that wait for a probe and could serve this request then."""
-        waiting = self._keys.items()
-        return frozenset(key_id for key_id, key in waiting if key.project in refusals and key_id not in tried.keys)
-
-    def _usable(self, model: str, tried: Tried, refusals: Mapping[str, Refusal], tools: Collection[str]) -> bool:
-        """Whether one of those that were set aside is not any more."""
+    def _is_served(self, request: _Request) -> bool:
+        """Whether a project that was set aside can serve the request now."""
+        model, tried, refusals, tools = request
         projects, now = self._projects, self._projects.store.now()
         for name, refusal in refusals.items():
             project = projects.by_name.get(name)
-            if project is None or refusal.why.kind != "aside":
-                continue
-            if isinstance(projects.usable_key(project, model, tried.keys, now, tools=tools), Key):
-                return True
+            if project is not None and refusal.why.kind == "aside":
+                found = projects.usable_key(project, model, tried.keys, now, tools=tools)
+                if isinstance(found, Key):
+                    return True
         return False
 
     def _start(self, key_id: str) -> None:
@@ -217,7 +221,7 @@ class Recovery:
     async def _probe(self, key: Key) -> None:
         verdict = None if self.free_call is None else await self.free_call(key)
         if verdict is None or verdict.blames in ("model", "gateway"):
-            return  # nothing was said of the key
+            return  # it says nothing about the key
         if verdict.blames == "key":
             self._refused.add(key.id)
             await self._projects.set_aside("keys", key.id, verdict)
@@ -226,40 +230,40 @@ class Recovery:
             await self._projects.set_aside("projects", key.project, verdict)
         await self._projects.health.note(partial(health.found_well, key_id=key.id))
         log.warning(
-            "the key %s is taken by Google again, and serves from now on",
+            "Google accepts the key %s again: it serves from now on",
             key.id,
             extra={"event": "well-again", "kind": "key", "subject": key.id},
         )
 
     # --- projects, models, quotas -----------------------------------------------------------------------------------
 
-    async def _trial(self, model: str, tried: Tried, refusals: Mapping[str, Refusal]) -> bool:
-        """Let this request try what was tried longest ago, if nobody else can serve it. One at a time for each."""
+    async def _may_try(self, request: _Request) -> bool:
+        """Let this request try the project that was tried longest ago, if no other can serve it soon. Each is tried by
+        one request at a time."""
+        tried, refusals = request.tried, request.refusals
         if len(tried.tries) >= MOST_TRIES or any(_serves_soon(refusal.why) for refusal in refusals.values()):
             return False
         now = self._projects.store.now()
-        due = [(when, name) for name, when in self._tries(model, tried, refusals, now) if now - when >= TRY_EVERY]
+        due = [(when, name) for name, when in self._last_tries(request, now) if now - when >= TRY_EVERY]
         if not due:
             return False
         _, name = min(due)
-        self._tried[name, model] = now
+        self._tried[name, request.model] = now
         tried.tries.add(name)
         tried.trials.add(name)
-        owned = self._projects.quotas.get((name, self._projects.bucket(model)))
+        owned = self._projects.quotas.get((name, self._projects.bucket(request.model)))
         if owned is not None and owned.document.value.cooldown is not None:
             await owned.document.note(quota.try_early)
         return True
 
-    def _tries(
-        self, model: str, tried: Tried, refusals: Mapping[str, Refusal], now: float
-    ) -> Iterator[tuple[str, float]]:
-        """The projects that a request may try, and when they were tried last."""
+    def _last_tries(self, request: _Request, now: float) -> Iterator[tuple[str, float]]:
+        """The projects that a request may try, and when each was tried last."""
+        model, tried, refusals, _ = request
         if len(self._tried) >= max(MOST_REMEMBERED, MOST_REMEMBERED_EACH * len(self._projects.by_name)):
             self._tried.clear()
         aside = self._projects.health.value
         for name, refusal in refusals.items():
-            project = self._projects.by_name.get(name)
-            if project is None or name in tried.projects or name in tried.tries:
+            if name not in self._projects.by_name or name in tried.projects or name in tried.tries:
                 continue
             cause, kind, tool = refusal.why
             if kind == "cooling" and cause in HALF_OPEN:
@@ -273,10 +277,6 @@ class Recovery:
                     yield name, self._tried.get((name, model), max(since))
 
 
-def _spacing(entry: Aside) -> float:
-    return min(SLOWEST, SOONEST * 2.0 ** min(entry.streak - 1, 8))
-
-
 def _serves_soon(why: Why) -> bool:
-    """Not if it rests, nor if the pool's own counts leave no room for long."""
+    """Whether the refusal passes soon: not if something rests, nor if the pool's own counts leave no room for long."""
     return why.kind == "probing" or (not why.kind and why.cause not in LASTING)

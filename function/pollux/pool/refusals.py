@@ -12,17 +12,17 @@ from pollux.pool.windows import Limits, Want, day_of
 
 NAMED_MOST = 5
 ASKED_WITHIN = 60.0
-"""While no key is usable, requests make the gateway ask about the keys at least this often, so that no client has to
-stay away longer."""
+"""While no key is usable, requests make the gateway probe the keys at least this often, so that no client needs to wait
+longer."""
 _HOPE = ("QUOTA_BUSY", "QUOTA_EXHAUSTED_TODAY", "TOO_LARGE_FOR_QUOTA", "MODEL_NOT_AVAILABLE")
-"""Where projects refuse for different causes, the client gets the first of these errors: it may come true soonest."""
+"""If projects refuse for different causes, the client gets the first of these errors, as it passes the soonest."""
 
 Kind = Literal["", "cooling", "probing", "aside"]
 
 
 class Why(NamedTuple):
-    """`cause`: one of `causes`. `kind`: "cooling", a quota rests; "probing", one request tries whether its rest can
-    end; "aside", a key, a project, a model or a `tool` rests; "": the pool's own counts leave no room."""
+    """`cause`: a name of `causes`. `kind`: "cooling": a quota rests; "probing": one request tries if its rest can end;
+    "aside": a key, project, model or `tool` rests; "": the pool's own counts leave no room."""
 
     cause: str
     kind: Kind = ""
@@ -37,7 +37,7 @@ BUSY, PAUSED, STORE_DOWN, DISABLED = Why("busy"), Why("paused"), Why("store-down
 
 
 class Refusal(NamedTuple):
-    """No slot up to the deadline. `until`: when it is worth asking again; inf: never, it does not fit at all."""
+    """No slot up to the deadline. `until`: when to ask again; inf: never, as the want exceeds a limit."""
 
     until: float
     why: Why
@@ -59,7 +59,7 @@ def words(why: Why) -> str:
 def problem(
     model: str, refusals: Mapping[str, Refusal], now: float, *, want: Want, limits: Collection[Limits] = ()
 ) -> GatewayError:
-    """The client's error when no project has a slot in time. `limits`: those of every project for the model."""
+    """The client's error when no project has a slot in time. `limits`: the limits of every project for the model."""
     found = {project: refusal.why.cause for project, refusal in refusals.items()}
     until = min((refusal.until for refusal in refusals.values()), default=math.inf)
     wait = max(0.0, until - now)
@@ -109,7 +109,7 @@ def _counted(found: Mapping[str, str]) -> str:
 
 
 def of_owner(error: GatewayError, owner: str | None, names: Collection[str]) -> GatewayError:
-    """The same error, with the only project that may serve the request and what it owns: others may have had room."""
+    """The same error, naming the only project that can serve the request and what it owns."""
     if owner is None:
         return error
     said = f"{error.message}; only project {owner} can serve the request"
@@ -120,38 +120,32 @@ def of_owner(error: GatewayError, owner: str | None, names: Collection[str]) -> 
 
 
 def busy(attempts: int, owner: str | None = None) -> GatewayError:
-    """There is no time for another attempt, though a project may have room."""
+    """The client's error when the time is over though a project may have room."""
     were = "1 attempt was" if attempts == 1 else f"{attempts} attempts were"
     then = "another project may serve the next one" if owner is None else f"only project {owner} can serve it"
     message = f"{were} refused; {then}"
     return GatewayError("QUOTA_BUSY", message, retry_after=1.0)
 
 
-class NoSlot(NamedTuple):
-    """Why no slot was found, for the journal. `cause`: full, no-key or too-large."""
-
-    cause: str
-    detail: str
-
-
 def no_slot(
     model: str, refusals: Mapping[str, Refusal], now: float, deadline: float, want: Want, limits: Collection[Limits]
-) -> NoSlot:
-    """`limits`: those of every project, if there are no refusals because all projects were asked before."""
+) -> tuple[str, str]:
+    """Why no slot was found, for the journal: "full", "no-key" or "too-large", and the details. `limits`: the limits of
+    every project, if there are no refusals because all projects were asked before."""
     if not refusals:
         if not limits:
-            return NoSlot("no-key", "there is no enabled key in the pool")
-        if all(_never_fits(want, known) for known in limits):
-            return NoSlot("too-large", f"the request {_too_large(model, want, limits)}")
-        return NoSlot("full", "every project that may serve it was asked already")
+            return "no-key", "there is no enabled key in the pool"
+        if all(min(known.get("tpm", math.inf), known.get("tpd", math.inf)) < want.tokens for known in limits):
+            return "too-large", f"the request {_too_large(model, want, limits)}"
+        return "full", "every project that may serve it was asked already"
     first = min(refusals.values())
     found = {refusal.why.cause for refusal in refusals.values()}
     cause = "no-key" if found <= KEYLESS else "too-large" if found == {"too-large"} else "full"
-    return NoSlot(cause, words(first.why) + _too_late(first, now, deadline))
+    return cause, words(first.why) + _too_late(first, now, deadline)
 
 
 def _too_late(refusal: Refusal, now: float, deadline: float) -> str:
-    """How much too late the next slot is. What is set aside has none."""
+    """By how much the next slot is too late. What is set aside has no next slot."""
     if refusal.why.kind == "aside" or not deadline < refusal.until < math.inf:
         return ""
     patience = max(0.0, deadline - now)
@@ -161,12 +155,8 @@ def _too_late(refusal: Refusal, now: float, deadline: float) -> str:
     return f"{free}, {refusal.until - deadline:.1f} s later than the request may wait ({patience:.1f} s)"
 
 
-def _never_fits(want: Want, known: Limits) -> bool:
-    return any(name in known and known[name] < amount for name, amount in (("tpm", want.tokens), ("tpd", want.tokens)))
-
-
 def unusable(refusals: Mapping[str, Refusal]) -> str:
-    """For an operator, when no project may serve anything."""
+    """For an operator: why no project can serve anything."""
     if not refusals:
         return "there is no usable key in the pool, so every request gets 503: add one with `pollux keys add`"
     found = {project: refusal.why.cause for project, refusal in refusals.items()}
@@ -177,7 +167,7 @@ def unusable(refusals: Mapping[str, Refusal]) -> str:
 
 
 def _too_large(model: str, want: Want, limits: Collection[Limits]) -> str:
-    """The request's size and the largest limit."""
+    """The request's size and the limit that it exceeds."""
     for name, amount, unit in (
         ("tpm", want.tokens, "input tokens"),
         ("tpd", want.tokens, "input tokens"),

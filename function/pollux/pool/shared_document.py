@@ -1,8 +1,5 @@
-"""A document that several instances write: its last seen value, and commits of which one is under way at a time. All
-changes that wait meanwhile go with the next one.
-
-What a value means is known to its owner (`roster`, for quotas and for health). Here it is changed by functions that can
-be run again after a conflict.
+"""A document that several instances write: its last seen value, and its commits, one at a time. Changes that come while
+a commit is under way go with the next one. A change is a function, which runs again after a conflict.
 """
 
 import asyncio
@@ -20,18 +17,18 @@ log = logging.getLogger("pollux.store")
 T = TypeVar("T")
 R = TypeVar("R")
 Change = Callable[[T, float], tuple[T, R]]
-"""(value, time) -> (value, result). Runs again after a conflict: it must not remember anything of the first run."""
+"""(value, time) -> (value, result). It runs again after a conflict, so it must not have side effects."""
 Update = Callable[[T, float], T]
-"""The same without a result, for changes that nobody waits for."""
+"""The same without a result, for changes in the background: no caller waits for their commit."""
 
 _Entry = tuple[Change[T, Any], "asyncio.Future[Any]", Callable[[Any], Update[T] | None] | None]
 
 MOST_CONFLICTS = 50
 MOST_UNCOMMITTED = 2000
-"""While the store does not answer, no more changes than that are kept for it. `is_full` comes before."""
+"""The most changes that are kept while the store does not answer."""
 FULL = 1000
 AGAIN_AFTER = 1.0
-"""While the store does not answer, commits that nobody waits for are tried at most so often, in seconds."""
+"""Seconds between two commits in the background while the store does not answer."""
 WRITER_FOR = 60.0
 UNKNOWN_KEPT = 64
 
@@ -41,28 +38,28 @@ Marks = dict[str, list[float]]
 
 @dataclass(slots=True)
 class Writers:
-    """Who wrote a document lately, and which of this instance's own commits it holds though their answers were lost.
+    """Who wrote a document lately, and whether it contains a commit of this instance whose answer was lost.
 
-    Each commit carries its instance's next number in the document's `writers`: an instance that finds its own last
-    number there knows that the commit was applied.
+    Each commit writes the next number of its instance into the document's `writers`: an instance that finds its own
+    last number there knows that the commit was applied.
     """
 
     me: str
     sequence: int = 0
     marks: Marks = field(default_factory=dict)
     _unknown: dict[int, int] = field(default_factory=dict)
-    """Commits that may or may not have been applied: number -> how many changes that nobody waits for they had."""
+    """Commits that may or may not have been applied: number -> how many changes in the background they had."""
 
     def sign(self, now: float, uncommitted: int) -> Marks:
-        """The marks for the next commit, with which so many changes that nobody waits for go along."""
+        """The marks for the next commit. `uncommitted`: how many changes in the background it contains."""
         self.sequence += 1
         self._unknown[self.sequence] = uncommitted
         self._unknown.pop(self.sequence - UNKNOWN_KEPT, None)
         return self.recent(self.marks, now) | {self.me: [self.sequence, now]}
 
     def recent(self, marks: Mapping[str, list[float]], now: float) -> Marks:
-        """Those of the last minute that may still run, and this instance's own, however old: the answer to a commit may
-        have been lost as long ago."""
+        """The marks of the last minute, without processes that have ended, and this instance's own, however old: the
+        answer to its commit may have been lost as long ago."""
         return {
             name: mark
             for name, mark in marks.items()
@@ -76,13 +73,13 @@ class Writers:
         return len(self.marks) < 2 or self.names(now) == {self.me}
 
     def read(self, marks: Marks, *, changed: bool) -> int:
-        """Take over what the document says. Gives how many of the changes that nobody waits for are in it: if it
-        changed, one of the commits whose answers were lost was applied, or none can be any more."""
+        """Take over what the document says. Returns how many changes in the background it contains: if it changed, one
+        of the commits whose answers were lost was applied, or none can be any more."""
         self.marks = marks
         applied = self._unknown.get(int(self._mark()), 0) if changed else 0
         if changed:
             self._unknown.clear()
-        self.sequence = max(self.sequence, int(self._mark()))  # of one that was forgotten and made anew
+        self.sequence = max(self.sequence, int(self._mark()))  # larger if this object was forgotten and made anew
         return applied
 
     def committed(self, marks: Marks) -> None:
@@ -91,7 +88,7 @@ class Writers:
 
     @property
     def holds_last(self) -> bool:
-        """The document holds the last commit that was tried."""
+        """Whether the document contains the last commit that was tried."""
         return self._mark() == self.sequence
 
     def _mark(self) -> float:
@@ -100,14 +97,14 @@ class Writers:
 
 @dataclass(slots=True)
 class Codec(Generic[T]):
-    """How a value becomes a document and back, what it is when there is none, and what is dropped as time goes by."""
+    """How a value becomes a document and back, its value without a document, and what is dropped with time."""
 
     empty: T
     pack: Callable[[T], Document]
     unpack: Callable[[Mapping[str, Any]], T]
     tidy: Callable[[T, float], T]
     keeps: float | None = None
-    """Seconds after its last commit when a document may be forgotten; None: never."""
+    """Seconds after the last commit when the document may be deleted; None: never."""
 
 
 class SharedDocument(Generic[T]):
@@ -119,7 +116,7 @@ class SharedDocument(Generic[T]):
         """Called whenever `value` became another one."""
         self.counters = Counters()
         self.mine = False
-        """The last commit that this instance knows of was its own."""
+        """The last commit that this instance knows of is its own."""
         self.value: T = codec.empty
         self.seen_at = float("-inf")
         self.committed_at = float("-inf")
@@ -130,7 +127,7 @@ class SharedDocument(Generic[T]):
         self._writers = Writers(writer)
         self._waiting: list[_Entry[T]] = []
         self._due = False
-        """The uncommitted changes are to be committed now, not with the next commit that is needed anyway."""
+        """The changes in the background are to be committed now, not with the next commit that is needed anyway."""
         self._uncommitted: list[Update[T]] = []
         self._tried_at = float("-inf")
         self._later: asyncio.TimerHandle | None = None
@@ -138,9 +135,8 @@ class SharedDocument(Generic[T]):
         self._reading: asyncio.Task[None] | None = None
 
     def apply(self, change: Change[T, R], undo: Callable[[R], Update[T] | None] | None = None) -> "asyncio.Future[R]":
-        """Change the value; the future is done when that is committed. Cancelling it does not cancel the commit: if
-        that was made already, `undo` tells what takes it back.
-        """
+        """Change the value; the future is done when that is committed. Cancelling it cancels no commit: if that
+        was made already, `undo` returns the change that takes it back."""
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((change, future, undo))
         self._start()
@@ -152,7 +148,7 @@ class SharedDocument(Generic[T]):
         try:
             return await future
         except asyncio.CancelledError:
-            # The result may have come in the same turn of the loop: then it is taken back here.
+            # If the result came in the same iteration of the loop, it must be taken back here.
             if future.done() and not future.cancelled() and future.exception() is None:
                 self._take_back(undo(future.result()))
             raise
@@ -162,13 +158,13 @@ class SharedDocument(Generic[T]):
             self.submit(update)
 
     def submit(self, update: Update[T]) -> None:
-        """Change the value and start a commit that nobody waits for. If that fails, the change goes with the next."""
+        """Change the value and commit in the background. If that fails, the change goes with the next commit."""
         self.add_to_next_commit(update)
         self._due = True
         self._start()
 
     def add_to_next_commit(self, update: Update[T]) -> None:
-        """Change the value with the next commit, whenever that is. It is seen here at once."""
+        """Change the value here at once, and in the store with the next commit, whenever that is."""
         if len(self._uncommitted) < MOST_UNCOMMITTED:
             self._uncommitted.append(update)
         else:
@@ -178,11 +174,11 @@ class SharedDocument(Generic[T]):
 
     @property
     def is_full(self) -> bool:
-        """Too many uncommitted changes: nothing more should be booked here."""
+        """Too many uncommitted changes: stop booking."""
         return len(self._uncommitted) >= FULL
 
     def submit_later(self, update: Update[T]) -> None:
-        """As `submit`, for a store that does not answer: it is not asked again with every change."""
+        """As `submit`, for a store that does not answer: not every change tries a commit."""
         if self._store.now() - self._tried_at >= AGAIN_AFTER:
             self.submit(update)
         else:
@@ -199,7 +195,7 @@ class SharedDocument(Generic[T]):
             self.add_to_next_commit(update)
 
     def commit_soon(self, every: float) -> None:
-        """Commit the uncommitted changes, now or as soon as the last commit is `every` seconds ago."""
+        """Commit the changes in the background as soon as the last commit is `every` seconds ago."""
         if not self._uncommitted:
             return
         wait = self.committed_at + every - self._store.now()
@@ -215,17 +211,17 @@ class SharedDocument(Generic[T]):
 
     @property
     def busy(self) -> bool:
-        """A commit is under way: what the store holds may be older than what is known here."""
+        """A commit is under way: what the store holds may be older than the value here."""
         return self._task is not None
 
     @property
     def uncommitted(self) -> int:
-        """How many changes wait for the next commit, which nobody waits for."""
+        """How many changes in the background wait for the next commit."""
         return len(self._uncommitted)
 
     @property
     def writers(self) -> frozenset[str]:
-        """The instances that wrote this document within the last minute, as far as is known; this one included."""
+        """The instances that wrote this document within the last minute, and this one."""
         return self._writers.names(self._store.now())
 
     @property
@@ -234,20 +230,22 @@ class SharedDocument(Generic[T]):
 
     @property
     def tries(self) -> int:
-        """Grows with every commit tried: shows whether an answer is older than a commit."""
+        """Grows with every commit that is tried: shows whether an answer is older than a commit."""
         return self._writers.sequence
 
     async def flush(self) -> None:
-        """Commit the uncommitted changes and wait for every commit under way."""
-        while self._task is not None:
-            await asyncio.shield(self._task)
+        """Commit all changes and wait for every commit under way."""
+        await self._idle()
         if self._uncommitted:
             self._start()
+            await self._idle()
+
+    async def _idle(self) -> None:
         while self._task is not None:
             await asyncio.shield(self._task)
 
     async def refresh(self, older_than: float) -> None:
-        """Read the document again if the last read is older than that many seconds; once, however many ask."""
+        """Read the document if the last read is older than `older_than` seconds; once for all callers."""
         if self._store.now() - self.seen_at <= older_than:
             return
         if self._task is not None:  # the commit under way tells as much as a read
@@ -265,10 +263,8 @@ class SharedDocument(Generic[T]):
             task.exception()
 
     def saw(self, found: tuple[Document, Version] | None, asked: int | None = None) -> None:
-        """Take over what the store holds. A document that vanished is written again from the value known here.
-
-        `asked`: `tries` when the read began. If a commit was tried since, the answer is older than the value here.
-        """
+        """Take over what the store holds. A document that vanished is written again from the value here. `asked`: the
+        `tries` when the read began; if a commit was tried since, the answer is older than the value here."""
         if asked is not None and (self._task is not None or asked != self._writers.sequence):
             return
         now = self._store.now()
@@ -276,7 +272,7 @@ class SharedDocument(Generic[T]):
             self._version = None
         else:
             document, version = found
-            # First of all: a document that cannot be read is never overwritten.
+            # This comes first, so that a document that cannot be read is never overwritten.
             value, writers = self._unpacked(document, now)
             changed = version != self._version
             del self._uncommitted[: self._writers.read(writers, changed=changed)]
@@ -291,7 +287,7 @@ class SharedDocument(Generic[T]):
     def _unpacked(self, document: Document, now: float) -> tuple[T, Marks]:
         try:
             return self._codec.unpack(document), self._writers.recent(document.get("writers", {}), now)
-        except Exception as error:  # another program's document, or a newer version's: an error, never a guess
+        except Exception as error:  # the document of another program, or of a newer version
             said = str(error) if isinstance(error, ValueError) else f"it cannot be read ({type(error).__name__})"
             raise StoreError(f"document {self.name!r} of the store: {said}; mend or delete it") from error
 
@@ -310,14 +306,14 @@ class SharedDocument(Generic[T]):
     async def _run(self) -> None:
         try:
             while True:
-                # A change that can be undone and whose caller has left need not be made.
+                # Skip changes that can be undone if their callers have left.
                 waiting = [entry for entry in self._waiting if entry[2] is None or not entry[1].cancelled()]
                 self._waiting, self._due = [], False
                 began = asyncio.get_running_loop().time()
                 try:
                     results = await self._commit([entry[0] for entry in waiting])
-                except Exception as error:  # whatever it is, the callers that wait must get it
-                    if asyncio.get_running_loop().time() - began > SLOW:  # those that came meanwhile waited long too
+                except Exception as error:  # the callers that wait must get it, whatever it is
+                    if asyncio.get_running_loop().time() - began > SLOW:  # callers that came meanwhile waited long too
                         waiting, self._waiting = waiting + self._waiting, []
                     self._fail(waiting, error)
                     return
@@ -326,7 +322,7 @@ class SharedDocument(Generic[T]):
                         future.set_result(result)
                     elif undo is not None:
                         self._take_back(undo(result))
-                if not self._waiting and not self._due:  # other uncommitted changes wait for the next commit
+                if not self._waiting and not self._due:
                     return
         finally:
             self._task = None
@@ -334,7 +330,7 @@ class SharedDocument(Generic[T]):
                 self._start()
 
     def _fail(self, waiting: "list[_Entry[T]]", error: Exception) -> None:
-        if self._uncommitted and not isinstance(error, StoreUnavailableError):  # of that `StoreHealth` tells, once
+        if self._uncommitted and not isinstance(error, StoreUnavailableError):  # which `StoreHealth` logs, once
             log.warning("uncommitted changes of %s wait for a later commit: %s", self.name, error)
         for _, future, _ in waiting:
             if not future.done():
@@ -377,8 +373,8 @@ class SharedDocument(Generic[T]):
         raise StoreUnavailableError(f"document {self.name!r} changed {MOST_CONFLICTS} times while one commit was tried")
 
     async def _was_applied(self, within: float | None = None) -> bool:
-        """After a lost answer: whether the document has the number of this instance's last commit. `within`: wait only
-        so long for a store that did not answer before."""
+        """After a lost answer: whether the document has the number of this instance's last commit. `within`: how long
+        to wait for a store that did not answer before."""
         try:
             async with asyncio.timeout(within):
                 found = await self._read()

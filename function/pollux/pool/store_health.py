@@ -1,4 +1,4 @@
-"""How the store does: what it was asked for, how long that took, and whether it can be relied upon just now."""
+"""Whether the store works: what it was asked for, how long that took, and whether it is down or slow."""
 
 import asyncio
 import logging
@@ -17,8 +17,8 @@ T = TypeVar("T")
 SLOW = 1.0
 SLOW_IN_A_ROW = 3
 IDLE = 10.0
-"""After so many seconds without a call, a slow first answer does not count: the process may have been frozen, or the
-connection closed."""
+"""Seconds without a call after which a slow answer does not count: the process may have been frozen or the connection
+closed."""
 KEPT = 1000
 
 
@@ -33,16 +33,16 @@ class Counters:
 
 @dataclass(slots=True)
 class StoreUse(Counters):
-    """What one request asked of it, and how long it waited for that."""
+    """What one request asked of the store, and how long it waited for that."""
 
     seconds: float = 0.0
 
 
 class StoreHealth:
-    """The store as all documents of a process use it: counted, timed and judged.
+    """Counts, times and judges all calls of a process to its store.
 
-    Trouble is "down" from a call that was not answered until one that is (of a commit: until a commit is), and "slow"
-    after three slow commits in a row until a quick one.
+    `trouble` is "down" after a call failed, until one succeeds (if a commit failed, until a commit succeeds). It is
+    "slow" after three slow commits in a row, until a quick one.
     """
 
     def __init__(self, store: Store) -> None:
@@ -69,11 +69,11 @@ class StoreHealth:
         return await self._timed(self.store.read(names))
 
     async def scan(self, prefix: str) -> Mapping[str, tuple[Document, Version]]:
-        """For an operator, and so not among what requests cost."""
+        """For an operator, so not counted among what requests cost."""
         return await self._timed(self.store.scan(prefix), counted=False)
 
     async def commit(self, name: str, document: Document, version: Version | None, counters: Counters) -> Version:
-        """`counters` of the document count with those of the process."""
+        """`counters`: those of the document, which count beside those of the process."""
         for each in (counters, self.counters):
             each.commits += 1
         try:
@@ -154,13 +154,12 @@ class StoreHealth:
 
 
 def _clock() -> Callable[[], float]:
-    """The loop's, which tests set as they like; but uvloop's counts whole milliseconds."""
+    """The loop's, which tests replace; but uvloop's has only whole milliseconds."""
     loop = asyncio.get_running_loop()
     return time.monotonic if type(loop).__module__.startswith("uvloop") else loop.time
 
 
 def _spread(times: deque[float]) -> dict[str, float] | None:
-    """Of the last thousand."""
     if not times:
         return None
     ordered = sorted(times)

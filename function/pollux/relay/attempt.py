@@ -13,7 +13,8 @@ from pollux.gemini.errors import GatewayError
 from pollux.gemini.stream import StreamReader
 from pollux.gemini.verdict.rules import Verdict
 from pollux.pool.feedback import Feedback
-from pollux.pool.pool import Pool, Reservation, Tried
+from pollux.pool.pool import Pool
+from pollux.pool.reservation import Reservation, Tried
 from pollux.relay.journal import Attempt
 from pollux.relay.passing import collect, nothing_to_settle, pass_on, pass_stream
 from pollux.relay.request import Request
@@ -75,7 +76,7 @@ class Attempts:
             tried.reread.add(key.id)
             if await self._keyring.reread(key.id):
                 return True
-        await self._feedback.set_aside(key.id, verdict)
+        await self._feedback.set_aside("keys", key.id, verdict)
         return False
 
     async def give(self, request: Request, failure: Failure) -> None:

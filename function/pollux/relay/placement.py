@@ -1,6 +1,6 @@
 """Where a request may go, how a project is made ready and the request rewritten for it, what a failure there means."""
 
-from pollux.pool.pool import Ask, Tried
+from pollux.pool.reservation import Ask, Tried
 from pollux.relay.send import Failure
 
 

@@ -11,7 +11,7 @@ from pollux.gemini.call import INTERACTION, Call, count_path, full_name, path_fo
 from pollux.gemini.estimate import estimate
 from pollux.gemini.guard import allowed_path
 from pollux.gemini.upload import Upload
-from pollux.pool.pool import Ask
+from pollux.pool.reservation import Ask
 from pollux.pool.windows import Want
 from pollux.relay.client import PassingBody, Receive, Scope
 from pollux.relay.journal import Record

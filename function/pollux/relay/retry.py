@@ -13,8 +13,8 @@ from pollux.backends.keys.contract import Key
 from pollux.gemini.names import is_resource_call
 from pollux.gemini.verdict.causes import PROBED
 from pollux.pool import refusals
-from pollux.pool.pool import Ask, Full, Reservation, Tried
 from pollux.pool.refusals import Refusal
+from pollux.pool.reservation import Ask, Full, Reservation, Tried
 from pollux.pool.windows import MINUTE_LIMITS, Want
 from pollux.relay.attempt import AGAIN_WITHIN, Attempts, LateError, backoff
 from pollux.relay.journal import Attempt
@@ -72,7 +72,7 @@ class Relay:
         chain = [wanted, *others] if request.fallback and not request.place.one_model else [wanted]
         request.record.wanted = wanted
         ask = request.ask(self._catalog.generation(wanted), self._catalog.kind(wanted))
-        limit = self.pool.candidates.smallest_token_limit(wanted)
+        limit = self.pool.candidates.known(wanted).tokens_a_minute
         if limit and ask.want.tokens * 4 > limit:
             ask = await self._sized(request, wanted, ask)
         request.record.estimated = ask.want.tokens
@@ -153,8 +153,8 @@ class Relay:
     def _note_full(self, request: Request, model: str, ask: Ask, tried: Tried, full: Full) -> None:
         asked_all = not full.refusals and (tried.projects or tried.keys)
         limits = self.pool.projects.limits_of_all(model) if asked_all else ()
-        said = refusals.no_slot(model, full.refusals, self.pool.now(), ask.deadline, ask.want, limits)
-        request.record.note(Attempt(model, "", "", said.cause, None, detail=said.detail))
+        cause, detail = refusals.no_slot(model, full.refusals, self.pool.now(), ask.deadline, ask.want, limits)
+        request.record.note(Attempt(model, "", "", cause, None, detail=detail))
 
     def _may_be_sent(self, request: Request, progress: Progress) -> bool:
         trouble = progress.troubles >= self._settings.max_attempts

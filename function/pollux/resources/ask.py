@@ -13,7 +13,7 @@ from pollux.backends.keys.contract import Key
 from pollux.backends.upstream import UpstreamError
 from pollux.gemini.body import total_tokens
 from pollux.gemini.verdict.rules import Verdict, judge
-from pollux.pool.pool import Tried
+from pollux.pool.reservation import Tried
 from pollux.relay.attempt import BACKOFF, Attempts
 from pollux.relay.passing import collect
 from pollux.relay.send import API_KEY, BEARER, CoveredAnswer, Failure, broken

@@ -17,7 +17,8 @@ from pollux.gemini.call import INTERACTION, read_target
 from pollux.gemini.errors import GatewayError
 from pollux.gemini.headers import client_deadline, upstream_headers
 from pollux.gemini.upload import read_upload
-from pollux.pool.pool import Pool, StoppingError
+from pollux.pool.pool import Pool
+from pollux.pool.reservation import StoppingError
 from pollux.relay.address import own_base
 from pollux.relay.client import (
     HEAD_MOST,

@@ -14,7 +14,8 @@ from weakref import WeakValueDictionary
 
 from pollux.backends.store.contract import ConflictError, Document, Version
 from pollux.gemini.errors import GatewayError
-from pollux.pool.pool import Pool, Tried
+from pollux.pool.pool import Pool
+from pollux.pool.reservation import Tried
 from pollux.relay.send import Failure
 from pollux.resources.ask import JsonAnswer
 from pollux.resources.ownership import Ownership

@@ -15,7 +15,8 @@ from pollux.gemini.names import GOOGLE, named_by, names_exactly, path_names
 from pollux.gemini.names import references as named_in_body
 from pollux.gemini.rewrite import may_be_named, renamed
 from pollux.gemini.rewrite import mentioned as files_mentioned
-from pollux.pool.pool import Ask, Pool, Tried
+from pollux.pool.pool import Pool
+from pollux.pool.reservation import Ask, Tried
 from pollux.relay.journal import Attempt
 from pollux.relay.request import Exchange
 from pollux.relay.send import Failure

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from pollux.backends.keys.contract import Key
 from pollux.backends.upstream import Streamed, UpstreamError
 from pollux.gemini.upload import session_target
-from pollux.pool.pool import Tried
+from pollux.pool.reservation import Tried
 from pollux.relay.client import header
 from pollux.relay.send import NO_CREDENTIAL, CoveredAnswer, Failure, broken
 from pollux.resources.ask import JSON, TRIES, Asker, JsonAnswer

@@ -18,7 +18,8 @@ from pollux.gemini.errors import ERRORS, GatewayError, error_body
 from pollux.gemini.names import below
 from pollux.gemini.rewrite import to_client
 from pollux.gemini.upload import Upload
-from pollux.pool.pool import Pool, Tried
+from pollux.pool.pool import Pool
+from pollux.pool.reservation import Tried
 from pollux.relay.client import PassingBody, header
 from pollux.relay.journal import Attempt, Record
 from pollux.relay.passing import Reply
