@@ -53,7 +53,7 @@ async def test_what_is_remembered_costs_the_store_nothing() -> None:
     await ownership.bind({"files/a": None, "files/b": None}, "p1", "alice")
     reads, commits = ownership._watch.counters.reads, store_of(ownership).commits
     for _ in range(3):
-        assert {bound.project for bound in (await ownership.owners(["files/a", "files/b"])).values()} == {"p1"}
+        assert {owner.project for owner in (await ownership.owners(["files/a", "files/b"])).values()} == {"p1"}
         await ownership.bind({"files/a": None}, "p1", "bob")
     assert (ownership._watch.counters.reads, store_of(ownership).commits) == (reads, commits)
     assert reads == 0
@@ -70,9 +70,9 @@ async def test_unknown_names_are_read_at_once_and_not_again_for_some_seconds() -
     assert store.reads == 1
     await (await instance(store)).bind({"files/a": None}, "p2", "alice")
     await store.sleep(ABSENT_FOR + 0.1)
-    bound = await owner_of(ownership, "files/a")
-    assert bound is not None
-    assert bound.project == "p2"
+    owner = await owner_of(ownership, "files/a")
+    assert owner is not None
+    assert owner.project == "p2"
     assert store.reads == 2
 
 
@@ -84,9 +84,9 @@ def test_a_binding_ends_as_such_things_do(name: str, days: int) -> None:
     async def months() -> None:
         ownership = await instance()
         await ownership.bind({name: None}, "p1", "alice")
-        bound = await owner_of(ownership, name)
-        assert bound is not None
-        assert bound.expires == pytest.approx(BEGAN + days * DAY)
+        owner = await owner_of(ownership, name)
+        assert owner is not None
+        assert owner.expires == pytest.approx(BEGAN + days * DAY)
         await store_of(ownership).sleep(days * DAY + 1)
         assert await owner_of(ownership, name) is None
         assert await owner_of(await instance(store_of(ownership)), name) is None
@@ -111,9 +111,9 @@ async def test_what_google_says_wins_over_what_was_written() -> None:
     other = await instance(store_of(one))
     await other.bind({"tunedModels/mine": None}, "p3", "bob")  # made anew elsewhere, under the same name
     third = await instance(store_of(one))
-    bound = await owner_of(third, "tunedModels/mine")
-    assert bound is not None
-    assert bound.project == "p3"
+    owner = await owner_of(third, "tunedModels/mine")
+    assert owner is not None
+    assert owner.project == "p3"
     one.forget("tunedModels/mine")
     found = await owner_of(one, "tunedModels/mine")
     assert found is not None
@@ -137,9 +137,9 @@ def test_trouble_of_the_store_is_told_and_this_instance_remembers(fault: str, ca
         ownership = await instance()
         store_of(ownership).faults = [fault]
         await ownership.bind({"files/a": None}, "p1", "alice")
-        bound = await owner_of(ownership, "files/a")
-        assert bound is not None
-        assert bound.project == "p1"
+        owner = await owner_of(ownership, "files/a")
+        assert owner is not None
+        assert owner.project == "p1"
 
     run()
     told = [

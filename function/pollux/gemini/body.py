@@ -222,6 +222,14 @@ def _after_space(text: str, at: int) -> int:
 # --- plain answers ---------------------------------------------------------------------------------------------------
 
 
+def json_of(data: bytes) -> Any:
+    """None if it is not JSON."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
 def total_tokens(body: bytes) -> int | None:
     """What countTokens answered."""
     found = _TOTAL.search(body)

@@ -2,13 +2,13 @@
 project before the client has it, and Google's addresses in it become ours.
 """
 
-import json
 import re
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
 from pollux.backends.upstream import UpstreamError
+from pollux.gemini.body import json_of
 from pollux.gemini.call import Call
 from pollux.gemini.names import GOOGLE, answer_names, names_exactly, path_names
 from pollux.gemini.rewrite import to_client
@@ -85,9 +85,7 @@ class Answers:
 
     async def bound(self, body: bytes, call: Call, project: str, client: str, own_base: Callable[[], str]) -> bytes:
         """Bind what the answer names; return it with our addresses."""
-        try:
-            document = json.loads(body)
-        except (ValueError, RecursionError):
+        if (document := json_of(body)) is None:
             return body
         await self._bind(document, call, project, client)
         return to_client(body, self._upstream, own_base()) if b"://" in body or b":\\/" in body else body
@@ -124,7 +122,4 @@ class Answers:
 def _data_of(event: bytes) -> Any:
     """The JSON of an event's data; None if it is not JSON."""
     lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
-    try:
-        return json.loads(b"\n".join(lines)) if lines else None
-    except (ValueError, RecursionError):
-        return None
+    return json_of(b"\n".join(lines))

@@ -3,7 +3,6 @@ a request, is a key well.
 """
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,7 +10,7 @@ from typing import Any, TypeVar
 from pollux.backends.keys import probe
 from pollux.backends.keys.contract import Key
 from pollux.backends.upstream import UpstreamError
-from pollux.gemini.body import total_tokens
+from pollux.gemini.body import json_of, total_tokens
 from pollux.gemini.verdict.rules import Verdict, judge
 from pollux.pool.reservation import Tried
 from pollux.relay.attempt import BACKOFF, Attempts
@@ -102,7 +101,8 @@ class Asker:
             return broken(key, error, self.pool.now())
         finally:
             answer.close()
-        return JsonAnswer(key, answer.status, _document(body) if complete else {})
+        document = json_of(body) if complete else None
+        return JsonAnswer(key, answer.status, document if isinstance(document, dict) else {})
 
     async def test_key(self, key: Key) -> Verdict | None:
         """What Google says to a call that takes no quota. None: the key's value cannot be read, or no answer came."""
@@ -122,11 +122,3 @@ class Asker:
                 return await self.upstream.send(key, "POST", target, JSON, body, whole=True)
         except TimeoutError:
             return None
-
-
-def _document(body: bytes) -> dict[str, Any]:
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        return {}
-    return document if isinstance(document, dict) else {}

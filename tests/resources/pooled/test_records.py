@@ -1,4 +1,4 @@
-"""pooled.records: a document that many change at once, in one instance and in several; remembered, and not trusted."""
+"""Documents of pooled files: changed at once by many requests and instances, cached, read again after a conflict."""
 
 import asyncio
 from dataclasses import replace
@@ -19,7 +19,7 @@ from tests.pools import FaultyStore
 FILE = PooledFile("files/a", "me", "00", 3, "text/plain", "", "hash", "p1", BEGAN, BEGAN + 1000)
 
 
-async def shelves(count: int, delay: float = 0.0) -> tuple[MemoryStore, list[FileRecords]]:
+async def instances_over_one_store(count: int, delay: float = 0.0) -> tuple[MemoryStore, list[FileRecords]]:
     inner = MemoryStore(now)
     await inner.open()
     return inner, [FileRecords(StoreHealth(FaultyStore(inner, lambda: delay))) for _ in range(count)]
@@ -32,7 +32,7 @@ def used(file: PooledFile) -> PooledFile:
 @pytest.mark.parametrize("instances", [1, 3])
 def test_no_change_is_lost(instances: int) -> None:
     async def scene() -> None:
-        _, all_ = await shelves(instances, 0.01)
+        _, all_ = await instances_over_one_store(instances, 0.01)
         await all_[0].put(FILE)
         await asyncio.gather(*(records.change(FILE.name, used) for records in all_ for _ in range(15)))
         file = await all_[0].read(FILE.name)
@@ -44,7 +44,7 @@ def test_no_change_is_lost(instances: int) -> None:
 
 def test_what_is_known_is_changed_with_one_commit_and_what_is_not_wanted_is_looked_at_again() -> None:
     async def scene() -> None:
-        inner, (_, two) = await shelves(2)
+        inner, (_, two) = await instances_over_one_store(2)
         store = FaultyStore(inner)
         one = FileRecords(StoreHealth(store))
         await one.put(FILE)
@@ -65,7 +65,7 @@ def test_what_is_known_is_changed_with_one_commit_and_what_is_not_wanted_is_look
 
 def test_what_ended_or_was_deleted_is_not_there() -> None:
     async def scene() -> None:
-        inner, (one, two) = await shelves(2)
+        inner, (one, two) = await instances_over_one_store(2)
         await one.put(FILE)
         assert await two.find(FILE.name) == FILE
         await one.remove(FILE)

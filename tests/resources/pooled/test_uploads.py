@@ -6,9 +6,10 @@ import json
 import pytest
 
 from gemini_simulator import Fault
+from pollux.backends.keys.contract import Key
 from pollux.backends.store.memory import MemoryStore
 from pollux.resources.upload_token import LIFETIME
-from tests.gateway import HOST, TOKEN, call, now, play, projects
+from tests.gateway import HOST, TOKEN, Keys, call, now, play, projects
 from tests.resources.pooled.scenes import (
     AT,
     FILES,
@@ -348,6 +349,21 @@ def test_every_project_that_may_take_the_file_is_asked() -> None:
                 upstream.simulator.faults.append(Fault(kind="invalid-key", verb="upload.start", project=f"p{number}"))
             file = await upload(app, TEXT)
             assert owned(upstream.simulator)[file["name"]] == "p8"
+
+    play(scene)
+
+
+def test_an_upload_that_does_not_begin_is_tried_with_the_projects_other_key_and_again() -> None:
+    async def scene() -> None:
+        keys = Keys([Key("k1", "p1"), Key("k2", "p1")])
+        upstream = google(keys)
+        async with gateway(upstream, keys, MemoryBlobs()) as app:
+            upstream.simulator.faults.append(Fault(kind="invalid-key", verb="upload.start", key="k1"))
+            upstream.simulator.faults.append(Fault(kind="overloaded", verb="upload.start", key="k2", count=2))
+            await upload(app, TEXT)
+            assert contents(upstream.simulator) == [sha256(TEXT)]
+            starts = [call.status for call in upstream.simulator.calls if call.verb == "upload.start"]
+            assert sorted(starts) == [200, 400, 503, 503]
 
     play(scene)
 

@@ -1,13 +1,13 @@
 """What a client sends of a file: its metadata, and its bytes, which become parts in the blob store as they come."""
 
 import hashlib
-import json
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from pollux.backends.blobs.contract import BlobError
 from pollux.gemini import multipart
+from pollux.gemini.body import json_of
 from pollux.gemini.errors import GatewayError
 from pollux.gemini.names import resource
 from pollux.lru import Recent
@@ -112,10 +112,7 @@ def described_by(body: bytes) -> dict[str, Any]:
     """The metadata: Google's File as the client sent it. Google gets the same."""
     if len(body) > METADATA_MOST:
         raise _long_metadata()
-    try:
-        document = json.loads(body) if body else {}
-    except (ValueError, RecursionError):
-        document = None
+    document = json_of(body) if body else {}
     described = document.get("file", {}) if isinstance(document, dict) else None
     if not isinstance(described, dict):
         raise GatewayError("BAD_REQUEST", "Invalid JSON payload received.")

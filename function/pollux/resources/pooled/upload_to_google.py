@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from pollux.backends.keys.contract import Key
 from pollux.backends.upstream import Streamed, UpstreamError
+from pollux.gemini.body import json_of
 from pollux.gemini.upload import session_target
 from pollux.pool.reservation import Tried
 from pollux.relay.client import header
@@ -164,8 +165,6 @@ def _digest_of(document: Mapping[str, Any]) -> str:
 
 
 def _file_of(body: bytes) -> dict[str, Any] | None:
-    try:
-        file = json.loads(body)["file"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
+    document = json_of(body)
+    file = document.get("file") if isinstance(document, dict) else None
     return file if isinstance(file, dict) and isinstance(file.get("name"), str) else None
