@@ -1,4 +1,4 @@
-"""inbound: bodies within their limits, the memory for them, and clients that leave."""
+"""client: bodies within their limits, the memory for them, and clients that leave."""
 
 import asyncio
 from collections.abc import Sequence

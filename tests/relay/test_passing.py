@@ -1,4 +1,4 @@
-"""outbound: bytes on their way to the client, their headers, and errors of our own in either shape."""
+"""passing: bytes on their way to the client, their headers, and errors of our own in either shape."""
 
 import asyncio
 import json

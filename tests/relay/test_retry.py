@@ -1,4 +1,4 @@
-"""relay: which project and model is tried next, what the client gets in the end, and what a request leaves behind."""
+"""retry: which project and model is tried next, what the client gets in the end, and what a request leaves behind."""
 
 import asyncio
 import itertools

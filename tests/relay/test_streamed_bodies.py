@@ -1,4 +1,4 @@
-"""connection, upstream, inbound: bodies that are not held, against a tiny server of raw bytes."""
+"""connection, upstream, client: bodies that are not held, against a tiny server of raw bytes."""
 
 import asyncio
 import tracemalloc

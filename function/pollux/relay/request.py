@@ -178,6 +178,3 @@ def conversation(client: str, parsed: Mapping[str, Any] | None) -> int | None:
 def _turns(parsed: Mapping[str, Any] | None) -> list[Any]:
     turns = (parsed.get("contents") or parsed.get("messages")) if parsed else None
     return turns if isinstance(turns, list) else []
-
-
-Exchange = Request
