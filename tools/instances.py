@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping, Sequence
 
 from pollux.backends.keys.tokens import TokenError, greeting
-from pollux.server.wiring import open_tokens
+from pollux.server.wiring import token_source, with_local_tokens
 from pollux.settings import PREFIX, Settings
 
 STOP_WITHIN = 35.0
@@ -56,7 +56,7 @@ def run(settings: Settings, host: str, ports: Sequence[int]) -> int:
 def _tokens(settings: Settings, url: str) -> None:
     """Made once, before there are several who would; shown only now."""
     try:
-        _, local = asyncio.run(open_tokens(settings))
+        _, local = asyncio.run(with_local_tokens(settings, token_source(settings)))
     except TokenError as error:
         raise InstanceError(str(error)) from None
     if local is not None and local.made:

@@ -113,11 +113,11 @@ LARGE = b"x" * (2 * HEADERS_MOST)
         "both lengths", "both lengths the other way round", "two lengths", "gzip, chunked", "gzip",
     ],
 )  # fmt: skip
-def test_what_is_no_answer_is_a_reset(way: Way, said: bytes, why: str) -> None:
+def test_an_answer_that_is_not_valid_http_is_malformed(way: Way, said: bytes, why: str) -> None:
     server = Server(said)
     with pytest.raises(UpstreamError, match=why) as broken:
         way.against(server, post())
-    assert broken.value.kind == "reset"
+    assert broken.value.kind == "malformed"
     assert len(server.requests) == 1, "it may have been taken"
 
 
@@ -132,7 +132,7 @@ def test_trailers_are_left_out_and_have_an_end(way: Way) -> None:
     way.against(Server(head + b"Y: b\r\n\r\n"), scene)
     with pytest.raises(UpstreamError) as broken:
         way.against(Server(head + b"Y: " + 4 * LARGE), get())
-    assert broken.value.kind == "reset"
+    assert broken.value.kind == "malformed"
 
 
 def test_a_head_that_comes_byte_by_byte_has_an_end(way: Way) -> None:

@@ -246,9 +246,8 @@ def test_silence_is_a_timeout(way: Way, sent: list[bytes]) -> None:
         b"HTTP/1.1 200 OK\r\nContent-Le",
         b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nonly this",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabc",
-        b"this is no HTTP\r\n\r\n",
     ],
-    ids=["nothing", "half a head", "half a body", "half a chunk", "nonsense"],
+    ids=["nothing", "half a head", "half a body", "half a chunk"],
 )
 def test_an_answer_that_breaks_off_is_a_reset(way: Way, sent: bytes) -> None:
     with pytest.raises(UpstreamError) as caught:

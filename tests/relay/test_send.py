@@ -131,6 +131,7 @@ def test_an_error_is_covered_in_every_spelling() -> None:
     [
         ("unreachable", "UPSTREAM_UNREACHABLE", True),
         ("reset", "UPSTREAM_UNREACHABLE", False),
+        ("malformed", "UPSTREAM_UNREACHABLE", False),
         ("timeout", "UPSTREAM_TIMEOUT", False),
     ],
 )

@@ -305,12 +305,12 @@ def test_it_is_for_the_client_who_began() -> None:
         google = FakeUpstream(lambda s: starts() if s.header("x-goog-upload-command") == "start" else final())
         async with gateway(google, projects(1)) as app:
             both = Tokens([f"tester={TOKEN}", "other=another-token-of-a-client"], ADMIN, query_token=True)
-            app.reception.callers.tokens = both
+            app.admission.tokens = both
             address = await start(app)
             assert (await send(app, address, "query", token=TOKEN)).status == 200
             got = await _refused(app, google, address, "UPLOAD_OF_ANOTHER", token="another-token-of-a-client")
             assert got.status == 403
-            app.reception.callers.tokens = Tokens(["other=another-token-of-a-client"], ADMIN, query_token=True)
+            app.admission.tokens = Tokens(["other=another-token-of-a-client"], ADMIN, query_token=True)
             got = await _refused(app, google, address, "BAD_UPLOAD_ID")
             assert "client" in got.message
 
@@ -321,7 +321,7 @@ def test_while_tokens_cannot_be_read_no_upload_is_refused_for_good() -> None:
     async def scene() -> None:
         async with gateway(FakeUpstream(lambda _: starts()), projects(1)) as app:
             address = await start(app)
-            app.reception.callers.tokens = Tokens([], ADMIN, query_token=True).joined(None)
+            app.admission.tokens = Tokens([], ADMIN, query_token=True).joined(None)
             got = await send(app, address, "upload", b"x")
             assert (got.status, got.reason) == (503, "TOKENS_UNREADABLE")
 
@@ -490,7 +490,7 @@ async def _raw(app: App, address: str, receive: Stops) -> list[dict[str, Any]]:
     path, _, query = target(address).partition("?")
     headers = [(b"content-length", b"100"), (b"x-goog-upload-command", b"upload"), (b"host", b"pollux.example")]
     scope = {"type": "http", "method": "POST", "path": path, "query_string": query.encode(), "headers": headers}
-    await app(scope, receive, keep)
+    await app.routes(scope, receive, keep)
     return sent
 
 

@@ -310,7 +310,7 @@ def test_a_store_that_hangs_at_the_end_does_not_delay_the_stop(caplog: pytest.Lo
 
     with caplog.at_level(logging.ERROR):
         play(scene)
-    assert "not all was given back" in caplog.text
+    assert "did not stop cleanly" in caplog.text
 
 
 def test_an_end_in_the_middle_of_the_start_waits_for_it() -> None:
@@ -337,7 +337,7 @@ def test_a_start_that_hangs_holds_back_no_end() -> None:
         await asyncio.sleep(1)
         ending = Ending(gateway)
         got = await first
-        assert (got.status, got.reason) == (503, "NOT_STARTED")
+        assert (got.status, got.reason) == (503, "STOPPING")
         await ending.task
         assert ending.took is not None
         assert ending.took <= GONE_AFTER

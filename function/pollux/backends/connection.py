@@ -275,7 +275,7 @@ class Connection(asyncio.Protocol):
         self._fail(timed_out())
 
     def _refuse(self, why: str) -> None:
-        self._fail(UpstreamError("reset", f"the answer {why}"))
+        self._fail(UpstreamError("malformed", f"the answer {why}"))
 
     def _fail(self, error: UpstreamError) -> None:
         self._lost = self._lost or error

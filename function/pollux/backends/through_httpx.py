@@ -161,10 +161,10 @@ class _Connection(asyncio.Protocol, httpcore2.AsyncNetworkBackend, httpcore2.Asy
         if not self._begun:
             return no_connection(self._place, error)
         if getattr(error.__cause__, "error_status_hint", 0) == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
-            return UpstreamError("reset", f"the answer {TOO_MUCH}")
+            return UpstreamError("malformed", f"the answer {TOO_MUCH}")
         if self._ended and not self._received:
             return UpstreamError("reset", "the connection broke (closed by the other end)")
-        return UpstreamError("reset", "the answer is not valid HTTP")
+        return UpstreamError("malformed", "the answer is not valid HTTP")
 
     # --- called by httpcore2 -----------------------------------------------------------------------------------------
 
@@ -350,11 +350,11 @@ def _check(response: httpcore2.Response) -> None:
     """Refuse what our own connection refuses, too."""
     names = {name.lower() for name, _ in response.headers}
     if sum(len(name) + len(value) for name, value in response.headers) > HEADERS_MOST:
-        raise UpstreamError("reset", f"the answer {TOO_MUCH}")
+        raise UpstreamError("malformed", f"the answer {TOO_MUCH}")
     if not 200 <= response.status < 600:
-        raise UpstreamError("reset", f"the answer {odd_status(response.status)}")
+        raise UpstreamError("malformed", f"the answer {odd_status(response.status)}")
     if {b"content-length", b"transfer-encoding"} <= names:
-        raise UpstreamError("reset", "the answer has both a content-length and a transfer-encoding")
+        raise UpstreamError("malformed", "the answer has both a content-length and a transfer-encoding")
 
 
 def _surplus(response: httpcore2.Response) -> bool:
