@@ -104,7 +104,7 @@ async def ask(app: App) -> int:
         if message["type"] == "http.response.start":
             statuses.append(message["status"])
 
-    await app(scope, receive, send)
+    await app.routes(scope, receive, send)
     return statuses[0]
 
 

@@ -40,7 +40,7 @@ def now() -> float:
 
 
 def play(scene: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a scene in virtual time. Whoever waits for ever is told so at once."""
+    """Run a scene in virtual time. A deadlock fails at once."""
 
     async def bounded() -> T:
         async with asyncio.timeout(DEADLOCK):
@@ -358,7 +358,7 @@ class Got:
 
 
 async def call(
-    app: Callable[..., Coroutine[Any, Any, None]],
+    app: App | Callable[..., Coroutine[Any, Any, None]],
     method: str = "POST",
     path: str = GENERATE,
     headers: Mapping[str, str] | None = None,
@@ -369,8 +369,8 @@ async def call(
     pieces: Sequence[bytes] = (),
     gone_after: Sequence[bytes] = (),
 ) -> Got:
-    """One request to an ASGI app. `leaves`: so many seconds after the start the client goes away. `pieces`: its body
-    in parts, of unannounced length. `gone_after`: those that it sends before it goes away.
+    """One request to a gateway or an ASGI app. `leaves`: so many seconds after the start the client goes away.
+    `pieces`: its body in parts, of unannounced length. `gone_after`: those that it sends before it goes away.
     """
     got = Got()
     data = body if isinstance(body, bytes) else json.dumps(body).encode() if method == "POST" else b""
@@ -405,7 +405,7 @@ async def call(
             return
         assert got.status, "an answer starts before its body"
         assert not got.complete, "nothing comes after the end"
-        if message["body"]:
+        if message["body"] and method != "HEAD":  # servers leave it out, too
             got.chunks.append(message["body"])
             got.times.append(now())
         got.complete = not message.get("more_body", False)
@@ -419,7 +419,7 @@ async def call(
         "headers": [(name.encode(), value.encode("latin-1")) for name, value in given.items()],
     }
     try:
-        await app(scope, receive, send)
+        await (app.routes if isinstance(app, App) else app)(scope, receive, send)
     except BrokenAnswerError:
         got.broken = True
     return got

@@ -43,7 +43,7 @@ def first_cells(text: str) -> list[str]:
 # --- architecture ----------------------------------------------------------------------------------------------------
 
 
-def test_the_architecture_names_every_module_once_and_none_that_is_not_there() -> None:
+def test_the_architecture_names_every_module_once_and_no_others() -> None:
     paths = [path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
     modules = sorted(path.relative_to(PACKAGE).as_posix() for path in paths)
     assert sorted(first_cells(section(page("architecture.md"), "The modules"))) == modules

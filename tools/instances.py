@@ -1,4 +1,4 @@
-"""Several gateways as processes of their own, which share what the settings name, and end with who runs them."""
+"""Several gateways as processes that share what the settings name, and end with the process that started them."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping, Sequence
 
 from pollux.backends.keys.tokens import TokenError, greeting
-from pollux.server.wiring import open_tokens
+from pollux.server.wiring import token_source, with_local_tokens
 from pollux.settings import PREFIX, Settings
 
 STOP_WITHIN = 35.0
@@ -32,11 +32,11 @@ sys.exit(main(sys.argv[1:]))
 
 
 class InstanceError(Exception):
-    """A gateway could not start, or ended by itself."""
+    """A gateway could not start, or ended unexpectedly."""
 
 
 def run(settings: Settings, host: str, ports: Sequence[int]) -> int:
-    """Until Ctrl-C or SIGTERM (a KeyboardInterrupt), or until one of them ends by itself."""
+    """Until Ctrl-C or SIGTERM (a KeyboardInterrupt), or until one of them ends."""
     _tokens(settings, f"http://{host}:{ports[0]}")
     environ = os.environ | {f"{PREFIX}{name.upper()}": str(getattr(settings, name)) for name in OWN}
     running: dict[int, subprocess.Popen[str]] = {}
@@ -46,7 +46,7 @@ def run(settings: Settings, host: str, ports: Sequence[int]) -> int:
             running[port] = _started(host, port, environ)
             threading.Thread(target=_pass_on, args=(port, running[port], ended), daemon=True).start()
         ended.acquire()
-        raise InstanceError("a gateway ended by itself; what it said is above")
+        raise InstanceError("a gateway ended unexpectedly; its output is above")
     except KeyboardInterrupt:
         return 0
     finally:
@@ -56,7 +56,7 @@ def run(settings: Settings, host: str, ports: Sequence[int]) -> int:
 def _tokens(settings: Settings, url: str) -> None:
     """Made once, before there are several who would; shown only now."""
     try:
-        _, local = asyncio.run(open_tokens(settings))
+        _, local = asyncio.run(with_local_tokens(settings, token_source(settings)))
     except TokenError as error:
         raise InstanceError(str(error)) from None
     if local is not None and local.made:

@@ -1,4 +1,4 @@
-"""cli_watch: what `pollux status` and `pollux explain` print of a running gateway, and say where there is none."""
+"""`pollux status` and `pollux explain`: what they print of a running gateway, and without one."""
 
 import contextlib
 import json
@@ -23,7 +23,6 @@ from pollux.cli.main import main
 from pollux.cli.terminal import Table, as_text
 from pollux.cli.watch import explain_view, request_view, status_view
 from pollux.relay.journal import Attempt, Record
-from pollux.server.admin import status
 from pollux.settings import Settings
 from tests.gateway import (
     ADMIN,
@@ -148,11 +147,11 @@ def test_status_says_that_a_pool_without_a_key_serves_nothing() -> None:
 def test_status_and_explain_say_until_when_the_pool_pauses() -> None:
     async def scene() -> tuple[Any, Any]:
         async with gateway(FakeUpstream(lambda sent: refuses("unknown-429")), projects(3)) as app:
-            before = await status(app)
+            before = await app.admin().status()
             assert not any(line.startswith("POOL PAUSES") for line in status_text(before).splitlines())
             await call(app, headers=NO_WAIT)
             explained = await call(app, "GET", f"/admin/explain?model={FLASH}-x", BEARER)
-            return await status(app), explained.json
+            return await app.admin().status(), explained.json
 
     shown, explained = play(scene)
     until = datetime.fromtimestamp(shown["pool"]["paused_until"]).strftime("%H:%M:%S")
@@ -409,7 +408,7 @@ def test_what_is_no_gateway_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no gateway answers at" in capsys.readouterr().err
 
 
-def test_where_nobody_listens_it_says_how_to_start_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_nothing_listens_it_says_how_to_start_a_gateway(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -421,7 +420,7 @@ def test_where_nobody_listens_it_says_how_to_start_one(capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:3145", "file:///etc/passwd", "ftp://x"])
-def test_a_url_that_is_none_is_said(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_url_is_reported(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(Settings(admin_token=ADMIN), "status", "--url", url) == 2
     assert "expected one such as http://127.0.0.1:3145" in capsys.readouterr().err
 
@@ -475,9 +474,9 @@ def test_a_request_that_very_many_refused_tells_so_in_a_few_lines() -> None:
 def test_status_tells_of_resources_once_there_are_some() -> None:
     async def scene() -> Any:
         async with gateway(FakeUpstream([]), projects(2)) as app:
-            before = await status(app)
+            before = await app.admin().status()
             await app.ownership.bind({"files/a": None}, "p1", "tester")
-            return before, await status(app)
+            return before, await app.admin().status()
 
     before, after = play(scene)
     assert "resources:" not in status_text(before)

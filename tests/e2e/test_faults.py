@@ -1,6 +1,9 @@
-"""What goes wrong at Google's end, and what a client gets to see of it: as little as can be."""
+"""Faults at Google's end: the client sees as little of them as possible."""
 
+import contextlib
 import socket
+import socketserver
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +21,7 @@ OTHER = "gemini-3.6-flash"
 
 @pytest.fixture
 def fresh(tmp_path: Path) -> Iterator[Pair]:
-    """For faults that leave a mark: nobody else has this gateway."""
+    """A gateway for one test alone, for faults that leave traces."""
     with simulated() as (simulator, url), gateway(tmp_path, url, timeout="1") as started:
         yield Pair(started, simulator)
 
@@ -112,6 +115,43 @@ def test_an_upstream_that_cannot_be_reached(tmp_path: Path) -> None:
         assert started.call("GET", "/v1beta/models").status == 502
         assert time.monotonic() - began < 15
         assert {key["state"] for key in started.status()["keys"]} == {"unchecked"}
+
+
+MALFORMED = {
+    "status 600": b"HTTP/1.1 600 Odd\r\nContent-Length: 0\r\n\r\n",
+    "more than 65536": b"HTTP/1.1 200 OK\r\nX: " + b"x" * (128 << 10) + b"\r\nContent-Length: 0\r\n\r\n",
+    "the answer": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "transfer-encoding": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+}
+
+
+def test_an_answer_that_is_not_valid_http_is_a_502_and_the_post_is_sent_once(tmp_path: Path) -> None:
+    asked: list[bytes] = []
+    said = iter(MALFORMED.values())
+
+    class Upstream(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            line, length = self.rfile.readline(), 0
+            while (header := self.rfile.readline()) != b"\r\n":
+                name, _, value = header.partition(b": ")
+                length = int(value) if name.lower() == b"content-length" else length
+            self.rfile.read(length)
+            asked.append(line)
+            with contextlib.suppress(OSError):
+                self.wfile.write(next(said))
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Upstream) as upstream:
+        threading.Thread(target=upstream.serve_forever).start()
+        try:
+            with gateway(tmp_path, f"http://127.0.0.1:{upstream.server_address[1]}") as started:
+                answers = [started.generate() for _ in MALFORMED]
+        finally:
+            upstream.shutdown()
+    for answer, why in zip(answers, MALFORMED, strict=True):
+        assert (answer.status, answer.reason, answer.headers["x-pollux-attempts"]) == (502, "UPSTREAM_UNREACHABLE", "1")
+        assert why in answer.json()["error"]["message"]
+    assert len(asked) == len(MALFORMED)
+    assert all(line.startswith(b"POST ") for line in asked)
 
 
 def test_an_upstream_that_hangs(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
-"""Starting and stopping: what cannot start says why in one line, and what runs is finished first."""
+"""Start and stop: what cannot start says why in one line, and running requests are finished first."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -164,6 +165,31 @@ def test_an_upstream_without_a_key_is_an_empty_pool_and_no_demo(tmp_path: Path) 
         assert any("pollux keys add" in problem for problem in started.status()["pool"]["problems"])
         answer = started.generate()
         assert (answer.status, answer.reason) == (503, "NO_USABLE_KEY")
+
+
+def without_simulator(tmp_path: Path) -> dict[str, str]:
+    """As in the image and the zip, which do not carry it."""
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    (hidden / "sitecustomize.py").write_text("import sys\nsys.modules['gemini_simulator'] = None\n")
+    environ = environment(data=str(tmp_path / "data"), token=TOKEN, admin_token=ADMIN)
+    return environ | {"PYTHONPATH": f"{hidden}{os.pathsep}{environ['PYTHONPATH']}", "HOME": str(tmp_path)}
+
+
+def test_without_keys_and_without_the_simulator_it_starts_and_warns(tmp_path: Path) -> None:
+    with serving(tmp_path, without_simulator(tmp_path)) as started:
+        assert "SIMULATED" not in started.said()
+        assert "WARNING: THERE IS NO KEY" in started.said()
+        assert "--demo" not in started.said()
+        answer = started.generate()
+        assert (answer.status, answer.reason) == (503, "NO_USABLE_KEY")
+
+
+def test_the_demo_without_the_simulator_says_in_one_line_that_it_is_not_installed(tmp_path: Path) -> None:
+    ended = pollux(tmp_path, without_simulator(tmp_path), "serve", "--port", "0", "--demo")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("pollux serve: --demo needs the simulator, which is not installed here")
+    assert ended.stderr.count("\n") == 1, ended.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""inbound: bodies within their limits, the memory for them, and clients that leave."""
+"""client: bodies within their limits, the memory for them, and clients that leave."""
 
 import asyncio
 from collections.abc import Sequence
@@ -115,21 +115,28 @@ async def leaves_after(seconds: float) -> Message:
     return GONE
 
 
-def test_work_is_cancelled_when_the_client_leaves() -> None:
-    async def scene() -> tuple[float, bool]:
-        loop = asyncio.get_running_loop()
-        watch = Watch(lambda: leaves_after(3))
-        try:
+def test_work_ends_when_the_client_leaves() -> None:
+    async def scene() -> float:
+        with pytest.raises(ClientGoneError), Watch(lambda: leaves_after(3)):
             await asyncio.sleep(100)
-        except asyncio.CancelledError:
-            return loop.time(), watch.gone
-        finally:
-            watch.stop()
-        return loop.time(), watch.gone
+        await asyncio.sleep(0)  # the task itself goes on
+        return asyncio.get_running_loop().time()
 
-    at, gone = run(scene())
-    assert 3 <= at < 4
-    assert gone
+    assert 3 <= run(scene()) < 4
+
+
+def test_any_other_end_of_the_work_stays_what_it_is() -> None:
+    async def scene() -> None:
+        with pytest.raises(ValueError, match="of the work"), Watch(lambda: leaves_after(3)):
+            raise ValueError("of the work")
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().call_later(1, task.cancel)
+        with pytest.raises(asyncio.CancelledError), Watch(lambda: leaves_after(3)):
+            await asyncio.sleep(100)
+        task.uncancel()
+
+    run(scene())
 
 
 def test_a_quick_request_is_never_asked_about() -> None:
@@ -140,32 +147,26 @@ def test_a_quick_request_is_never_asked_about() -> None:
         return GONE
 
     async def scene() -> None:
-        watch = Watch(receive)
-        await asyncio.sleep(0.01)
-        watch.stop()
+        with Watch(receive):
+            await asyncio.sleep(0.01)
         await asyncio.sleep(5)
-        assert not watch.gone
 
     run(scene())
     assert not asked
 
 
-def test_once_stopped_nothing_is_cancelled_any_more() -> None:
+def test_after_its_end_nothing_is_cancelled_any_more() -> None:
     async def scene() -> None:
-        watch = Watch(lambda: leaves_after(3))
-        await asyncio.sleep(1)
-        watch.stop()
+        with Watch(lambda: leaves_after(3)):
+            await asyncio.sleep(1)
         await asyncio.sleep(10)
-        assert not watch.gone
 
     run(scene())
 
 
 def test_a_rest_of_the_body_is_no_sign_of_leaving() -> None:
     async def scene() -> None:
-        watch = Watch(receiving(*body(b""), *body(b""), GONE))
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises(ClientGoneError), Watch(receiving(*body(b""), *body(b""), GONE)):
             await asyncio.sleep(10)
-        assert watch.gone
 
     run(scene())

@@ -1,13 +1,14 @@
-"""outbound: bytes on their way to the client, their headers, and errors of our own in either shape."""
+"""passing: bytes on their way to the client, their headers, and errors of our own in either shape."""
 
 import asyncio
 import json
+import math
 from typing import Any
 
 import pytest
 
 from pollux.backends.upstream import UpstreamError
-from pollux.gemini.errors import ERRORS
+from pollux.gemini.errors import ERRORS, GatewayError
 from pollux.gemini.stream import StreamReader
 from pollux.redaction import Forms
 from pollux.relay.client import Message
@@ -24,10 +25,10 @@ JSON = [(b"content-type", b"application/json")]
 class Wire:
     """What the server was told to send, and when the settlement came in between."""
 
-    def __init__(self, *, head: bool = False, **record: Any) -> None:
+    def __init__(self, **record: Any) -> None:
         self.messages: list[Message | str] = []
         self.record = Record(id="0123456789abcdef", **record)
-        self.reply = Reply(self._send, self.record, head=head, extra=[(b"vary", b"origin")])
+        self.reply = Reply(self._send, self.record, [(b"vary", b"origin")])
         self.settled: list[int | None] = []
 
     async def _send(self, message: Message) -> None:
@@ -93,18 +94,11 @@ def test_names_that_no_header_can_carry_do_no_harm() -> None:
     assert dict(wire.start["headers"])[b"x-pollux-key"] == "clé-?".encode("latin-1")
 
 
-def test_head_has_the_length_and_no_body() -> None:
-    wire = Wire(head=True)
-    asyncio.run(wire.reply.whole(200, JSON, b"{}"))
-    assert wire.headers["content-length"] == "2"
-    assert wire.bodies == [b""]
-
-
 @pytest.mark.parametrize("reason", ERRORS)
 def test_every_error_of_ours_has_the_shape_of_each_api(reason: str) -> None:
     for api in ("native", "openai"):
         wire = Wire(api=api)
-        asyncio.run(wire.reply.error(reason, "what happened", retry_after=2.2))
+        asyncio.run(wire.reply.error(GatewayError(reason, "what happened", retry_after=2.2)))
         body = wire.bodies[0]
         assert isinstance(body, bytes)
         error = json.loads(body)["error"]
@@ -117,7 +111,7 @@ def test_every_error_of_ours_has_the_shape_of_each_api(reason: str) -> None:
 
 def test_without_a_time_to_retry_there_is_no_such_header() -> None:
     wire = Wire()
-    asyncio.run(wire.reply.error("NO_USABLE_KEY", "none"))
+    asyncio.run(wire.reply.error(GatewayError("NO_USABLE_KEY", "none", retry_after=math.inf)))
     assert "retry-after" not in wire.headers
 
 

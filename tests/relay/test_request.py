@@ -1,4 +1,4 @@
-"""exchange: what goes upstream for a key and a model, and by what a conversation is known again."""
+"""request: what goes upstream for a key and a model, and by what a conversation is known again."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ from pollux.gemini.call import read_target
 from pollux.gemini.errors import GatewayError
 from pollux.relay.journal import Record
 from pollux.relay.passing import Reply
-from pollux.relay.request import Exchange, conversation, goes_on
+from pollux.relay.request import Request, conversation, goes_on
 from tests.gateway import CHAT, FLASH, GENERATE, HELLO, NEXT, STREAM
 
 TYPE = ("content-type", "application/json")
@@ -20,7 +20,7 @@ TYPE = ("content-type", "application/json")
 async def _nowhere(_: Any) -> None: ...
 
 
-def exchange(path: str, body: Any = HELLO, method: str = "POST", **more: Any) -> Exchange:
+def request_for(path: str, body: Any = HELLO, method: str = "POST", **more: Any) -> Request:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     plain, _, query = path.partition("?")
     call = read_target(method, plain, query)
@@ -29,44 +29,44 @@ def exchange(path: str, body: Any = HELLO, method: str = "POST", **more: Any) ->
         call = with_body(call, parsed)
     record = Record()
     given: dict[str, Any] = {"headers": [TYPE], "readable": data} | more
-    return Exchange(
-        call, method, body=data, parsed=parsed, record=record, reply=Reply(_nowhere, record, head=False), deadline=0.0,
+    return Request(
+        call, method, body=data, parsed=parsed, record=record, reply=Reply(_nowhere, record), deadline=0.0,
         **given,
     )  # fmt: skip
 
 
 def test_the_same_model_sends_path_query_and_body_as_they_came() -> None:
-    x = exchange(STREAM)
-    assert x.outgoing(FLASH) == (STREAM, [TYPE], x.body)
+    request = request_for(STREAM)
+    assert request.outgoing(FLASH) == (STREAM, [TYPE], request.body)
 
 
 def test_another_model_changes_the_path_alone_natively() -> None:
-    x = exchange(STREAM)
-    target, _, body = x.outgoing(NEXT)
+    request = request_for(STREAM)
+    target, _, body = request.outgoing(NEXT)
     assert target == STREAM.replace(FLASH, NEXT)
-    assert body == x.body
+    assert body == request.body
 
 
 def test_another_model_changes_the_value_alone_on_the_openai_path() -> None:
     written = b'{ "messages":[{"role":"user","content":"model"}],"model" : "models/%s" }' % FLASH.encode()
-    x = exchange(CHAT, written)
-    target, headers, body = x.outgoing(NEXT)
+    request = request_for(CHAT, written)
+    target, headers, body = request.outgoing(NEXT)
     assert (target, body) == (CHAT, written.replace(FLASH.encode(), NEXT.encode()))
     assert headers == [TYPE]
 
 
 def test_a_compressed_body_whose_model_changes_travels_as_it_reads() -> None:
     readable = json.dumps({"model": FLASH, "messages": []}).encode()
-    x = exchange(CHAT, b"compressed", readable=readable, headers=[TYPE, ("content-encoding", "gzip")])
-    assert x.outgoing(FLASH)[2] == b"compressed"
-    _, headers, body = x.outgoing(NEXT)
+    request = request_for(CHAT, b"compressed", readable=readable, headers=[TYPE, ("content-encoding", "gzip")])
+    assert request.outgoing(FLASH)[2] == b"compressed"
+    _, headers, body = request.outgoing(NEXT)
     assert body == readable.replace(FLASH.encode(), NEXT.encode())
     assert ("content-encoding", "gzip") not in headers
 
 
 def test_the_size_is_asked_of_the_same_version_with_everything_that_counts() -> None:
     body = HELLO | {"systemInstruction": {"parts": [{"text": "Be brief"}]}, "tools": [{"googleSearch": {}}]}
-    found = exchange(GENERATE, body).size_question(FLASH)
+    found = request_for(GENERATE, body).size_question(FLASH)
     assert found is not None
     target, question = found
     assert target == f"/v1beta/models/{FLASH}:countTokens"
@@ -74,7 +74,7 @@ def test_the_size_is_asked_of_the_same_version_with_everything_that_counts() -> 
 
 
 def test_the_size_of_a_tuned_model_is_asked_of_that_model() -> None:
-    found = exchange(GENERATE).size_question("tunedModels/mine")
+    found = request_for(GENERATE).size_question("tunedModels/mine")
     assert found is not None
     assert found[0] == "/v1beta/tunedModels/mine:countTokens"
     assert json.loads(found[1])["generateContentRequest"]["model"] == "tunedModels/mine"
@@ -82,10 +82,10 @@ def test_the_size_of_a_tuned_model_is_asked_of_that_model() -> None:
 
 @pytest.mark.parametrize("path", ["/v1beta%2Fmodels%2Fm:generateContent", "/v1beta/mo%64els/m:generateContent"])
 def test_no_encoding_of_the_path_gets_into_the_question(path: str) -> None:
-    found = exchange(path).size_question(FLASH)
+    found = request_for(path).size_question(FLASH)
     assert found is not None
     assert found[0] == f"/v1beta/models/{FLASH}:countTokens"
-    assert exchange(path).outgoing(NEXT)[0] == f"/v1beta/models/{NEXT}:generateContent"
+    assert request_for(path).outgoing(NEXT)[0] == f"/v1beta/models/{NEXT}:generateContent"
 
 
 ODD = [
@@ -104,8 +104,8 @@ ODD = [
 @pytest.mark.parametrize("model", ODD)
 @pytest.mark.parametrize("path", [GENERATE, CHAT])
 def test_no_model_name_leads_to_another_path(path: str, model: str) -> None:
-    x = exchange(path, HELLO if path == GENERATE else {"model": FLASH, "messages": [{"content": "A"}]})
-    for made in (lambda: x.size_question(model), lambda: x.outgoing(model)):
+    request = request_for(path, HELLO if path == GENERATE else {"model": FLASH, "messages": [{"content": "A"}]})
+    for made in (lambda: request.size_question(model), lambda: request.outgoing(model)):
         found = None
         with contextlib.suppress(GatewayError):
             found = made()
@@ -115,30 +115,30 @@ def test_no_model_name_leads_to_another_path(path: str, model: str) -> None:
 
 @pytest.mark.parametrize("model", ["auth_tokens", "x:transferOwnership", "x/permissions"])
 def test_no_model_name_leads_to_a_guarded_path(model: str) -> None:
-    x = exchange(GENERATE)
-    for made in (lambda: x.size_question(model), lambda: x.outgoing(model)):
+    request = request_for(GENERATE)
+    for made in (lambda: request.size_question(model), lambda: request.outgoing(model)):
         with pytest.raises(GatewayError) as refused:
             made()
         assert (refused.value.status, refused.value.code) == (403, "FORBIDDEN_PATH")
 
 
 def test_a_guarded_path_that_was_let_through_is_sent_as_it_came() -> None:
-    assert exchange("/v1beta/webhooks").outgoing(None)[0] == "/v1beta/webhooks"
-    assert exchange("/v1beta/webhooks").outgoing(FLASH)[0] == "/v1beta/webhooks"
+    assert request_for("/v1beta/webhooks").outgoing(None)[0] == "/v1beta/webhooks"
+    assert request_for("/v1beta/webhooks").outgoing(FLASH)[0] == "/v1beta/webhooks"
 
 
 def test_what_is_no_text_does_no_harm() -> None:
     body = b'{"model":"m","messages":[{"role":"user","content":"\\ud800"}],"\\udfff":"\\ud800"}'
-    x = exchange(CHAT, body, readable=body)
-    assert x.size_question(FLASH) is not None
-    assert b'"%s"' % NEXT.encode() in x.outgoing(NEXT)[2]
-    assert conversation("client", x.parsed) is not None
+    request = request_for(CHAT, body, readable=body)
+    assert request.size_question(FLASH) is not None
+    assert b'"%s"' % NEXT.encode() in request.outgoing(NEXT)[2]
+    assert conversation("client", request.parsed) is not None
 
 
 def test_the_size_of_a_chat_is_that_of_its_texts() -> None:
     parts = [{"type": "text", "text": "B"}, {"type": "image_url", "image_url": {"url": "data:"}}, "odd"]
     messages = [{"role": "system", "content": "A"}, {"role": "user", "content": parts}, "odd", {"role": "user"}]
-    found = exchange(CHAT, {"model": FLASH, "messages": messages}).size_question(FLASH)
+    found = request_for(CHAT, {"model": FLASH, "messages": messages}).size_question(FLASH)
     assert found is not None
     contents = json.loads(found[1])["generateContentRequest"]["contents"]
     assert contents == [{"role": "user", "parts": [{"text": "A"}, {"text": "B"}]}]
@@ -154,16 +154,16 @@ def test_the_size_of_a_chat_is_that_of_its_texts() -> None:
     ],
 )
 def test_where_no_question_fits_none_is_asked(path: str, body: Any) -> None:
-    x = exchange(path, body)
-    x.parsed = x.parsed if isinstance(x.parsed, dict) else None
-    assert x.size_question(FLASH) is None
+    request = request_for(path, body)
+    request.parsed = request.parsed if isinstance(request.parsed, dict) else None
+    assert request.size_question(FLASH) is None
 
 
 @pytest.mark.parametrize(("path", "form"), [(STREAM, "sse"), (STREAM.partition("?")[0], "array"), (GENERATE, "no")])
 def test_the_form_of_a_native_stream_comes_from_its_path(path: str, form: str) -> None:
-    x = exchange(path)
-    x.stream = x.call.stream
-    assert x.stream_form == form
+    request = request_for(path)
+    request.stream = request.call.stream
+    assert request.stream_form == form
 
 
 # --- conversations ---------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""relay: which project and model is tried next, what the client gets in the end, and what a request leaves behind."""
+"""retry: which project and model is tried next, what the client gets in the end, and what a request leaves behind."""
 
 import asyncio
 import itertools
@@ -48,6 +48,7 @@ from tests.gateway import (
 
 RESET = UpstreamError("reset", "the connection broke")
 UNREACHABLE = UpstreamError("unreachable", "no connection to gemini.example:443")
+MALFORMED = UpstreamError("malformed", "the answer has the status 600, which is not expected here")
 ONE_MODEL = {"x-pollux-fallback": "off"}
 LATE = {"x-pollux-max-wait": "0"}
 
@@ -287,6 +288,29 @@ def test_an_upstream_that_is_unreachable_is_the_clients_502() -> None:
     got = play(lambda: ask(FakeUpstream(lambda sent: UNREACHABLE), projects(2)))
     assert (got.status, got.reason) == (502, "UPSTREAM_UNREACHABLE")
     assert "gemini.example:443" in got.message
+
+
+@pytest.mark.parametrize("path", [GENERATE, STREAM, COUNT, CHAT])
+def test_an_answer_that_is_not_valid_http_is_the_clients_502_and_nothing_is_sent_twice(path: str) -> None:
+    upstream = FakeUpstream(lambda sent: MALFORMED)
+    body = {"model": FLASH, "messages": [{"role": "user", "content": "Hi"}]} if path == CHAT else HELLO
+    got = play(lambda: ask(upstream, projects(3), path=path, body=body))
+    assert got.status == 502
+    assert "status 600" in got.message
+    assert len(upstream.sent) == 1
+
+
+def test_an_answer_that_turns_malformed_before_its_first_content_is_not_asked_for_again() -> None:
+    upstream = FakeUpstream(lambda sent: streams(b": hello\n\n", MALFORMED))
+    got = play(lambda: ask(upstream, projects(3), path=STREAM))
+    assert (got.status, got.reason, len(upstream.sent)) == (502, "UPSTREAM_UNREACHABLE", 1)
+
+
+def test_a_malformed_answer_of_a_fallback_model_ends_the_request_too() -> None:
+    upstream = FakeUpstream(lambda sent: refuses("unsupported") if sent.model == FLASH else MALFORMED)
+    got = play(lambda: ask(upstream, projects(1)))
+    assert (got.status, got.reason) == (502, "UPSTREAM_UNREACHABLE")
+    assert upstream.models == [FLASH, NEXT]
 
 
 def test_what_never_reached_google_gives_its_slot_back() -> None:
@@ -536,7 +560,7 @@ def test_an_error_that_is_our_own_is_logged_as_ours(caplog: pytest.LogCaptureFix
     caplog.set_level(logging.ERROR, "pollux.relay")
     got = play(lambda: ask(FakeUpstream([refuses("multiple-credentials")]), projects(2)))
     assert got.status == 400
-    assert any("which is ours" in message for message in caplog.messages)
+    assert any("how the gateway sent it" in message for message in caplog.messages)
 
 
 def test_a_request_whose_time_ran_out_says_that_others_may_succeed() -> None:
@@ -1010,7 +1034,7 @@ def test_the_settlement_comes_before_the_last_bytes(path: str) -> None:
                     seen.extend(sum(tokens) for tokens in [[w[1] for w in _wants(d)] for d, _ in found.values()])
                 await send(message)
 
-            await app(scope, receive, spying)
+            await app.routes(scope, receive, spying)
 
         said = whole(answer(700)) if path == GENERATE else streams(event(answer(700)))
         async with gateway(FakeUpstream([said]), projects(1, tpm=10_000), store=store) as app:

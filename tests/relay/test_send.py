@@ -1,4 +1,4 @@
-"""send: one call with one key: which credential travels, what comes of an answer, and that nothing shows the key."""
+"""One call with one key: which credential travels, what becomes of the answer, and that nothing shows the key."""
 
 import asyncio
 import logging
@@ -131,6 +131,7 @@ def test_an_error_is_covered_in_every_spelling() -> None:
     [
         ("unreachable", "UPSTREAM_UNREACHABLE", True),
         ("reset", "UPSTREAM_UNREACHABLE", False),
+        ("malformed", "UPSTREAM_UNREACHABLE", False),
         ("timeout", "UPSTREAM_TIMEOUT", False),
     ],
 )

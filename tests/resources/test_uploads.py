@@ -1,4 +1,4 @@
-"""uploads: addresses of ours, who is let in by them, what passes; without a network."""
+"""Uploads without a network: our addresses, who may use them, what passes."""
 
 import asyncio
 import json
@@ -305,23 +305,23 @@ def test_it_is_for_the_client_who_began() -> None:
         google = FakeUpstream(lambda s: starts() if s.header("x-goog-upload-command") == "start" else final())
         async with gateway(google, projects(1)) as app:
             both = Tokens([f"tester={TOKEN}", "other=another-token-of-a-client"], ADMIN, query_token=True)
-            app.reception.callers.tokens = both
+            app.admission.tokens = both
             address = await start(app)
             assert (await send(app, address, "query", token=TOKEN)).status == 200
             got = await _refused(app, google, address, "UPLOAD_OF_ANOTHER", token="another-token-of-a-client")
             assert got.status == 403
-            app.reception.callers.tokens = Tokens(["other=another-token-of-a-client"], ADMIN, query_token=True)
+            app.admission.tokens = Tokens(["other=another-token-of-a-client"], ADMIN, query_token=True)
             got = await _refused(app, google, address, "BAD_UPLOAD_ID")
             assert "client" in got.message
 
     play(scene)
 
 
-def test_while_tokens_cannot_be_read_nobodys_upload_is_refused_for_ever() -> None:
+def test_while_tokens_cannot_be_read_no_upload_is_refused_for_good() -> None:
     async def scene() -> None:
         async with gateway(FakeUpstream(lambda _: starts()), projects(1)) as app:
             address = await start(app)
-            app.reception.callers.tokens = Tokens([], ADMIN, query_token=True).joined(None)
+            app.admission.tokens = Tokens([], ADMIN, query_token=True).joined(None)
             got = await send(app, address, "upload", b"x")
             assert (got.status, got.reason) == (503, "TOKENS_UNREADABLE")
 
@@ -490,7 +490,7 @@ async def _raw(app: App, address: str, receive: Stops) -> list[dict[str, Any]]:
     path, _, query = target(address).partition("?")
     headers = [(b"content-length", b"100"), (b"x-goog-upload-command", b"upload"), (b"host", b"pollux.example")]
     scope = {"type": "http", "method": "POST", "path": path, "query_string": query.encode(), "headers": headers}
-    await app(scope, receive, keep)
+    await app.routes(scope, receive, keep)
     return sent
 
 
@@ -520,7 +520,7 @@ def test_a_body_that_stalls_ends() -> None:
     play(scene)
 
 
-def test_a_host_that_is_none_starts_nothing() -> None:
+def test_with_an_invalid_host_no_upload_starts() -> None:
     async def scene() -> None:
         google = FakeUpstream([starts()])
         async with gateway(google, projects(1)) as app:
@@ -547,7 +547,7 @@ def test_below_a_public_url() -> None:
 
 
 @pytest.mark.parametrize("address", ["nonsense", "https://[", "", "https://google.test/" + "x" * 9000])
-def test_an_address_that_is_none_begins_nothing(address: str) -> None:
+def test_with_an_invalid_upload_address_no_upload_starts(address: str) -> None:
     async def scene() -> None:
         async with gateway(FakeUpstream([starts(address)]), projects(1)) as app:
             got = await call(app, "POST", FILES, START, {})

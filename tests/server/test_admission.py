@@ -1,4 +1,4 @@
-"""reception: who is let in, with what, for how long; and what is told when something fails inside."""
+"""admission: who is let in, with what, for how long; and what is told when something fails inside."""
 
 import asyncio
 import gzip
@@ -152,14 +152,15 @@ class Source:
 def test_while_tokens_cannot_be_read_nobody_is_told_that_his_is_wrong(caplog: pytest.LogCaptureFixture) -> None:
     async def scene() -> None:
         async with gateway(FakeUpstream([whole(answer())])) as app:
-            app.reception.callers.tokens = app.tokens = Source(None)
+            source = Source(None)
+            app.admission.tokens = app.tokens = source
             got = await call(app)
             assert (got.status, got.reason, got.headers["retry-after"]) == (503, "TOKENS_UNREADABLE", "5")
             assert "denied" not in got.body.decode(), "the operator's business, in the log"
             admin = {"authorization": f"Bearer {ADMIN}"}
             assert (await call(app, "GET", "/admin/status", admin)).status == 503
             own = Tokens([f"tester={TOKEN}"], None, query_token=False)
-            app.reception.callers.tokens = app.tokens = Source(own.joined(None))
+            source.known = own.joined(None)
             assert (await call(app, token="another-token")).reason == "TOKENS_UNREADABLE"
             assert (await call(app, "GET", "/admin/status", admin)).status == 503
             assert (await call(app)).status == 200
@@ -172,7 +173,7 @@ def test_a_change_of_tokens_counts_with_the_next_request() -> None:
     async def scene() -> None:
         async with gateway(FakeUpstream(lambda _: whole(answer()))) as app:
             source = Source(Tokens([TOKEN], None, query_token=False))
-            app.reception.callers.tokens = source
+            app.admission.tokens = source
             assert (await call(app)).status == 200
             source.known = Tokens(["a-new-token"], None, query_token=False)
             assert [(await call(app, token=token)).status for token in (TOKEN, "a-new-token")] == [401, 200]
@@ -219,13 +220,13 @@ def test_cut_ends_each_request_in_its_own_way() -> None:
                 async def receive() -> Any:
                     await asyncio.Event().wait()
 
-                await app(scope, receive, send)
+                await app.routes(scope, receive, send)
 
             running = [asyncio.create_task(call(app, path=path)) for path in says]
             running.append(asyncio.create_task(call(stalls)))
             await asyncio.sleep(1)
-            app.reception.cut()
-            app.reception.cut()
+            app.admission.cut()
+            app.admission.cut()
             plain, stream, opaque, stalled = await asyncio.gather(*running)
             assert [(got.status, got.reason) for got in (plain, stalled)] == [(503, "STOPPING")] * 2
             assert plain.headers["retry-after"] == "1"
@@ -249,9 +250,9 @@ def test_what_waits_only_for_its_settlement_is_not_cut() -> None:
         upstream = FakeUpstream([streams(event(answer(900)))])
         async with gateway(upstream, projects(1, tpm=1000), store=Slow(now)) as app:
             running = asyncio.create_task(call(app, path=STREAM))
-            while not any(reply.ending for reply in app.reception._running.values()):  # noqa: ASYNC110
+            while not any(reply.ending for reply in app.admission._running.values()):  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
-            app.reception.cut()
+            app.admission.cut()
             got = await running
             assert got.complete
             assert b"error" not in got.body
@@ -402,7 +403,7 @@ def test_a_client_that_leaves_before_its_body_is_complete_costs_nothing() -> Non
                 async def receive() -> Any:
                     return next(messages)
 
-                await app(scope, receive, send)
+                await app.routes(scope, receive, send)
 
             got = await call(leaving)
             assert (got.status, app.journal.under_way) == (0, 0)

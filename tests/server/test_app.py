@@ -1,6 +1,7 @@
-"""app: routes, start and stop, pages of other origins, and what is refused before it begins."""
+"""The app: start and stop, pages of other origins, and requests that are refused early."""
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from pollux.backends.store.contract import StoreError
 from pollux.backends.store.memory import MemoryStore
 from pollux.backends.store.sqlite import SqliteStore
 from pollux.pool.quota_document import unpack
-from pollux.relay.client import Message
 from pollux.server.app import App
 from pollux.server.wiring import make_app
 from pollux.settings import Settings
@@ -52,7 +52,7 @@ def test_options_is_answered_here() -> None:
 
 
 @pytest.mark.parametrize("origins", [(PAGE, "https://other.example"), ("*",)])
-def test_a_page_whose_origin_is_named_may_call_and_read_our_headers(origins: tuple[str, ...]) -> None:
+def test_a_page_of_an_allowed_origin_may_call_and_read_our_headers(origins: tuple[str, ...]) -> None:
     async def scene() -> None:
         async with gateway(FakeUpstream([whole(answer())]), cors_origins=origins) as app:
             asked = {"origin": PAGE, "access-control-request-headers": "x-goog-api-key, content-type"}
@@ -103,31 +103,17 @@ def test_an_origin_never_travels() -> None:
 # --- start and stop --------------------------------------------------------------------------------------------------
 
 
-async def converse(app: App, *messages: str) -> list[Message]:
-    said: list[Message] = []
-    rest = [{"type": f"lifespan.{name}"} for name in messages]
-
-    async def receive() -> Message:
-        return rest.pop(0)
-
-    async def send(message: Message) -> None:
-        said.append(message)
-
-    await app({"type": "lifespan"}, receive, send)
-    return said
-
-
 def made(**settings: Any) -> App:
     return make_app(Settings(**settings), Tokens(["a-test-token"], None, query_token=False), keyring=projects(1))
 
 
-def test_lifespan_opens_and_closes_the_store(tmp_path: Path) -> None:
+def test_start_opens_the_store_and_stop_closes_it(tmp_path: Path) -> None:
     async def scene() -> None:
         app = made(data=str(tmp_path))
-        said = await converse(app, "startup", "shutdown")
-        assert [message["type"] for message in said] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+        await app.start()
         assert isinstance(app.store, SqliteStore)
         assert (tmp_path / "pollux.db").is_file()
+        await app.stop()
         with pytest.raises(StoreError):
             await app.store.read(["health"])
 
@@ -136,9 +122,8 @@ def test_lifespan_opens_and_closes_the_store(tmp_path: Path) -> None:
 
 def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
     (tmp_path / "pollux.db").write_text("this is no database, and long enough to be looked at" * 9)
-    said = asyncio.run(converse(made(data=str(tmp_path)), "startup"))
-    assert said[0]["type"] == "lifespan.startup.failed"
-    assert str(tmp_path / "pollux.db") in said[0]["message"]
+    with pytest.raises(StoreError, match=re.escape(str(tmp_path / "pollux.db"))):
+        asyncio.run(made(data=str(tmp_path)).start())
 
 
 def test_a_start_that_fails_leaves_nothing_open() -> None:
@@ -189,22 +174,3 @@ def test_stopping_commits_what_still_rides() -> None:
         assert [list(state.days.values()) for state in states] == [[(3, 150)]]
 
     play(scene)
-
-
-def test_the_live_api_is_refused_before_it_is_accepted() -> None:
-    async def scene() -> list[Message]:
-        said: list[Message] = []
-
-        async def receive() -> Message:
-            return {"type": "websocket.connect"}
-
-        async def send(message: Message) -> None:
-            said.append(message)
-
-        async with gateway(FakeUpstream([])) as app:
-            await app({"type": "websocket", "path": "/ws", "headers": []}, receive, send)
-        return said
-
-    said = play(scene)
-    assert [message["type"] for message in said] == ["websocket.close"]
-    assert "Live API" in said[0]["reason"]

@@ -8,7 +8,9 @@ READ_MOST = 1 << 24
 
 
 class UpstreamError(Exception):
-    """No answer, or the rest of it, will come. `kind`: unreachable (nothing was sent), timeout or reset."""
+    """No answer, or the rest of it, will come. `kind`: unreachable (nothing was sent), timeout, reset, or malformed:
+    the upstream took the request, and its answer is not valid HTTP.
+    """
 
     def __init__(self, kind: str, detail: str) -> None:
         super().__init__(detail)

@@ -98,7 +98,7 @@ TABLE = (
             "A WebSocket was requested: the Live API is not served.",
             "Call the Live API at Google directly."),
     ErrorKind("UPSTREAM_UNREACHABLE", 502,
-            "There is no connection to Gemini, or it broke before an answer began.",
+            "There is no connection to Gemini, it broke before an answer began, or the answer was not valid HTTP.",
             "Try again; check `POLLUX_UPSTREAM` and the network."),
     ErrorKind("UPSTREAM_ERROR", 503,
             "On every attempt, Gemini began a stream with an error in place of content, or an upload without a URL.",

@@ -1,7 +1,4 @@
-"""PURE. Where a client finds this gateway: the address that stands in what it is told, and the path below it.
-
-POLLUX_PUBLIC_URL says it; else the request itself does.
-"""
+"""This gateway's own address, from POLLUX_PUBLIC_URL or the request, and the API's path below it. Pure."""
 
 import re
 from collections.abc import Iterable
@@ -19,15 +16,15 @@ _PREFIX = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]{1,64}){0,8}", re.AS
 def own_base(scope: Scope, public_url: str, *, proxied: bool) -> str:
     """The base URL of this gateway as the client knows it, without a slash at its end.
 
-    `proxied`: what X-Forwarded-… say is a proxy's word, as on Cloud Run; elsewhere anybody could have written it. A
-    client that names a host of its own choice there, or in Host, gets an answer that points there, and nobody else.
+    `proxied`: X-Forwarded-… were set by a proxy, as on Cloud Run; elsewhere a client may have set them. A client that
+    makes up a host, there or in Host, changes the addresses in its own answers only.
     """
     if public_url:
         return public_url
     headers = scope["headers"]
     host = (proxied and _forwarded(headers, b"x-forwarded-host")) or header(headers, b"host") or ""
     if _HOST.fullmatch(host) is None:
-        raise GatewayError("BAD_REQUEST", "the Host header names no host, so no address can be made of it")
+        raise GatewayError("BAD_REQUEST", "the Host header is not a valid host name")
     scheme = scope.get("scheme", "http")
     prefix = scope.get("root_path", "")
     if proxied:
@@ -37,19 +34,19 @@ def own_base(scope: Scope, public_url: str, *, proxied: bool) -> str:
         raise GatewayError("BAD_REQUEST", "X-Forwarded-Proto is neither http nor https")
     prefix = prefix.rstrip("/")
     if _PREFIX.fullmatch(prefix) is None:
-        raise GatewayError("BAD_REQUEST", "the prefix under which the gateway is mounted is no plain path")
+        raise GatewayError("BAD_REQUEST", "the prefix under which the gateway is mounted is not a plain path")
     return f"{scheme}://{host}{prefix}"
 
 
 def _forwarded(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str:
-    """The first of several proxies' values: that of the one nearest to the client."""
+    """The first of several values: set by the proxy nearest to the client."""
     return (header(headers, name) or "").partition(",")[0].strip()
 
 
 def inside(scope: Scope, public_url: str) -> Scope:
-    """The scope with the path as the API has it: without the prefix under which the gateway is mounted, if it is there.
+    """The scope without the prefix under which the gateway is mounted, if its path has it.
 
-    A server's root_path stands in front of every path; the path of POLLUX_PUBLIC_URL may be taken off on the way.
+    ASGI puts root_path in front of every path. A proxy may have removed the path of POLLUX_PUBLIC_URL already.
     """
     prefixes = [
         found for found in (scope.get("root_path", ""), urlsplit(public_url).path if public_url else "") if found

@@ -1,4 +1,4 @@
-"""What a client sends, from ASGI: its body within the limits, and whether it is still there. `wire` reads it."""
+"""The client's side of ASGI: its body, within limits, and whether it is still connected."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
@@ -15,16 +15,16 @@ RawHeaders = Iterable[tuple[bytes, bytes]]
 
 WATCH_AFTER = 0.25
 STALLED_AFTER = 60.0
-"""A body of which nothing comes for so many seconds will not be complete any more."""
+"""Seconds without a byte after which a body is given up."""
 HEAD_MOST = 1 << 16
 
 
 class ClientGoneError(Exception):
-    """The client left before its request was complete."""
+    """The client left before its request or its answer was complete."""
 
 
 class BodyMemory:
-    """How many bytes of request bodies are held at once, over all requests."""
+    """Counts the bytes of request bodies that are held, over all requests."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -34,7 +34,7 @@ class BodyMemory:
         if self.held + size > self.most:
             raise GatewayError(
                 "OVERLOADED_GATEWAY",
-                f"request bodies under way fill the memory set aside for them ({self.most} bytes, POLLUX_BODY_MEMORY)",
+                f"request bodies fill the memory set aside for them ({self.most} bytes, POLLUX_BODY_MEMORY)",
                 retry_after=2.0,
             )
         self.held += size
@@ -51,35 +51,34 @@ def header(headers: RawHeaders, name: bytes) -> str | None:
 
 
 def body_length(headers: RawHeaders) -> int | None:
-    """What Content-Length says, if it says anything."""
-    declared = header(headers, b"content-length") or ""
-    return int(declared) if declared.isascii() and declared.isdigit() else None
+    """Content-Length, if it is a number."""
+    for name, value in headers:
+        if name == b"content-length":
+            return int(value) if value.isdigit() else None
+    return None
 
 
 def head_size(scope: Scope) -> int:
-    """The bytes of a request's line and headers, nearly."""
+    """About how many bytes the request line and the headers have."""
     headers = scope["headers"]
     size = len(scope.get("raw_path") or scope["path"]) + len(scope.get("query_string", b""))
     return size + sum(map(len, chain.from_iterable(headers))) + 4 * len(headers)
 
 
 class _Stall:
-    """Cancels the current task when a body stalls: asyncio.timeout at half its price, as every request pays."""
+    """Cancels the current task when a body stalls. It costs half of asyncio.timeout, and every request pays for it."""
 
-    __slots__ = ("_loop", "_task", "_timer", "passed")
+    __slots__ = ("_loop", "_task", "passed", "timer")
 
     def __init__(self) -> None:
         self.passed = False
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
-        self._timer = self._loop.call_later(STALLED_AFTER, self._pass)
+        self.timer = self._loop.call_later(STALLED_AFTER, self._pass)
 
     def renew(self) -> None:
-        self._timer.cancel()
-        self._timer = self._loop.call_later(STALLED_AFTER, self._pass)
-
-    def end(self) -> None:
-        self._timer.cancel()
+        self.timer.cancel()
+        self.timer = self._loop.call_later(STALLED_AFTER, self._pass)
 
     def _pass(self) -> None:
         self.passed = True
@@ -88,10 +87,10 @@ class _Stall:
 
 
 async def read_body(headers: RawHeaders, receive: Receive, limit: int, memory: BodyMemory) -> bytes:
-    """The whole body. Too large a one is refused by its Content-Length, or as soon as it has grown too large; one that
-    stops coming, after a minute.
+    """The whole body. It is refused if its Content-Length is too large, when it has grown too large, or when nothing of
+    it has come for a minute.
 
-    What is held is released by the caller: it holds exactly len(body) when this returns, nothing when it raises.
+    When this returns, `memory` holds exactly len(body), and the caller releases it; when it raises, nothing is held.
     """
     expected = body_length(headers) or 0
     if expected > limit:
@@ -126,16 +125,16 @@ async def read_body(headers: RawHeaders, receive: Receive, limit: int, memory: B
         memory.release(held)
         raise
     finally:
-        stall.end()
+        stall.timer.cancel()
     if size < held:
         memory.release(held - size)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 class PassingBody:
-    """A body that is not held: its pieces as the client sends them, each when it is asked for.
+    """A body that is not held: each piece is received when it is asked for. `length`: None if it is not known.
 
-    `length` is None if the client did not announce it. Raises like `read_body`.
+    Raises like `read_body`.
     """
 
     def __init__(self, headers: RawHeaders, receive: Receive, ended: Callable[[], None]) -> None:
@@ -165,7 +164,7 @@ class PassingBody:
 
 
 def uncancel() -> None:
-    """The current task goes on: it was cancelled to be told something, and was told."""
+    """Let the current task go on after it caught the cancellation that was meant to interrupt it."""
     task = asyncio.current_task()
     if task is not None:
         task.uncancel()
@@ -180,30 +179,40 @@ def _too_large(limit: int) -> GatewayError:
 
 
 class Watch:
-    """Cancels the current task when the client leaves. Quick requests never pay: it looks only after a moment."""
+    """`with` this, the current task is cancelled when the client leaves, and ClientGoneError is raised. It looks only
+    after a moment, so that a quick request costs no task.
+    """
 
     def __init__(self, receive: Receive, after: float | None = WATCH_AFTER) -> None:
-        """`after` None: only once it is told to `begin`, since somebody else still reads the body."""
-        self.gone = False
+        """`after` None: only from `begin` on, because the body is still being read."""
         self._receive = receive
-        self._loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
+        self._after = after
+        self._gone = False
+        self._task: asyncio.Task[Any] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._listener: asyncio.Task[None] | None = None
-        self._timer = None if after is None else self._loop.call_later(after, self.begin)
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        if self._after is not None:
+            self._timer = asyncio.get_running_loop().call_later(self._after, self.begin)
 
     def begin(self) -> None:
-        self._listener = self._loop.create_task(self._listen())
+        self._listener = asyncio.ensure_future(self._listen())
 
     async def _listen(self) -> None:
         # Under the Functions Framework `send` never raises: only `receive` tells that the client is gone.
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self.gone = True
+        self._gone = True
         if self._task is not None:
             self._task.cancel()
 
-    def stop(self) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._timer is not None:
             self._timer.cancel()
         if self._listener is not None:
             self._listener.cancel()
+        if self._gone and kind is asyncio.CancelledError:
+            uncancel()
+            raise ClientGoneError from None

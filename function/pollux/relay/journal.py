@@ -1,4 +1,4 @@
-"""What happened to requests: one record each, kept for `explain`, counted for `status`, and written as one log line."""
+"""What happened to each request: a record, kept for `explain`, counted for `status`, and written as one log line."""
 
 import random
 import time
@@ -11,9 +11,9 @@ from pollux.pool.store_health import StoreUse
 
 KEPT = 1000
 TELL_WAIT = 0.05
-"""A wait this long is told with its reason."""
+"""Seconds. Longer waits are recorded with their reason."""
 ENDS = 10
-"""Of one request the first ten and the last ten attempts are kept; those between them are counted by cause."""
+"""The first and the last ten attempts of a request are kept; those between are counted by cause."""
 
 
 @dataclass(slots=True)
@@ -54,22 +54,22 @@ class Record:
     what: str = ""
     asked: str = ""
     wanted: str = ""
-    """The model that was asked for, when alias and mode are resolved. Empty: no other can take its place."""
+    """The model that was asked for, with alias and mode resolved. Empty for a call without quota."""
     used: str = ""
     key: str = ""
     project: str = ""
     owner: str = ""
-    """The project that alone could serve it: it owns what the request names. Several: so none could."""
+    """The project that owns what the request names. If there are several, none can serve it."""
     bound: tuple[str, ...] = ()
     """The resources that the request names."""
     attempts: list[Attempt] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     """Attempts between the first and the last ones, by cause."""
     sent: int = 0
-    """How often something went upstream for it."""
+    """How often it was sent."""
     waited: float = 0.0
     waits: dict[tuple[str, Why], float] = field(default_factory=dict)
-    """(model, what kept it waiting) -> seconds."""
+    """(model, reason) -> seconds."""
     store: StoreUse = field(default_factory=StoreUse)
     first_byte: float | None = None
     estimated: int = 0
@@ -82,7 +82,7 @@ class Record:
 
     @property
     def fallback_from(self) -> str:
-        """What the client asked for, in its own words, if another model of the chain was used instead."""
+        """The model as the client named it, if another model of the chain was used."""
         return self.asked if self.wanted and self.used not in ("", self.wanted) else ""
 
     def wait(self, model: str, why: Why | None, seconds: float) -> None:
@@ -148,7 +148,7 @@ class Journal:
         self.causes.update(record.left_out)
         if record.ended:
             self.endings[record.ended] += 1
-        if record.reason == "NO_TOKEN":  # strangers push nobody's requests out of the recent ones
+        if record.reason == "NO_TOKEN":  # strangers must not push out requests of clients
             return
         self._recent[record.id] = record
         if len(self._recent) > KEPT:

@@ -1,13 +1,14 @@
-"""What goes back to a client: Google's bytes as they come, or an error of our own in the shape of the API called."""
+"""What goes back to the client: Google's bytes as they come, or an error of ours in the shape of the API called."""
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from pollux.backends.upstream import UpstreamError
 from pollux.gemini.call import read_target
-from pollux.gemini.errors import ERRORS, GatewayError, error_body, stream_error
+from pollux.gemini.errors import GatewayError, error_body, stream_error
 from pollux.gemini.stream import StreamReader
 from pollux.gemini.verdict.error_body import read as read_error
 from pollux.relay.client import Scope, Send, uncancel
@@ -15,7 +16,7 @@ from pollux.relay.journal import Record
 from pollux.relay.send import CoveredAnswer
 
 WHOLE_MOST = 1 << 20
-"""An answer up to this size is read whole before it starts to leave: a connection that breaks can still be retried."""
+"""An answer up to this size is read whole before any of it is sent: if its connection breaks, it can be retried."""
 TAIL = 1 << 14
 PATH_READ = 256
 _TOKENS = re.compile(rb'(?<!\\)"(?:promptTokenCount|prompt_tokens|total_input_tokens)"\s*:\s*(\d{1,15})')
@@ -24,7 +25,7 @@ Settle = Callable[[int | None], Awaitable[None]]
 
 
 class BrokenAnswerError(Exception):
-    """The answer broke after it had begun, and its form has no way to say so: the connection must be cut."""
+    """The answer broke after it had begun, and its form cannot carry an error: the connection must be cut."""
 
 
 def prompt_tokens(body: bytes) -> int | None:
@@ -34,21 +35,20 @@ def prompt_tokens(body: bytes) -> int | None:
 
 
 class Reply:
-    """One answer to a client. Knows whether it has begun: from then on nothing can be retried."""
+    """The answer to a client. Once it has begun, nothing is retried. The server leaves out the body of one to HEAD."""
 
-    def __init__(self, send: Send, record: Record, *, head: bool, extra: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    def __init__(self, send: Send, record: Record, extra: Sequence[tuple[bytes, bytes]] = ()) -> None:
         self._send = send
         self._record = record
-        self._head = head
         self._extra = list(extra)
         self.begun = False
         self.ending = False
-        """All that came is passed on; the end waits for the settlement only."""
+        """Everything was passed on; only the settlement is waited for."""
         self.cut = False
-        """The gateway stops: what is not passed on yet is not waited for any more."""
+        """The gateway stops: the rest of the answer is not waited for."""
 
     async def begin(self, status: int, headers: Sequence[tuple[bytes, bytes]], length: int | None = None) -> None:
-        """`length`: of the body, where it is known. What `headers` say of that does not count."""
+        """`length`: of the body, if it is known. A Content-Length in `headers` is ignored."""
         self.begun = True
         record = self._record
         record.status = status
@@ -71,32 +71,33 @@ class Reply:
         await self._send({"type": "http.response.start", "status": status, "headers": sent})
 
     async def chunk(self, data: bytes) -> None:
-        if data and not self._head:
+        if data:
             await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self, data: bytes = b"") -> None:
-        await self._send({"type": "http.response.body", "body": b"" if self._head else data, "more_body": False})
+        await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
     async def whole(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
         await self.begin(status, headers, len(body))
         await self.end(body)
 
-    async def error(self, reason: str, message: str, *, retry_after: float | None = None) -> None:
-        """An error of our own; after the start nothing can be said any more."""
-        record = self._record
-        kind = ERRORS[reason]
-        record.reason = reason
-        body = error_body(record.api, reason, message, retry_after=retry_after, request_id=record.id)
+    async def error(self, error: GatewayError) -> None:
+        """Raises BrokenAnswerError if the answer has begun: then the client cannot be told."""
+        if self.begun:
+            raise BrokenAnswerError(str(error))
+        record, again = self._record, error.retry_after
+        record.reason = error.code
+        body = error_body(record.api, error.code, error.message, retry_after=again, request_id=record.id)
         headers = [(b"content-type", b"application/json; charset=utf-8")]
-        if kind.http in (408, 431):  # nobody wants to read the rest of it
+        if error.status in (408, 431):  # the rest of the request is not read
             headers.append((b"connection", b"close"))
-        if retry_after is not None:
-            headers.append((b"retry-after", b"%d" % max(1, -int(-retry_after // 1))))
-        await self.whole(kind.http, headers, body)
+        if again is not None and again != math.inf:
+            headers.append((b"retry-after", b"%d" % max(1, math.ceil(again))))
+        await self.whole(error.status, headers, body)
 
 
 def api_of(scope: Scope) -> str:
-    """In whose shape an error is told, before anything else of the request is looked at."""
+    """Which API's shape an error gets, while nothing else of the request is read."""
     bearer = any(name == b"authorization" for name, _ in scope["headers"])
     path = scope.get("raw_path") or scope["path"].encode()
     try:
@@ -105,10 +106,9 @@ def api_of(scope: Scope) -> str:
         return "native"
 
 
-async def refuse(scope: Scope, send: Send, reason: str, message: str, *, retry_after: float) -> None:
-    """An error of our own where there is no gateway yet, or none any more, to take the request in."""
-    reply = Reply(send, Record(api=api_of(scope)), head=scope["method"] == "HEAD")
-    await reply.error(reason, message, retry_after=retry_after)
+async def refuse(scope: Scope, send: Send, error: GatewayError) -> None:
+    """Answer with an error while no gateway is running."""
+    await Reply(send, Record(api=api_of(scope))).error(error)
 
 
 async def nothing_to_settle(_: int | None) -> None:
@@ -116,7 +116,7 @@ async def nothing_to_settle(_: int | None) -> None:
 
 
 async def collect(answer: CoveredAnswer) -> tuple[bytes, bool]:
-    """The beginning of a plain answer, and whether that is all: up to WHOLE_MOST it can still be asked for again."""
+    """The beginning of an answer, and whether that is all of it. No more than about WHOLE_MOST is read."""
     if answer.length is not None:
         return (await answer.read(), True) if answer.length <= WHOLE_MOST else (b"", False)
     held: list[bytes] = []
@@ -133,8 +133,8 @@ async def collect(answer: CoveredAnswer) -> tuple[bytes, bool]:
 async def pass_on(
     reply: Reply, answer: CoveredAnswer, settle: Settle, first: bytes = b"", *, whole: bool = False
 ) -> None:
-    """A plain answer, of which `first` was read already (all of it, if `whole`). The rest passes in pieces as it
-    comes. The last piece waits for the settlement if the length is known.
+    """Pass on a plain answer, of which `first` was read already (all of it, if `whole`), as the rest comes. If the
+    length is known, the last piece waits for the settlement.
     """
     if whole:
         reply.ending = True
@@ -159,7 +159,7 @@ async def pass_on(
 
 
 async def pass_stream(reply: Reply, answer: CoveredAnswer, reader: StreamReader, first: bytes, settle: Settle) -> str:
-    """A stream whose first content is in `first`. Returns how it ended: "" is well."""
+    """Pass on a stream whose first content is in `first`. Returns how it ended; "": as it should."""
     await reply.begin(answer.status, answer.headers)
     ended, data = "", first
     held: list[bytes] = []
@@ -167,7 +167,7 @@ async def pass_stream(reply: Reply, answer: CoveredAnswer, reader: StreamReader,
     try:
         while data:
             held.append(data)
-            if not reader.error_begun:  # an error may echo the key in another spelling, cut between two chunks
+            if not reader.error_begun:  # an error may echo the key in another spelling, in two chunks
                 text = b"".join(held) if len(held) > 1 else data
                 held.clear()
                 await reply.chunk(text if reader.error is None else answer.redact(text))

@@ -1,11 +1,11 @@
-"""Where a request may go, what makes a project ready for it, how it is rewritten for there, and what was lost there."""
+"""Where a request may go, how a project is made ready and the request rewritten for it, what a failure there means."""
 
 from pollux.pool.reservation import Ask, Tried
 from pollux.relay.send import Failure
 
 
 class Placement:
-    """The null case: the request may go to any project, as it is. Others override what differs."""
+    """The null case: the request may go to any project, as it is. Subclasses in `resources` override what differs."""
 
     only: str | None = None
     """The one project that can serve the request."""
@@ -14,9 +14,9 @@ class Placement:
     names: tuple[str, ...] = ()
     """What the request names, for messages."""
     one_model: bool = False
-    """What it names works with the wanted model alone: no fallback."""
+    """What the request names works with the wanted model alone: no fallback."""
     prepares: bool = False
-    """A project must be made ready first: only then the relay calls `narrow`, `ready`, `prepare` and `exhausted`."""
+    """Whether a project must be made ready first. Else `narrow`, `ready`, `prepare` and `rewritten` are not called."""
 
     def counts_at(self) -> str | None:
         """The project that can count the tokens of the request as the client wrote it."""
@@ -27,33 +27,33 @@ class Placement:
         return ask
 
     def ready(self, project: str) -> bool:
-        """Whether the request can be sent there now. If so, `rewritten` is for that project from now on."""
+        """Whether the request can be sent there now. If so, `rewritten` rewrites for that project from now on."""
         return True
 
     async def prepare(self, project: str, tried: Tried) -> None:
-        """Make the project ready. If that fails, `tried` excludes it; raises if no other can serve."""
+        """Make the project ready. If that fails, exclude it in `tried`; raises if no other project can serve."""
 
     def rewritten(self, body: bytes) -> bytes:
         return body
 
     def shown(self, body: bytes) -> bytes:
-        """An answer with the names that the client knows."""
+        """The body of a refusal with the names that the client knows."""
         return body
 
     def judged(self, failure: Failure) -> Failure:
-        """The failure, understood by what the request names."""
+        """The failure, with another verdict if what the request names explains it."""
         return failure
 
     async def lost(self, failure: Failure) -> bool:
-        """Whether the project lost something that can be made again: then the request is sent again."""
+        """Whether the project lost something that is made again. Then the request is sent again."""
         return False
 
     async def moved(self, failure: Failure) -> bool:
-        """Whether another project owns by now what the request names. Then `only` is that one."""
+        """Whether another project owns by now what the request names. Then `only` is that project."""
         return False
 
     def exhausted(self) -> Failure | None:
-        """When no project is left: the failure that the client gets. Raises if no project could be made ready."""
+        """The failure that the client gets when no project is left. Raises if no project could be made ready."""
         return None
 
 

@@ -1,36 +1,53 @@
-"""One request as relayed: what came, what goes upstream for a key and model, and its record."""
+"""A request: as it came, as the relay works on it, and what of it goes upstream for a model."""
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pollux.gemini import tools
 from pollux.gemini.body import replace_model
 from pollux.gemini.call import INTERACTION, Call, count_path, full_name, path_for
 from pollux.gemini.estimate import estimate
 from pollux.gemini.guard import allowed_path
+from pollux.gemini.upload import Upload
 from pollux.pool.reservation import Ask
 from pollux.pool.windows import Want
-from pollux.relay.client import PassingBody
+from pollux.relay.client import PassingBody, Receive, Scope
 from pollux.relay.journal import Record
 from pollux.relay.passing import Reply, Settle
 from pollux.relay.placement import ANYWHERE, Placement
 from pollux.relay.send import CoveredAnswer, Readdress
 
-PassOn = Callable[["Exchange", CoveredAnswer, str, Settle], Awaitable[None]]
+PassOn = Callable[["Request", CoveredAnswer, str, Settle], Awaitable[None]]
 """Passes on a good answer of a project, and settles it."""
 
 OPENING = 1000
 """How many characters of each opening text identify a conversation."""
 
 
+class Incoming(NamedTuple):
+    """A request for the Gemini API as it came: its head is read, its body is not."""
+
+    scope: Scope
+    receive: Receive
+    reply: Reply
+    record: Record
+    call: Call
+    upload: Upload | None
+    headers: Mapping[bytes, bytes]
+    """By name; of several with one name the first."""
+    query: bytes
+
+
 @dataclass(slots=True)
-class Exchange:
+class Request:
+    """A request that was let in."""
+
     call: Call
     method: str
     headers: Sequence[tuple[str, str]]
-    """The client's headers that go upstream; each attempt adds the credential."""
+    """The client's headers that go upstream; each attempt adds a credential."""
     body: bytes
     readable: bytes
     """The body, inflated if it came compressed."""
@@ -38,7 +55,9 @@ class Exchange:
     record: Record
     reply: Reply
     deadline: float
+    """Until when it may wait for a slot."""
     patient: bool = True
+    """The client set no limit of its own: a large request may wait longer."""
     stream: str = "no"
     fallback: bool = True
     mode: str = "both"
@@ -46,20 +65,19 @@ class Exchange:
     sticky: int | None = None
     """Identifies the conversation."""
     goes_on: bool = False
-    """Whether it has earlier turns of the model: then it prefers the project that they came from."""
+    """Whether it has earlier turns of the model: then it prefers the project that served them."""
     passing: PassingBody | None = None
-    """Replaces `body` if the body is not held: it can be sent only once."""
+    """The body, if it is not held: it can be sent only once."""
     readdress: Readdress | None = None
     begins_upload: bool = False
     own_base: Callable[[], str] = str
     """This gateway's address as the client knows it."""
     place: Placement = ANYWHERE
     pass_on: PassOn | None = None
-    """For a call whose answer must be read before it passes."""
+    """Set if the answer must be read before it passes."""
 
     @property
     def can_be_sent(self) -> bool:
-        """A body that passes through can be sent only once."""
         return self.passing is None or not self.passing.asked
 
     @property
@@ -67,8 +85,7 @@ class Exchange:
         """Whether it may be sent twice: it only asks, or begins an upload that may be abandoned."""
         return self.method in ("GET", "HEAD") or self.call.kind == "count" or self.begins_upload
 
-    def exchange(self, readable: bytes) -> None:
-        """Replace the client's body by the same one with other addresses in it."""
+    def replace_body(self, readable: bytes) -> None:
         self.body = self.readable = readable
         self.parsed = json.loads(readable)
         self.headers = [(name, value) for name, value in self.headers if name != "content-encoding"]
@@ -78,7 +95,7 @@ class Exchange:
         return "openai-sse" if self.call.api == "openai" else self.stream
 
     def ask(self, generation: int, kind: str | None = None) -> Ask:
-        """What it takes of a quota, estimated. A model for images makes at least one."""
+        """What it needs of a quota, estimated. A model for images makes at least one."""
         found = estimate(self.parsed, size=len(self.readable), verb=self.call.verb, generation=generation)
         want = Want(found.requests, found.tokens, max(found.images, kind == "image"))
         sticky = self.sticky if self.goes_on else None
@@ -87,13 +104,13 @@ class Exchange:
         return Ask(want, self.deadline, self.patient, sticky, self.prefer_key, self.place.only, tools=asked)
 
     def outgoing(self, model: str | None) -> tuple[str, Sequence[tuple[str, str]], bytes]:
-        """Target, headers and body of an attempt: the client's own, but perhaps for the model."""
+        """Target, headers and body of an attempt: the client's, with the model and names that are needed there."""
         call, body, headers = self.call, self.body, self.headers
         path = call.path
         if model is not None and model != call.model:
             if call.kind == "get-model" or (call.api == "native" and call.verb != INTERACTION):
                 path = path_for(call, model)
-                if path != call.path:  # the client's own was checked when it came
+                if path != call.path:  # the client's own path was checked when it came
                     path = allowed_path(path)
             elif self.body:
                 body = replace_model(self.readable, model)
@@ -103,7 +120,7 @@ class Exchange:
         return (f"{path}?{call.query}" if call.query else path), headers, body
 
     def size_question(self, model: str) -> tuple[str, bytes] | None:
-        """Target and body of the countTokens call for this request; None if it has none."""
+        """Target and body of the countTokens call for this request; None if it cannot be counted."""
         if self.call.kind != "generate" or self.call.verb == INTERACTION or self.parsed is None:
             return None
         inner = dict(self.parsed) if self.call.api == "native" else _as_contents(self.parsed)
@@ -135,7 +152,7 @@ def _texts(message: Any) -> list[str]:
 
 
 def goes_on(parsed: Mapping[str, Any] | None) -> bool:
-    """Whether the body has earlier turns of the model. A first question belongs to no project."""
+    """Whether the body has earlier turns of the model: then it belongs to the project that served them."""
     for turn in _turns(parsed):
         role = turn.get("role") if isinstance(turn, dict) else None
         if role in ("model", "assistant"):
@@ -144,7 +161,7 @@ def goes_on(parsed: Mapping[str, Any] | None) -> bool:
 
 
 def conversation(client: str, parsed: Mapping[str, Any] | None) -> int | None:
-    """The same for every request of one conversation: made from its client, its instruction and its first message."""
+    """Identifies a conversation by its client, its instruction and its first message."""
     turns = _turns(parsed)
     if not parsed or not turns:
         return None

@@ -1,4 +1,4 @@
-"""One call upstream with one key. A key's value is read here and nowhere else, and nothing that comes back shows it."""
+"""One call upstream with one key: the only place that reads a key's value. Nothing that comes back shows the value."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,13 +20,13 @@ ERROR_MOST = 1 << 20
 
 Headers = Sequence[tuple[bytes, bytes]]
 Readdress = Callable[[Headers, Key], Awaitable[list[tuple[bytes, bytes]]]]
-"""Rewrites the headers of an upload's answer (with OF_UPLOADS among them) for the client, given the key used."""
+"""Rewrites the headers of an upload's answer for the client, given the key that was used."""
 Text = TypeVar("Text", str, bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A call that was refused, or got no answer: what Google said, covered, and what it means."""
+    """A call that was refused or got no answer: what Google said, without secrets, and what it means."""
 
     verdict: Verdict
     key: Key
@@ -34,8 +34,7 @@ class Failure:
     headers: Headers
     body: bytes
     problem: GatewayError | None = None
-    """Set when there was no answer to pass on."""
-
+    """Our own error, if there is no answer to pass on."""
     unsent: bool = False
     """Nothing of the request reached Google."""
 
@@ -45,9 +44,8 @@ class Failure:
 
 
 class CoveredAnswer:
-    """An answer as a client may see it: only allowed headers, and the key replaced in headers and body.
-
-    Either `read` all of it, or take it `chunk` by chunk.
+    """An answer as a client may see it: only allowed headers, and the key replaced in headers and body. Either `read`
+    all of it or take each `chunk`.
     """
 
     __slots__ = ("_answer", "_forms", "_screens", "_secret", "body", "headers", "length", "status")
@@ -96,14 +94,14 @@ class CoveredAnswer:
         return rest
 
     def redact(self, text: Text) -> Text:
-        """For text that is surely an error: replaces this key however it is escaped, and whatever looks like a key."""
+        """For errors: replaces this key however it is escaped, and everything that looks like a key."""
         return redact(text, [self._secret])
 
     def refusal(self, key: Key, body: bytes, now: float) -> Failure:
-        """Judge this answer as an error. A stream may begin with one, too."""
+        """Judge this answer, or the error that a stream began with."""
         headers, body = _inflated(self.headers, body)
-        # Before judging, since messages are cut and half a key would not be recognised; and after, since they are
-        # unescaped.
+        # Replaced before judging, which cuts messages: half a key would not be recognised. And after, as judging
+        # unescapes them.
         body = without(body, [self._secret])
         verdict = judge(self.status, body, now=now)
         verdict = replace(verdict, message=self.redact(verdict.message))
@@ -136,8 +134,8 @@ class KeyedUpstream:
         readdress: Readdress | None = None,
         begins: Callable[[], None] | None = None,
     ) -> CoveredAnswer | Failure:
-        """`whole`: read a good answer to its end, into its `body`. `readdress`: rewrite an upload's headers. `begins`:
-        called when the value is at hand, just before sending. Errors of these, and of a streamed body, propagate.
+        """`whole`: read a good answer into its `body`. `readdress`: rewrite the headers of an upload's answer. `begins`
+        is called just before sending, when the value was read. What these or a streamed body raise is raised here.
         """
         try:
             value = (await self._keyring.value(key.id)).reveal()
@@ -171,18 +169,21 @@ class KeyedUpstream:
 
 
 def broken(key: Key, error: UpstreamError, now: float) -> Failure:
-    """No answer came, or not all of it. `error` comes from here, so that its text is covered already."""
-    reason, setting = "UPSTREAM_UNREACHABLE", ""
-    if error.kind == "timeout":
-        reason, setting = "UPSTREAM_TIMEOUT", " (POLLUX_TIMEOUT)"
+    """The failure when no answer came, or not all of it. `error` was raised by this module: its text shows no key."""
+    code, said = "UPSTREAM_UNREACHABLE", f"Gemini did not answer: {error}"
     verdict = replace(judge(None, b"", now=now), message=str(error))
-    problem = GatewayError(reason, f"Gemini did not answer: {error}{setting}")
+    if error.kind == "timeout":
+        code, said = "UPSTREAM_TIMEOUT", f"{said} (POLLUX_TIMEOUT)"
+    elif error.kind == "malformed":
+        verdict = verdict_of("malformed", str(error))
+        said = f"Gemini's answer cannot be read, and the request is not sent again: {error}"
+    problem = GatewayError(code, said)
     return Failure(verdict, key, 0, (), b"", problem, unsent=error.kind == "unreachable")
 
 
 def _unreadable(key: Key, error: KeySourceError) -> Failure:
     verdict = verdict_of("key-source", str(error))
-    if error.passing:  # trouble of this instance: others may hold the value, so the key is not set aside
+    if error.passing:  # trouble of this instance: others may have the value, so the key is not set aside
         verdict = replace(verdict, cooldown_s=0.0)
     problem = GatewayError("NO_USABLE_KEY", str(error), retry_after=5.0)
     return Failure(verdict, key, 0, (), b"", problem, unsent=True)
@@ -193,7 +194,7 @@ def _covered(error: UpstreamError, secret: str) -> UpstreamError:
 
 
 def _inflated(headers: Headers, body: bytes) -> tuple[Headers, bytes]:
-    """A compressed error, inflated. If that fails the body is dropped: it might hold the key."""
+    """A compressed error, inflated. If that fails, the body is dropped, because it might show the key."""
     encoding = b",".join(value for name, value in headers if name == b"content-encoding").decode("latin-1")
     if not encoding:
         return headers, body

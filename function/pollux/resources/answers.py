@@ -17,7 +17,7 @@ from pollux.gemini.verdict.rules import verdict_of
 from pollux.relay.journal import Record
 from pollux.relay.passing import TAIL, BrokenAnswerError, Settle, collect, pass_on, prompt_tokens
 from pollux.relay.placement import Placement
-from pollux.relay.request import Exchange
+from pollux.relay.request import Request
 from pollux.relay.send import CoveredAnswer, Failure
 from pollux.resources.ownership import Ownership
 
@@ -66,7 +66,7 @@ class Answers:
         self._ownership = ownership
         self._upstream = upstream
 
-    async def pass_on(self, x: Exchange, answer: CoveredAnswer, project: str, settle: Settle) -> None:
+    async def pass_on(self, x: Request, answer: CoveredAnswer, project: str, settle: Settle) -> None:
         """Pass on a good answer to a call about resources. One that is neither JSON nor events, or is too long, is not
         read."""
         if x.method == "DELETE":
@@ -93,7 +93,7 @@ class Answers:
     async def _bind(self, document: Any, call: Call, project: str, client: str) -> None:
         await self._ownership.bind(answer_names(document, call, (GOOGLE, self._upstream)), project, client)
 
-    async def _pass_events(self, x: Exchange, answer: CoveredAnswer, project: str, settle: Settle) -> None:
+    async def _pass_events(self, x: Request, answer: CoveredAnswer, project: str, settle: Settle) -> None:
         """Pass events on unchanged, each when it is complete and what it names is bound."""
         await x.reply.begin(answer.status, answer.headers)
         held, tail = b"", b""

@@ -20,7 +20,7 @@ from pollux.pool import refusals as reasons
 from pollux.pool.windows import Want
 from pollux.relay.attempt import Attempts
 from pollux.relay.journal import Attempt
-from pollux.relay.request import Exchange
+from pollux.relay.request import Request
 from pollux.relay.send import Failure
 from pollux.resources.ask import Asker, JsonAnswer
 from pollux.resources.locate import Locator
@@ -126,7 +126,7 @@ class Listing:
         self._projects = attempts.pool.projects
         self._upstream = attempts.pool.settings.upstream
 
-    async def run(self, x: Exchange) -> None:
+    async def run(self, x: Request) -> None:
         own_base = x.own_base()  # refuse an invalid Host before anything is asked
         await self._projects.ready()
         document, unasked = await (self._of_openai(x) if x.call.api == "openai" else self._of_google(x))
@@ -138,7 +138,7 @@ class Listing:
             headers.append((NOT_ASKED, ",".join(map(quote, unasked)).encode()))
         await x.reply.whole(200, headers, to_client(body, self._upstream, own_base))
 
-    async def _of_google(self, x: Exchange) -> tuple[dict[str, Any] | None, list[str]]:
+    async def _of_google(self, x: Request) -> tuple[dict[str, Any] | None, list[str]]:
         """The list, and the projects that are not in it. None: the client has an error."""
         token, size = _asked_page(x.call.query)
         tokens = _tokens_of(token) if token else dict.fromkeys(sorted(self._projects.by_name), "")
@@ -160,7 +160,7 @@ class Listing:
         return page.document(x.call), gone + unasked
 
     async def _ask_page(
-        self, x: Exchange, page: Page, shares: Mapping[str, int | None], *, peek: bool = False
+        self, x: Request, page: Page, shares: Mapping[str, int | None], *, peek: bool = False
     ) -> Answers:
         targets = {project: _target_at(x.call, page.left[project], share) for project, share in shares.items()}
         answers = await self._ask_all(x, targets)
@@ -168,7 +168,7 @@ class Listing:
             page.add(project, answer.document if isinstance(answer, JsonAnswer) else None, peek=peek)
         return answers
 
-    async def _of_openai(self, x: Exchange) -> tuple[dict[str, Any] | None, list[str]]:
+    async def _of_openai(self, x: Request) -> tuple[dict[str, Any] | None, list[str]]:
         """As `_of_google`. Projects are listed one after the other, by name."""
         after, limit = _parameter(x.call.query, ("after",)), _parameter(x.call.query, ("limit",))
         most = min(int(limit), OPENAI_MOST) if limit.isascii() and limit.isdigit() and int(limit) else OPENAI_PAGE
@@ -202,7 +202,7 @@ class Listing:
             document |= {"first_id": ids[0], "last_id": ids[-1]}
         return document, [project for project in answers if project not in good]
 
-    async def _ask_all(self, x: Exchange, targets: Mapping[str, str]) -> Answers:
+    async def _ask_all(self, x: Request, targets: Mapping[str, str]) -> Answers:
         bearer = x.call.api == "openai"
         headers = [(name, value) for name, value in x.headers if not name.startswith("content-")]
         asked = (
@@ -227,7 +227,7 @@ class Listing:
                 x.record.note(Attempt("", project, "", "not-asked", None, "no healthy key, or no answer in time"))
         return answers
 
-    async def _refuse(self, x: Exchange, answers: Answers) -> None:
+    async def _refuse(self, x: Request, answers: Answers) -> None:
         """No project answered: the client gets the first refusal that is not about a key."""
         for answer in answers.values():
             if isinstance(answer, Failure) and answer.verdict.blames != "key":

@@ -24,7 +24,7 @@ from pollux.gemini.names import (
 from pollux.gemini.rewrite import file_uri_parts, to_upstream
 from pollux.gemini.verdict.causes import OF_RESOURCES
 from pollux.relay.journal import Attempt
-from pollux.relay.request import Exchange
+from pollux.relay.request import Request
 from pollux.relay.retry import Relay
 from pollux.resources.answers import Answers, OwnerPlacement
 from pollux.resources.ask import Asker, JsonAnswer
@@ -57,7 +57,7 @@ class Locator:
         self._room = asyncio.Semaphore(SEARCHES_AT_ONCE)
         self._searches: dict[str, asyncio.Task[Owner | None]] = {}
 
-    async def serve(self, x: Exchange) -> None:
+    async def serve(self, x: Request) -> None:
         """Send a request where its resources are; a plain one goes to the relay as it is."""
         call, parsed = x.call, x.parsed
         if is_resource_call(call):
@@ -81,7 +81,7 @@ class Locator:
             if place is not None:
                 await place.close()
 
-    async def _locate(self, x: Exchange, names: set[str], references: Collection[str]) -> None:
+    async def _locate(self, x: Request, names: set[str], references: Collection[str]) -> None:
         """Set `x.place`, and turn our URIs in the body back into Google's. `names`: those in the path."""
         in_path = frozenset(names)
         if references:
@@ -112,7 +112,7 @@ class Locator:
             project = self._ownership.last_project(x.record.client)
             x.place.only = project if project in self._healthy(()) else None
 
-    async def owners(self, x: Exchange, names: Sequence[str]) -> dict[str, Owner]:
+    async def owners(self, x: Request, names: Sequence[str]) -> dict[str, Owner]:
         """The owners that are known, or found by a search."""
         files = [] if self.pooled is None else [name for name in names if name.startswith("files/")]
         owners = await self._ownership.confirmed_owners(files)
@@ -127,7 +127,7 @@ class Locator:
             owners |= await self._search(x, unknown + gone)
         return owners
 
-    async def _names_of(self, x: Exchange, references: Collection[str]) -> set[str]:
+    async def _names_of(self, x: Request, references: Collection[str]) -> set[str]:
         """The resources behind references in the body. Our URIs in it become the upstream's."""
         settings = self._pool.settings
         own = [settings.public_url] if settings.public_url else []
@@ -144,7 +144,7 @@ class Locator:
             own += [base for base, name in others if name in known]
             bases += own
         if any(reference.startswith(base + "/") for reference in references for base in own):
-            x.exchange(to_upstream(x.readable, own, settings.upstream, references))
+            x.replace_body(to_upstream(x.readable, own, settings.upstream, references))
         return {name for reference in references if (name := named_by(reference, bases)) is not None}
 
     def _single_project(self, owners: dict[str, Owner]) -> str:
@@ -174,7 +174,7 @@ class Locator:
 
     # --- searches ----------------------------------------------------------------------------------------------------
 
-    async def _search(self, x: Exchange, names: Sequence[str]) -> dict[str, Owner]:
+    async def _search(self, x: Request, names: Sequence[str]) -> dict[str, Owner]:
         unknown = [name for name in names if not self._ownership.is_missing(name)][:SEARCHED_MOST]
         found = await asyncio.gather(*(self._search_one(x, name) for name in unknown))
         located = {name: owner for name, owner in zip(unknown, found, strict=True) if owner is not None}
@@ -183,7 +183,7 @@ class Locator:
             x.record.note(Attempt("", owner.project, "", "located", None, detail=detail))
         return located
 
-    async def _search_one(self, x: Exchange, name: str) -> Owner | None:
+    async def _search_one(self, x: Request, name: str) -> Owner | None:
         """One search at a time for each name. It continues when a client that waits for it leaves."""
         task = self._searches.get(name)
         if task is None:

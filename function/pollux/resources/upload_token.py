@@ -1,4 +1,4 @@
-"""PURE. The token in an upload's address: the session at Google, the client, the expiry; and its seal.
+"""The token in an upload's address: the session at Google, the client, the expiry; and its seal.
 
 The token's holder can continue that one upload, and can read the token, which holds no key, but cannot change it: the
 seal is made with a key derived from the value of the API key that began the upload. Every instance has that value, and
@@ -9,9 +9,13 @@ import base64
 import hashlib
 import hmac
 import json
+import logging
 from typing import NamedTuple
 
-from pollux.backends.keys.contract import Secret
+from pollux.backends.keys.contract import Keyring, KeySourceError, Secret
+from pollux.gemini.errors import GatewayError
+
+log = logging.getLogger("pollux.request")
 
 LIFETIME = 24 * 3600.0
 LONGEST = 8192
@@ -33,6 +37,16 @@ class Session(NamedTuple):
     """The id of the key that began it."""
     client: str
     expires: float
+
+
+async def sealing_value(keyring: Keyring, key_id: str) -> Secret:
+    """The value of the key that began the upload: the seal is made with it."""
+    try:
+        return await keyring.value(key_id)
+    except KeySourceError as error:
+        log.error("the key of an upload cannot be read: %s", error)
+        said = "the key of this upload cannot be read at the moment"
+        raise GatewayError("NO_USABLE_KEY", said, retry_after=5.0) from None
 
 
 def seal(session: Session, value: Secret) -> str:

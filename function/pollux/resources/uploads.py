@@ -5,26 +5,26 @@ instance can continue any upload. Bodies pass through and are not held. With POL
 `pooled.uploads`.
 """
 
-import asyncio
 from functools import partial
 
 from pollux.backends.keys.contract import Key
 from pollux.backends.upstream import UpstreamError
-from pollux.gemini.call import Call, read_target
+from pollux.gemini.call import read_target
 from pollux.gemini.errors import GatewayError
 from pollux.gemini.headers import upstream_headers
-from pollux.gemini.upload import UPLOAD_ADDRESSES, Upload, session_target
+from pollux.gemini.upload import UPLOAD_ADDRESSES, session_target
 from pollux.pool.pool import Pool
 from pollux.relay.address import own_base
-from pollux.relay.client import PassingBody, Receive, Scope, Watch, body_length, uncancel
-from pollux.relay.journal import Attempt, Record
+from pollux.relay.client import PassingBody, Scope, Watch, body_length
+from pollux.relay.journal import Attempt
 from pollux.relay.passing import Reply, collect, nothing_to_settle, pass_on
+from pollux.relay.request import Incoming
 from pollux.relay.send import NO_CREDENTIAL, CoveredAnswer, Failure, Headers, KeyedUpstream, Readdress, broken
 from pollux.resources.answers import Answers
 from pollux.resources.ownership import Ownership
 from pollux.resources.pooled.parts import HeldBody
 from pollux.resources.pooled.uploads import POOLED, PooledUploads, UploadRequest, session_address
-from pollux.resources.upload_token import LIFETIME, Session
+from pollux.resources.upload_token import LIFETIME, Session, UploadTokenError, checked, claimed, sealing_value
 
 HELD_MOST = 1 << 20
 """An upload in one request is read whole up to this size."""
@@ -41,29 +41,27 @@ class Uploads:
         self.pooled: PooledUploads | None = None
         """With POLLUX_FILES=pooled."""
 
-    async def kept_here(
-        self,
-        scope: Scope,
-        call: Call,
-        upload: Upload,
-        body: bytes,
-        passing: PassingBody | None,
-        reply: Reply,
-        record: Record,
-    ) -> bool:
+    async def kept_here(self, incoming: Incoming, body: bytes, passing: PassingBody | None) -> bool:
         """Whether the file is pooled: then the client has its answer. `passing`: the body, if it is not held."""
-        if self.pooled is None or not await self.pooled.takes(upload, call, scope["headers"]):
+        upload = incoming.upload
+        if self.pooled is None or upload is None:
             return False
-        request = UploadRequest(call, scope["headers"], record, reply, self._base(scope))
+        if not await self.pooled.takes(upload, incoming.call, incoming.scope["headers"]):
+            return False
+        request = self._upload_request(incoming)
         if upload.form == "start":
             await self.pooled.start(request, body)
         else:
             await self.pooled.once(request, passing or HeldBody(body))
         return True
 
-    def readdress(self, scope: Scope, call: Call, client: str) -> Readdress:
+    def _upload_request(self, incoming: Incoming) -> UploadRequest:
+        headers = incoming.scope["headers"]
+        return UploadRequest(incoming.call, headers, incoming.record, incoming.reply, self._base(incoming.scope))
+
+    def readdress(self, incoming: Incoming) -> Readdress:
         """Rewrites the headers of an upload's answers: Google's address of the session becomes one of ours."""
-        return partial(self._readdressed, self._base(scope) + call.path, client)
+        return partial(self._readdressed, self._base(incoming.scope) + incoming.call.path, incoming.record.client)
 
     def _base(self, scope: Scope) -> str:
         return own_base(scope, self._settings.public_url, proxied=self._settings.in_cloud)
@@ -80,27 +78,42 @@ class Uploads:
             shown.append((name, text))
         return shown
 
-    async def go_on(
-        self, scope: Scope, receive: Receive, call: Call, session: Session, reply: Reply, record: Record
-    ) -> None:
-        """Send a request of an upload's session, once, to the session's address at Google.
-
-        No key is sent, as Google does not ask for one there. So the upload continues even if its key is disabled.
-        """
-        base = self._base(scope)
-        watch = Watch(receive, None)
-        body = PassingBody(scope["headers"], receive, watch.begin)
-        cause, status = "cut-short", None
+    async def session(self, token: str) -> Session:
+        """The upload that is continued. No message repeats what the token says before its seal is checked."""
+        keyring = self._pool.projects.keyring
         try:
+            key_id = claimed(token).key
+            if all(key.id != key_id for key in await keyring.keys()):
+                raise UploadTokenError(
+                    "the upload_id is not of this gateway, or the key that began the upload is gone: begin it anew"
+                )
+            return checked(token, await sealing_value(keyring, key_id), self._pool.now())
+        except UploadTokenError as error:
+            raise GatewayError("BAD_UPLOAD_ID", str(error)) from None
+
+    async def go_on(self, incoming: Incoming, session: Session) -> None:
+        """Serve a further request of an upload, until it ends or the client leaves."""
+        watch = Watch(incoming.receive, None)
+        body = PassingBody(incoming.scope["headers"], incoming.receive, watch.begin)
+        with watch:
             if session.target.startswith(POOLED):
                 if self.pooled is None:
                     raise GatewayError("BAD_UPLOAD_ID", "the upload began while POLLUX_FILES was pooled: begin it anew")
-                request = UploadRequest(call, scope["headers"], record, reply, base)
-                passed = await self.pooled.go_on(request, session.target.removeprefix(POOLED), body)
-                if passed is None:
+                request, name = self._upload_request(incoming), session.target.removeprefix(POOLED)
+                if (at_google := await self.pooled.go_on(request, name, body)) is None:
                     return
-                session = passed
-            record.project, record.key = session.project, session.key
+                session = at_google
+            await self._send_on(incoming, session, body)
+
+    async def _send_on(self, incoming: Incoming, session: Session, body: PassingBody) -> None:
+        """Send the request once, to the session's address at Google.
+
+        No key is sent, as Google does not ask for one there. So the upload continues even if its key is disabled.
+        """
+        scope, record, reply = incoming.scope, incoming.record, incoming.reply
+        record.project, record.key = session.project, session.key
+        cause, status = "cut-short", None
+        try:
             answer = await self._upstream.send(
                 Key(session.key, session.project),
                 scope["method"],
@@ -108,10 +121,11 @@ class Uploads:
                 upstream_headers(scope["headers"], content=body.length != 0),
                 body,
                 credential=NO_CREDENTIAL,
-                readdress=self.readdress(scope, call, session.client),
+                readdress=self.readdress(incoming),
                 begins=partial(setattr, record, "sent", 1),
             )
             status = answer.status or None
+            base = self._base(scope)
             failure = answer if isinstance(answer, Failure) else await self._pass_on(base, session, answer, reply)
             if failure is None or failure.status == INCOMPLETE:
                 cause = "ok"
@@ -121,13 +135,7 @@ class Uploads:
                 if failure.problem is not None:
                     raise failure.problem
                 await reply.whole(failure.status, failure.headers, failure.body)
-        except asyncio.CancelledError:
-            if not watch.gone:
-                raise
-            uncancel()
-            record.status, record.ended = record.status or 499, "client-gone"
         finally:
-            watch.stop()
             if record.sent:
                 detail = f"{body.passed} bytes passed"
                 record.attempts.append(Attempt("", session.project, session.key, cause, status, detail=detail))

@@ -1,8 +1,8 @@
-"""The ASGI app: its parts, start and stop."""
+"""One gateway: its parts, start and stop."""
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pollux.backends.blobs.contract import Blobs
 from pollux.backends.keys.contract import Keyring
@@ -13,7 +13,6 @@ from pollux.gemini.catalog import Catalog
 from pollux.pool.pool import Pool
 from pollux.pool.projects import Projects
 from pollux.relay.attempt import Attempts
-from pollux.relay.client import Receive, Scope, Send
 from pollux.relay.journal import Journal
 from pollux.relay.retry import Relay
 from pollux.resources.ask import Asker
@@ -22,20 +21,23 @@ from pollux.resources.locate import Locator
 from pollux.resources.ownership import Ownership
 from pollux.resources.pooled.wiring import PooledFiles
 from pollux.resources.uploads import Uploads
-from pollux.server.admission import Reception
+from pollux.server.admission import Admission
 from pollux.server.routes import Routes
 from pollux.settings import Settings
 
+if TYPE_CHECKING:
+    from pollux.server.admin import Admin
+
 
 async def close(*parts: object) -> None:
-    """What has nothing open has no `close`."""
+    """Close each part that has a `close`."""
     for part in parts:
         if (ends := getattr(part, "close", None)) is not None:
             await ends()
 
 
 class App:
-    """One gateway. `start` before the first request, `stop` after the last. `wiring` makes its parts."""
+    """`start` it before the first request, `stop` it after the last. `routes` is its ASGI app."""
 
     def __init__(
         self,
@@ -67,11 +69,22 @@ class App:
         if blobs is not None:
             self.pooled_files = PooledFiles(self.pool, self.ownership, asker, blobs)
             locator.pooled, uploads.pooled = self.pooled_files.access, self.pooled_files.uploads
-        self.reception = Reception(settings, tokens, self.pool, uploads, self.journal)
-        self.routes = Routes(self, located=locator.serve, listed=listing.run)
+        self.admission = Admission(settings, tokens, self.pool, uploads, self.journal)
+        self.routes = Routes(
+            settings,
+            self.admission,
+            self.admin,
+            located=locator.serve,
+            listed=listing.run,
+        )
+
+    def admin(self) -> "Admin":
+        from pollux.server.admin import Admin  # imports Starlette
+
+        return Admin(self.pool, self.tokens, self.journal, self.ownership, self.pooled_files)
 
     async def start(self) -> None:
-        """Ask all that is far away at once. A failure leaves nothing open."""
+        """Open the store, and read keys and tokens, all at once. If one fails, nothing stays open."""
         asked: list[Awaitable[Any]] = [self.store.open(), self.keyring.keys(), self.tokens.tokens()]
         if self.pooled_files is not None:
             asked.append(self.pooled_files.open())
@@ -85,7 +98,7 @@ class App:
             raise
 
     async def stop(self) -> None:
-        """Commit what is not committed yet, and give back what was reserved ahead."""
+        """Commit what is not committed yet, give back slots that were reserved ahead, and close everything."""
         try:
             await self.projects.close()
         finally:
@@ -93,28 +106,3 @@ class App:
 
     async def close(self) -> None:
         await close(self.pool.recovery, self.pooled_files, self.upstream, self.store, self.keyring, self.tokens)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        match scope["type"]:
-            case "http":
-                await self.routes.serve(scope, receive, send)
-            case "lifespan":
-                await self._lifespan(receive, send)
-            case "websocket":  # the Live API is not served: refused before it is accepted
-                await receive()
-                await send({"type": "websocket.close", "code": 1008, "reason": "the Live API is not served here"})
-
-    async def _lifespan(self, receive: Receive, send: Send) -> None:
-        while True:
-            message = await receive()
-            if message["type"] == "lifespan.startup":
-                try:
-                    await self.start()
-                except Exception as error:
-                    await send({"type": "lifespan.startup.failed", "message": str(error)})
-                    return
-                await send({"type": "lifespan.startup.complete"})
-            else:
-                await self.stop()
-                await send({"type": "lifespan.shutdown.complete"})
-                return

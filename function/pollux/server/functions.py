@@ -1,7 +1,6 @@
 """The gateway under the Functions Framework, which has no lifespan: the first request starts it, SIGTERM ends it.
 
-`pollux serve` does not use this. gunicorn forks after the import, so nothing here is bound to a loop before a request
-comes.
+gunicorn forks after the import, so nothing here uses an event loop before the first request.
 """
 
 import asyncio
@@ -15,22 +14,19 @@ from functools import lru_cache
 from typing import Any
 
 from pollux import log as logs
-from pollux.backends.keys.contract import KeySourceError
-from pollux.backends.keys.tokens import TokenError
-from pollux.backends.store.contract import StoreError
-from pollux.gemini.catalog import CatalogError
+from pollux.gemini.errors import GatewayError
 from pollux.relay.client import Message, Receive, Scope, Send
 from pollux.relay.passing import BrokenAnswerError, refuse
 from pollux.server.admission import IN_CLOUD
 from pollux.server.app import App
 from pollux.server.routes import health, is_health
-from pollux.server.wiring import open_gateway
+from pollux.server.wiring import START_ERRORS, open_gateway
 from pollux.settings import Settings, SettingsError
 
 log = logging.getLogger("pollux")
 
 AGAIN_AFTER = 1.0
-"""Seconds after a failed start in which requests are refused without another try."""
+"""Seconds after a failed start until the next attempt; requests are refused meanwhile."""
 LAST_WORDS = 0.4
 GONE_AFTER = 7.9
 
@@ -38,11 +34,11 @@ Build = Callable[[contextlib.ExitStack], Awaitable[App]]
 
 
 class NotStartedError(Exception):
-    """The gateway could not start; the log says why."""
+    """The gateway could not start. Its log says why."""
 
 
 async def build(stack: contextlib.ExitStack) -> App:
-    """A gateway that has started, as the environment says. What it needs beside itself ends with the stack."""
+    """Start a gateway with the settings of the environment. What it needs beside itself ends with the stack."""
     try:
         settings = Settings.from_env()
     except SettingsError:
@@ -52,11 +48,11 @@ async def build(stack: contextlib.ExitStack) -> App:
     _configure_logs(settings.log_form, settings.log_level)
     opened = await open_gateway(settings, stack)
     if opened.local is not None and opened.local.made:
-        log.warning("tokens were made for this machine: they are in tokens.json in %s", settings.data)
+        log.warning("tokens were made for this machine; they are in tokens.json in %s", settings.data)
     if opened.simulated:
         log.warning("SIMULATED GEMINI: no key is configured, so answers are made up by a simulator")
     elif not opened.keys:
-        log.warning("no key is configured: every request will be refused until one is")
+        log.warning("no key is configured: every request is refused until there is one")
     await opened.app.start()
     log.info("%s", opened.ready)
     return opened.app
@@ -64,14 +60,14 @@ async def build(stack: contextlib.ExitStack) -> App:
 
 @lru_cache(maxsize=1)
 def _configure_logs(kind: str, level: str) -> None:
-    """Once, not with every try to start: a new outlet would lose what the old one has not written yet."""
+    """Once, not with every attempt to start: a new outlet would lose what the old one has not written yet."""
     logs.configure(kind, level)
-    logging.getLogger("uvicorn.access").disabled = True  # whole addresses, ?key= too; requests have a line of ours
+    logging.getLogger("uvicorn.access").disabled = True  # it would show ?key=; we log requests ourselves
     logging.getLogger("uvicorn.error").addFilter(_no_surprise)
 
 
 def _no_surprise(record: logging.LogRecord) -> bool:
-    return record.msg != "ASGI callable returned without completing response."  # said before, with the reason
+    return record.msg != "ASGI callable returned without completing response."  # logged before, with the reason
 
 
 class Entry:
@@ -92,7 +88,7 @@ class Entry:
         if not self._listens:
             self._listens = True
             self._take_signals()
-        if is_health(scope):  # also while the start fails: a restart of the process would not help
+        if is_health(scope):  # also when the start fails: a restart of the process would not help
             await health(scope, receive, send)
             return
         self._under_way += 1
@@ -107,16 +103,17 @@ class Entry:
                 self._idle.set()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app: App | None = None
         if not self._stopping:
-            try:
+            with contextlib.suppress(NotStartedError):
                 app = self._app or await self._started()
-            except NotStartedError as error:
-                await refuse(scope, send, "NOT_STARTED", str(error), retry_after=AGAIN_AFTER)
-                return
         if self._stopping:
-            await refuse(scope, send, "STOPPING", "the gateway stops", retry_after=1.0)
-            return
-        await app(scope, receive, send)
+            await refuse(scope, send, GatewayError("STOPPING", "the gateway stops", retry_after=1.0))
+        elif app is None:
+            said = "the gateway could not start; its log says why"
+            await refuse(scope, send, GatewayError("NOT_STARTED", said, retry_after=AGAIN_AFTER))
+        else:
+            await app.routes(scope, receive, send)
 
     def _closing(self, send: Send) -> Send:
         """Close connections after their answer once the process stops."""
@@ -131,10 +128,10 @@ class Entry:
     # --- the start ---
 
     async def _started(self) -> App:
-        """First requests that come together share one start. A client that leaves does not cancel it."""
+        """Simultaneous first requests share one start. A client that leaves does not cancel it."""
         if self._starting is None:
             if self._clock() - self._failed_at < AGAIN_AFTER:
-                raise NotStartedError("the gateway could not start; its log says why")
+                raise NotStartedError
             self._starting = asyncio.create_task(self._start())
         return await asyncio.shield(self._starting)
 
@@ -142,13 +139,13 @@ class Entry:
         try:
             self._app = await self._build(self._stack)
         except asyncio.CancelledError:
-            raise NotStartedError("the gateway was told to stop before it had started") from None
+            raise NotStartedError from None
         except Exception as error:
-            known = isinstance(error, SettingsError | TokenError | CatalogError | KeySourceError | StoreError)
-            log.error("the gateway could not start: %s", error, exc_info=None if known else error)
+            exc_info = None if isinstance(error, START_ERRORS) else error
+            log.error("the gateway could not start: %s", error, exc_info=exc_info)
             self._stack.close()
             self._failed_at = self._clock()
-            raise NotStartedError("the gateway could not start; its log says why") from None
+            raise NotStartedError from None
         finally:
             self._starting = None
         return self._app
@@ -156,7 +153,7 @@ class Entry:
     # --- the end ---
 
     def _take_signals(self) -> None:
-        """The server's own handlers would close at once, then wait for open streams without end."""
+        """Replace the server's handlers, which close connections at once and then wait for open streams without end."""
         if threading.current_thread() is not threading.main_thread():
             return
         loop = asyncio.get_running_loop()
@@ -173,7 +170,7 @@ class Entry:
         self._ending = asyncio.create_task(self.end(lambda: servers(number, None)))
 
     async def end(self, leave: Callable[[], None]) -> None:
-        """Finish running requests, cut those that do not end, give back what was reserved ahead, then let go."""
+        """Finish running requests, cut those that do not end, stop the gateway, then `leave`."""
         self._stopping = True
         began = self._clock()
         try:
@@ -187,12 +184,12 @@ class Entry:
                 return
             app.pool.end(IN_CLOUD.wait)
             if not await self._idle_within(began + IN_CLOUD.cut - self._clock()):
-                app.reception.cut()
+                app.admission.cut()
                 await self._idle_within(LAST_WORDS)
             async with asyncio.timeout(max(LAST_WORDS, began + GONE_AFTER - self._clock())):
                 await app.stop()
         except Exception as error:
-            log.error("not all was given back at the end: %s", error or type(error).__name__)
+            log.error("the gateway did not stop cleanly: %s", error or type(error).__name__)
         finally:
             self._stack.close()
             leave()

@@ -7,33 +7,32 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import uvicorn
 
 from pollux import log as logs
-from pollux.backends.keys.contract import KeySourceError
-from pollux.backends.keys.tokens import LocalTokens, TokenError, greeting
-from pollux.backends.store.contract import StoreError
-from pollux.gemini.catalog import CatalogError
+from pollux.backends.keys.tokens import greeting
+from pollux.server import admission
+from pollux.server.app import App
+from pollux.server.request_head import Protocol
+from pollux.server.wiring import START_ERRORS, Gateway, open_gateway, simulator_is_installed
 from pollux.settings import Settings, SettingsError
-
-if TYPE_CHECKING:
-    from pollux.server.app import App
-    from pollux.server.wiring import Gateway
 
 BACKLOG = 2048
 WEAK_TOKEN = 16
+RULE = "*" * 78
 
 
 def serve(settings: Settings, host: str, port: int, *, demo: bool) -> int:
-    """Run until Ctrl-C or SIGTERM. Returns the exit code. A start that fails prints why, in one line."""
+    """Run until Ctrl-C or SIGTERM. Returns the exit code. If the start fails, one line says why."""
     logs.configure(settings.log_form, settings.log_level)
     try:
         with contextlib.ExitStack() as stack:
             listener = stack.enter_context(listen(host, port))
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
                 return runner.run(_serve(settings, listener, demo=demo, stack=stack))
-    except (SettingsError, TokenError, CatalogError, KeySourceError, StoreError) as error:
-        print(f"pollux serve: {error}", file=sys.stderr)
+    except START_ERRORS as error:
+        _say(f"pollux serve: {error}")
         return 2
 
 
@@ -46,7 +45,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """SettingsError if the port is taken or the host is invalid."""
+    """Raises SettingsError if the port is taken or the host is invalid."""
     listener = None
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -64,45 +63,37 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 async def _serve(settings: Settings, listener: socket.socket, *, demo: bool, stack: contextlib.ExitStack) -> int:
-    from pollux.server.wiring import open_gateway
-
     opened = await open_gateway(settings, stack, demo=demo)
-    _warn(settings, opened.local)
-    app = opened.app
-    await app.start()
+    await opened.app.start()
     try:
         host, port = listener.getsockname()[:2]
         shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104
         _greet(opened, f"http://{shown}:{port}")
-        await _Server(app).serve(listener)
+        await _Server(opened.app).serve(sockets=[listener])
     finally:
-        await app.stop()
+        await opened.app.stop()
     return 0
 
 
-def _warn(settings: Settings, local: LocalTokens | None) -> None:
-    for warning in () if local is None else local.warnings:
-        _say(f"WARNING: {warning}")
-    for token in settings.token:
-        if len(token) < WEAK_TOKEN:
-            _say(f"WARNING: a client token has fewer than {WEAK_TOKEN} characters: it can be guessed")
-
-
-def _greet(opened: "Gateway", url: str) -> None:
+def _greet(opened: Gateway, url: str) -> None:
     app, keys, local = opened.app, opened.keys, opened.local
+    warnings = [*(() if local is None else local.warnings), *map(str, getattr(app.keyring, "problems", ()))]
+    if any(len(token) < WEAK_TOKEN for token in app.settings.token):
+        warnings.append(f"a client token has fewer than {WEAK_TOKEN} characters: it can be guessed")
+    for warning in warnings:
+        _say(f"WARNING: {warning}")
     if opened.simulated:
-        _say("*" * 78)
+        _say(RULE)
         _say("  SIMULATED GEMINI: no key is configured, so answers are made up by a simulator.")
         _say("  For the real one: `pollux keys add`, or GEMINI_API_KEY in .env; then start again.")
-        _say("*" * 78)
-    for problem in getattr(app.keyring, "problems", ()):
-        _say(f"WARNING: {problem}")
+        _say(RULE)
     if not keys:
-        _say("*" * 78)
+        demo = " `pollux serve --demo` needs none." if simulator_is_installed() else ""
+        _say(RULE)
         _say("  WARNING: THERE IS NO KEY, so every request gets 503 NO_USABLE_KEY.")
         _say("  Add one with `pollux keys add`, or set GEMINI_API_KEY in .env and start again;")
-        _say("  `pollux keys list` shows which keys are found. `pollux serve --demo` needs none.")
-        _say("*" * 78)
+        _say(f"  `pollux keys list` shows which keys are found.{demo}")
+        _say(RULE)
     projects = len({key.project for key in keys})
     _say(f"Pollux listens on {url}, with {len(keys)} keys of {projects} projects. Ctrl-C stops it.")
     _say(opened.ready)
@@ -118,49 +109,39 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-class _Server:
-    """uvicorn, whose shutdown finishes running requests first."""
+class _Server(uvicorn.Server):
+    """Finishes running requests before it stops."""
 
-    def __init__(self, app: "App") -> None:
-        import uvicorn
-
-        from pollux.server.admission import AT_HOME, IN_CLOUD
-        from pollux.server.request_head import Protocol
-
-        patience = IN_CLOUD if app.settings.in_cloud else AT_HOME
-
-        class Server(uvicorn.Server):
-            @contextlib.contextmanager
-            def capture_signals(self) -> Iterator[None]:
-                loop = asyncio.get_running_loop()
-                signals = (signal.SIGINT, signal.SIGTERM)
-                for number in signals:
-                    loop.add_signal_handler(number, self._end, number)
-                try:
-                    yield
-                finally:
-                    for number in signals:
-                        loop.remove_signal_handler(number)
-
-            def _end(self, number: int) -> None:
-                app.pool.end(patience.wait)
-                asyncio.get_running_loop().call_later(patience.cut, app.reception.cut)
-                self.handle_exit(number, None)
-
-        self._server = Server(
-            uvicorn.Config(
-                app,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                lifespan="off",
-                ws="none",
-                http=Protocol,
-                timeout_graceful_shutdown=patience.finish,
-                backlog=BACKLOG,
-            )
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._patience = admission.IN_CLOUD if app.settings.in_cloud else admission.AT_HOME
+        config = uvicorn.Config(
+            app.routes,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            lifespan="off",
+            ws="none",
+            http=Protocol,
+            timeout_graceful_shutdown=self._patience.finish,
+            backlog=BACKLOG,
         )
+        super().__init__(config)
 
-    async def serve(self, listener: socket.socket) -> None:
-        await self._server.serve(sockets=[listener])
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGINT, signal.SIGTERM)
+        for number in signals:
+            loop.add_signal_handler(number, self._end, number)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    def _end(self, number: int) -> None:
+        self._app.pool.end(self._patience.wait)
+        asyncio.get_running_loop().call_later(self._patience.cut, self._app.admission.cut)
+        self.handle_exit(number, None)

@@ -1,4 +1,4 @@
-"""Puts a gateway together from settings: the catalog, the keys, the tokens, the store, the way to Gemini, the blobs."""
+"""Makes a gateway from settings: the catalog, the keyring, the tokens, the store, the upstream, the blob store."""
 
 import asyncio
 import contextlib
@@ -10,9 +10,9 @@ from pathlib import Path
 
 from pollux.backends.blobs.contract import BlobError, Blobs
 from pollux.backends.blobs.opening import open_blobs
-from pollux.backends.keys.contract import Key, Keyring, Secret
+from pollux.backends.keys.contract import Key, Keyring, KeySourceError, Secret
 from pollux.backends.keys.tokens import JoinedTokens, LocalTokens, TokenError, Tokens, TokenSource, load_or_make
-from pollux.backends.store.contract import Store
+from pollux.backends.store.contract import Store, StoreError
 from pollux.backends.store.opening import open_store
 from pollux.backends.transport import open_upstream, transport_for
 from pollux.backends.upstream import Upstream
@@ -21,16 +21,18 @@ from pollux.server.app import App, close
 from pollux.settings import Settings, SettingsError
 
 DEMO_KEYS = 4
+START_ERRORS = (SettingsError, TokenError, KeySourceError, StoreError)
+"""What an operator can mend: one line is enough to say why the gateway does not start."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """A gateway that was put together and has not started yet."""
+    """A gateway that has not started yet."""
 
     app: App
     keys: Sequence[Key]
     local: LocalTokens | None
-    """The tokens of this machine, if they are in use."""
+    """The tokens of this machine, if they are used."""
     simulated: bool
 
     @property
@@ -39,28 +41,27 @@ class Gateway:
 
 
 async def open_gateway(settings: Settings, stack: contextlib.ExitStack, *, demo: bool = False) -> Gateway:
-    """For `pollux serve` and the Functions Framework alike. A failure leaves nothing open.
+    """For `pollux serve` and the Functions Framework alike. If it fails, nothing stays open.
 
-    `demo`: in front of a simulated Gemini. So is a gateway on one's own machine for which nothing is configured. The
-    simulator runs until the stack ends.
+    The gateway stands in front of a simulated Gemini if `demo` is set, or if the simulator is installed and neither
+    keys nor an upstream are configured (never in the cloud). The simulator runs until the stack ends.
     """
     catalog = load_catalog(settings)
     keyring: Keyring | None = None
     source: TokenSource | None = None
     try:
         keyring = FixedKeyring(()) if demo else open_keyring(settings)
-        source = _token_source(settings)
-        answers = await asyncio.gather(keyring.keys(), source.tokens(), return_exceptions=True)
-        for failure in answers:
+        source = token_source(settings)
+        for failure in await asyncio.gather(keyring.keys(), source.tokens(), return_exceptions=True):
             if isinstance(failure, BaseException):
                 raise failure
         keys = await keyring.keys()
         configured = settings.keys_file or settings.secrets or settings.upstream != Settings().upstream
-        simulated = demo or (not (keys or configured or settings.in_cloud) and _has_simulator())
+        simulated = demo or not (keys or configured or settings.in_cloud or not simulator_is_installed())
         if simulated:
             settings, keyring = _simulated(settings, stack)
             keys = await keyring.keys()
-        source, local = await _with_local(settings, source)  # last: a token that is made is shown only once
+        source, local = await with_local_tokens(settings, source)  # last: a new token is shown only once
         app = make_app(settings, source, keyring=keyring, catalog=catalog)
     except BaseException:
         with contextlib.suppress(Exception):
@@ -79,7 +80,7 @@ def make_app(
     blobs: Blobs | None = None,
     catalog: Catalog | None = None,
 ) -> App:
-    """What is not given is made as the settings say."""
+    """Anything not given is made from the settings."""
     if blobs is None and settings.files == "pooled":
         try:
             blobs = open_blobs(settings.blobs_url, settings.environ)
@@ -153,15 +154,15 @@ def open_keyring(settings: Settings) -> Keyring:
     return open_local(settings)
 
 
-def _has_simulator() -> bool:
+def simulator_is_installed() -> bool:
     """Neither the zip of the function nor the image has it."""
     return importlib.util.find_spec("gemini_simulator") is not None
 
 
 def _simulated(settings: Settings, stack: contextlib.ExitStack) -> tuple[Settings, Keyring]:
-    """Settings and keys for a simulated Gemini. A store that is named stays."""
-    if not _has_simulator():
-        raise SettingsError("the demo needs the simulator, which is not installed here: it comes with a checkout")
+    """Start a simulated Gemini; the settings and keys for it. If a store is configured, it is used."""
+    if not simulator_is_installed():
+        raise SettingsError("--demo needs the simulator, which is not installed here: it comes with a checkout")
     from gemini_simulator import DEFAULTS, Simulator, demo_keys, running
 
     made = demo_keys(DEMO_KEYS)
@@ -173,17 +174,8 @@ def _simulated(settings: Settings, stack: contextlib.ExitStack) -> tuple[Setting
 # --- tokens ----------------------------------------------------------------------------------------------------------
 
 
-async def open_tokens(settings: Settings) -> tuple[TokenSource, LocalTokens | None]:
-    """The tokens of the settings, of Secret Manager, and where a kind is missing in both, those of this machine."""
-    source = _token_source(settings)
-    try:
-        return await _with_local(settings, source)
-    except BaseException:
-        await close(source)
-        raise
-
-
-def _token_source(settings: Settings) -> TokenSource:
+def token_source(settings: Settings) -> TokenSource:
+    """The tokens of the settings and of Secret Manager."""
     own = Tokens(settings.token, settings.admin_token, query_token=settings.query_token)
     if not settings.secrets:
         return own
@@ -193,25 +185,25 @@ def _token_source(settings: Settings) -> TokenSource:
     return JoinedTokens(own, far) if own.for_clients or own.for_admin else far
 
 
-async def _with_local(settings: Settings, source: TokenSource) -> tuple[TokenSource, LocalTokens | None]:
-    """This machine's own tokens beside those of `source`, for the kind of which that has none.
+async def with_local_tokens(settings: Settings, source: TokenSource) -> tuple[TokenSource, LocalTokens | None]:
+    """Add the tokens of this machine, if `source` has no client token or no admin token.
 
-    On Cloud Run none are made: every instance would make others, and nobody would see them.
+    On Cloud Run none are made: each instance would make its own, and nobody would see them.
     """
     known = await source.tokens()
     if settings.in_cloud and known.complete and not known.for_clients and not known.for_admin:
         there = f"as a secret pollux-token-NAME of {settings.secrets} " if settings.secrets else ""
-        raise TokenError(f"no token is there: add one {there}(pollux tokens add), or set POLLUX_TOKEN")
+        raise TokenError(f"there is no token: add one {there}(pollux tokens add), or set POLLUX_TOKEN")
     if settings.in_cloud or not known.complete or (known.for_clients and known.for_admin):
         return source, None
     local = load_or_make(Path(settings.data))
     clients = () if known.for_clients else (local.client,)
     admins = () if known.for_admin else (local.admin,)
-    beside = Tokens(clients, admins, query_token=settings.query_token)
-    return JoinedTokens(beside, source), local if clients else replace(local, client="", made=False)
+    joined = JoinedTokens(Tokens(clients, admins, query_token=settings.query_token), source)
+    return joined, local if clients else replace(local, client="", made=False)
 
 
-# --- what it was put together from -----------------------------------------------------------------------------------
+# --- the line that says what a gateway uses --------------------------------------------------------------------------
 
 
 def ready(settings: Settings, keys: Sequence[Key], local: LocalTokens | None) -> str:

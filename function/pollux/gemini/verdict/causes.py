@@ -108,6 +108,7 @@ TABLE: tuple[Cause, ...] = (
 
     # … the model, the request or the gateway
     Cause("network", "Gemini could not be reached, or did not answer", "model", "retry"),
+    Cause("malformed", "the answer was not valid HTTP, and the request may have been served", "none", "to-client"),
     Cause("deadline", "Gemini did not answer in time", "model", "retry"),
     Cause("overloaded", "the model is overloaded", "model", "retry"),
     Cause("internal", "Gemini failed", "model", "retry"),

@@ -16,7 +16,7 @@ from pollux.gemini.rewrite import files_mentioned, may_be_named, renamed
 from pollux.pool.pool import Pool
 from pollux.pool.reservation import Ask, Tried
 from pollux.relay.journal import Attempt
-from pollux.relay.request import Exchange
+from pollux.relay.request import Request
 from pollux.relay.send import Failure
 from pollux.resources.answers import OwnerPlacement
 from pollux.resources.ownership import Owner, Ownership
@@ -45,7 +45,7 @@ class FileAccess:
     copies: Copies
     google: GoogleFiles
 
-    async def check(self, x: Exchange, references: Iterable[str], names: Collection[str]) -> None:
+    async def check(self, x: Request, references: Iterable[str], names: Collection[str]) -> None:
         """Refuse copies, and other clients' files. `references`: all in the body, also those that only Google
         understands. `names`: the resources that Pollux understood."""
         texts = references if x.parsed is None else {*references, *may_be_named(x.parsed)}
@@ -57,7 +57,7 @@ class FileAccess:
                 raise _not_yours(name)
         _check_owners(await self.ownership.confirmed_owners(mentioned), x.record.client)
 
-    async def pooled_references(self, x: Exchange, owners: Mapping[str, Owner]) -> dict[str, str]:
+    async def pooled_references(self, x: Request, owners: Mapping[str, Owner]) -> dict[str, str]:
         """The references to pooled files in the body, with the files' names."""
         pooled = {name: owner for name, owner in owners.items() if owner.pooled}
         _check_owners(pooled, x.record.client)
@@ -81,7 +81,7 @@ class FileAccess:
         owners = await self.ownership.confirmed_owners(files)
         return copies | {name for name, owner in owners.items() if owner.pooled and owner.client != client}
 
-    async def delete(self, x: Exchange) -> bool:
+    async def delete(self, x: Request) -> bool:
         """True: the client has its answer, because other uploads of the same content still use the file. False: the
         request must go to the file's own project; the copies are deleted here."""
         name = next(iter(path_names(x.call)), "")
@@ -111,7 +111,7 @@ class PooledPlacement(OwnerPlacement):
 
     prepares = True
 
-    def __init__(self, access: FileAccess, x: Exchange, names: Collection[str], references: Mapping[str, str]) -> None:
+    def __init__(self, access: FileAccess, x: Request, names: Collection[str], references: Mapping[str, str]) -> None:
         super().__init__(access.ownership, x.record, names)
         self._pool = access.pool
         self._records = access.records
@@ -284,14 +284,14 @@ class PooledPlacement(OwnerPlacement):
             self._aliases[_id(copy.name)] = _id(name)
 
 
-def _make_renamable(x: Exchange, references: Iterable[str]) -> None:
+def _make_renamable(x: Request, references: Iterable[str]) -> None:
     """Replace a body that is compressed, or that escapes the references, by one in which they can be renamed."""
     spellings = {text: text for reference in references for text in _spellings(reference)}
     _, found = renamed(x.readable, spellings)
     if all(found.intersection(_spellings(reference)) for reference in references):
-        x.exchange(x.readable)
+        x.replace_body(x.readable)
     else:
-        x.exchange(json.dumps(x.parsed, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+        x.replace_body(json.dumps(x.parsed, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
 
 def _spellings(reference: str) -> tuple[str, str]:

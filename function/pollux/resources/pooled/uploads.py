@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pollux.backends.blobs.contract import BlobError, BlobMissingError
-from pollux.backends.keys.contract import KeySourceError
 from pollux.backends.store.contract import ConflictError, Version
 from pollux.gemini import multipart
 from pollux.gemini.call import Call
@@ -46,7 +45,7 @@ from pollux.resources.pooled.parts import (
 )
 from pollux.resources.pooled.records import FileRecords
 from pollux.resources.pooled.upload_to_google import GoogleFiles, RefusedError
-from pollux.resources.upload_token import LIFETIME, Session, UploadTokenError, address_of
+from pollux.resources.upload_token import LIFETIME, Session, UploadTokenError, address_of, sealing_value
 
 log = logging.getLogger("pollux.relay")
 
@@ -287,11 +286,9 @@ class PooledUploads:
 async def session_address(pool: Pool, base: str, session: Session) -> bytes:
     """The address that the client gets for a session."""
     try:
-        return address_of(base, session, await pool.projects.keyring.value(session.key))
+        return address_of(base, session, await sealing_value(pool.projects.keyring, session.key))
     except UploadTokenError as error:
         raise GatewayError("UPSTREAM_ERROR", str(error)) from None
-    except KeySourceError as error:
-        raise GatewayError("NO_USABLE_KEY", str(error), retry_after=5.0) from None
 
 
 def _status(state: str) -> tuple[bytes, bytes]:
