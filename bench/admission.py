@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 
 from bench.scheduling import FixedKeys
-from pollux.backends.store.contract import open_store
+from pollux.backends.store.opening import open_store
 from pollux.gemini.catalog import Catalog
 from pollux.pool import quota, quota_document
 from pollux.pool.projects import Projects

@@ -8,10 +8,10 @@ import sys
 import time
 from dataclasses import fields
 
-from tests.histories import play
-from tests.history_checks import wrong
-from tests.history_plans import draw
-from tests.history_runs import MUTATIONS, Tally, many, mutated, watched
+from tests.pool.histories import play
+from tests.pool.history_checks import wrong
+from tests.pool.history_plans import draw
+from tests.pool.history_runs import MUTATIONS, Tally, many, mutated, watched
 
 
 def trace(seed: int, mutation: str) -> int:

@@ -15,7 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "function"))
 
-from pollux.backends.store.contract import Store, open_store
+from pollux.backends.store.contract import Store
+from pollux.backends.store.opening import open_store
 from tools.emulator import VARIABLE, available
 
 DOCUMENTS = 50

@@ -14,7 +14,7 @@ from tools.emulator import available
 from tools.parts import MissingPartError
 
 if TYPE_CHECKING:
-    from tests.upstreams import Way
+    from tests.backends.servers import Way
 
 # A job in the background of a shell begins with Ctrl-C ignored, and so would the programs that the tests start and end.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -47,7 +47,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def way(request: pytest.FixtureRequest, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> "Way":
     """Each way in which Gemini is reached: what is true of one transport has to be true of the other."""
-    from tests.upstreams import Way
+    from tests.backends.servers import Way
 
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     return Way(request.param, certificate)

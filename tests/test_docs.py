@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 from pollux.gemini.names import COLLECTIONS
 from pollux.resources.ownership import DAY, KEPT_ELSE, KEPT_FOR
-from tests.command_line import parsed
+from tests.cli.command_line import parsed
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "function/pollux"
@@ -78,7 +78,7 @@ def _names(body: list[ast.stmt], within: str = "") -> Iterator[str]:
                     yield from (within + node.id for node in ast.walk(target) if isinstance(node, ast.Name))
 
 
-@pytest.mark.parametrize(("path", "name"), sorted(set(NAMED_THERE)), ids=": ".join)
+@pytest.mark.parametrize(("path", "name"), sorted(set(NAMED_THERE)), ids=str)
 def test_every_function_that_the_architecture_names_exists(path: str, name: str) -> None:
     file = found_at(path)
     assert file is not None, f"there is no {path}"

@@ -107,7 +107,7 @@ def test_exact_secrets_are_found_however_they_are_escaped(secret: str) -> None:
 
 
 def screened(*pieces: bytes, same_length: bool = False) -> list[bytes]:
-    screen = Screen(OPAQUE, same_length=same_length)
+    screen = Screen(OPAQUE.encode(), same_length=same_length)
     return [*(screen.through(piece) for piece in pieces), screen.rest()]
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from pollux import settings as module
 from pollux.gemini.guard import GUARDS
-from pollux.settings import Proxy, Settings, SettingsError, data_folder, describe, proxy_for, table
+from pollux.settings import Proxy, Settings, SettingsError, data_folder, describe, proxy_for
+from tools import tables
 
 PAGE = Path(__file__).parent.parent / "docs/settings.md"
 
@@ -162,7 +163,7 @@ def test_bodies_get_half_of_the_containers_memory(
 
 
 def test_the_page_is_the_code() -> None:
-    assert table() in PAGE.read_text(), "regenerate the table of docs/settings.md with pollux.settings.table()"
+    assert tables.settings_table() in PAGE.read_text(), "run python -m tools.tables"
 
 
 def test_the_list_is_the_same_wherever_it_is_printed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

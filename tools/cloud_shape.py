@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gemini_simulator import DEFAULTS, Simulator, demo_keys, running
 from pollux.backends.keys.contract import KeySourceError, Secret
-from pollux.backends.keys.keyfile import KeyFile
+from pollux.backends.keys.keys_json import KeyFile
 from pollux.cli.main import load_settings
 from pollux.server.serve import listen, serve
 from pollux.server.wiring import DEMO_KEYS, open_keyring

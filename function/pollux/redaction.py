@@ -79,6 +79,25 @@ def _replaced(text: AnyStr, forms: Iterable[str]) -> AnyStr:
     return text
 
 
+class Forms(tuple[bytes, ...]):
+    """How one exact secret may be written, the longest first. None if it is too short to be one."""
+
+    __slots__ = ()
+
+    def __new__(cls, secret: str) -> "Forms":
+        forms = sorted(_forms(secret), key=len, reverse=True)
+        return super().__new__(cls, (form.encode("utf-8", "replace") for form in forms))
+
+    def __repr__(self) -> str:
+        return "Forms(…)"
+
+    def cover(self, data: bytes) -> bytes:
+        for form in self:
+            if form in data:
+                data = data.replace(form, MARK.encode())
+        return data
+
+
 def _forms(secret: str) -> set[str]:
     """How a secret may be written. Google's JSON writes a few harmless characters as \\u003d and the like."""
     plain = json.dumps(secret, ensure_ascii=False)[1:-1]
@@ -90,18 +109,17 @@ def _forms(secret: str) -> set[str]:
 
 
 class Screen:
-    """Takes one exact secret out of bytes that pass, wherever they are cut. If the end of a piece may be the beginning
-    of the secret, it is held back until the next piece comes.
+    """Removes one form of a secret from bytes that pass, wherever they are cut. If the end of a piece may be the
+    beginning of the secret, it is held back until the next piece comes.
 
     `same_length`: what replaces the secret is as long as it, for an answer whose length was announced.
     """
 
     __slots__ = ("_held", "_mark", "_secret")
 
-    def __init__(self, secret: str, *, same_length: bool = False) -> None:
-        value = secret.encode("utf-8", "replace")
-        self._secret = value if len(value) >= SHORTEST else b""
-        self._mark = MARK.encode().ljust(len(value), b".")[: len(value)] if same_length else MARK.encode()
+    def __init__(self, secret: bytes, *, same_length: bool = False) -> None:
+        self._secret = secret
+        self._mark = MARK.encode().ljust(len(secret), b".")[: len(secret)] if same_length else MARK.encode()
         self._held = b""
 
     def __repr__(self) -> str:
@@ -109,8 +127,6 @@ class Screen:
 
     def through(self, data: bytes) -> bytes:
         secret = self._secret
-        if not secret:
-            return data
         text = self._held + data if self._held else data
         if secret in text:
             text = text.replace(secret, self._mark)

@@ -385,9 +385,3 @@ def describe() -> list[tuple[str, str, str]]:
         text = "" if text in ((), None) else f"{text:g}" if isinstance(text, float) else str(text)
         rows.append((PREFIX + f.name.upper(), text, f.metadata["help"]))
     return rows
-
-
-def table() -> str:
-    """Every setting as a Markdown table: docs/settings.md holds it."""
-    rows = [f"| `{name}` | {default} | {text} |" for name, default, text in describe()]
-    return "\n".join(["| setting | default | what it does |", "|---|---|---|", *rows]) + "\n"

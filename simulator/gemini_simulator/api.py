@@ -1,9 +1,9 @@
-"""The simulated Gemini API: an ASGI app without a framework. Starting it is the business of `simulator`."""
+"""The simulated Gemini API: an ASGI app without a framework. It is started in `serving`."""
 
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import asdict
 from random import Random
 from typing import Any
@@ -16,10 +16,19 @@ from gemini_simulator.faults import BROKEN, Fault
 from gemini_simulator.generation import Generation
 from gemini_simulator.models import MODELS
 from gemini_simulator.quota import Enforcer, Limits
-from gemini_simulator.receiving import receive_upload
-from gemini_simulator.request import STARTS, Media, Request, find_credentials, find_key, is_upload, read_request
+from gemini_simulator.request import (
+    STARTS,
+    Media,
+    Request,
+    find_credentials,
+    find_key,
+    is_upload,
+    read_request,
+    read_upload,
+)
 from gemini_simulator.service import Owning, Service
 from gemini_simulator.streams import JSON, Reply, Stream, break_stream, frame
+from gemini_simulator.uploads import Session, status_of
 
 _TIER_HEADER = [(b"x-gemini-service-tier", b"standard")]
 _ALLOW = [(b"allow", b"GET, HEAD, POST, OPTIONS")]
@@ -31,7 +40,7 @@ class Simulator:
     keys: key value -> project, or (id, project, value) of each. limits: see Enforcer; its models are buckets.
     models: model -> bucket, or names. tiers: one for all, or project -> tier; it names the quotas in 429s.
     latency, chunk_delay: seconds before an answer and between chunks. keep: how many calls are remembered.
-    owning: how long what projects own takes, and where its URIs point.
+    owning: how long files and operations take, and what their URIs begin with.
 
     `faults` may be appended to at any time; `calls` has what was seen; `enforcer` has the counts.
     """
@@ -112,7 +121,7 @@ class Simulator:
                 await exchange.answer(200, b"", b"", _ALLOW)
                 return
             try:
-                answer, fault = await receive_upload(self, exchange) if upload else self._decide(exchange, body)
+                answer, fault = await self._receive_upload(exchange) if upload else self._decide(exchange, body)
             except ApiError as trouble:
                 kind, data = trouble.encode(array=exchange.as_array)
                 await exchange.answer(trouble.status, kind, data, trouble.headers)
@@ -121,19 +130,80 @@ class Simulator:
         finally:
             self.statuses[str(call.status) if call.status else "no answer"] += 1
 
+    async def _receive_upload(self, exchange: Exchange) -> tuple[Reply, Fault | None]:
+        """Read an upload as it comes. Gives the answer, and the fault that hits it while it is sent. Raises ApiError,
+        as a rule after the whole body has come."""
+        call = exchange.call
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in call.headers}
+        request = read_upload(call.method, exchange.path, call.query, headers)
+        exchange.note(request)
+        session = None
+        pieces = exchange.pieces()
+        try:
+            session = self.service.uploads.find(request)
+            value = self._upload_key(exchange, request, session)
+            if request.verb == "other":
+                raise error("no-such-path", request.case())
+            self._refuse(call, request, value)
+            self._place(exchange, request)
+            if session is None and request.name != "files":
+                self.service.resources.get(request.name, request.project)
+            fault = self._fault(call, request, broken=True)
+            if fault is not None and fault.kind == "mid-reset":
+                return await self._take_upload(exchange, request, session, headers, _cut(exchange, pieces)), fault
+            return await self._take_upload(exchange, request, session, headers, pieces), fault
+        except ApiError as trouble:
+            if session is not None and call.fault == "upload-terminated":
+                session.state = "cancelled"
+            if not trouble.early:
+                async for _ in pieces:
+                    pass
+            trouble.headers = status_of(trouble, session)
+            raise
+
+    def _upload_key(self, exchange: Exchange, request: Request, session: Session | None) -> str:
+        """The key's value. A chunk needs no key, since its address is a secret; one that is sent must be valid."""
+        call = exchange.call
+        if session is not None:
+            call.key, call.project = session.key, session.upload.project
+            if not find_credentials(call.headers, {}, request.api):
+                return ""
+        value = self._find_key(call, request)
+        if session is None:
+            call.key, call.project = self.keys[value]
+        return value
+
+    async def _take_upload(
+        self,
+        exchange: Exchange,
+        request: Request,
+        session: Session | None,
+        headers: dict[str, str],
+        pieces: AsyncIterator[bytes],
+    ) -> Reply:
+        uploads = self.service.uploads
+        if session is None and request.verb == "upload.whole":
+            return await uploads.whole(request, headers, pieces)
+        if session is not None and request.verb == "upload.chunk":
+            return await uploads.take(session, headers, pieces)
+        body = b"".join([piece async for piece in pieces])
+        if session is None:
+            return uploads.open(request, headers, body, exchange.call.key or "")
+        return uploads.query(session) if request.verb == "upload.query" else uploads.cancel(session)
+
     def _decide(self, exchange: Exchange, body: bytes) -> tuple[Reply | Stream, Fault | None]:
-        """The answer, whole or as a stream, and what goes wrong in sending it. Raises ApiError."""
+        """The answer, whole or as a stream, and the fault that hits it while it is sent. Raises ApiError."""
         call = exchange.call
         encoding = (call.header("content-encoding") or "").strip().lower()
         request = read_request(call.method, exchange.path, call.query, body, encoding)
         exchange.note(request)
-        value = self.find_key(call, request)
+        value = self._find_key(call, request)
         call.key, call.project = self.keys[value]
-        self.refuse(call, request, value)
+        self._refuse(call, request, value)
         if request.trouble is not None:
             raise request.trouble
         answer = self._answer(exchange, request)
-        fault = self.fault(call, request, broken=True)
+        fault = self._fault(call, request, broken=True)
         if isinstance(answer, Media):
             return Reply(answer.data, kind=answer.kind.encode("latin-1", "replace")), fault
         if not isinstance(answer, list):
@@ -142,13 +212,13 @@ class Simulator:
             return frame(answer, api=request.api, form=request.stream), None
         return break_stream(answer, fault, self._rng, api=request.api, form=request.stream), fault
 
-    def find_key(self, call: Call, request: Request) -> str:
+    def _find_key(self, call: Call, request: Request) -> str:
         """The value of the one key that was sent. Raises ApiError."""
         return find_key(find_credentials(call.headers, request.query, request.api), self.keys, request)
 
-    def refuse(self, call: Call, request: Request, value: str) -> None:
-        """Raises ApiError where a fault wants an error. `value`: of the key."""
-        if fault := self.fault(call, request, broken=False):
+    def _refuse(self, call: Call, request: Request, value: str) -> None:
+        """Raises ApiError if a fault asks for an error. `value`: of the key."""
+        if fault := self._fault(call, request, broken=False):
             bucket, tier = self.generation.bucket(request.model), self.generation.tier(call.project or "")
             case = request.case(key=value, bucket=bucket, tier=tier)
             case.limit, case.retry_s = fault.limit, fault.retry_s
@@ -156,7 +226,7 @@ class Simulator:
             trouble.early = not fault.after
             raise trouble
 
-    def fault(self, call: Call, request: Request, *, broken: bool) -> Fault | None:
+    def _fault(self, call: Call, request: Request, *, broken: bool) -> Fault | None:
         for fault in self.faults:
             if (fault.kind in BROKEN) == broken and fault.meets(
                 key=call.key or "",
@@ -181,13 +251,13 @@ class Simulator:
         project = call.project or ""
         if not (request.name or request.names_owned or request.verb in STARTS):
             return self.generation.answer(call, request, project)
-        self.place(exchange, request)
+        self._place(exchange, request)
         if request.verb == "interactions.create":
             return self.generation.interact(call, request)
         return self.service.answer(request) if request.name else self.generation.answer(call, request, project)
 
-    def place(self, exchange: Exchange, request: Request) -> None:
-        """Whose things the request is about, and what their addresses begin with."""
+    def _place(self, exchange: Exchange, request: Request) -> None:
+        """Set the project that the request is about, and what addresses in its answer begin with."""
         request.project = exchange.call.project or ""
         request.root = self.service.root(exchange.scheme, exchange.call.header("host") or "localhost")
 
@@ -241,5 +311,19 @@ class Simulator:
         return {"quotas": quotas, "refusals": enforcer.reasons, "statuses": self.statuses, "faults": faults}
 
     def owned(self) -> list[dict[str, Any]]:
-        """Who owns what."""
+        """Everything that projects own, with its owner."""
         return self.service.resources.shown()
+
+
+async def _cut(exchange: Exchange, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The first half of the body; then the connection is closed."""
+    most = int(exchange.call.header("content-length") or "0") // 2
+    seen = 0
+    async for piece in pieces:
+        if seen + len(piece) > most:
+            yield piece[: most - seen]
+            break
+        seen += len(piece)
+        yield piece
+    await exchange.abort()
+    raise GoneError

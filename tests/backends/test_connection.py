@@ -10,9 +10,9 @@ from typing import Any, ClassVar, TypeVar
 import pytest
 import uvloop
 
-from pollux.backends.connection import HEADERS_MOST, HIGH_WATER, Address, Connection, UpstreamError, head_of
-from pollux.backends.upstream import Upstream
-from tests.upstreams import OK, Server, Way, listen, server_tls
+from pollux.backends.connection import HEADERS_MOST, HIGH_WATER, Address, Connection, head_of
+from pollux.backends.upstream import Upstream, UpstreamError
+from tests.backends.servers import OK, Server, Way, listen, server_tls
 
 T = TypeVar("T")
 Scene = Callable[[Upstream], Awaitable[T]]

@@ -1,5 +1,6 @@
 """through_httpx: proxies, which our own connection does not know. The rest is in test_upstream and test_connection."""
 
+import asyncio
 import contextlib
 import socket
 import subprocess
@@ -9,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from pollux.backends.connection import HttpUpstream, UpstreamError
+from pollux.backends.connection import HttpUpstream
 from pollux.backends.through_httpx import HttpxUpstream
-from pollux.backends.upstream import Upstream, open_upstream
+from pollux.backends.transport import open_upstream
+from pollux.backends.upstream import Upstream, UpstreamError
+from tests.backends.servers import OK, ProxyServer, Server, listen, run, server_tls
 from tests.backends.test_upstream import HEADERS, Mute, read
-from tests.upstreams import OK, ProxyServer, Server, Way, listen, run, server_tls
 
 
 @pytest.fixture(autouse=True)
@@ -144,7 +146,7 @@ def test_tls_that_fails_behind_a_proxy_names_both(certificate: Path, monkeypatch
                     UpstreamError, match=r"no connection to other.example:443 through the proxy .*CERTIFICATE"
                 ):
                     await read(upstream)
-            assert not Way.open_connections(upstream)
+            await asyncio.wait_for(proxy.left.wait(), 5)
 
     through(proxy, scene, monkeypatch, "https://other.example")
 

@@ -7,7 +7,7 @@ from pollux.cli.deploy_check import FEWEST, TOGETHER, event_times, judge
 
 
 def verdict(*times: float, total: float = 0.0, length_known: bool = False) -> str:
-    return judge(times, total or times[-1], length_known=length_known)[0]
+    return judge(times, total or times[-1], length_known=length_known).verdict
 
 
 def test_events_that_come_apart_pass_one_by_one() -> None:
@@ -27,7 +27,7 @@ def test_how_long_a_model_thinks_before_it_begins_says_nothing() -> None:
 def test_an_answer_that_was_there_at_once_shows_nothing() -> None:
     assert verdict(0.004, 0.004, 0.005, 0.005) == "skipped"
     assert verdict(3.0, 6.0) == "skipped", "two events are too few"
-    assert judge([], 1.0, length_known=False)[0] == "skipped"
+    assert judge([], 1.0, length_known=False).verdict == "skipped"
 
 
 def test_events_in_a_few_bursts_are_worth_a_look() -> None:

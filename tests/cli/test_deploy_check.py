@@ -19,11 +19,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from pollux.cli import deploy
 from pollux.cli.deploy_check import CHEAP, MOST, STEPS
+from pollux.cli.gateway import is_local
 from pollux.cli.main import main
-from pollux.cli.watch import is_local
 from pollux.gemini.catalog import Catalog
 from pollux.server.wiring import builtin_catalog
-from tests.pretenders import ADMIN, EVENTS, IDENTITY, STATUS, TOKEN, Answer, Handler, Pretender, event, pretending
+from tests.cli.fake_gateway import ADMIN, EVENTS, IDENTITY, STATUS, TOKEN, Answer, Handler, Pretender, event, pretending
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +155,7 @@ def test_nothing_listens(check: Any) -> None:
         (
             says(301, b"", location="https://elsewhere.example/x"),
             "redirects (301) to https://elsewhere.",
-            "the address",
+            "the address of your gateway",
         ),
     ],
     ids=["private", "does not start", "something else", "redirect"],
@@ -370,8 +370,8 @@ GOOD, RESTS = STATUS["keys"][0], {"state": "aside", "why": "not valid"}
         (STATUS | {"keys": [GOOD, GOOD | {"state": "disabled"}]}, "ok", "1 keys of 1 projects"),
         (STATUS | {"store": {"state": "down", "url": "x", "why": "gone"}}, "warn", "x is down: gone"),
         (STATUS | {"pool": {"problems": ["11 instances write"], "suspicion": None}}, "warn", "11 instances"),
-        ({"status": "fine"}, "FAIL", "no status of Pollux's"),
-        (STATUS | {"keys": "fine"}, "FAIL", "no status of Pollux's"),
+        ({"status": "fine"}, "FAIL", "not the status of a Pollux gateway"),
+        (STATUS | {"keys": "fine"}, "FAIL", "not the status of a Pollux gateway"),
     ],
 )
 def test_what_the_status_tells(

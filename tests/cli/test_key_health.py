@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from pollux.backends.store.contract import ConflictError, Document, Version, open_store
+from pollux.backends.store.contract import ConflictError, Document, Version
+from pollux.backends.store.opening import open_store
 from pollux.backends.store.sqlite import SqliteStore
-from pollux.cli.key_health import TRIES, forgive, leave_aside
+from pollux.cli.key_health import TRIES, leave_aside, lift
 from pollux.pool import health
 from pollux.settings import Settings
 
@@ -61,32 +62,32 @@ def url(tmp_path: Path) -> str:
 
 def test_only_the_entry_of_that_key_goes(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     aside(url, "a", "b")
-    asyncio.run(forgive(Settings(store=url), "pool", "a"))
+    asyncio.run(lift(Settings(store=url), "pool", {"a": None}, well=False))
     assert read(url) == document("b")
-    asyncio.run(forgive(Settings(store=url), "pool", "nobody"))
+    asyncio.run(lift(Settings(store=url), "pool", {"nobody": None}, well=False))
     assert read(url) == document("b")
     assert capsys.readouterr().err == ""
 
 
 def test_a_store_without_a_health_document_stays_without(url: str) -> None:
-    asyncio.run(forgive(Settings(store=url), "", "a"))
+    asyncio.run(lift(Settings(store=url), "", {"a": None}, well=False))
     assert read(url) == {}
 
 
 def test_the_store_of_other_keys_is_left_alone(url: str) -> None:
     aside(url, "a")
-    asyncio.run(forgive(Settings(store=url, secrets="other"), "pool", "a"))
+    asyncio.run(lift(Settings(store=url, secrets="other"), "pool", {"a": None}, well=False))
     assert resting(url) == ["a"]
 
 
 def test_this_machines_own_store_is_not_made_for_it(tmp_path: Path) -> None:
     settings = Settings(data=str(tmp_path))
-    asyncio.run(forgive(settings, "", "a"))
+    asyncio.run(lift(settings, "", {"a": None}, well=False))
     assert list(tmp_path.iterdir()) == []
     aside(settings.store_url, "a")
-    asyncio.run(forgive(settings, "pool", "a"))
+    asyncio.run(lift(settings, "pool", {"a": None}, well=False))
     assert resting(settings.store_url) == ["a"]
-    asyncio.run(forgive(settings, "", "a"))
+    asyncio.run(lift(settings, "", {"a": None}, well=False))
     assert resting(settings.store_url) == []
 
 
@@ -132,13 +133,13 @@ def test_who_is_faster_is_followed_but_not_for_ever(
     aside(url, "a")
     store = Contended(Path(url.removeprefix("sqlite:///")))
     store.conflicts = conflicts
-    asyncio.run(forgive(Settings(store=url), "pool", "a", lambda _: store))
+    asyncio.run(lift(Settings(store=url), "pool", {"a": None}, well=False, open_=lambda _: store))
     assert resting(url) == left
     assert ("it may stay so until it is tried again" in capsys.readouterr().err) == bool(left)
 
 
 def test_a_document_of_a_later_version_is_told_and_left(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     write(url, document("a") | {"schema": 99})
-    asyncio.run(forgive(Settings(store=url), "pool", "a"))
+    asyncio.run(lift(Settings(store=url), "pool", {"a": None}, well=False))
     assert read(url)["schema"] == 99
     assert "the health document has schema 99" in capsys.readouterr().err

@@ -16,16 +16,16 @@ from typing import Any
 
 import pytest
 
-from pollux.backends.keys.document import FIELDS
 from pollux.backends.keys.entries import LIMITS
+from pollux.backends.keys.keys_json import FIELDS
 from pollux.backends.keys.probe import MODEL
 from pollux.cli.keys import keys
 from pollux.cli.main import main
 from pollux.pool import health
 from pollux.pool.health import Aside
 from pollux.settings import Settings
+from tests.cli.command_line import without_keys
 from tests.cli.test_key_health import aside, resting, write
-from tests.command_line import without_keys
 
 A, B, C, D = ("AIza" + letter * 35 for letter in "abcd")
 MASKED = "AIza…aa"
@@ -353,7 +353,7 @@ def test_import_of_a_file_that_is_read_says_that_it_should_be_deleted(shell: She
     (shell.home / "team.txt").write_text(f"{C}\n")
     assert shell("import", "--dry-run", "key.txt")[2] == ""
     told = shell("import", "key.txt")[2]
-    assert told.startswith("pollux keys: key.txt is still read: what you remove or rotate")
+    assert told.startswith("pollux keys: key.txt is still read: a key that you remove or rotate")
     assert told.endswith("DELETE key.txt\n")
     assert shell("import", str(shell.home / "key.txt"))[2].endswith(f"DELETE {shell.home / 'key.txt'}\n")
     assert shell("import", ".env")[2].endswith("DELETE the keys in .env\n")
@@ -396,7 +396,7 @@ def test_what_cannot_be_looked_through_for_a_value_that_was_removed_is_exit_code
     (shell.home / "keys.json").write_text("{")
     code, out, err = shell("remove", "alice", "--yes")
     assert (code, out) == (1, f"removed alice from {shell.path}\n")
-    assert "not known whether its value is in another source too: keys.json:1: not valid JSON" in err
+    assert "its value may still be in another source, which cannot be read: keys.json:1: not valid JSON" in err
 
 
 def test_import_of_a_document_keeps_everything_and_references(shell: Shell) -> None:
@@ -701,7 +701,7 @@ def test_check_tells_a_running_gateway_which_keys_are_well(shell: Shell) -> None
         code, out, err = shell("check")
     assert (code, out.splitlines()[-1]) == (1, "lifted: key alice b")
     assert asked == [
-        ("POST", "/admin/keys/lift?id=alice+b&well=1&all=1", "Bearer test-admin-token"),
+        ("POST", "/admin/keys/lift?well=1&all=1&id=alice+b", "Bearer test-admin-token"),
         ("POST", "/admin/keys/aside?cause=invalid-key&id=bad", "Bearer test-admin-token"),
     ]
     assert "note: project p is still on the free quota, though its keys say tier1" in err
@@ -750,7 +750,7 @@ def test_check_says_when_a_refusal_names_a_free_quota(shell: Shell) -> None:
         shell.settings = Settings(data=str(shell.home / "data"), upstream=url)
         err = shell("check")[2]
     assert err == (
-        "note: on the free quota: p; if that is meant, say so: pollux keys edit alice --tier free; if not, look at the "
+        "note: on the free quota: p; if that is right, run: pollux keys edit alice --tier free; if not, look at the "
         "plan in AI Studio\n"
     )  # of q its key says so
 

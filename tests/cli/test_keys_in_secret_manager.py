@@ -17,9 +17,9 @@ from pollux.backends.keys.records import LIMITS, OURS, VERSION
 from pollux.backends.keys.records import PROJECT as PROJECT_NOTE
 from pollux.cli import main
 from pollux.settings import Settings
+from tests.backends.keys.fake_secret_manager import PROJECT, SecretManager, serving
+from tests.cli.command_line import without_keys
 from tests.cli.test_key_health import aside, resting
-from tests.command_line import without_keys
-from tests.secret_manager import PROJECT, SecretManager, serving
 
 A, B, C, D = ("AIza" + letter * 35 for letter in "abcd")
 MASKED = "AIza…aa"
@@ -159,7 +159,7 @@ def test_remove_asks_and_warns_of_what_others_made(shell: Shell) -> None:
     shell.google.put("pollux-key-a", A)
     code, _, err = shell("remove", "a")
     assert code == 2
-    assert "nobody to ask; say --yes" in err
+    assert "there is no terminal to ask on; use --yes" in err
     shell.terminal("n\n")
     code, out, _ = shell("remove", "a")
     assert (code, out.count("kept")) == (0, 1)
@@ -234,7 +234,7 @@ def test_who_may_not_describe_the_secret_rotates_all_the_same(shell: Shell) -> N
     shell.google.fail("update_secret", "DENIED")
     code, _, err = shell("rotate", "a", stdin=B)
     assert code == 0
-    assert "take it when the old is refused" in err
+    assert "take the new value when Google refuses the old" in err
     assert shell.google.states("pollux-key-a") == ["DISABLED", "ENABLED"]
 
 

@@ -100,7 +100,7 @@ def test_settings_as_json(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["keys", "edit"], "pollux keys edit: Missing argument 'ID'; see: pollux keys edit --help"),
         (["keys", "edit", "x", "--tier"], "pollux keys edit: Option '--tier' requires an argument; see:"),
-        (["tokens", "revoke", "x", "--version", "1", "--all"], "pollux tokens revoke: say --version N or --all, not"),
+        (["tokens", "revoke", "x", "--version", "1", "--all"], "pollux tokens revoke: use --version N or --all, not"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line_that_names_the_command(

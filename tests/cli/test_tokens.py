@@ -14,7 +14,7 @@ from pollux.backends.keys.tokens import Tokens
 from pollux.cli import main
 from pollux.cli.tokens import tokens
 from pollux.settings import Settings
-from tests.secret_manager import PROJECT, SecretManager, serving
+from tests.backends.keys.fake_secret_manager import PROJECT, SecretManager, serving
 
 ONE, TWO = (f"pollux-{word}-{'0' * 20}" for word in ("one", "two"))
 WEB, ADMIN = "pollux-token-web", "pollux-admin-token"
@@ -142,16 +142,16 @@ def test_a_version_is_destroyed_and_the_other_stays_valid(shell: Shell) -> None:
     shell.google.put(WEB, ONE, TWO)
     code, _, err = shell("revoke", "web", "--yes")
     assert code == 2
-    assert "has the valid versions 1, 2: say --version N, or --all" in err
+    assert "has the valid versions 1, 2: use --version N, or --all" in err
     code, out, _ = shell("revoke", "web", "--version", "1", "--yes")
     assert (code, out) == (0, "revoked version 1 of secret pollux-token-web; gateways refuse it within a minute\n")
     assert shell.google.states(WEB) == ["DESTROYED", "ENABLED"]
-    assert "version 1 of secret pollux-token-web is not valid anyway" in shell("revoke", "web", "--version", "1")[2]
+    assert "version 1 of secret pollux-token-web is not valid" in shell("revoke", "web", "--version", "1")[2]
 
 
 def test_the_last_one_is_asked_for_with_its_consequence(shell: Shell) -> None:
     shell.google.put(WEB, ONE)
-    assert "nobody to ask; say --yes" in shell("revoke", "web")[2]
+    assert "there is no terminal to ask on; use --yes" in shell("revoke", "web")[2]
     code, out, _ = shell("revoke", "web", answer="n\n")
     assert (code, shell.google.states(WEB)) == (0, ["ENABLED"])
     assert "It is the only one: web cannot call any more. It was not made by pollux" in out
@@ -201,7 +201,7 @@ def test_on_one_machine_tokens_are_settings_or_a_file(shell: Shell) -> None:
     for words in (["add", "web"], ["revoke", "web"]):
         code, out, err = shell(*words, secrets=False)
         assert (code, out) == (2, "")
-        assert "without --secrets PROJECT (or POLLUX_SECRETS) tokens are those of POLLUX_TOKEN" in err
+        assert "without --secrets PROJECT (or POLLUX_SECRETS) tokens come from POLLUX_TOKEN" in err
     assert "tokens.json, made at the next start" in shell("list", secrets=False)[1]
     (Path(shell.settings.data) / "tokens.json").write_text("{}")
     assert shell("list", secrets=False)[1].rstrip().endswith("tokens.json")

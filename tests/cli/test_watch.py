@@ -20,8 +20,8 @@ import pytest
 
 from pollux.backends.keys.contract import Key
 from pollux.cli.main import main
-from pollux.cli.terminal import Table
-from pollux.cli.watch import as_text, explain_view, request_view, status_view
+from pollux.cli.terminal import Table, as_text
+from pollux.cli.watch import explain_view, request_view, status_view
 from pollux.relay.journal import Attempt, Record
 from pollux.settings import Settings
 from tests.gateway import (
@@ -312,7 +312,7 @@ def test_a_request_above_the_limit_is_told_to_be_larger() -> None:
 
 def test_columns_are_as_wide_as_their_widest_cell() -> None:
     table = Table(("A", "LONG"), [("wide", 1), ("x", "")])
-    assert as_text([table]).splitlines() == ["", "A     LONG", "wide  1", "x"]
+    assert as_text(["above", table]).splitlines() == ["above", "", "A     LONG", "wide  1", "x"]
 
 
 # --- asking a gateway ------------------------------------------------------------------------------------------------
@@ -453,7 +453,9 @@ def test_a_request_tells_to_which_project_it_was_held_and_why() -> None:
         "  1. team-a: located: files/a was looked for and found there",
     ]
     record.owner, record.reason = "team-a, team-b", "TWO_OWNERS"
-    assert "  of projects team-a, team-b, none sees all of cachedContents/c, files/a" in request_text(record.as_json())
+    assert "  none of the projects team-a, team-b owns all of cachedContents/c, files/a" in request_text(
+        record.as_json()
+    )
     record.owner, record.reason = "", ""
     assert "  no project is known to own cachedContents/c, files/a" in request_text(record.as_json())
 
@@ -478,7 +480,7 @@ def test_status_tells_of_resources_once_there_are_some() -> None:
 
     before, after = play(scene)
     assert "resources:" not in status_text(before)
-    assert "resources: 1 remembered with their owners, 0 looked for, 1 commits" in status_text(after)
+    assert "resources: 1 with a known owner, 0 searched for, 1 commits" in status_text(after)
 
 
 # --- proxies and terminals -------------------------------------------------------------------------------------------

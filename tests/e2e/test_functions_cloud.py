@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from gemini_simulator import Simulator
+from tests.backends.keys.fake_secret_manager import PROJECT, SecretManager
+from tests.backends.keys.fake_secret_manager import serving as secret_manager
 from tests.e2e.processes import ADMIN, TOKEN, Gateway, call, environment, eventually, functions, key_value, simulated
-from tests.secret_manager import PROJECT, SecretManager
-from tests.secret_manager import serving as secret_manager
 
 FIRST_ANSWER_WITHIN = 1.5
 CROWD_WORK = 0.1

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from gemini_simulator import Fault
+from tests.backends.keys.fake_secret_manager import PROJECT, SecretManager
+from tests.backends.keys.fake_secret_manager import serving as secret_manager
 from tests.e2e.processes import ADMIN, TOKEN, Gateway, environment, eventually, key_value, pollux, serving, simulated
-from tests.secret_manager import PROJECT, SecretManager
-from tests.secret_manager import serving as secret_manager
 
 
 def environ_of(google: SecretManager, folder: Path, upstream: str = "http://127.0.0.1:1") -> dict[str, str]:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from gemini_simulator import Fault, Simulator
+from tests.backends.keys.fake_secret_manager import PROJECT, SecretManager
 from tests.e2e.outages import Load, complaints, load, nothing_lost_nothing_twice
 from tests.e2e.processes import Gateway, environment, eventually, key_value, serving, simulated
 from tests.e2e.test_keys_in_secret_manager import filled
-from tests.secret_manager import PROJECT, SecretManager
 
 ROLE = "grant roles/secretmanager.secretAccessor on secret pollux-key-key-2"
 

@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pollux.gemini.body import inflate, replace_model, total_tokens, with_aliases, with_body
+from pollux.gemini.body import (
+    VALUES_MOST,
+    inflate,
+    read,
+    read_strictly,
+    replace_model,
+    total_tokens,
+    with_aliases,
+    with_body,
+)
 from pollux.gemini.call import Call, read_target
 from pollux.gemini.errors import GatewayError
 
@@ -176,6 +185,38 @@ def test_large_bodies_are_not_read_byte_by_byte() -> None:
 
 def openai(resource: str = "chat/completions") -> Call:
     return read_target("POST", f"/v1beta/openai/{resource}".encode(), b"")
+
+
+def native(resource: str = "models/a:generateContent") -> Call:
+    return read_target("POST", f"/v1beta/{resource}".encode(), b"")
+
+
+def test_a_body_that_matters_is_read() -> None:
+    assert read(native(), b'{"contents": []}', {}, 100) == (b'{"contents": []}', {"contents": []})
+    assert read(native(), gzip.compress(TEXT), {b"content-encoding": b"gzip"}, 10_000)[0] == TEXT
+    files = native("files")
+    assert read(files, b'{"displayName": "x"}', {}, 100)[1] is None
+    assert read(files, b'{"fileName": "files/x"}', {}, 100)[1] == {"fileName": "files/x"}
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"[" * 100_000, b"[" + b"1," * VALUES_MOST + b"1]"])
+def test_a_native_body_that_cannot_be_read_passes_as_it_is(body: bytes) -> None:
+    assert read(native(), body, {}, 10**7) == (body, None)
+    assert read(native(), body, {b"content-encoding": b"br"}, 10**7) == (body, None)
+
+
+def test_a_body_that_may_name_a_pooled_file_is_read_in_one_way_or_refused() -> None:
+    assert read_strictly(native(), b'{"contents": []}', {}, 100)[1] == {"contents": []}
+    refused = {b'{"a": 1, "a": 2}': "BAD_REQUEST", b"[1]": "BAD_REQUEST", b"{": "BAD_REQUEST"}
+    refused |= {b"[" + b"1," * VALUES_MOST + b"1]": "BODY_TOO_LARGE"}
+    for body, code in refused.items():
+        with pytest.raises(GatewayError) as raised:
+            read_strictly(native(), body, {}, 10**7)
+        assert raised.value.code == code
+    with pytest.raises(GatewayError):
+        read_strictly(native(), b"{}", {b"content-encoding": b"br"}, 100)
+    picture = read_strictly(openai("images/edits"), b"--x", {b"content-type": b"multipart/form-data; boundary=x"}, 100)
+    assert picture == (b"--x", None)
 
 
 def test_an_openai_body_names_model_and_stream() -> None:

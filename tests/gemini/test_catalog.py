@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pollux.gemini.catalog import MODES, Catalog, CatalogError, NeverBelowError, markdown, tier_name
+from pollux.gemini.catalog import MODES, Catalog, CatalogError, NeverBelowError, tier_name
 from pollux.server.wiring import builtin_catalog, load_catalog
 from pollux.settings import Settings, SettingsError
+from tools import tables
 
 BUILTIN = builtin_catalog()
 CATALOG = Catalog.parse(BUILTIN)
@@ -356,11 +357,11 @@ def test_the_setting_reaches_the_catalog() -> None:
         ('[models."gemini-x".limits.free]\nseen = 2026-01-01', "limits.free.seen: expected a text"),
         ('[models."gemini-x"]\nfallback = "draft"', "draft"),
         ('[models."gemini-x"]\nfallback = "gemini-embedding-2"', "gemini-embedding-2 is for embedding"),
-        ('[chains]\nmine = ["draft-1", "gemini-3.8-flash", "draft-1"]', "chains.mine: draft-1 stands there twice"),
+        ('[chains]\nmine = ["draft-1", "gemini-3.8-flash", "draft-1"]', "chains.mine: draft-1 is in the chain twice"),
         ('[chains]\nmine = "gemini-x"', "chains.mine: expected a list of models, not 'gemini-x'"),
         ('[chains]\nmine = ["flash"]', "chains.mine: expected the name of a model"),
         ('[chains]\nmine = ["veo-3.1-generate-001", "gemini-x"]', "chains.mine: veo-3.1-generate-001 is for video"),
-        ('[chains]\none = ["a-1", "b-1"]\ntwo = ["a-1", "c-1"]', "chains.two: a-1 goes on differently"),
+        ('[chains]\none = ["a-1", "b-1"]\ntwo = ["a-1", "c-1"]', "chains.two: a-1 is followed by other models"),
         ('[chains]\none = ["x-1", "y-1"]\n[aliases]\nx-1 = "z-1"', "x-1 is an alias; name the model, z-1"),
         ('[aliases]\na = "b"\nb = "c"\nc = "a"', "aliases.a goes in a circle: a -> b -> c -> a"),
         ('[aliases]\ndraft = "draft"', "aliases.draft goes in a circle: draft -> draft"),
@@ -377,7 +378,8 @@ def test_errors_name_entry_field_and_reason(text: str, says: str) -> None:
 
 
 def test_the_page_shows_the_catalog() -> None:
-    assert markdown(CATALOG) in DOCS.read_text(encoding="utf-8")
+    page = DOCS.read_text(encoding="utf-8")
+    assert all(table in page for table in tables.models(CATALOG)), "run python -m tools.tables"
 
 
 def test_the_catalog_stays_small() -> None:

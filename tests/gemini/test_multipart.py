@@ -1,4 +1,4 @@
-"""wire.multipart: a body in parts, however it is cut."""
+"""A multipart body, cut into pieces anywhere."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pollux.gemini.call import Call, read_target
-from pollux.gemini.names import GOOGLE, answer_names, may_name, named_by, path_names, references
+from pollux.gemini.names import GOOGLE, answer_names, body_references, may_name, named_by, path_names
 
 OWN = "https://pollux.example/gemini"
 BASES = (GOOGLE, OWN)
@@ -29,7 +29,7 @@ def get(path: str) -> Call:
 
 def body_names(parsed: Mapping[str, Any], call: Call, bases: Sequence[str] = (GOOGLE,)) -> set[str]:
     """The resources behind what is referred to."""
-    names = (named_by(reference, bases) for reference in references(parsed, call))
+    names = (named_by(reference, bases) for reference in body_references(parsed, call))
     return {name for name in names if name is not None}
 
 
@@ -205,7 +205,7 @@ def test_an_end_that_no_clock_reaches_is_none() -> None:
 def test_megabytes_are_no_uri() -> None:
     for uri in (URI + "a" * 10_000, GOOGLE + "/v1" * 10_000, "files/" + "a" * 10_000):
         body = {"contents": [{"parts": [{"fileData": {"fileUri": uri}}, {"fileData": {"fileUri": URI + "b"}}]}]}
-        assert references(body, GENERATE) == {URI + "b"}
+        assert body_references(body, GENERATE) == {URI + "b"}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""wire.upload: which request of an upload this is, and where a session's address leads."""
+"""Which request of an upload this is, and where a session's URL leads."""
 
 import pytest
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from pollux.gemini.verdict import causes
 from pollux.gemini.verdict.causes import CAUSES, until_midnight
-from pollux.gemini.verdict.rules import RULES, Verdict, describe, judge, judge_command
+from pollux.gemini.verdict.rules import RULES, Verdict, judge, judge_command
 from pollux.redaction import redact
+from tools import tables
 
 NOON = datetime(2026, 10, 7, 12, tzinfo=ZoneInfo("America/Los_Angeles")).timestamp()
 ROOT = Path(__file__).parents[2]
@@ -328,8 +329,8 @@ def test_messages_hold_no_key_and_one_line() -> None:
 
 def test_the_page_holds_both_tables() -> None:
     page = (ROOT / "docs/verdicts.md").read_text()
-    assert describe() in page, "regenerate the table of rules in docs/verdicts.md"
-    assert causes.describe() in page, "regenerate the table of causes in docs/verdicts.md"
+    assert tables.rules_table() in page, "run python -m tools.tables"
+    assert tables.causes_table() in page, "run python -m tools.tables"
 
 
 def test_every_cause_stands_once_in_the_table_and_every_cause_of_an_answer_has_a_rule() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import parsed
+from tests.cli.command_line import parsed
 from tests.infra.terraform import MODULE, ROOT, Plan, Workspace, calling, command
 
 PAGE = (ROOT / "docs/deploy.md").read_text()

@@ -12,7 +12,7 @@ import pytest
 from pollux import log
 from tests.gateway import FakeUpstream, Keys, answer, call, gateway, play, projects, refuses, whole
 from tests.infra.terraform import Plan
-from tests.outage import Far
+from tests.pool.outage import Far
 from tests.pools import memory
 
 Line = Mapping[str, Any]

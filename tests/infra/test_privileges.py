@@ -99,17 +99,15 @@ def test_listing_is_all_that_has_no_condition(function_plan: Plan) -> None:
 
 
 def test_the_gateway_asks_for_no_more_than_it_is_granted() -> None:
-    """What `keys/secrets_api.py` can call while it serves; a call that is new there needs a permission here."""
+    """A new call to Secret Manager while the gateway serves needs a permission here."""
     import re
 
     from tests.infra.terraform import ROOT
 
-    package = ROOT / "function/pollux"
-    served = "".join((package / f"keys/{name}.py").read_text() for name in ("secret_manager", "secret_tokens"))
-    called = set(re.findall(r"_api\.(\w+)\(", served)) - {"close"}
+    serving = "".join(path.read_text() for path in (ROOT / "function/pollux/backends/keys").glob("secret*.py"))
+    called = set(re.findall(r"_api\.(\w+)\(", serving)) - {"close"}
     assert called == {"secrets", "versions", "access"}
-    methods = (package / "keys/secrets_api.py").read_text()
-    asked = {re.search(rf"async def {name}\(.*?\"(\w+)\", ", methods, re.DOTALL)[1] for name in called}  # type: ignore[index]
+    asked = {re.search(rf"async def {name}\(.*?\"(\w+)\", ", serving, re.DOTALL)[1] for name in called}  # type: ignore[index]
     assert asked == {"list_secrets", "list_secret_versions", "access_secret_version"}
 
 

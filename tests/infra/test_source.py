@@ -45,7 +45,7 @@ def test_a_changed_source_is_a_changed_plan_and_what_lies_about_is_not(
         return str(plan.one("google_storage_bucket_object")["name"])
 
     assert name(littered) == name(function_plan)
-    source = function / "pollux/quota.py"
+    source = function / "pollux/pool/quota.py"
     before = source.read_text()
     source.write_text(before + "# changed\n")
     try:

@@ -16,10 +16,10 @@ from bench.virtual import HangError, run_pure
 from pollux.backends.store.clock import StoreClock
 from pollux.pool.quota import Slot
 from pollux.pool.windows import Want
-from tests.histories import Record, Send, play
-from tests.history_checks import most_in_a_minute, wrong
-from tests.history_plans import draw
-from tests.history_runs import MUTATIONS, Tally, block, many, mutated
+from tests.pool.histories import Record, Send, play
+from tests.pool.history_checks import most_in_a_minute, wrong
+from tests.pool.history_plans import draw
+from tests.pool.history_runs import MUTATIONS, Tally, block, many, mutated
 from tests.pools import FaultyStore, Full, House, keys_of, memory, up_to
 
 HISTORIES = 20_000

@@ -12,8 +12,8 @@ from pollux.pool import quota, windows
 from pollux.pool.quota import Slot, State, book, find, give_back, reserve, settle, tidy
 from pollux.pool.refusals import Refusal, Why
 from pollux.pool.windows import SLOT, WINDOW, Limits, Slots, Want, day_of
-from tests.enforcers import ENFORCERS, sliding
-from tests.quota_history import MIDNIGHT, NOON, History, Operation, limits, operations, wants
+from tests.pool.enforcers import ENFORCERS, sliding
+from tests.pool.quota_history import MIDNIGHT, NOON, History, Operation, limits, operations, wants
 
 
 @settings(max_examples=200, deadline=None)

@@ -12,7 +12,7 @@ import pytest
 from pollux.backends.store.contract import Document
 from pollux.backends.store.memory import MemoryStore
 from tests.gateway import FLASH, now, play
-from tests.outage import GIVEN_UP, house, said, see, statuses
+from tests.pool.outage import GIVEN_UP, house, said, see, statuses
 
 
 @pytest.mark.parametrize("hangs", [False, True], ids=["refuses", "hangs"])

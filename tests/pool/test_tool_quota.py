@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from gemini_simulator.faults import Fault
-from pollux.cli.watch import as_text, explain_view, request_view, status_view
+from pollux.cli.terminal import as_text
+from pollux.cli.watch import explain_view, request_view, status_view
 from pollux.server.app import App
 from tests.gateway import (
     ADMIN,

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from pollux.cli.watch import as_text, request_view
+from pollux.cli.terminal import as_text
+from pollux.cli.watch import request_view
 from pollux.log import TextFormatter
 from tests.gateway import (
     ADMIN,

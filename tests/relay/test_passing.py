@@ -10,6 +10,7 @@ import pytest
 from pollux.backends.upstream import UpstreamError
 from pollux.gemini.errors import ERRORS, GatewayError
 from pollux.gemini.stream import StreamReader
+from pollux.redaction import Forms
 from pollux.relay.client import Message
 from pollux.relay.journal import Record
 from pollux.relay.passing import WHOLE_MOST, BrokenAnswerError, Reply, collect, pass_on, pass_stream, prompt_tokens
@@ -58,7 +59,7 @@ class Wire:
 
 
 def fake(*pieces: bytes | UpstreamError, length: int | None = None, headers: Any = JSON) -> CoveredAnswer:
-    return CoveredAnswer(FakeAnswer(Says(pieces, headers=headers, length=length), head=False), KEY)
+    return CoveredAnswer(FakeAnswer(Says(pieces, headers=headers, length=length), head=False), KEY, Forms(KEY))
 
 
 # --- replies ---------------------------------------------------------------------------------------------------------

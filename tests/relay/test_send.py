@@ -214,7 +214,7 @@ def test_nothing_of_it_prints_the_key(caplog: pytest.LogCaptureFixture) -> None:
         upstream = FakeUpstream([whole({}), whole(ECHO, 400), UpstreamError("reset", VALUE)])
         keyed = KeyedUpstream(upstream, Keys([ONE]), lambda: 0.0)
         made = [keyed, *[await keyed.send(ONE, "GET", "/v1beta/x", ()) for _ in range(3)]]
-        text = repr(made) + repr([vars(keyed)["_guarded"]])
+        text = repr(made) + repr(vars(keyed)["_forms"])
         failure = made[-1]
         assert isinstance(failure, Failure)
         assert failure.problem is not None

@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from pollux.backends.connection import HIGH_WATER, UpstreamError
-from pollux.backends.upstream import Answer, Upstream
+from pollux.backends.connection import HIGH_WATER
+from pollux.backends.upstream import Answer, Upstream, UpstreamError
 from pollux.gemini.errors import GatewayError
 from pollux.relay.client import ClientGoneError, PassingBody
+from tests.backends.servers import OK, Server, Way
 from tests.backends.test_upstream import HEADERS
-from tests.upstreams import OK, Server, Way
 
 PIECE = b"x" * 65536
 

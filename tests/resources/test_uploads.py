@@ -15,7 +15,8 @@ from pollux.backends.keys.contract import Key, Secret
 from pollux.backends.keys.tokens import Tokens
 from pollux.backends.store.memory import MemoryStore
 from pollux.backends.upstream import UpstreamError
-from pollux.cli.watch import as_text, request_view
+from pollux.cli.terminal import as_text
+from pollux.cli.watch import request_view
 from pollux.redaction import redact_known
 from pollux.relay.client import STALLED_AFTER
 from pollux.resources.upload_token import LIFETIME, claimed, seal

@@ -1,6 +1,8 @@
-"""Our own way to the upstream: HTTP/1.1 connections that are kept and used again. The default; `upstream` chooses.
+"""Our own transport to the upstream: HTTP/1.1 over connections that are reused. The default; `transport` chooses.
 
-Written on httptools (llhttp): a client library costs as much as all the rest of a request (docs/performance.md).
+Written on httptools (llhttp), because a client library costs as much CPU as the rest of a request
+(docs/performance.md). What `through_httpx` does the same way is here too: limits, the request's head, connecting,
+idle connections.
 """
 
 import asyncio
@@ -10,69 +12,29 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import chain, zip_longest
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 from urllib.parse import urlsplit
 
 import httptools
 
+from pollux.backends.upstream import Answer, Streamed, UpstreamError
+
 IDLE_MOST = 30.0
 """Seconds. Google closes an idle connection later than that; one that it closes just as it is used costs an attempt."""
 AGE_MOST = 300.0
-"""Seconds. Older connections are not used again: DNS may have changed meanwhile."""
+"""Seconds. Older connections are not reused: DNS may have changed."""
 SECOND_ADDRESS_AFTER = 0.25
 """Seconds until the next address is tried as well when one does not answer (RFC 8305)."""
-READ_MOST = 1 << 24
-"""No error and no list is larger; what is larger passes in pieces."""
 HIGH_WATER = 1 << 18
-"""What is parsed but not read yet, above which the server has to wait."""
+"""Bytes received but not read yet, above which the connection stops receiving."""
 HEADERS_MOST = 1 << 16
 TOO_MUCH = f"has a head or trailers of more than {HEADERS_MOST} bytes"
+BODY_NOT_TAKEN = "the upstream did not take the body within the time allowed"
 WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
-class UpstreamError(Exception):
-    """No answer, or the rest of it, will come. `kind`: unreachable (nothing was sent), timeout, reset, or malformed:
-    the upstream took the request, and its answer is not valid HTTP.
-    """
-
-    def __init__(self, kind: str, detail: str) -> None:
-        super().__init__(detail)
-        self.kind = kind
-
-
-class Streamed(Protocol):
-    """A body that is not held: it is read once, as fast as the upstream takes it."""
-
-    @property
-    def length(self) -> int | None:
-        """Content-Length, if it is known."""
-
-    def __aiter__(self) -> AsyncIterator[bytes]: ...
-
-
-class ReadWhole:
-    """What every answer can do with its `chunk` and `close`."""
-
-    __slots__ = ()
-
-    async def chunk(self) -> bytes:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        raise NotImplementedError
-
-    async def read(self) -> bytes:
-        pieces, size = [], 0
-        while data := await self.chunk():
-            pieces.append(data)
-            if (size := size + len(data)) > READ_MOST:
-                self.close()
-                raise UpstreamError("reset", f"an answer that is read whole is larger than {READ_MOST} bytes")
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
 class Connection(asyncio.Protocol):
-    """Serves one request at a time; `usable` tells whether it may have another."""
+    """Serves one request at a time; `usable` tells whether it can take another."""
 
     def __init__(self, timeout: float, made: float) -> None:
         self.made = made
@@ -80,7 +42,7 @@ class Connection(asyncio.Protocol):
         self.headers: list[tuple[bytes, bytes]] = []
         self.length: int | None = None
         self.complete = True
-        """The answer was parsed to its end."""
+        """The answer has been parsed to its end."""
         self.idle_since = 0.0
         self._timeout = timeout
         self._loop = asyncio.get_running_loop()
@@ -89,32 +51,31 @@ class Connection(asyncio.Protocol):
         self._chunks: deque[bytes] = deque()
         self._held = 0
         self._unproductive = 0
-        """Bytes received since the head was complete or a piece of the body came: an unfinished head, or trailers."""
+        """Bytes received since the last complete head or piece of body: an unfinished head, or trailers."""
         self._paused = False
-        self._begun = False
         self._head_only = False
         self._stays = True
         self._surplus = False
-        """An answer that nobody asked for came behind the one that was: the connection is not used again."""
+        """A second answer follows the one that was asked for: the connection is not reused."""
         self._framed = True
-        """Its end is told by a length or by chunks, not by the end of the connection."""
+        """The answer ends by a length or by chunks, not with the connection."""
         self._lost: UpstreamError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._full: asyncio.Future[None] | None = None
-        """Set while the upstream takes nothing more."""
+        """Set while the transport's write buffer is full."""
         self._cut = False
-        """Of the request's body not all was written: the connection is not used again."""
+        """The request's body was not written to its end: the connection is not reused."""
 
-    # --- what asyncio tells --------------------------------------------------------------------------------------
+    # --- called by asyncio ---------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are of no class of asyncio's
 
     def data_received(self, data: bytes) -> None:
-        if self.complete:  # bytes that nobody asked for
+        if self.complete:  # bytes without a request
             self.close()
             return
-        self._unproductive += len(data)  # the parser collects a header that never ends without telling
+        self._unproductive += len(data)  # the parser does not report a header until its end
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -124,7 +85,7 @@ class Connection(asyncio.Protocol):
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if not self.complete and self._begun and not self._framed and exc is None:
+        if not self.complete and self.status and not self._framed and exc is None:
             self.complete = True
         if self._lost is None:
             why = type(exc).__name__ if exc is not None else "closed by the other end"
@@ -141,13 +102,13 @@ class Connection(asyncio.Protocol):
         if full is not None and not full.done():
             full.set_result(None)
 
-    # --- what the parser tells -----------------------------------------------------------------------------------
+    # --- called by the parser ------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
         self._surplus = self.complete
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not (self._surplus or self._begun):  # what comes later is a trailer
+        if not (self._surplus or self.status):  # later ones are trailers
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -176,9 +137,9 @@ class Connection(asyncio.Protocol):
         if size > HEADERS_MOST:
             self._refuse(TOO_MUCH)
             return
-        self.status, self._begun = status, True
+        self.status = status
         self._framed = bodiless or chunked or self.length is not None
-        if self._head_only:  # the parser would wait for a body that never comes
+        if self._head_only:  # the parser would wait for a body
             self.complete = True
             self.close()
 
@@ -193,39 +154,39 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def on_message_complete(self) -> None:
-        if self._begun:  # else it was a 1xx
+        if self.status:  # else it was a 1xx
             self._stays = not self.complete and self._parser.should_keep_alive()
             self.complete = True
 
-    # --- what `HttpUpstream` and the reader of an answer ask -----------------------------------------------------
+    # --- called by `HttpUpstream` and `HttpAnswer` ---------------------------------------------------------------
 
     def request(self, head: bytes, body: bytes, *, head_only: bool) -> None:
         if self._transport is None:
             raise UpstreamError("unreachable", "the connection was closed before anything was sent")
         self.status, self.length, self.headers = 0, None, []
-        self.complete = self._begun = self._stays = False
+        self.complete = self._stays = False
         self._head_only, self._framed, self._unproductive = head_only, True, 0
         self._transport.write(head + body if len(body) < HIGH_WATER else head)
         if len(body) >= HIGH_WATER:
             self._transport.write(body)
 
     async def pour(self, pieces: AsyncIterator[bytes], length: int | None) -> None:
-        """Write a body while it comes, no faster than the upstream takes it, until its end or until an answer begins.
+        """Write a body as fast as the upstream takes it, until its end or until an answer begins.
 
-        Without a length it goes in chunks. What `pieces` raises is raised here; the connection must then be closed.
+        Without a length it is sent in chunks. What `pieces` raises is raised here; then close the connection.
         """
         self._cut = True
         pump = self._loop.create_task(self._pump(pieces, length))
         pump.add_done_callback(lambda _: self._wake())
         try:
-            while not (pump.done() or self._begun):
-                await self._arrival()  # the time allowed is not counted: so much can still be said by us
+            while not (pump.done() or self.status):
+                await self._arrival()  # without a time limit: the client may be slow
         finally:
             if not pump.done():
                 pump.cancel()
                 await asyncio.wait({pump})
         trouble = None if pump.cancelled() else pump.exception()
-        if trouble is not None and not self._begun:  # what was answered says more than that a pipe broke
+        if trouble is not None and not self.status:  # an answer says more than a broken pipe
             raise trouble
         self._cut = pump.cancelled() or trouble is not None
 
@@ -233,7 +194,7 @@ class Connection(asyncio.Protocol):
         written = 0
         async for piece in pieces:
             written += len(piece)
-            if length is not None and written > length:  # what is too much would be read as the next request
+            if length is not None and written > length:  # the rest would be read as the next request
                 break
             self._write(piece if length is not None else b"%x\r\n%b\r\n" % (len(piece), piece))
             if self._full is not None:
@@ -241,7 +202,7 @@ class Connection(asyncio.Protocol):
         if length is None:
             self._write(b"0\r\n\r\n")
         elif written != length:
-            raise UpstreamError("reset", f"the body was to have {length} bytes, and {written} came")
+            raise wrong_length(length, written)
 
     def _write(self, data: bytes) -> None:
         if self._transport is None:
@@ -253,23 +214,23 @@ class Connection(asyncio.Protocol):
             async with asyncio.timeout(self._timeout):
                 await asyncio.shield(full)
         except TimeoutError:
-            raise UpstreamError("timeout", "the body was not taken within the time allowed") from None
+            raise UpstreamError("timeout", BODY_NOT_TAKEN) from None
 
     async def begun(self) -> None:
-        """Until the head is there. The time allowed is for all of it: one that comes byte by byte ends too."""
-        if self._begun:
+        """Wait for the whole head. The timeout is for all of it, so that a head that comes byte by byte ends too."""
+        if self.status:
             return
-        timer = self._loop.call_later(self._timeout, self._too_late)
+        timer = self._loop.call_later(self._timeout, self._time_out)
         try:
-            while not self._begun:
+            while not self.status:
                 await self._arrival()
         finally:
             timer.cancel()
 
     async def chunk(self) -> bytes:
-        """What came since the last time, at least a byte; b"" at the end. The time allowed is for each."""
+        """What has arrived since the last call, at least a byte; b"" at the end. The timeout is for each call."""
         if not (self._chunks or self.complete):
-            timer = self._loop.call_later(self._timeout, self._too_late)
+            timer = self._loop.call_later(self._timeout, self._time_out)
             try:
                 while not (self._chunks or self.complete):
                     await self._arrival()
@@ -310,8 +271,8 @@ class Connection(asyncio.Protocol):
         finally:
             self._waiter = None
 
-    def _too_late(self) -> None:
-        self._fail(UpstreamError("timeout", "no answer within the time allowed"))
+    def _time_out(self) -> None:
+        self._fail(timed_out())
 
     def _refuse(self, why: str) -> None:
         self._fail(UpstreamError("malformed", f"the answer {why}"))
@@ -327,13 +288,13 @@ class Connection(asyncio.Protocol):
 
 
 class Address(NamedTuple):
-    """An upstream's base URL, taken apart."""
+    """The parts of an upstream's base URL."""
 
     secure: bool
     host: str
     port: int
     named: str
-    """As the header Host has it."""
+    """For the header Host."""
     prefix: str
 
     @classmethod
@@ -347,7 +308,7 @@ class Address(NamedTuple):
 def head_of(
     method: str, address: Address, target: str, headers: Sequence[tuple[str, str]], body: bytes | Streamed
 ) -> bytes:
-    """The request line and headers. A line feed in any of them would begin a header, or a request, of its own."""
+    """The request line and headers. Refuses a line feed, which would begin another header or request."""
     # Scheme and host are fixed and the path is appended as text, never joined: `//elsewhere/…` stays a path.
     if not target.startswith("/"):
         raise UpstreamError("unreachable", "the target does not begin with a slash")
@@ -359,12 +320,88 @@ def head_of(
         lines.append(f"Content-Length: {len(body)}")
     text = "\r\n".join(lines)
     if text.count("\n") != len(lines) - 1 or text.count("\r") != len(lines) - 1 or " " in target or "\0" in text:
-        raise UpstreamError("unreachable", "the request has a line feed, a space or a null where none may be")
+        raise UpstreamError("unreachable", "the request has a line feed, a null or a space where HTTP allows none")
     return (text + "\r\n\r\n").encode("latin-1")
 
 
-class _HttpAnswer(ReadWhole):
+def timed_out() -> UpstreamError:
+    return UpstreamError("timeout", "no answer within the time allowed")
+
+
+def wrong_length(announced: int | None, written: int) -> UpstreamError:
+    return UpstreamError("reset", f"the body has {written} bytes, but {announced} were announced")
+
+
+def odd_status(status: int) -> str:
+    return f"has the unexpected status {status}"
+
+
+def no_connection(where: str, error: BaseException | None = None) -> UpstreamError:
+    """`error` None or a TimeoutError: it took too long. Otherwise says what the socket or TLS reported, without the
+    address or certificate that an error's text may quote."""
+    if error is None or isinstance(error, TimeoutError):
+        return UpstreamError("unreachable", f"no connection to {where} within the time allowed")
+    reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
+    return UpstreamError("unreachable", f"no connection to {where} ({reason})")
+
+
+class Reusable(Protocol):
+    made: float
+    idle_since: float
+
+    @property
+    def usable(self) -> bool: ...
+
+    def close(self) -> None: ...
+
+
+C = TypeVar("C", bound=Reusable)
+
+
+class ConnectionPool(Generic[C]):
+    """The connections to one upstream. Those that are idle are kept for a while."""
+
+    def __init__(
+        self, base: str, *, timeout: float, connect_timeout: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._address = Address.of(base)
+        self._tls: ssl.SSLContext | None = None
+        self._timeout = timeout
+        self._connect_timeout = connect_timeout
+        self._clock = clock
+        self._idle: deque[C] = deque()
+
+    def _reused(self) -> C | None:
+        """The connection that was used last, so that the others grow old and are closed."""
+        if not self._idle:
+            return None
+        now = self._clock()
+        while self._idle and self._idle[0].idle_since < now - IDLE_MOST:
+            self._idle.popleft().close()
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable and connection.made > now - AGE_MOST:
+                return connection
+            connection.close()
+        return None
+
+    def release(self, connection: C) -> None:
+        if connection.usable:
+            connection.idle_since = self._clock()
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    async def close(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
+
+
+class HttpAnswer(Answer):
     __slots__ = ("_connection", "_upstream", "headers", "length", "status")
+    status: int
+    headers: Sequence[tuple[bytes, bytes]]
+    length: int | None
 
     def __init__(self, upstream: "HttpUpstream", connection: Connection) -> None:
         self._upstream = upstream
@@ -382,26 +419,15 @@ class _HttpAnswer(ReadWhole):
         return data
 
     def close(self) -> None:
-        """Give the connection back. It is closed unless the answer was read to its end."""
         connection, self._connection = self._connection, None
         if connection is not None:
             self._upstream.release(connection)
 
 
-class HttpUpstream:
-    def __init__(
-        self, base: str, *, timeout: float, connect_timeout: float, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._address = Address.of(base)
-        self._tls: ssl.SSLContext | None = None
-        self._timeout = timeout
-        self._connect_timeout = connect_timeout
-        self._clock = clock
-        self._idle: deque[Connection] = deque()
-
+class HttpUpstream(ConnectionPool[Connection]):
     async def send(
         self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes | Streamed
-    ) -> _HttpAnswer:
+    ) -> HttpAnswer:
         head = head_of(method, self._address, target, headers, body)
         connection = self._reused() or await self._connected()
         try:
@@ -412,21 +438,7 @@ class HttpUpstream:
         except BaseException:
             connection.close()
             raise
-        return _HttpAnswer(self, connection)
-
-    def _reused(self) -> Connection | None:
-        """The one used last: the others grow old and go."""
-        if not self._idle:
-            return None
-        now = self._clock()
-        while self._idle and self._idle[0].idle_since < now - IDLE_MOST:
-            self._idle.popleft().close()
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.usable and connection.made > now - AGE_MOST:
-                return connection
-            connection.close()
-        return None
+        return HttpAnswer(self, connection)
 
     async def _connected(self) -> Connection:
         loop = asyncio.get_running_loop()
@@ -435,42 +447,20 @@ class HttpUpstream:
             self._tls = ssl.create_default_context()
         try:
             async with asyncio.timeout(self._connect_timeout):
-                chosen = await _first_to_connect(await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))
                 _, connection = await loop.create_connection(
                     lambda: Connection(self._timeout, self._clock()),
-                    sock=chosen,
+                    sock=await connected_socket(host, port),
                     ssl=self._tls,
                     server_hostname=host if self._tls else None,
                 )
-        except TimeoutError:
-            raise UpstreamError("unreachable", f"no connection to {host}:{port} within the time allowed") from None
-        except (OSError, ssl.SSLError, UnicodeError) as error:
-            raise UpstreamError("unreachable", f"no connection to {host}:{port} ({reason(error)})") from error
+        except (OSError, UnicodeError) as error:
+            raise no_connection(f"{host}:{port}", error) from None
         return connection
 
-    def release(self, connection: Connection) -> None:
-        if connection.usable:
-            connection.idle_since = self._clock()
-            self._idle.append(connection)
-        else:
-            connection.close()
 
-    async def close(self) -> None:
-        while self._idle:
-            self._idle.pop().close()
-
-
-def odd_status(status: int) -> str:
-    return f"has the status {status}, which is not expected here"
-
-
-def reason(error: BaseException) -> str:
-    """What an error of a socket or of TLS says, without the address or certificate that its text may quote."""
-    return getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
-
-
-async def _first_to_connect(found: Sequence[tuple[Any, ...]]) -> socket.socket:
-    """Try IPv6 and IPv4 addresses in turn: the next one when one fails or does not answer. uvloop does not do that."""
+async def connected_socket(host: str, port: int) -> socket.socket:
+    """Tries IPv6 and IPv4 addresses in turn, the next one when one fails or does not answer. uvloop does not."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     first = [info for info in found if info[0] == found[0][0]]
     others = [info for info in found if info[0] != found[0][0]]
     waiting = deque(info for info in chain.from_iterable(zip_longest(first, others)) if info is not None)

@@ -1,16 +1,35 @@
-"""The way to Gemini: what every transport offers, and which one is taken. What an answer means is not known here."""
+"""The way to Gemini: what each transport offers, and its one error. `transport` chooses one."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
-from pollux.backends.connection import HttpUpstream, Streamed, UpstreamError
-from pollux.settings import Proxy, proxy_for
+READ_MOST = 1 << 24
+"""Bytes. Errors and lists are smaller; larger answers are passed on in pieces."""
 
-__all__ = ["Answer", "HttpUpstream", "Streamed", "Upstream", "UpstreamError", "Way", "open_upstream", "way_to"]
+
+class UpstreamError(Exception):
+    """No answer, or the rest of it, will come. `kind`: unreachable (nothing was sent), timeout, reset, or malformed:
+    the upstream took the request, and its answer is not valid HTTP.
+    """
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(detail)
+        self.kind = kind
+
+
+class Streamed(Protocol):
+    """A request body that is not held in memory: it is read once, as fast as the upstream takes it."""
+
+    @property
+    def length(self) -> int | None:
+        """Content-Length, if it is known."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
 
 
 class Answer(Protocol):
+    __slots__ = ()
+
     @property
     def status(self) -> int: ...
 
@@ -21,54 +40,31 @@ class Answer(Protocol):
     def length(self) -> int | None:
         """Content-Length, if it was sent."""
 
-    async def read(self) -> bytes:
-        """All of the rest, if that is no more than READ_MOST. Raises UpstreamError."""
-
     async def chunk(self) -> bytes:
         """The next bytes as they came; b"" at the end. Raises UpstreamError."""
 
     def close(self) -> None:
-        """Stop reading: the connection is closed unless the answer was read to its end."""
+        """Stop reading. Closes the connection unless the answer was read to its end."""
+
+    async def read(self) -> bytes:
+        """The whole rest. Raises UpstreamError, also if it is larger than READ_MOST."""
+        pieces, size = [], 0
+        while data := await self.chunk():
+            pieces.append(data)
+            if (size := size + len(data)) > READ_MOST:
+                self.close()
+                raise UpstreamError("reset", f"the answer is larger than {READ_MOST} bytes")
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 class Upstream(Protocol):
     async def send(
         self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes | Streamed
     ) -> Answer:
-        """`target` is the raw path and query. Nothing is sent twice, and nothing is added but Host and the length.
+        """Send a request once and wait for the head of its answer. Adds only the headers Host and the length.
 
-        Raises UpstreamError when no answer begins, and what a body raises that is streamed. An answer may begin before
-        such a body has ended: the rest of it is not asked for then.
+        `target` is the raw path and query. An answer may begin before a streamed body has ended; the rest of the body
+        is then not read. Raises UpstreamError if no answer begins, and what a streamed body raises.
         """
 
     async def close(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """How an upstream is reached. Its text is for people and holds no credentials."""
-
-    httpx: bool = False
-    proxy: Proxy | None = None
-
-    def __str__(self) -> str:
-        if self.proxy is not None:
-            return f"httpx through the proxy {self.proxy.url}"
-        return "httpx" if self.httpx else "own connections"
-
-
-def way_to(base: str, http: str = "auto") -> Way:
-    """`http`: the setting POLLUX_HTTP. Raises SettingsError if the environment names a proxy that is none."""
-    if http == "own":
-        return Way()
-    proxy = proxy_for(base)
-    return Way(http == "httpx" or proxy is not None, proxy)
-
-
-def open_upstream(base: str, *, timeout: float, connect_timeout: float, http: str = "auto") -> Upstream:
-    way = way_to(base, http)
-    if not way.httpx:
-        return HttpUpstream(base, timeout=timeout, connect_timeout=connect_timeout)
-    from pollux.backends.through_httpx import HttpxUpstream
-
-    return HttpxUpstream(base, timeout=timeout, connect_timeout=connect_timeout, proxy=way.proxy)

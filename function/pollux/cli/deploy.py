@@ -2,19 +2,17 @@
 
 import asyncio
 import getpass
-import json
 import sys
 import textwrap
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from pollux.backends.keys.tokens import TokenError, client_of
+from pollux.backends.keys.tokens import TokenError, first_token
+from pollux.cli.gateway import Address, AskError, is_local, parsed_tokens, tokens_file, tokens_in
 from pollux.cli.terminal import json_option, show_json
-from pollux.cli.watch import Address, AskError, is_local
 from pollux.redaction import clean
 from pollux.settings import Settings
 
@@ -29,28 +27,20 @@ PROMPTS = {
 
 
 def _seconds(_context: click.Context, _parameter: click.Parameter, value: float) -> float:
-    if not 0 < value <= 3600:  # "nan" too, which click.FloatRange lets pass
+    if not 0 < value <= 3600:  # click.FloatRange accepts "nan"
         raise click.BadParameter("expected seconds, above 0 and at most 3600")
     return value
 
 
-def _refuse_token(_context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
-    """These options exist so that the token after them is not repeated as an unknown argument."""
-    if value is not None:
-        raise click.UsageError(
-            "a token must not be an argument, which every process can read: set POLLUX_TOKEN, or --token-file FILE"
-        )
-
-
-@click.group(help="Check an endpoint, deployed or here.")
+@click.group(help="Check a gateway, deployed or on this machine.")
 def deploy() -> None:
     pass
 
 
 @deploy.command(
-    short_help="Try an endpoint as its clients would, and say what is not well.",
-    epilog="Tokens come from POLLUX_TOKEN and POLLUX_ADMIN_TOKEN, from a file, for an address of this machine from "
-    "tokens.json in the data folder; else they are asked for, hidden. A private service wants an ID token too: "
+    short_help="Try a gateway as its clients would, and show what does not work.",
+    epilog="Tokens come from POLLUX_TOKEN and POLLUX_ADMIN_TOKEN, from a file, or for an address of this machine from "
+    "tokens.json in the data folder. Otherwise you are asked for them. A private service wants an ID token too: "
     "IDENTITY_TOKEN in the environment.",
 )
 @click.argument("url", type=Address())
@@ -62,15 +52,6 @@ def deploy() -> None:
 )
 @click.option("--plain-http", is_flag=True, help="Allow http:// to another machine: tokens can be read on the way.")
 @json_option
-@click.option(
-    "--token",
-    "--admin-token",
-    is_flag=False,
-    flag_value="",
-    hidden=True,
-    expose_value=False,
-    callback=_refuse_token,
-)
 @click.pass_obj
 def check(
     load: Callable[[], Settings],
@@ -84,7 +65,7 @@ def check(
 ) -> int:
     """Ask the gateway at URL for its health, an answer, a stream, and its status.
 
-    It spends three small requests. Exit code 0: nothing failed. 1: something did. 2: it could not be tried.
+    It spends three small requests. Exit code 0: nothing failed. 1: something failed. 2: it could not be tried.
     """
     from pollux.cli.deploy_check import Check
 
@@ -92,8 +73,8 @@ def check(
         raise AskError(f"{url} is no https:// address: tokens could be read on the way; --plain-http allows it")
     tokens = _tokens(load(), token_file, admin_token_file, local=is_local(url))
     if not as_json:
-        print(f"{url}, model {model}\n\n{_prefix('CHECK', 'VERDICT', 'TIME')}".rstrip(), flush=True)
-    findings = asyncio.run(_found(Check(url, tokens, model=model, within=timeout), shown=not as_json))
+        print(f"{url}, model {model}\n\n{_row('CHECK', 'VERDICT', 'TIME').rstrip()}", flush=True)
+    findings = asyncio.run(_findings(Check(url, tokens, model=model, within=timeout), shown=not as_json))
     verdicts = [finding.verdict for finding in findings]
     failed = verdicts.count("FAIL")
     if as_json:
@@ -107,30 +88,26 @@ def check(
 
 
 def _tokens(settings: Settings, token_file: str, admin_token_file: str, *, local: bool) -> Mapping[str, "Token"]:
-    """Each from the first place that has it: a file, the settings, tokens.json of this machine, the terminal."""
+    """Each from the first that has it: a file, the settings, tokens.json of this machine, the terminal."""
     from pollux.cli.deploy_check import Token
 
-    kept = Path(settings.data) / "tokens.json"
+    kept = tokens_file(settings)
     in_file, in_admin_file = _read(token_file), _read(admin_token_file)
     try:
-        own = _parsed(kept.read_text(errors="replace")) if local else {}
-    except OSError:
-        own = {}
-    try:
-        client = client_of(settings.token[0]) if settings.token else ""
+        client = first_token(settings.token)
     except TokenError as error:
         raise AskError(str(error)) from None
-    places: list[tuple[str, Mapping[str, str]]] = [
+    sources: list[tuple[str, Mapping[str, str]]] = [
         (admin_token_file, {"admin": in_admin_file.get("admin") or in_admin_file.get("client", "")}),
         (token_file, in_file),
         ("POLLUX_TOKEN", {"client": client}),
         ("POLLUX_ADMIN_TOKEN", {"admin": settings.admin_token}),
-        (str(kept), own),
+        (str(kept), tokens_in(kept) if local else {}),
     ]
     tokens = {"identity": Token(settings.environ.get("IDENTITY_TOKEN", "").strip(), "IDENTITY_TOKEN")}
     asks = sys.stdin.isatty() and "-" not in (token_file, admin_token_file)
     for kind, prompt in PROMPTS.items():
-        known = (Token(values[kind], place) for place, values in places if values.get(kind))
+        known = (Token(values[kind], source) for source, values in sources if values.get(kind))
         tokens[kind] = next(known, None) or Token(_asked(prompt) if asks else "", "the terminal")
         if kind == "client" and not tokens[kind].value:
             here = f"{kept} has none; " if local else ""
@@ -142,27 +119,19 @@ def _tokens(settings: Settings, token_file: str, admin_token_file: str, *, local
 
 
 def _read(file: str) -> Mapping[str, str]:
-    """A token in the first line of a file, or the tokens of a tokens.json."""
+    """The token in the first line of a file, or the tokens of a tokens.json."""
     if not file:
         return {}
     try:
         text = sys.stdin.read() if file == "-" else Path(file).expanduser().read_text()
     except OSError as error:
-        raise AskError(f"{clean(file)}: {error.strerror}") from None  # it may be a token by mistake
+        raise AskError(f"{clean(file)}: {error.strerror}") from None  # the argument may be a token by mistake
     except UnicodeDecodeError:
         raise AskError(f"{file}: not UTF-8 text") from None
-    found = _parsed(text) if text.lstrip().startswith("{") else {"client": text.partition("\n")[0].strip()}
+    found = parsed_tokens(text) if text.lstrip().startswith("{") else {"client": text.partition("\n")[0].strip()}
     if not any(found.values()):
         raise AskError(f'{file}: expected {{"client": …, "admin": …}}, or a token in its first line, which is empty')
     return found
-
-
-def _parsed(text: str) -> Mapping[str, str]:
-    try:
-        found = json.loads(text)
-        return {kind: str(found[kind]).strip() for kind in PROMPTS if found.get(kind)}
-    except (ValueError, RecursionError, AttributeError):
-        return {}
 
 
 def _asked(prompt: str) -> str:
@@ -172,27 +141,23 @@ def _asked(prompt: str) -> str:
         return ""
 
 
-async def _found(check: "Check", *, shown: bool) -> "list[Finding]":
+async def _findings(check: "Check", *, shown: bool) -> "list[Finding]":
     findings: list[Finding] = []
     async for finding in check.run():
-        said = finding.verdict == "FAIL" and any(finding.detail == other.detail for other in findings)
         if shown:
-            print("\n".join(_lines(replace(finding, detail="as above", hint="") if said else finding)), flush=True)
+            told = finding.verdict == "FAIL" and any(finding.detail == other.detail for other in findings)
+            took = "" if finding.took is None else f"{finding.took * 1000:.0f} ms"
+            row = _row(finding.name, finding.verdict, took)
+            _print_wrapped("as above" if told else finding.detail, row, " " * len(row))
+            _print_wrapped("" if told else finding.hint, " " * len(row) + "-> ", " " * len(row) + "   ")
         findings.append(finding)
     return findings
 
 
-def _lines(finding: "Finding") -> list[str]:
-    """A row of the table, and below it what to do."""
-    took = "" if finding.took is None else f"{finding.took * 1000:.0f} ms"
-    row = _prefix(finding.name, finding.verdict, took)
-    below = " " * len(row)
-    return [*_wrapped(finding.detail, row, below), *_wrapped(finding.hint, f"{below}-> ", f"{below}   ")]
-
-
-def _wrapped(text: str, first: str, below: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=below, break_on_hyphens=False)
-
-
-def _prefix(name: str, verdict: str, took: str) -> str:
+def _row(name: str, verdict: str, took: str) -> str:
     return f"{name:<10}  {verdict:<7}  {took:>8}  "
+
+
+def _print_wrapped(text: str, first: str, below: str) -> None:
+    for line in textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=below, break_on_hyphens=False):
+        print(line, flush=True)

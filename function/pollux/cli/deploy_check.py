@@ -1,4 +1,4 @@
-"""What `pollux deploy check` tries, one step after the other, and what each answer means."""
+"""The steps of `pollux deploy check`, and what each answer means."""
 
 import asyncio
 import itertools
@@ -12,26 +12,25 @@ from urllib.parse import quote, urlsplit
 
 import httpx2
 
-from pollux.cli.watch import transport_options
+from pollux.cli.gateway import http_options, through_proxy
 from pollux.gemini.errors import ERRORS
 from pollux.gemini.verdict import error_body
 from pollux.redaction import clean, without
-from pollux.settings import proxy_for
 
 MOST = 4 << 20
 """Bytes of an answer that are read."""
 LONGEST = 300
+"""Characters of a detail."""
 CHEAP = "draft"
 """The catalog's alias for the cheapest model."""
-SHORT = "Say hello."
-LONG = "Count from 1 to 200 in words, one number a line, nothing else."
 PLATFORM = (".run.app", ".cloudfunctions.net")
 
 TOGETHER = 0.02
-"""What comes within so many seconds of the last came together with it. A model takes ten times as long for an event."""
+"""Events less than this many seconds apart came together. A model takes ten times as long for an event."""
 QUICK = 0.5
-"""An answer that is complete so soon may come at once although nothing held it back."""
+"""A whole answer within this many seconds may come at once although nothing buffers it."""
 FEWEST = 3
+"""Events that are needed to tell."""
 
 PRIVATE = "a private service wants an ID token: IDENTITY_TOKEN=$(gcloud auth print-identity-token) in the environment"
 REFUSED_ID = (
@@ -40,8 +39,8 @@ REFUSED_ID = (
 )
 OPEN = "anybody may spend these quotas: is this Pollux itself, and not an address behind it that adds a token?"
 IN_Z = (
-    "what fetches a file whose name ends in z fails through this address; a custom domain in front of the service "
-    "has no such paths"
+    "downloads of files whose name ends in z fail at this address; a custom domain in front of the service does not "
+    "reserve such paths"
 )
 NOT_OURS = "is this the address of a gateway, with its path if it has one?"
 STATUS = "`pollux status --url URL` shows it"
@@ -51,27 +50,22 @@ BUFFERED = (
 )
 ANOTHER_MODEL = "a model that takes longer would show it: --model MODEL"
 UNREACHED = "is the address right, and does the gateway run? `pollux serve` starts one here"
+CERTIFICATE = (
+    "use the name that the certificate is for; a new custom domain gets its certificate within a day; for an "
+    "authority of your own: SSL_CERT_FILE=FILE"
+)
 
 TROUBLES: Sequence[tuple[type[BaseException], str, str]] = (
-    (
-        ssl.SSLCertVerificationError,
-        "its certificate is not accepted: {0.verify_message}",
-        "use the name that the certificate is for; that of a new custom domain takes up to a day; for an authority of "
-        "your own: SSL_CERT_FILE=FILE",
-    ),
+    (ssl.SSLCertVerificationError, "its certificate is not accepted: {0.verify_message}", CERTIFICATE),
     (ssl.SSLError, "no TLS is spoken there: {0.reason}", "is it http://, or another port?"),
     (httpx2.ProxyError, "the proxy refused: {0}", "ask who runs the proxy; NO_PROXY=HOST goes around it"),
     (ConnectionRefusedError, "nothing listens there", UNREACHED),
     (httpx2.ConnectTimeout, "no connection in time", UNREACHED),
     (httpx2.ConnectError, "no connection: {0}", UNREACHED),
-    (
-        TimeoutError,
-        "no complete answer within {within:g} s",
-        "look at the log of the service; a slow start or a slow model may need --timeout",
-    ),
-    (httpx2.TransportError, "the connection broke: {0}", "look at the log of the service; is it https://?"),
+    (TimeoutError, "no complete answer within {1:g} s", "look at the service's log; a slow model may need --timeout"),
+    (httpx2.TransportError, "the connection broke: {0}", "look at the service's log; is it https://?"),
 )
-"""What fails before an answer is complete: detail and hint. The first that is among the causes counts."""
+"""Why there is no complete answer: detail and hint. The first row whose exception is among the causes counts."""
 
 Verdict = Literal["ok", "warn", "FAIL", "skipped"]
 
@@ -85,7 +79,7 @@ class Finding:
     figures: Mapping[str, float] = field(default_factory=dict)
     name: str = ""
     took: float | None = None
-    """Seconds; None: nothing was asked."""
+    """Seconds; None if nothing was sent."""
 
     def as_json(self) -> dict[str, Any]:
         ms = None if self.took is None else round(self.took * 1000, 1)
@@ -94,7 +88,7 @@ class Finding:
 
 
 class TroubleError(Exception):
-    """No usable answer came: what happened, and what to do next."""
+    """There is no complete answer."""
 
     def __init__(self, detail: str, hint: str) -> None:
         super().__init__(clean(detail, LONGEST))
@@ -106,7 +100,7 @@ class Answer:
     status: int
     headers: Mapping[str, str]
     reads: Sequence[tuple[float, bytes]]
-    """Each piece of the body, with the seconds from the request to its arrival."""
+    """The pieces of the body, each with the seconds from the request to its arrival."""
     took: float
 
     @property
@@ -114,8 +108,8 @@ class Answer:
         return b"".join(data for _, data in self.reads)
 
     @property
-    def json(self) -> dict[str, Any]:
-        """{} if the body is no JSON object."""
+    def json(self) -> Mapping[str, Any]:
+        """{} if the body is not a JSON object."""
         try:
             found = json.loads(self.body)
         except (ValueError, RecursionError):
@@ -124,7 +118,7 @@ class Answer:
 
     @property
     def reason(self) -> str:
-        """The code of an error that Pollux itself made; "" if something else answered."""
+        """The code of an error of Pollux; "" for any other answer."""
         return next((reason for reason in error_body.read(self.status, self.body).reasons if reason in ERRORS), "")
 
     @property
@@ -144,10 +138,7 @@ class Token:
 
 
 class Check:
-    """Without a gateway that answers nothing else is tried, and no token is sent.
-
-    `tokens`: client, admin and identity; an empty admin token skips the status.
-    """
+    """`tokens`: client, admin and identity. Without an admin token the status is skipped."""
 
     def __init__(self, url: str, tokens: Mapping[str, Token], *, model: str = CHEAP, within: float = 30.0) -> None:
         self._url, self._tokens, self._model, self._within = url, tokens, model, within
@@ -158,7 +149,7 @@ class Check:
         self._stream: Answer | None = None
 
     async def run(self) -> AsyncIterator[Finding]:
-        """A finding for each of STEPS, as soon as it is there."""
+        """A finding for each of STEPS, as soon as it is known. If the health fails, no token is sent."""
         skipped: dict[str, str] = {}
         async with self._connected() as self._http:
             for name, step in STEPS.items():
@@ -178,22 +169,18 @@ class Check:
     def _connected(self) -> httpx2.AsyncClient:
         headers = {
             "accept-encoding": "identity",
-            "connection": "close",  # a kept one that the server closes meanwhile would look like a fault
+            "connection": "close",  # a reused connection that the server just closed would look like a fault
             "user-agent": "pollux-deploy-check",
             "x-pollux-max-wait": f"{self._within * 2 / 3:g}",
         }
         if identity := self._tokens["identity"].value:
             headers["x-serverless-authorization"] = f"Bearer {identity}"
-        return httpx2.AsyncClient(
-            headers=headers,
-            transport=httpx2.AsyncHTTPTransport(**transport_options(self._url)),
-            timeout=httpx2.Timeout(None, connect=10),
-        )
+        return httpx2.AsyncClient(headers=headers, timeout=httpx2.Timeout(None, connect=10), **http_options(self._url))
 
     async def _ask(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, body: object = None
     ) -> Answer:
-        """Raises TroubleError, also for a redirect: to follow it would hand the tokens to somebody else."""
+        """Raises TroubleError, also for a redirect: following it would send the tokens to another server."""
         began, before, size = time.monotonic(), self._took or 0.0, 0
         reads: list[tuple[float, bytes]] = []
         request = self._http.stream(method, self._url + path, headers=headers, json=body)
@@ -206,51 +193,43 @@ class Check:
                         detail = f"{response.status_code}, and the answer is larger than {MOST >> 20} MiB"
                         raise TroubleError(f"{detail}: the rest was not read", NOT_OURS)
         except (TimeoutError, httpx2.TransportError) as error:
-            raise self._trouble(error) from None
+            kinds = ((row, cause) for row in TROUBLES for cause in _causes(error) if isinstance(cause, row[0]))
+            (_, detail, hint), cause = next(kinds)
+            raise TroubleError(detail.format(cause, self._within) + through_proxy(self._url), hint) from None
         finally:
             took = time.monotonic() - began
             self._took = before + took
         if response.is_redirect:
-            raise TroubleError(
-                f"it redirects ({response.status_code}) to {response.headers['location']}",
-                "give the address that it redirects to, if it is yours",
-            )
+            detail = f"it redirects ({response.status_code}) to {response.headers['location']}"
+            raise TroubleError(detail, "if that is the address of your gateway, check it instead")
         return Answer(response.status_code, response.headers, reads, took)
-
-    def _trouble(self, error: BaseException) -> TroubleError:
-        causes = list(_causes(error))
-        cause, detail, hint = next(
-            (cause, detail, hint) for kind, detail, hint in TROUBLES for cause in causes if isinstance(cause, kind)
-        )
-        proxy = proxy_for(self._url)
-        through = f" (through the proxy {proxy.url})" if proxy else ""
-        return TroubleError(detail.format(cause, within=self._within) + through, hint)
 
     async def _health(self) -> Finding:
         answer = await self._ask("GET", "/health")
         if answer.status == 200 and answer.json.get("status") == "ok":
             return Finding("ok", "it lives")
-        return self._refused(answer, f"no answer of Pollux's: {answer.summary}")
+        return self._refused(answer, f"this is not Pollux's answer: {answer.summary}")
 
     async def _no_token(self) -> Finding:
-        answer = await self._ask("POST", f"{self._native}:generateContent", body=_prompt(SHORT))
+        answer = await self._ask("POST", f"{self._native}:generateContent", body=_prompt("Say hello."))
         if answer.status == 401 and answer.reason == "NO_TOKEN":
             return Finding("ok", "refused with 401, as it should be")
         if answer.status < 300:
             return Finding("FAIL", f"answered {answer.status} without any token", OPEN)
-        return self._refused(answer, f"expected a 401 of Pollux's: {answer.summary}")
+        return self._refused(answer, f"expected Pollux's 401: {answer.summary}")
 
     async def _generate(self) -> Finding:
-        answer = await self._ask("POST", f"{self._native}:generateContent", self._client, _prompt(SHORT))
+        answer = await self._ask("POST", f"{self._native}:generateContent", self._client, _prompt("Say hello."))
         return self._served(answer, "candidates")
 
     async def _openai(self) -> Finding:
-        body = {"model": self._model, "messages": [{"role": "user", "content": SHORT}]}
+        body = {"model": self._model, "messages": [{"role": "user", "content": "Say hello."}]}
         headers = {"authorization": f"Bearer {self._tokens['client'].value}"}
         return self._served(await self._ask("POST", "/v1beta/openai/chat/completions", headers, body), "choices")
 
     async def _streamed(self) -> Finding:
-        answer = await self._ask("POST", f"{self._native}:streamGenerateContent?alt=sse", self._client, _prompt(LONG))
+        body = _prompt("Count from 1 to 200 in words, one number a line, nothing else.")
+        answer = await self._ask("POST", f"{self._native}:streamGenerateContent?alt=sse", self._client, body)
         if answer.status != 200:
             return self._refused(answer)
         first = answer.reads[0][0] if answer.reads else answer.took
@@ -265,17 +244,17 @@ class Check:
         if self._stream is None:
             return Finding("skipped", "there was no whole stream")
         length_known = "content-length" in self._stream.headers
-        return Finding(*judge(event_times(self._stream.reads), self._stream.took, length_known=length_known))
+        return judge(event_times(self._stream.reads), self._stream.took, length_known=length_known)
 
     async def _path_in_z(self) -> Finding:
-        """run.app keeps some paths that end in z. Without a token: only who answers is of interest."""
+        """run.app reserves some paths that end in z. No token is sent: it only matters which program answers."""
         file = await self._ask("GET", "/v1beta/files/checkz")
         if file.reason != "NO_TOKEN":
             return Finding("warn", f"/v1beta/files/checkz does not reach Pollux: {file.summary}", IN_Z)
         health = await self._ask("GET", "/healthz")
         if health.reason:
             return Finding("ok", "Pollux answers")
-        detail = f"Pollux answers, but for /healthz: {health.summary}"
+        detail = f"Pollux answers, except for /healthz: {health.summary}"
         if (urlsplit(self._url).hostname or "").endswith(PLATFORM):
             return Finding("ok", f"{detail} (the platform's own)")
         return Finding("warn", detail, "something in front of Pollux answers; probes should ask /health")
@@ -287,7 +266,7 @@ class Check:
         answer = await self._ask("GET", "/admin/status", {"authorization": f"Bearer {admin.value}"})
         if answer.status == 401:
             return Finding("FAIL", answer.summary, f"the admin token comes from {admin.source}: is it this gateway's?")
-        return Finding(*state(answer.json)) if answer.status == 200 else self._refused(answer)
+        return state(answer.json) if answer.status == 200 else self._refused(answer)
 
     def _served(self, answer: Answer, member: str) -> Finding:
         if answer.status != 200 or not answer.json.get(member):
@@ -298,18 +277,17 @@ class Check:
 
     def _refused(self, answer: Answer, detail: str = "") -> Finding:
         detail = detail or ("200, but no answer of the Gemini API" if answer.status == 200 else answer.summary)
-        return Finding("FAIL", detail, self._hint(answer), {"status": answer.status})
-
-    def _hint(self, answer: Answer) -> str:
         if answer.reason == "NO_TOKEN":
-            return f"the client token comes from {self._tokens['client'].source}: is it this gateway's?"
-        if answer.reason:
-            return ERRORS[answer.reason].remedy
-        if "x-pollux-request-id" in answer.headers:
-            return "Google refused it: docs/verdicts.md, `pollux judge`; --model MODEL tries another"
-        if answer.status in (401, 403):
-            return REFUSED_ID if self._tokens["identity"].value else PRIVATE
-        return "the service does not start, or not in time: look at its log" if answer.status >= 500 else NOT_OURS
+            hint = f"the client token comes from {self._tokens['client'].source}: is it this gateway's?"
+        elif answer.reason:
+            hint = ERRORS[answer.reason].remedy
+        elif "x-pollux-request-id" in answer.headers:
+            hint = "Google refused it: docs/verdicts.md, `pollux judge`; --model MODEL tries another"
+        elif answer.status in (401, 403):
+            hint = REFUSED_ID if self._tokens["identity"].value else PRIVATE
+        else:
+            hint = "the service does not start, or too slowly: look at its log" if answer.status >= 500 else NOT_OURS
+        return Finding("FAIL", detail, hint, {"status": answer.status})
 
 
 STEPS: Mapping[str, Callable[[Check], Awaitable[Finding]]] = {
@@ -335,29 +313,29 @@ def event_times(reads: Sequence[tuple[float, bytes]]) -> list[float]:
     return times
 
 
-def judge(times: Sequence[float], total: float, *, length_known: bool) -> tuple[Verdict, str, str]:
-    """Whether something holds a stream back: verdict, detail, hint. `total`: seconds from the request to the end.
+def judge(times: Sequence[float], total: float, *, length_known: bool) -> Finding:
+    """Whether something buffers a stream. `total`: seconds from the request to the end.
 
-    How long the first event took says nothing, as a model may think. Only the pauses between events do.
+    Only the pauses between events tell: a model may think for any time before the first.
     """
     count = len(times)
     if length_known:
-        return "FAIL", "the whole answer came with its length, which is known only when it is complete", BUFFERED
+        return Finding("FAIL", "the answer came with its length, which is known only when it is complete", BUFFERED)
     if count < FEWEST:
-        return "skipped", f"{count} events are too few to tell", ANOTHER_MODEL
+        return Finding("skipped", f"{count} events are too few to tell", ANOTHER_MODEL)
     bursts = 1 + sum(later - earlier >= TOGETHER for earlier, later in itertools.pairwise(times))
     spread = times[-1] - times[0]
     if bursts == 1 and total < QUICK:
-        return "skipped", f"the whole answer took {total * 1000:.0f} ms: too quick to tell", ANOTHER_MODEL
+        return Finding("skipped", f"the whole answer took {_ms(total)}: too quick to tell", ANOTHER_MODEL)
     if bursts == 1:
-        return "FAIL", f"{count} events came all at once, after {total:.1f} s", BUFFERED
+        return Finding("FAIL", f"{count} events came all at once, after {total:.1f} s", BUFFERED)
     if 2 * bursts <= count:
-        return "warn", f"{count} events came in {bursts} bursts over {spread:.1f} s", BUFFERED
-    return "ok", f"{count} events came at {bursts} moments over {spread:.1f} s", ""
+        return Finding("warn", f"{count} events came in {bursts} bursts over {spread:.1f} s", BUFFERED)
+    return Finding("ok", f"{count} events came at {bursts} moments over {spread:.1f} s")
 
 
 def stream_fault(body: bytes) -> str:
-    """What a stream lacks; "" if it is whole."""
+    """Why a stream is not whole; "" if it is."""
     finished = False
     for line in body.decode("utf-8", "replace").splitlines():
         text = line.removeprefix("data:").strip()
@@ -373,8 +351,8 @@ def stream_fault(body: bytes) -> str:
     return "" if finished else f"the stream ended before it was complete, after {len(body)} bytes"
 
 
-def state(found: Mapping[str, Any]) -> tuple[Verdict, str, str]:
-    """What /admin/status says of a gateway: verdict, detail, hint."""
+def state(found: Mapping[str, Any]) -> Finding:
+    """What /admin/status says about a gateway."""
     try:
         projects = {project["project"]: project for project in found["projects"]}
         enabled = [key for key in found["keys"] if key["state"] != "disabled"]
@@ -390,12 +368,15 @@ def state(found: Mapping[str, Any]) -> tuple[Verdict, str, str]:
             trouble.append(f"{store['url']} is {store['state']}: {store['why']}")
         well = f"Pollux {found['version']}, {len(enabled)} keys of {len(projects)} projects, store ok"
     except (KeyError, TypeError, AttributeError):
-        return "FAIL", "200, but no status of Pollux's", NOT_OURS
+        return Finding("FAIL", "200, but not the status of a Pollux gateway", NOT_OURS)
     if len(aside) == len(enabled):
         why = "; ".join(sorted(set(aside.values()))) or "there is none"
-        return "FAIL", clean(f"none of {len(enabled)} keys is usable: {why}", LONGEST), f"`pollux keys add`; {STATUS}"
+        detail = f"none of {len(enabled)} keys is usable: {why}"
+        return Finding("FAIL", clean(detail, LONGEST), f"`pollux keys add`; {STATUS}")
     trouble += [f"key {name} is set aside: {why}" for name, why in aside.items()]
-    return ("warn", clean("; ".join(map(str, trouble)), LONGEST), STATUS) if trouble else ("ok", clean(well), "")
+    if trouble:
+        return Finding("warn", clean("; ".join(map(str, trouble)), LONGEST), STATUS)
+    return Finding("ok", clean(well))
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

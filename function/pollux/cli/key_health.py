@@ -1,10 +1,10 @@
-"""How keys stand: what is held against them in the store and in a running gateway, and how commands change that."""
+"""What the store and a running gateway hold against keys, and how commands change it."""
 
 import asyncio
 import functools
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -12,19 +12,19 @@ from urllib.parse import quote as quoted
 from urllib.parse import urlencode
 
 from pollux.backends.keys.contract import Key
-from pollux.backends.store.contract import ConflictError, Store, StoreError, StoreUnavailableError, open_store
-from pollux.pool import health, quota
-from pollux.pool import quota_document as packing
+from pollux.backends.store.contract import ConflictError, Store, StoreError, StoreUnavailableError
+from pollux.backends.store.opening import open_store
+from pollux.pool import health, quota, quota_document
 from pollux.settings import Settings
 
 T = TypeVar("T")
 DOCUMENT = "health"
 TRIES = 10
 IDS_AT_ONCE = 100
-"""In one request to a gateway, which takes them in its address."""
+"""Ids in one request to a gateway, which reads them from the query."""
 
 Keys = Mapping[str, str | None]
-"""Key -> its project, if what is held against that ends too."""
+"""Key -> its project, or None if only the key itself is meant."""
 Open = Callable[[Settings], Store]
 
 
@@ -36,15 +36,16 @@ class Lifted(NamedTuple):
     ended: list[str] = []  # noqa: RUF012
     """What was held against the keys, in words."""
     simulated: bool = False
-    """The gateway that runs is in front of a simulated Gemini."""
+    """The running gateway serves a simulated Gemini."""
     free: Mapping[str, float] = {}
     """Project -> when a refusal named a quota of the free tier."""
 
 
 def shares_store(settings: Settings, project: str) -> bool:
-    """Whether the store of these settings is that of the gateways whose keys are meant; `project` "": this machine.
+    """Whether the store of these settings is also that of the gateways that use these keys. `project`: of the Secret
+    Manager that holds the keys; "" is this machine.
 
-    Without POLLUX_STORE it is a file of this machine, which knows of no key of a project that is only named.
+    Without POLLUX_STORE the store is a file of this machine, which only knows the keys that its own settings name.
     """
     if settings.store_url.startswith("memory:"):
         return False
@@ -53,11 +54,11 @@ def shares_store(settings: Settings, project: str) -> bool:
     return bool(settings.store) or not project
 
 
-# --- the column HEALTH ------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def read_health(settings: Settings, project: str) -> Mapping[str, Any] | None:
-    """The health document of the store. None: it is not known."""
+    """The health document of the store; None if it is not known."""
     if not shares_store(settings, project):
         return None
     if _unused(settings):
@@ -71,7 +72,7 @@ def read_health(settings: Settings, project: str) -> Mapping[str, Any] | None:
 
 
 def state_of(key: Key, document: Mapping[str, Any] | None) -> dict[str, Any]:
-    """How a key stands, as `keys list --json` shows it."""
+    """The health of a key, as `keys list --json` shows it."""
     if document is None:
         return {"state": "not known"}
     now = time.time()
@@ -90,16 +91,19 @@ def in_words(state: Mapping[str, Any], enabled: bool) -> str:
     return words if enabled else f"disabled ({words})" if words == "not known" else f"disabled, {words}"
 
 
-# --- the store --------------------------------------------------------------------------------------------------------
+# --- changing ---------------------------------------------------------------------------------------------------------
 
 
 async def lift(settings: Settings, project: str, keys: Keys, *, well: bool, open_: Open = _open) -> Lifted:
-    """End what is held against these keys: in the store, for gateways that start later or look again, and in one that
-    runs. `well`: Google took them just now; else they count as unchecked.
+    """End what is held against these keys, in the store and in a running gateway. `well`: Google accepted them just
+    now; else they count as unchecked.
     """
     if not keys:
         return Lifted()
-    told = _told_gateway(settings, project, keys, well=well)
+    told = Lifted()
+    query = [("well", "1")] * well + [("all", "1")] * any(keys.values())
+    for found in filter(None, _told(settings, project, "/admin/keys/lift", keys, query)):
+        told = Lifted(told.ended + found["lifted"], found["simulated"], found["free"])
     if not shares_store(settings, project) or (_unused(settings) and not well):
         return told
     failed = f"if {', '.join(keys)} was set aside, it may stay so until it is tried again"
@@ -107,17 +111,19 @@ async def lift(settings: Settings, project: str, keys: Keys, *, well: bool, open
     return told._replace(ended=list(dict.fromkeys(told.ended + (stored or []))))
 
 
-async def forgive(settings: Settings, project: str, key_id: str, open_: Open = _open, *, well: bool = False) -> Lifted:
-    """A key has a new value, or is used again: why it was set aside before says nothing about it now."""
-    return await lift(settings, project, {key_id: None}, well=well, open_=open_)
-
-
-async def leave_aside(settings: Settings, project: str, refused: Mapping[str, str], open_: Open = _open) -> bool:
-    """Google refused these keys just now (key -> cause): gateways leave them aside and ask about them again. True: it
-    is written in their store, or a gateway was told."""
+async def leave_aside(settings: Settings, project: str, refused: Mapping[str, str]) -> bool:
+    """Google refused these keys just now (key -> cause): gateways set them aside and try them again later. True if the
+    store or a running gateway knows it now."""
     if not refused:
         return True
-    told = _told_of_refused(settings, project, refused)
+    by_cause: dict[str, list[str]] = {}
+    for key_id, cause in refused.items():
+        by_cause.setdefault(cause, []).append(key_id)
+    told = all(
+        answer is not None
+        for cause, ids in by_cause.items()
+        for answer in _told(settings, project, "/admin/keys/aside", ids, [("cause", cause)])
+    )
     if not shares_store(settings, project):
         return told
 
@@ -126,13 +132,13 @@ async def leave_aside(settings: Settings, project: str, refused: Mapping[str, st
         return True
 
     failed = f"that {', '.join(refused)} is refused could not be written"
-    return await _in_store(settings, write, failed, open_) or told
+    return await _in_store(settings, write, failed) or told
 
 
 async def _in_store(
     settings: Settings, use: Callable[[Store], Awaitable[T]], failed: str, open_: Open = _open
 ) -> T | None:
-    """If the store fails, the user is told, and it is None: what the command did is done."""
+    """If the store fails, a line on stderr says so and the result is None: the command has done its main work."""
     try:
         store = open_(settings)
         try:
@@ -143,6 +149,11 @@ async def _in_store(
     except (StoreError, ValueError, OSError) as error:
         print(f"pollux keys: {failed}: {error}", file=sys.stderr)
         return None
+
+
+def _unused(settings: Settings) -> bool:
+    """No gateway has run here. Reading must not make the store's file."""
+    return not settings.store and not Path(settings.store_url.removeprefix("sqlite:///")).exists()
 
 
 async def _refused(store: Store, refused: Mapping[str, str]) -> None:
@@ -157,13 +168,8 @@ async def _refused(store: Store, refused: Mapping[str, str]) -> None:
         await store.commit(DOCUMENT, dict(document) | health.pack(value), version)
 
 
-def _unused(settings: Settings) -> bool:
-    """No gateway has run here; nor is its file made for a question."""
-    return not settings.store and not Path(settings.store_url.removeprefix("sqlite:///")).exists()
-
-
 async def _lifted(store: Store, keys: Keys, *, well: bool) -> list[str]:
-    """Only what is held against these goes; the rest of the documents, their writers included, stays as it was."""
+    """Changes nothing else in the documents."""
     ended: list[str] = []
     now = store.now()
 
@@ -180,12 +186,12 @@ async def _lifted(store: Store, keys: Keys, *, well: bool) -> list[str]:
             await store.commit(DOCUMENT, dict(document) | health.pack(value), version)
         ended.extend(held)
 
-    async def quota_document(name: str) -> None:
+    async def quota_of(name: str) -> None:
         found = (await store.read([name])).get(name)
         if found is None:
             return
         document, version = found
-        state = packing.unpack(document)
+        state = quota_document.unpack(document)
         tried = quota.try_early(state, now)
         if tried is not state and tried.cooldown is not None:
             await store.commit(name, dict(document) | {"cooldown": list(tried.cooldown)}, version)
@@ -194,55 +200,38 @@ async def _lifted(store: Store, keys: Keys, *, well: bool) -> list[str]:
     await _tried(DOCUMENT, health_document)
     for owner in dict.fromkeys(owner for owner in keys.values() if owner is not None):
         for name in await store.scan(f"quota:{quoted(owner, safe='')}:"):
-            await _tried(name, functools.partial(quota_document, name))
+            await _tried(name, functools.partial(quota_of, name))
     return ended
 
 
 async def _tried(name: str, change: Callable[[], Awaitable[None]]) -> None:
+    """Again after each conflict: reads the document anew."""
     for _ in range(TRIES):
         with suppress(ConflictError):
             return await change()
     raise StoreUnavailableError(f"document {name!r} changed {TRIES} times meanwhile")
 
 
-# --- a gateway that runs ----------------------------------------------------------------------------------------------
+def _told(
+    settings: Settings, project: str, path: str, ids: Iterable[str], query: list[tuple[str, str]]
+) -> Iterator[dict[str, Any] | None]:
+    """Sends the ids to a running gateway, in parts. Yields its answers; None, the last, if there is no answer.
 
+    It is the gateway of POLLUX_URL, or for keys of this machine one that runs here. If POLLUX_URL is set and that
+    gateway does not answer, a line on stderr says so.
+    """
+    from pollux.cli.gateway import AskError, admin_token, ask
 
-def _told_gateway(settings: Settings, project: str, keys: Keys, *, well: bool) -> Lifted:
-    told = Lifted()
-    for ids in _batches(keys):
-        asked = ids + [("well", "1")] * well + [("all", "1")] * any(keys.values())
-        found = _asked_gateway(settings, project, f"/admin/keys/lift?{urlencode(asked)}")
-        if found is None:
-            break
-        told = Lifted(told.ended + found["lifted"], found["simulated"], found["free"])
-    return told
-
-
-def _told_of_refused(settings: Settings, project: str, refused: Mapping[str, str]) -> bool:
-    for cause in dict.fromkeys(refused.values()):
-        for ids in _batches(key_id for key_id, why in refused.items() if why == cause):
-            path = f"/admin/keys/aside?{urlencode([('cause', cause), *ids])}"
-            if _asked_gateway(settings, project, path) is None:
-                return False
-    return True
-
-
-def _batches(keys: Iterable[str]) -> list[list[tuple[str, str]]]:
-    asked = [("id", key_id) for key_id in keys]
-    return [asked[first : first + IDS_AT_ONCE] for first in range(0, len(asked), IDS_AT_ONCE)]
-
-
-def _asked_gateway(settings: Settings, project: str, path: str) -> dict[str, Any] | None:
-    """The answer of the gateway of POLLUX_URL, or for keys of this machine of a gateway here, if there is one. If
-    POLLUX_URL names one that does not answer, the user is told."""
-    from pollux.cli.watch import AskError, admin_token, ask
-
-    if not settings.url and project:
-        return None  # a gateway of this machine need not be that of those keys
-    try:
-        return ask(settings.gateway_url, path, admin_token(settings), method="POST")
-    except AskError as error:
-        if settings.url:
-            print(f"pollux keys: the gateway was not told: {error}", file=sys.stderr)
-        return None
+    if not settings.url and project:  # a gateway of this machine may use other keys
+        yield None
+        return
+    named = [("id", key_id) for key_id in ids]
+    for first in range(0, len(named), IDS_AT_ONCE):
+        asked = urlencode([*query, *named[first : first + IDS_AT_ONCE]])
+        try:
+            yield ask(settings.gateway_url, f"{path}?{asked}", admin_token(settings), method="POST")
+        except AskError as error:
+            if settings.url:
+                print(f"pollux keys: the gateway was not told: {error}", file=sys.stderr)
+            yield None
+            return

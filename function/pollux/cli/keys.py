@@ -1,4 +1,4 @@
-"""`pollux keys …`: nine commands on the keys of a place. No value comes from the command line, and none is printed."""
+"""`pollux keys …`: nine commands over a `KeyPlace`. A value is never taken from the command line, and never shown."""
 
 import asyncio
 import functools
@@ -6,12 +6,21 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 
 from pollux.backends.keys.contract import Key, KeySourceError, Secret
-from pollux.backends.keys.entries import LIMITS, Entry, id_fault, limits_fault, project_fault, tier_fault, value_doubt
+from pollux.backends.keys.entries import (
+    LIMITS,
+    Entry,
+    id_fault,
+    limits_fault,
+    project_fault,
+    text_of,
+    tier_fault,
+    value_doubt,
+)
 from pollux.backends.keys.files import parse, recognise
 from pollux.backends.keys.local import free_id
 from pollux.backends.keys.places import (
@@ -20,11 +29,11 @@ from pollux.backends.keys.places import (
     KeyPlace,
     SecretManagerPlace,
     no_such_key,
-    text_of,
     variables_here,
 )
-from pollux.backends.keys.probe import MODEL, REFUSED, Finding, probe
-from pollux.cli.key_health import Lifted, forgive, in_words, leave_aside, lift, read_health, state_of
+from pollux.backends.keys.probe import MODEL, REFUSED, TIMEOUT_S, Finding, probe
+from pollux.cli.gateway import http_options
+from pollux.cli.key_health import Lifted, in_words, leave_aside, lift, read_health, state_of
 from pollux.cli.terminal import (
     Commands,
     ask_value,
@@ -46,11 +55,11 @@ NO_VALUE = (
 )
 
 
-# --- how the commands are spelt ---------------------------------------------------------------------------------------
+# --- arguments and options --------------------------------------------------------------------------------------------
 
 
 class _Careful(click.Command):
-    """Repeats no argument that it does not know: it may be a key."""
+    """Does not repeat an unknown argument: it may be a key."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
@@ -75,7 +84,7 @@ class _KeyCommands(_Careful, Commands):
 
 
 def _without_fault(fault_of: Callable[[Any], str | None], *, none: bool = False) -> Callable[..., Any]:
-    """Of a parameter: refuses what has a fault. `none` passes where it removes something."""
+    """A click callback that refuses a text with a fault. `none`: the word none is allowed, and removes."""
 
     def check(ctx: click.Context, param: click.Parameter, text: str | None) -> str | None:
         if text is not None and not (none and text == "none") and (fault := fault_of(text)):
@@ -86,7 +95,7 @@ def _without_fault(fault_of: Callable[[Any], str | None], *, none: bool = False)
 
 
 def _limits(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict[str, dict[str, int] | None]:
-    """Each is MODEL:rpm=5,tpm=250000, or rpm=5 for every model, or MODEL:none."""
+    """Reads MODEL:rpm=5,tpm=250000, or rpm=5 for every model, or MODEL:none."""
     limits: dict[str, dict[str, int] | None] = {}
     for text in texts:
         model, colon, written = text.rpartition(":")
@@ -108,13 +117,13 @@ model_option = click.option("--model", default=MODEL, show_default=True, help="T
 
 
 def _details(command: Callable[..., int]) -> Callable[..., int]:
-    """The options for what is known of a key, as one argument `details`. `none` becomes None, which removes."""
+    """Adds --project, --tier and --limit, which the command gets as one argument `details`. `none` becomes None."""
 
     @click.option(
         "--project",
         metavar="P",
         callback=_without_fault(project_fault, none=True),
-        help="The Google Cloud project that owns its quota; none removes it.",
+        help="The Google Cloud project that owns the quota; none removes it.",
     )
     @click.option(
         "--tier",
@@ -128,8 +137,8 @@ def _details(command: Callable[..., int]) -> Callable[..., int]:
         multiple=True,
         metavar="MODEL:rpm=5,tpm=250000",
         callback=_limits,
-        help=f"Your own limit for a model, or * for all: {', '.join(LIMITS)}; 0 is not available; MODEL:none removes "
-        "those of a model. Repeatable.",
+        help=f"Your own limits for a model, or * for all models: {', '.join(LIMITS)}. 0: not available. MODEL:none "
+        "removes them. Repeatable.",
     )
     @functools.wraps(command)
     def run(project: str | None, tier: str | None, limits: Mapping[str, Any], **arguments: Any) -> int:
@@ -141,7 +150,7 @@ def _details(command: Callable[..., int]) -> Callable[..., int]:
 
 
 def _in_place(command: Callable[..., int]) -> Callable[..., int]:
-    """The option --secrets, and the place that is meant as the arguments `place` and `settings`."""
+    """Adds --secrets. The command gets the arguments `place` and `settings`."""
 
     @secrets_option
     @click.pass_obj
@@ -161,9 +170,10 @@ def _in_place(command: Callable[..., int]) -> Callable[..., int]:
 def keys() -> None:
     """Add, list, change and check Gemini API keys.
 
-    They are those of this machine: changes go to POLLUX_KEYS_FILE if that is a keys.json, else to keys.json in the data
-    folder; a running gateway takes them within two seconds. With --secrets PROJECT or POLLUX_SECRETS they are those in
-    the Secret Manager of a Google Cloud project, where gateways see changes within a minute. Values are never shown.
+    By default these are the keys of this machine. Changes go to POLLUX_KEYS_FILE if that is a keys.json, else to
+    keys.json in the data folder; a running gateway sees them within two seconds. With --secrets PROJECT or
+    POLLUX_SECRETS these are the keys in the Secret Manager of a Google Cloud project, where gateways see changes within
+    a minute. Values are never shown.
     """
 
 
@@ -181,16 +191,16 @@ def add(
 ) -> int:
     """Add a key; its value is read hidden.
 
-    The value is asked for without echo, or is the first line of standard input. Then Google is asked about it with a
-    free call. If Google refuses it, the key is added all the same, and the exit code is 1. Without ID it is called
+    You are asked for the value, without echo, or it is the first line of standard input. Then a free call asks Google
+    about it. If Google refuses it, the key is added all the same, and the exit code is 1. Without ID it is called
     key-1, key-2, …
     """
     contents = place.read(writing=True)
     key_id = key_id or free_id("key-1", contents.ids)
     if key_id in contents.ids:
         if getattr(contents.unread.get(key_id), "kind", "") == "disabled":
-            has_none = f"{place.location(key_id)} has no value yet"
-            raise KeySourceError(f"{has_none}; put it there with: pollux keys rotate {key_id}")
+            location = place.location(key_id)
+            raise KeySourceError(f"{location} has no value yet; add one with: pollux keys rotate {key_id}")
         taken = contents.entries[key_id].place if key_id in contents.entries else place.location(key_id)
         raise KeySourceError(f"the id {key_id!r} is taken, by {taken}")
     secret = ask_value(_to_compare(contents))
@@ -214,7 +224,7 @@ def add(
 def edit(place: KeyPlace, settings: Settings, key_id: str, details: Mapping[str, Any], value: bool) -> int:
     """Change a key's project, tier, limits or value.
 
-    What is not named stays as it is. `none` removes a project, a tier, or the limits of a model.
+    Other details stay as they are. `none` removes a project, a tier, or the limits of a model.
     """
     if value and place.project:
         raise KeySourceError("a value in Secret Manager is changed with: pollux keys rotate ID")
@@ -239,11 +249,11 @@ def edit(place: KeyPlace, settings: Settings, key_id: str, details: Mapping[str,
 @model_option
 @_in_place
 def rotate(place: KeyPlace, settings: Settings, key_id: str, no_check: bool, model: str) -> int:
-    """Give a key a new value, after it answered.
+    """Give a key a new value, if Google accepts it.
 
-    The value is read hidden or from standard input, and checked with a free call. If it does not answer, the old value
-    stays and the exit code is 1. In Secret Manager the value becomes a new version, and the old versions are disabled
-    after it answered.
+    The value is read hidden or from standard input, and checked with a free call. If Google does not accept it, the old
+    value stays and the exit code is 1. In Secret Manager the value becomes a new version, and the old versions are
+    disabled after the check.
     """
     place.require(key_id)
     old = place.value(key_id)
@@ -283,7 +293,7 @@ def rotate(place: KeyPlace, settings: Settings, key_id: str, no_check: bool, mod
 @key_id_argument
 @_in_place
 def enable(place: KeyPlace, settings: Settings, key_id: str) -> int:
-    """Use a key again."""
+    """Enable a key again."""
     place.edit(key_id, {"enabled": True})
     _forgiven(place, settings, key_id)
     print(f"enabled {key_id}")
@@ -294,7 +304,7 @@ def enable(place: KeyPlace, settings: Settings, key_id: str) -> int:
 @key_id_argument
 @_in_place
 def disable(place: KeyPlace, settings: Settings, key_id: str) -> int:
-    """Leave a key unused, but keep it."""
+    """Stop using a key, but keep it."""
     place.edit(key_id, {"enabled": False})
     print(f"disabled {key_id}")
     return 0
@@ -302,7 +312,7 @@ def disable(place: KeyPlace, settings: Settings, key_id: str) -> int:
 
 @keys.command()
 @key_id_argument
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @_in_place
 def remove(place: KeyPlace, settings: Settings, key_id: str, yes: bool) -> int:
     """Remove a key."""
@@ -318,42 +328,38 @@ def remove(place: KeyPlace, settings: Settings, key_id: str, yes: bool) -> int:
 # --- import -----------------------------------------------------------------------------------------------------------
 
 
-class Plan(NamedTuple):
-    added: dict[str, Entry]
-    skipped: list[tuple[Entry, str]]
-    """Entries that are there already, and the id they have there."""
-
-
 def plan(
     entries: Iterable[Entry], owned: Mapping[Secret, str], known: Mapping[str, Secret], ids: Iterable[str] = ()
-) -> Plan:
-    """`owned`: what the place holds. `known`: all keys in use, from any source. `ids`: others that are taken.
+) -> tuple[dict[str, Entry], list[tuple[Entry, str]]]:
+    """The entries to add, by their new ids; and those whose value is in the place already, with the id it has there.
 
-    A key that is in use from another source keeps the id it has there, and with it its counters and cooldowns.
+    `owned`: the values in the place. `known`: all keys in use, from any source. `ids`: other ids that are taken. A key
+    that another source already provides keeps its id there, and so its counters and cooldowns.
     """
-    result = Plan({}, [])
+    added: dict[str, Entry] = {}
+    skipped: list[tuple[Entry, str]] = []
     there = dict(owned)
     ids_of = {secret: key_id for key_id, secret in known.items()}
     for entry in entries:
         if entry.secret in there:
-            result.skipped.append((entry, there[entry.secret]))
+            skipped.append((entry, there[entry.secret]))
             continue
         taken = {key_id for key_id in {*ids, *known} if known.get(key_id) != entry.secret}
         key_id = free_id(ids_of.get(entry.secret, entry.id), taken | set(there.values()))
-        result.added[key_id] = entry
+        added[key_id] = entry
         there[entry.secret] = key_id
-    return result
+    return added, skipped
 
 
 @keys.command("import")
 @click.argument("file", metavar="FILE")
-@click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be done.")
 @_in_place
 def import_(place: KeyPlace, settings: Settings, file: str, dry_run: bool) -> int:
-    """Take over the keys of a key.txt, .env or keys.json.
+    """Copy the keys of a key.txt, .env or keys.json.
 
-    FILE has one key a line, variables as in a .env, or is a keys.json. Tells what was added, what was there already,
-    and what is not a key.
+    FILE has one key a line, variables as in a .env, or is a keys.json. The output lists what was added, what was there
+    already, and what is not a key.
     """
     path = Path(file)
     found = parse(text_of(path), file, variables_here(settings.environ))
@@ -366,7 +372,7 @@ def import_(place: KeyPlace, settings: Settings, file: str, dry_run: bool) -> in
             for key_id in added if dry_run else place.adopt(added):
                 done.append(key_id)
                 step()
-    finally:  # also of an import that broke off: what is done stays
+    finally:  # an import that failed has added these
         for key_id in done:
             entry = added[key_id]
             renamed = "" if key_id == entry.id else f", where it is {entry.id}"
@@ -379,7 +385,7 @@ def import_(place: KeyPlace, settings: Settings, file: str, dry_run: bool) -> in
     if found.entries and not dry_run and place.reads(path):
         what = f"the keys in {path}" if recognise(text_of(path), file) == "env" else file
         note(
-            f"pollux keys: {path} is still read: what you remove or rotate from now on would go on serving from there. "
+            f"pollux keys: {path} is still read: a key that you remove or rotate later would go on serving from there. "
             f"DELETE {what}"
         )
     return 0
@@ -428,8 +434,8 @@ def list_(place: KeyPlace, settings: Settings, as_json: bool) -> int:
 def check(place: KeyPlace, settings: Settings, ids: tuple[str, ...], model: str, as_json: bool) -> int:
     """Ask Google about each key, with a free call.
 
-    The call is countTokens, which needs no quota. Without ID all keys are asked about that are enabled. What a running
-    gateway, or the store, holds against healthy keys ends. The exit code is 1 if any key is not healthy.
+    The call is countTokens, which needs no quota. Without ID all enabled keys are checked. Whatever a running gateway
+    or the store holds against a healthy key is lifted. The exit code is 1 if any key is not healthy.
     """
     contents = place.read(lambda key: key.id in ids if ids else key.enabled)
     known = {key.id: key for key in contents.keys}
@@ -440,7 +446,7 @@ def check(place: KeyPlace, settings: Settings, ids: tuple[str, ...], model: str,
         raise KeySourceError(f"no keys to check; add one with: pollux keys add{place.where}")
     asked = {key_id: entry.secret for key_id, entry in contents.entries.items() if key_id not in contents.unread}
     with progress(len(asked), "checking keys") as step:
-        found = asyncio.run(probe(asked, upstream=settings.upstream, model=model, done=step))
+        found = _probed(settings, model, asked, step)
     found |= {key_id: Finding("unreadable", str(error)) for key_id, error in contents.unread.items()}
     rows = [(key_id, entry.secret.masked, found[key_id]) for key_id, entry in contents.entries.items()]
     if as_json:
@@ -460,26 +466,38 @@ def check(place: KeyPlace, settings: Settings, ids: tuple[str, ...], model: str,
     return int(len(healthy) < len(found))
 
 
-# --- what the commands say --------------------------------------------------------------------------------------------
+# --- shared by the commands -------------------------------------------------------------------------------------------
 
 
 def _to_compare(contents: Contents, but: str = "") -> list[Entry]:
-    """What a new value is compared with. Tells which keys cannot be compared; those without a value need not be."""
+    """The entries that a new value is compared with. Prints which ones cannot be read."""
     for error in contents.unread.values():
         if getattr(error, "kind", "") != "disabled":
-            note(f"pollux keys: not compared with one that is there: {error}")
+            note(f"pollux keys: the new value is not compared with every key: {error}")
     unread = contents.unread
     return [entry for key_id, entry in contents.entries.items() if key_id not in unread and key_id != but]
 
 
 def _asked(settings: Settings, model: str, key_id: str, secret: Secret) -> Finding:
-    return asyncio.run(probe({key_id: secret}, upstream=settings.upstream, model=model))[key_id]
+    return _probed(settings, model, {key_id: secret})[key_id]
+
+
+def _probed(
+    settings: Settings, model: str, secrets: Mapping[str, Secret], done: Callable[[], None] = lambda: None
+) -> dict[str, Finding]:
+    import httpx2  # here, so that commands without a network start fast
+
+    async def probed() -> dict[str, Finding]:
+        async with httpx2.AsyncClient(**http_options(settings.upstream), timeout=TIMEOUT_S) as http:
+            return await probe(secrets, http, upstream=settings.upstream, model=model, done=done)
+
+    return asyncio.run(probed())
 
 
 def _forgiven(place: KeyPlace, settings: Settings, key_id: str, found: Finding | None = None) -> Lifted:
-    """What was held against the key before ends, in gateways that run and those that start later."""
+    """The key has a new value, or is used again: what was held against it does not hold any more."""
     well = found is not None and found.state in ("healthy", "no quota")
-    return asyncio.run(forgive(settings, place.project, key_id, well=well))
+    return asyncio.run(lift(settings, place.project, {key_id: None}, well=well))
 
 
 def _warn_if_doubted(key_id: str, secret: Secret) -> None:
@@ -488,7 +506,7 @@ def _warn_if_doubted(key_id: str, secret: Secret) -> None:
 
 
 def _tell_of_new(place: KeyPlace, settings: Settings, key_id: str, found: Finding | None) -> int:
-    """Says what Google said of a key that was added. Returns the exit code."""
+    """Prints what Google said about a new key. Returns the exit code."""
     named = f"{shlex.quote(key_id)}{place.where}"
     if found is None:
         print(f"not checked; to ask Google about it: pollux keys check {named}")
@@ -517,13 +535,13 @@ def _tell_of_new(place: KeyPlace, settings: Settings, key_id: str, found: Findin
 
 
 def _tell_of_copies(place: KeyPlace, secret: Secret | None, whose: str) -> int:
-    """Where a value that was given up still is. 1 if it goes on serving from there: it may be one that leaked."""
+    """Prints where else a replaced value is. Returns 1 if it is still in use there: it may have leaked."""
     if secret is None:
         return 0
     try:
         copies, serving = place.copies(secret)
     except KeySourceError as error:
-        note(f"pollux keys: not known whether {whose} value is in another source too: {error}")
+        note(f"pollux keys: {whose} value may still be in another source, which cannot be read: {error}")
         return 1
     if not copies:
         return 0
@@ -535,7 +553,7 @@ def _tell_of_copies(place: KeyPlace, secret: Secret | None, whose: str) -> int:
 
 
 def _tell_of_free_quota(checked: Iterable[Key], free: set[str], where: str) -> None:
-    """Which projects Google counts on the free quota."""
+    """Prints which projects have only the free quota."""
     firsts: dict[str, Key] = {}
     for key in checked:
         firsts.setdefault(key.project, key)
@@ -544,21 +562,21 @@ def _tell_of_free_quota(checked: Iterable[Key], free: set[str], where: str) -> N
         note(f"note: {free_quota(paid)}")
     if untold := [key for key in seen if key.tier is None]:
         note(
-            f"note: on the free quota: {', '.join(key.project for key in untold)}; if that is meant, say so: pollux "
+            f"note: on the free quota: {', '.join(key.project for key in untold)}; if that is right, run: pollux "
             f"keys edit {shlex.quote(untold[0].id)} --tier free{where}{', …' * (len(untold) > 1)}; if not, look at the "
             "plan in AI Studio"
         )
 
 
 def _warn_of_tiers_beside(place: KeyPlace, key_id: str) -> None:
-    """After a change of this key, of its project alone."""
+    """Like `_warn_of_tiers`, for the project of this key alone."""
     keys = place.read(lambda _: False).keys
     project = next((key.project for key in keys if key.id == key_id), None)
     _warn_of_tiers(key for key in keys if key.project == project)
 
 
 def _warn_of_tiers(keys: Iterable[Key]) -> None:
-    """Which keys name a tier that does not count, because the first key of the project names another."""
+    """Prints which keys have a tier that does not count, because the first key of the project has another."""
     firsts: dict[str, Key] = {}
     for key in keys:
         first = firsts.setdefault(key.project, key)

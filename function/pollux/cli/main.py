@@ -1,4 +1,4 @@
-"""The command line: which commands there are. Each loads what it needs when it is called."""
+"""The command line: all commands. The module of a command is imported when it is called."""
 
 import importlib
 import sys
@@ -14,19 +14,19 @@ from pollux.settings import ENVIRON, Settings, SettingsError, describe
 ELSEWHERE = {
     "keys": ("pollux.cli.keys:keys", "Add, list, change and check Gemini API keys."),
     "tokens": ("pollux.cli.tokens:tokens", "Make, list and revoke the tokens that clients call with."),
-    "deploy": ("pollux.cli.deploy:deploy", "Check an endpoint, deployed or here."),
+    "deploy": ("pollux.cli.deploy:deploy", "Check a gateway, deployed or on this machine."),
     "status": ("pollux.cli.watch:status", "Show keys, quotas and totals of a running gateway."),
-    "explain": ("pollux.cli.watch:explain", "Tell where a request would go, or what became of one."),
+    "explain": ("pollux.cli.watch:explain", "Show where a request would go, or what became of one."),
 }
-"""Name -> where the click command is, and its line in the help, which is shown without loading the command."""
+"""Name -> the click command, and its line in the help, which is shown without importing the command."""
 ORDER = ("serve", "keys", "tokens", "deploy", "status", "explain", "judge", "simulate", "settings")
 
 LoadSettings = Callable[[], Settings]
-"""What `@click.pass_obj` gives a command: settings are read when the command runs, so that --help needs none."""
+"""`@click.pass_obj` gives this to commands: --help works without valid settings."""
 
 
 def load_settings() -> Settings:
-    """From the environment, and for what is not set there from .env in the working directory."""
+    """From the environment, then from .env in the working directory."""
     from pollux.backends.keys.files import parse_env
 
     environ = dict(ENVIRON)
@@ -39,7 +39,7 @@ def load_settings() -> Settings:
 
 
 def main(argv: Sequence[str] | None = None, load: LoadSettings = load_settings) -> int:
-    """The exit code. 0: done. 1: something is not well. 2: it cannot be done as asked; stderr says why in one line."""
+    """Returns the exit code. 0: done. 1: something failed. 2: it cannot be done; one line on stderr says why."""
     try:
         return root.main(argv, "pollux", standalone_mode=False, obj=load) or 0
     except click.exceptions.NoArgsIsHelpError as error:
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None, load: LoadSettings = load_settings) 
 
 
 class LazyGroup(click.Group):
-    """Imports the module of a command in ELSEWHERE when the command is called; the help imports none."""
+    """Imports a command of ELSEWHERE when it is called, and none for the help."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(ORDER)
@@ -77,7 +77,7 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
-            # Of an option without its argument click does not say which command it belongs to.
+            # click does not say which command an option without its argument belongs to.
             if error.ctx is None and ctx.invoked_subcommand:
                 command = self.get_command(ctx, ctx.invoked_subcommand)
                 error.ctx = click.Context(command or self, ctx, ctx.invoked_subcommand)
@@ -110,7 +110,7 @@ def root() -> None:
     show_default=True,
     help="Port to listen on; 0 takes a free one.",
 )
-@click.option("--demo", is_flag=True, help="In front of a simulated Gemini, without any key.")
+@click.option("--demo", is_flag=True, help="Use a simulated Gemini; no key is needed.")
 @click.pass_obj
 def serve(load: LoadSettings, host: str, port: int, demo: bool) -> int:
     from pollux.server import serve
@@ -122,9 +122,9 @@ def serve(load: LoadSettings, host: str, port: int, demo: bool) -> int:
 @click.option("--status", type=int, metavar="CODE", help="The HTTP status that came with it.")
 @click.argument("file", default="-", metavar="[FILE]")
 def judge(status: int | None, file: str) -> int:
-    """Tell what an error body of the Gemini API means.
+    """Show what an error body of the Gemini API means.
 
-    FILE is the body; - or nothing is standard input. The verdict is printed as JSON: cause, blames, action, …
+    FILE holds the body; the default is standard input. The verdict is printed as JSON: cause, blames, action, …
     """
     import time
 
@@ -145,8 +145,7 @@ def judge(status: int | None, file: str) -> int:
     context_settings={"ignore_unknown_options": True},
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def simulate(arguments: tuple[str, ...]) -> int:
-    """Hands its arguments over: the simulator is a program of its own."""
+def simulate(arguments: tuple[str, ...]) -> int:  # the simulator reads them itself
     try:
         import gemini_simulator
     except ImportError as error:
@@ -169,8 +168,11 @@ def settings(as_json: bool) -> int:
     if as_json:
         import json
 
-        shown = [{"name": name, "default": default, "text": text} for name, default, text in rows]
-        print(json.dumps({"settings": shown}, indent=2))
+        print(
+            json.dumps(
+                {"settings": [dict(zip(("name", "default", "text"), row, strict=True)) for row in rows]}, indent=2
+            )
+        )
         return 0
     width = max(len(name) for name, _, _ in rows)
     for name, default, text in rows:

@@ -1,7 +1,8 @@
-"""What commands ask and show: hidden input, questions, tables, progress. Results go to stdout, all else to stderr."""
+"""Options, prompts, tables and progress that several commands share. Results go to stdout, the rest to stderr."""
 
 import getpass
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Commands(click.Group):
-    """Commands on keys or tokens: what goes wrong with them is one line on stderr, and exit code 2."""
+    """A group whose commands report a KeySourceError as one line on stderr, with exit code 2."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -44,7 +45,7 @@ secrets_option = click.option(
     "--secrets",
     metavar="PROJECT",
     callback=_checked_project,
-    help="The Google Cloud project whose Secret Manager holds them (default: POLLUX_SECRETS).",
+    help="The Google Cloud project whose Secret Manager is used (default: POLLUX_SECRETS).",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="As JSON, for scripts.")
 
@@ -59,7 +60,7 @@ def tell(what: str, found: Iterable[object]) -> None:
 
 
 def ask_value(others: Iterable["Entry"], prompt: str = "Value of the key (not shown): ") -> Secret:
-    """The value, from a hidden prompt or the first line of standard input; not one that is in use already."""
+    """The value, from a hidden prompt or the first line of standard input. Raises if one of `others` has it."""
     from pollux.backends.keys.entries import clean, value_fault
 
     try:
@@ -76,11 +77,11 @@ def ask_value(others: Iterable["Entry"], prompt: str = "Value of the key (not sh
 
 
 def confirmed(question: str, *, yes: bool, undone: str) -> bool:
-    """Whether the user says so. `undone` is what did not happen when there is nobody to ask."""
+    """Whether the user agrees. `undone`: what was not done if there is no terminal to ask on."""
     if yes:
         return True
     if not sys.stdin.isatty():
-        raise KeySourceError(f"not {undone}: nobody to ask; say --yes")
+        raise KeySourceError(f"not {undone}: there is no terminal to ask on; use --yes")
     print(f"{question} [y/N] ", end="", flush=True)
     if sys.stdin.readline().strip().lower() in ("y", "yes"):
         return True
@@ -116,21 +117,47 @@ class Table:
         return table
 
 
-def show_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    if not rows:
-        return
-    table = Table(head, rows)
-    if sys.stdout.isatty():
-        from rich.console import Console
+View = list[str | Table]
+"""What a command shows: lines and tables, from top to bottom."""
 
-        Console(highlight=False).print(table.for_terminal())
-    else:
-        print("\n".join(table.lines()))
+
+def show(view: View) -> None:
+    if not sys.stdout.isatty():
+        print(as_text(view))
+        return
+    from rich.console import Console
+
+    Console(highlight=False).print(for_terminal(view))
+
+
+def as_text(view: View) -> str:
+    lines: list[str] = []
+    for part in view:
+        lines += [part] if isinstance(part, str) else [*([""] if lines else []), *part.lines()]
+    return "\n".join(lines)
+
+
+def for_terminal(view: View) -> Any:
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[Any] = []
+    for part in view:
+        if isinstance(part, str):
+            parts.append(Text(part, style="bold red" if re.match("[A-Z]{2}", part) else ""))
+        else:
+            parts += [*([""] if parts else []), part.for_terminal()]
+    return Group(*parts)
+
+
+def show_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    if rows:
+        show([Table(head, rows)])
 
 
 @contextmanager
 def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
-    """A bar on stderr while `total` things are done, if that is a terminal; the function counts one more as done."""
+    """A bar on stderr, if that is a terminal. Call the function after each of the `total` things."""
     if total < 2 or not sys.stderr.isatty():
         yield lambda: None
         return

@@ -1,20 +1,19 @@
-"""`pollux tokens …`: the tokens that clients call with. A token is shown once, when it is made, and never again."""
+"""`pollux tokens …`: the tokens that clients call with. A token is only shown when it is made."""
 
 import asyncio
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import click
 
 from pollux.backends.keys.contract import KeySourceError, Secret
 from pollux.backends.keys.places import SecretManager
-from pollux.backends.keys.records import ADMIN_TOKEN, OURS, TOKEN, TOKEN_NAME, foreign, token_name
+from pollux.backends.keys.records import ADMIN_TOKEN, NAME_RULE, OURS, TOKEN, TOKEN_NAME, foreign, is_ours, token_name
 from pollux.backends.keys.secrets_api import SecretError, SecretInfo, Version, known_as
-from pollux.backends.keys.tokens import _new_token, greeting
+from pollux.backends.keys.tokens import NAMED, greeting, new_token
+from pollux.cli.gateway import tokens_file
 from pollux.cli.terminal import Commands, confirmed, json_option, note, secrets_option, show_json, show_table
 from pollux.settings import Settings
 
@@ -26,19 +25,19 @@ LoadSettings = Callable[[], Settings]
 def tokens() -> None:
     """Make, list and revoke the tokens that clients call with.
 
-    They are in the Secret Manager of a Google Cloud project: secrets pollux-token-NAME and pollux-admin-token, of which
-    every enabled version is valid. Running gateways see a change within a minute.
+    They are in the Secret Manager of a Google Cloud project, in the secrets pollux-token-NAME and pollux-admin-token.
+    Every enabled version is valid. Running gateways see a change within a minute.
     """
 
 
 def _checked_name(context: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
     if name is not None and not TOKEN_NAME.fullmatch(name):
-        raise click.BadParameter("a client's name is a letter and at most 31 of letters, digits, _ and -")
+        raise click.BadParameter(NAME_RULE)
     return name
 
 
 name_argument = click.argument("name", metavar="[NAME]", required=False, callback=_checked_name)
-admin_option = click.option("--admin", is_flag=True, help="The token of /admin, in the place of a client's.")
+admin_option = click.option("--admin", is_flag=True, help="The token of /admin instead of a client's.")
 
 
 @tokens.command()
@@ -47,18 +46,18 @@ admin_option = click.option("--admin", is_flag=True, help="The token of /admin, 
 @click.option(
     "--url", default="https://GATEWAY", show_default=True, help="The gateway's address, for the lines to paste."
 )
-@click.option("--raw", is_flag=True, help="Print the token alone, to pipe it where it belongs.")
+@click.option("--raw", is_flag=True, help="Print only the token, for a pipe.")
 @secrets_option
 @click.pass_obj
 def add(load: LoadSettings, name: str | None, admin: bool, url: str, raw: bool, secrets: str | None) -> int:
     """Make a token and show it once.
 
-    The token is printed as the lines that configure an SDK. For a name that has one already, another becomes valid
-    beside it: move the client over, then revoke the old one.
+    It is printed as shell lines that configure an SDK. If the client has a token already, both are valid: move the
+    client over, then revoke the old one.
     """
     with _secret_manager(load(), secrets) as google:
         secret = _secret_of(name, admin)
-        token = _new_token()
+        token = new_token()
         try:
             number, made = google.run(google.create(secret, OURS, {}, Secret(token))), True
         except SecretError as error:
@@ -68,7 +67,7 @@ def add(load: LoadSettings, name: str | None, admin: bool, url: str, raw: bool, 
         note(f"made version {number} of secret {secret} of {google.project}; it is shown only now:")
         lines = f"export POLLUX_ADMIN_TOKEN={token}" if admin else greeting(token, url)
         print(token if raw else lines, flush=True)
-        note("gateways take it within a minute")
+        note("gateways accept it within a minute")
         beside = [] if made else [n for n in _valid(google, secret) if n != number]
         if beside:
             revoke = f"pollux tokens revoke {'--admin' if admin else name} --version N --secrets {google.project}"
@@ -81,7 +80,7 @@ def add(load: LoadSettings, name: str | None, admin: bool, url: str, raw: bool, 
 @secrets_option
 @click.pass_obj
 def list_(load: LoadSettings, as_json: bool, secrets: str | None) -> int:
-    """Show names, versions and when they were made; never a token."""
+    """Show the name, version and date of each token, never the token itself."""
     settings = load()
     if not (secrets or settings.secrets):
         return _list_of_this_machine(settings, as_json=as_json)
@@ -119,17 +118,20 @@ async def _versions(google: SecretManager) -> list[tuple[SecretInfo, list[Versio
 
 
 def _list_of_this_machine(settings: Settings, *, as_json: bool) -> int:
-    """Where they come from: they are settings or a file."""
-    path = _file(settings)
+    """Where the tokens come from: settings, or a file."""
+    path = tokens_file(settings)
     made = str(path) if path.exists() else f"{path}, made at the next start"
     client = "POLLUX_TOKEN" if settings.token else made
     admin = "POLLUX_ADMIN_TOKEN" if settings.admin_token else made
     if as_json:
         show_json({"tokens": [{"name": "client", "source": client}, {"name": "admin", "source": admin}]})
         return 0
-    names = [named[1] if (named := re.match(r"([A-Za-z][\w.-]{0,31})=(?=.*[^=])", t)) else "" for t in settings.token]
+    names = [
+        named[1] if (named := NAMED.fullmatch(written)) else f"client-{place}"
+        for place, written in enumerate(settings.token, 1)
+    ]
     if names:
-        client += f" ({len(names)}: {', '.join(name or f'client-{n}' for n, name in enumerate(names, 1))})"
+        client += f" ({len(names)}: {', '.join(names)})"
     show_table(("FOR", "SOURCE"), [("clients", client), ("/admin", admin)])
     return 0
 
@@ -139,18 +141,18 @@ def _list_of_this_machine(settings: Settings, *, as_json: bool) -> int:
 @admin_option
 @click.option("--version", type=int, metavar="N", help="Only this version.")
 @click.option("--all", "every", is_flag=True, help="Every version.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @secrets_option
 @click.pass_obj
 def revoke(
     load: LoadSettings, name: str | None, admin: bool, version: int | None, every: bool, yes: bool, secrets: str | None
 ) -> int:
-    """End a token for ever.
+    """Revoke a token.
 
-    A version of it is destroyed, or all: a token that leaked must not come back. With the last one the client goes.
+    Its version is destroyed, so that it cannot be enabled again. With the last version the client's secret is removed.
     """
     if version is not None and every:
-        raise click.UsageError("say --version N or --all, not both")
+        raise click.UsageError("use --version N or --all, not both")
     with _secret_manager(load(), secrets) as google:
         secret = _secret_of(name, admin)
         with known_as("admin token" if admin else f"token {name!r}", google.project):
@@ -158,7 +160,7 @@ def revoke(
         valid = _valid(google, secret)
         chosen = _chosen(secret, valid, version, every=every)
         last = set(chosen) == set(valid)
-        deleted = last and OURS.items() <= dict(info.labels).items()  # what `add` made goes with its last version
+        deleted = last and is_ours(info)
         if not chosen and not deleted:
             raise KeySourceError(f"secret {secret} has no valid version")
         question = f"Revoke version {_numbers(chosen)} of secret {secret} of {google.project}, for ever?"
@@ -169,7 +171,7 @@ def revoke(
             return 0
         for number in chosen:
             google.run(google.api.destroy(secret, number))
-        if deleted:  # while the question stood, somebody may have made a token
+        if deleted:  # somebody may have made a token while the question was open
             made = [number for number in _valid(google, secret) if number not in chosen]
             if made:
                 note(f"secret {secret} stays: version {_numbers(made)} became valid meanwhile")
@@ -185,11 +187,11 @@ def revoke(
 def _chosen(secret: str, valid: list[int], version: int | None, *, every: bool) -> list[int]:
     if version is not None:
         if version not in valid:
-            raise KeySourceError(f"version {version} of secret {secret} is not valid anyway; see: tokens list")
+            raise KeySourceError(f"version {version} of secret {secret} is not valid; see: pollux tokens list")
         return [version]
     if every or len(valid) < 2:
         return sorted(valid)
-    raise KeySourceError(f"secret {secret} has the valid versions {_numbers(valid)}: say --version N, or --all")
+    raise KeySourceError(f"secret {secret} has the valid versions {_numbers(valid)}: use --version N, or --all")
 
 
 @contextmanager
@@ -197,8 +199,8 @@ def _secret_manager(settings: Settings, secrets: str | None) -> Iterator[SecretM
     project = secrets or settings.secrets
     if not project:
         raise KeySourceError(
-            f"without --secrets PROJECT (or POLLUX_SECRETS) tokens are those of POLLUX_TOKEN, POLLUX_ADMIN_TOKEN and "
-            f"{_file(settings)}: set them there; deleting the file makes new ones at the next start"
+            f"without --secrets PROJECT (or POLLUX_SECRETS) tokens come from POLLUX_TOKEN, POLLUX_ADMIN_TOKEN and "
+            f"{tokens_file(settings)}: set them there; if you delete the file, the next start makes new ones"
         )
     google = SecretManager(project)
     try:
@@ -211,7 +213,7 @@ def _secret_of(name: str | None, admin: bool) -> str:
     if admin:
         return ADMIN_TOKEN
     if not name:
-        raise KeySourceError("whose token? Name the client, or say --admin")
+        raise KeySourceError("whose token? Name the client, or use --admin")
     return TOKEN + name
 
 
@@ -225,7 +227,3 @@ def _numbers(versions: Iterable[int]) -> str:
 
 def _day(made: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(made))
-
-
-def _file(settings: Settings) -> Path:
-    return Path(settings.data) / "tokens.json"

@@ -1,59 +1,22 @@
-"""`pollux status` and `pollux explain`: what a running gateway says of itself, for people or as JSON for scripts."""
+"""`pollux status` and `pollux explain`: what a running gateway reports, as text or JSON."""
 
-import contextlib
-import ipaddress
-import json
 import math
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 import click
 
-from pollux.cli.terminal import Table, json_option, show_json
-from pollux.settings import Settings, base_url, proxy_for
+from pollux.cli.gateway import admin_token, ask, url_option
+from pollux.cli.terminal import Table, View, for_terminal, json_option, show, show_json
+from pollux.settings import Settings
 
 WATCH_EVERY = 2.0
 QUOTA_HEAD = ("PROJECT", "MODEL", "RPM", "TPM", "RPD", "NEXT SLOT", "COMMITS", "CONFLICTS", "GRANTS", "WHY")
-
-
-class AskError(click.ClickException):
-    """The gateway gave no answer that can be shown: what happened, and what to do next. Exit code 2."""
-
-    def __init__(self, message: str, status: int = 0) -> None:
-        super().__init__(message)
-        self.status = status
-        self.ctx = click.get_current_context(silent=True)
-
-
-View = list[str | Table]
-"""What a command shows: lines and tables, from top to bottom."""
-
-
-class Address(click.ParamType[str]):
-    """A gateway's address. What is refused is not repeated: it may hold a password."""
-
-    name = "url"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            value.encode("ascii")
-            return base_url(value)
-        except ValueError:
-            self.fail("expected one such as http://127.0.0.1:3145 or https://pollux-….run.app, without token or query")
-
-
-url_option = click.option(
-    "--url",
-    type=Address(),
-    metavar="URL",
-    help="The gateway's address (default: POLLUX_URL, else http://127.0.0.1:3145).",
-)
 
 
 @click.command(help="Show keys, quotas and totals of a running gateway.")
@@ -71,7 +34,7 @@ def status(load: Callable[[], Settings], watch: bool, as_json: bool, url: str | 
     if watch and not as_json and sys.stdout.isatty():
         _live(found)
     while True:
-        _show(found(), status_view, as_json=as_json)
+        _show(found(), status_view, as_json)
         if not watch:
             return
         sys.stdout.flush()
@@ -89,120 +52,39 @@ def status(load: Callable[[], Settings], watch: bool, as_json: bool, url: str | 
 @url_option
 @click.pass_obj
 def explain(load: Callable[[], Settings], what: str, tokens: int, as_json: bool, url: str | None) -> None:
-    """Tell where a request would go and why it would wait, or what became of one.
+    """Show where a request would go and why it would wait, or what became of one.
 
-    With a model: for every candidate the earliest slot and what holds it back. With the id of a recent request (the
+    With a model: the earliest slot of every candidate, and the reason for it. With the id of a recent request (the
     answer header x-pollux-request-id): what became of it.
     """
     settings = load()
     past = re.fullmatch("[0-9a-f]{16}", what)
-    path = (
-        f"/admin/requests/{quote(what)}" if past else f"/admin/explain?{urlencode({'model': what, 'tokens': tokens})}"
-    )
+    query = urlencode({"model": what, "tokens": tokens})
+    path = f"/admin/requests/{quote(what)}" if past else f"/admin/explain?{query}"
     found = ask(url or settings.gateway_url, path, admin_token(settings))
-    _show(found, request_view if past else explain_view, as_json=as_json)
+    _show(found, request_view if past else explain_view, as_json)
 
 
-def admin_token(settings: Settings) -> str:
-    """That of the settings, else the one that the first local run made."""
-    path = Path(settings.data) / "tokens.json"
-    try:
-        return settings.admin_token or str(json.loads(path.read_text())["admin"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise AskError(f"no admin token: set POLLUX_ADMIN_TOKEN ({path} has none either)") from None
-
-
-def is_local(url: str) -> bool:
-    """Whether what is sent there stays on this machine."""
-    host = urlsplit(url).hostname or ""
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
-
-
-def transport_options(url: str) -> dict[str, Any]:
-    """For an httpx2 transport: the same proxies and certificates as on the way to Gemini.
-
-    httpx2 alone would ask a proxy for 127.0.0.1, which is another machine there.
-    """
-    import ssl
-
-    import httpx2
-
-    proxy = proxy_for(url)
-    through = httpx2.Proxy(proxy.url, auth=(proxy.user, proxy.password) if proxy.user else None) if proxy else None
-    return {"proxy": through, "verify": ssl.create_default_context()}
-
-
-def ask(url: str, path: str, token: str, *, method: str = "GET") -> dict[str, Any]:
-    import httpx2
-
-    try:
-        transport = httpx2.HTTPTransport(**transport_options(url))
-        with httpx2.Client(transport=transport, timeout=10, follow_redirects=True) as client:
-            answer = client.request(method, url + path, headers={"authorization": f"Bearer {token}"})
-        if answer.is_success:
-            found: dict[str, Any] = answer.json()
-            return found
-    except (httpx2.HTTPError, OSError, ValueError) as error:
-        proxy = proxy_for(url)
-        through = f" through the proxy {proxy.url}" if proxy else ""
-        raise AskError(
-            f"no gateway answers at {url}{through} ({error}); start it with `pollux serve`, or say with --url where it "
-            "is"
-        ) from None
-    try:
-        message = answer.json()["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        message = answer.reason_phrase
-    raise AskError(f"{url} answers {answer.status_code}: {message}", answer.status_code)
-
-
-def _show(found: Mapping[str, Any], view: Callable[[Mapping[str, Any]], View], *, as_json: bool) -> None:
+def _show(found: Mapping[str, Any], view: Callable[[Mapping[str, Any]], View], as_json: bool) -> None:
     if as_json:
         show_json(found)
-    elif sys.stdout.isatty():
-        from rich.console import Console
-
-        Console(highlight=False).print(_for_terminal(view(found)))
     else:
-        print(as_text(view(found)))
+        show(view(found))
 
 
 def _live(found: Callable[[], Mapping[str, Any]]) -> None:
-    """On a screen of its own, which Ctrl-C leaves as the terminal was before."""
+    """On the terminal's alternate screen. Ctrl-C restores the terminal."""
     from rich.live import Live
 
-    view = _for_terminal(status_view(found()))
+    view = for_terminal(status_view(found()))
     live = Live(view, screen=True, auto_refresh=False)
-    try:  # not `with`: a Ctrl-C while it starts would leave its screen up
+    try:  # not `with`: after a Ctrl-C while it starts, the alternate screen would stay
         live.start()
         while True:
             time.sleep(WATCH_EVERY)
-            live.update(_for_terminal(status_view(found())), refresh=True)
+            live.update(for_terminal(status_view(found())), refresh=True)
     finally:
         live.stop()
-
-
-def _for_terminal(view: View) -> Any:
-    """As wide as the terminal, with long cells on several lines."""
-    from rich.console import Group
-    from rich.text import Text
-
-    parts: list[Any] = []
-    for part in view:
-        if isinstance(part, str):
-            parts.append(Text(part, style="bold red" if re.match("[A-Z]{2}", part) else ""))
-            continue
-        parts += ["", part.for_terminal()]
-    return Group(*parts)
-
-
-def as_text(view: View) -> str:
-    lines: list[str] = []
-    for part in view:
-        lines += [part] if isinstance(part, str) else ["", *part.lines()]
-    return "\n".join(lines)
 
 
 def status_view(found: Mapping[str, Any]) -> View:
@@ -213,7 +95,7 @@ def status_view(found: Mapping[str, Any]) -> View:
         f"window {found['window']}",
         f"requests: {pool['requests']} ({statuses}), {pool['under_way']} under way, {pool['waiting']} waiting",
     ]
-    view += _owned(found)
+    view += _resources(found)
     view.append(_store(found["store"], pool["requests"]))
     if found["store"]["state"] != "ok":
         since = datetime.fromtimestamp(found["store"]["since"]).strftime("%H:%M:%S")
@@ -261,7 +143,7 @@ def status_view(found: Mapping[str, Any]) -> View:
 
 
 def _key_row(key: Mapping[str, Any], project: Mapping[str, Any], now: float) -> tuple[str, ...]:
-    """A key that is well serves nothing while its project is set aside."""
+    """A healthy key is not used while its project is set aside."""
     state, until, why = key["state"], key["until"], key["why"] or ""
     if project["state"] == "aside" and state in ("healthy", "unchecked"):
         state, until, why = "aside", project["until"], f"its project: {project['why']}"
@@ -280,14 +162,14 @@ def _paused(until: float, now: float) -> str:
 
 
 def _store(store: Mapping[str, Any], requests: int) -> str:
-    """What all instances share, and what this one asked of it."""
-    each = max(1, requests)
-    per = f", {store['commits'] / each:.2f} commits and {store['reads'] / each:.2f} reads a request"
+    per = ""
+    if requests:
+        per = f", {store['commits'] / requests:.2f} commits and {store['reads'] / requests:.2f} reads a request"
     took = f"; a commit takes {store['commit_ms']['median']:g} ms" if store["commit_ms"] else ""
     return (
         f"store: {store['url']} is {store['state']}, instances: {store['instances']}; "
         f"by this one {store['commits']} commits ({store['conflicts']} conflicts), "
-        f"{store['reads']} reads{per if requests else ''}{took}"
+        f"{store['reads']} reads{per}{took}"
     )
 
 
@@ -303,16 +185,16 @@ def _until(moment: float | None, now: float) -> str:
     return f"in {away} s" if away < 120 else datetime.fromtimestamp(moment).strftime("%d %b %H:%M")
 
 
-def _owned(found: Mapping[str, Any]) -> Iterator[str]:
-    """What projects own, and the files that are pooled."""
+def _resources(found: Mapping[str, Any]) -> Iterator[str]:
     if (known := found.get("resources")) and any(known.values()):
         yield (
-            f"resources: {known['remembered']} remembered with their owners, {known['searches']} looked for, "
+            f"resources: {known['remembered']} with a known owner, {known['searches']} searched for, "
             f"{known['commits']} commits"
         )
     if files := found.get("pooled_files"):
         yield (
-            f"pooled files: {files['uploaded']} uploaded, {files['known_again']} known again, {files['copied']} copied"
+            f"pooled files: {files['uploaded']} uploaded, {files['known_again']} known already, "
+            f"{files['copied']} copied"
         )
         if files["blobs"] != "ok":
             yield (
@@ -337,7 +219,7 @@ def explain_view(found: Mapping[str, Any]) -> View:
     if floor := found.get("floor"):
         view.append(f"the chain ends at {found['chain'][-1]}: {floor}")
     if not found["in_catalog"]:
-        view.append(f"{found['model']} is not in the catalog: only Google knows whether there is such a model")
+        view.append(f"{found['model']} is not in the catalog: only Google knows whether the model exists")
     if paused := found.get("paused_until"):
         view.append(_paused(paused, found["now"]))
     if found["store"] != "ok":
@@ -366,7 +248,7 @@ def request_view(found: Mapping[str, Any]) -> View:
     if names := found.get("bound"):
         owner = found["owner"]
         held = f"only project {owner} could serve it, which owns" if owner else "no project is known to own"
-        held = f"of projects {owner}, none sees all of" if found["reason"] == "TWO_OWNERS" else held
+        held = f"none of the projects {owner} owns all of" if found["reason"] == "TWO_OWNERS" else held
         view.append(f"  {held} {', '.join(names)}")
     left_out = found.get("attempts_left_out", {})
     first = len(found["attempts"]) // 2
@@ -388,7 +270,7 @@ def request_view(found: Mapping[str, Any]) -> View:
 
 def _first_byte(found: Mapping[str, Any]) -> str:
     first = found["first_byte_ms"]
-    return "no byte came" if first is None else f"first byte after {first} ms"
+    return "no answer came" if first is None else f"first byte after {first} ms"
 
 
 def _reported(found: Mapping[str, Any]) -> str:
@@ -396,6 +278,6 @@ def _reported(found: Mapping[str, Any]) -> str:
 
 
 def _detail(attempt: Mapping[str, Any]) -> str:
-    """Of what Google said, the first sentence: more of it is links."""
+    """Only the first sentence of a message of Google: the rest is links."""
     said: str = attempt["detail"]
     return re.split(r"(?<=[.!?])\s", said, maxsplit=1)[0].removesuffix(".") if "status" in attempt else said

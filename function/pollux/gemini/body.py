@@ -1,4 +1,4 @@
-"""PURE. Bodies of requests and plain answers: read once, one way; the model replaced; aliases added to model lists."""
+"""Bodies of requests and plain answers: read once, one way; the model replaced; aliases added to model lists."""
 
 import json
 import re
@@ -110,7 +110,7 @@ def _inflated(body: bytes, windows: tuple[int, ...], limit: int) -> bytes:
             return _members(body, bits, limit)
         except (zlib.error, EOFError):
             continue
-    raise GatewayError("BAD_REQUEST", "the body is not what its content-encoding says")
+    raise GatewayError("BAD_REQUEST", "the body is not valid in its content-encoding")
 
 
 def _members(body: bytes, bits: int, limit: int) -> bytes:

@@ -1,4 +1,4 @@
-"""PURE. Reads the call from a request line: API, model, verb, form of the stream. It reads no body."""
+"""Reads the call from a request line: API, model, verb, form of the stream. It reads no body."""
 
 import re
 from collections.abc import Mapping

@@ -1,22 +1,23 @@
-"""PURE. The catalog: models, limits per tier, fallback chains, aliases. It is read from TOML and checked here."""
+"""The catalog: models, limits per tier, fallback chains, aliases. It is read from TOML and checked here."""
 
 import difflib
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 TIERS = ("free", "tier1", "tier2", "tier3")
 NAMES = ("rpm", "tpm", "rpd", "tpd", "ipm")  # of limits
 TEXT = ("pro", "flash", "flash_lite")  # the kinds that a mode chooses among
-ALONE = ("embedding", "image", "tts", "live", "video", "music")  # another one's vectors or voice is another thing
+# Kinds without fallback: no other model can replace one of them.
+ALONE = ("embedding", "image", "tts", "live", "video", "music")
 KINDS = (*TEXT, *ALONE, "gemma", "other")
 
 _MODEL = re.compile(r"(?!models/)([a-zA-Z]+/)?[a-zA-Z0-9]+([-.][a-zA-Z0-9]+)+")
 MODES = ("both", *(f"{kind}_only" for kind in TEXT))
 
-# The words that decide the kind of a model nobody listed. The first match wins: a "flash-image" is no flash.
+# The words that give the kind of an unlisted model. The first match wins: "flash-image" is not a flash model.
 _WORDS = {
     "embedding": "embedding",
     "image|imagen|banana": "image",
@@ -31,20 +32,22 @@ _WORDS = {
     "pro": "pro",
 }
 _KIND = {re.compile(rf"(?:^|-)(?:{words})(?:-|$)"): kind for words, kind in _WORDS.items()}
+_GENERATION_2 = re.compile(r"gemini-[12][.-]|gemma-")
+# Google counts without it: gemini-3-flash-preview as gemini-3-flash, gemma-4-31b-it as gemma-4-31b.
 _TAIL = re.compile(r"(-preview)?(-\d\d-\d{2,4})?(-\d{3})?(-it)?$")
 
 
 class CatalogError(Exception):
-    """A catalog makes no sense: names the entry, the field and what was expected there."""
+    """A catalog is not valid. The message names the entry, the field and what was expected."""
 
 
 class NeverBelowError(CatalogError):
-    """A model that the setting POLLUX_NEVER_BELOW names, and not the catalog, makes no sense there."""
+    """The setting POLLUX_NEVER_BELOW, not the catalog, names a wrong model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one tier may do: 0 is "not on this tier", a missing name is not known. Source and date are for people."""
+    """The limits of one tier: 0 means "not on this tier", a missing one is unknown. Source and date are for readers."""
 
     values: Mapping[str, int]
     source: str = ""
@@ -53,7 +56,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One entry. `generation` decides what media cost: 2 for Gemini 2 and Gemma, 3 for what came after."""
+    """`generation` determines the tokens of media: 2 for Gemini 2 and Gemma, 3 for later models."""
 
     name: str
     kind: str | None
@@ -65,10 +68,10 @@ class Model:
 
 
 class Catalog:
-    """A listed name costs a dict read. Any other is guessed at each time and not kept: clients choose those names."""
+    """Looks up listed models. Guesses others from their names each time and keeps nothing: clients choose the names."""
 
     def __init__(self, layers: Sequence[Mapping[str, Any]], never_below: Sequence[str] = ()) -> None:
-        """The checked files, one's own before the built-in one. `never_below`: what the setting of that name says."""
+        """`layers`: the checked files, the user's own one first. `never_below`: the setting of that name."""
         entries: dict[str, dict[str, Any]] = {}
         for layer in reversed(layers):
             for name, entry in layer["models"].items():
@@ -80,14 +83,14 @@ class Catalog:
         self._final = {alias: _follow(alias, self.aliases) for alias in self.aliases}
         self._check()
         self._floor_set_by: dict[str, str] = {}
-        """Chain -> the setting or the catalog's entry that says which of its models is the lowest."""
+        """Chain -> the setting or the catalog's entry that sets its lowest model."""
         self._named = _merge(layers, "chains")
         self._lowest = self._floors(self._named, _merge(layers, "never_below"), never_below)
         self._below: set[str] = set()
         self._limits: dict[tuple[str, str], Mapping[str, int]] = {}
         self._after: dict[str, tuple[str, ...]] = {}
         replaced: set[str] = set()
-        for layer in layers:  # what one's own file says of a bucket's tier, or of what comes after a model, is final
+        for layer in layers:  # the user's file replaces all limits of a bucket's tier, and all that follows a model
             self._limits = _limits(layer["models"], self.models) | self._limits
             chains = {chain: names for chain, names in layer["chains"].items() if chain not in replaced}
             self._after = self._ends(chains) | self._after
@@ -105,12 +108,12 @@ class Catalog:
         return self._final.get(name, name)
 
     def chain(self, name: str, mode: str = "both") -> tuple[str, ...]:
-        """The model to ask first, then its fallbacks. A mode chooses among text models and leaves all others alone."""
+        """The model to try first, then its fallbacks. A mode chooses among text models; others are not affected."""
         name = name.removeprefix("models/")
         return self._chains[mode].get(name) or self._build(name, mode)
 
     def floor(self, name: str) -> str | None:
-        """What ends a model's chain although more models would follow; None if nothing does."""
+        """The setting or entry that cuts off a model's chain; None if nothing does."""
         last = self._whole(self.resolve(name))[-1]
         known = self.models.get(last)
         for chain, lowest in self._lowest.items():
@@ -122,15 +125,14 @@ class Catalog:
         return None
 
     def bucket(self, model: str) -> str:
-        known = self.models.get(model)
-        return known.bucket if known else guess_bucket(model)
+        return (self.models.get(model) or _model(model, {})).bucket
 
     def limits(self, model: str, tier: str | None) -> dict[str, int]:
         found = self._limits.get((self.bucket(model), tier_name(tier) or "")) if tier else None
         return dict(found) if found else {}
 
     def smallest_limits(self, model: str) -> dict[str, int]:
-        """The smallest of each limit among the tiers that may use the model at all."""
+        """The smallest of each limit over the tiers that have the model."""
         bucket = self.bucket(model)
         found: dict[str, int] = {}
         for (counted, _), limits in self._limits.items():
@@ -141,12 +143,10 @@ class Catalog:
         return found
 
     def generation(self, model: str) -> int:
-        known = self.models.get(model)
-        return known.generation if known else guess_generation(model)
+        return (self.models.get(model) or _model(model, {})).generation
 
     def kind(self, model: str) -> str | None:
-        known = self.models.get(model)
-        return known.kind if known else guess_kind(model)
+        return (self.models.get(model) or _model(model, {})).kind
 
     def _build(self, name: str, mode: str) -> tuple[str, ...]:
         whole = self._whole(self._final.get(name, name))
@@ -169,8 +169,9 @@ class Catalog:
         return (*path, *(name for name in self._after[path[-1]] if name not in path))
 
     def _ends(self, chains: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-        """Model -> what comes after it, down to the lowest model of the chain that may be used. Chains may share an
-        end; from one model they may not go different ways."""
+        """Model -> the models after it, down to the lowest allowed one. Chains may share an end, but must have the same
+        models after a shared one.
+        """
         whole: dict[str, tuple[str, ...]] = {}
         after: dict[str, tuple[str, ...]] = {}
         for chain, names in chains.items():
@@ -181,38 +182,33 @@ class Catalog:
                 where, rest = f"chains.{chain}: {name}", names[place + 1 :]
                 self._check_member(name, where)
                 if name in names[:place]:
-                    raise CatalogError(f"{where} stands there twice")
+                    raise CatalogError(f"{where} is in the chain twice")
                 if rest and whole.setdefault(name, rest) != rest:
-                    raise CatalogError(f"{where} goes on differently in another chain; it may have one way only")
+                    raise CatalogError(f"{where} is followed by other models in another chain")
                 if rest or lowest is not None:
                     kept = names[place + 1 : end]
-                    after[name] = min(after.get(name, kept), kept, key=len)  # of a shared end the strictest counts
+                    after[name] = min(after.get(name, kept), kept, key=len)  # the shorter end counts if chains share it
         return after
 
     def _floors(
         self, chains: Mapping[str, Sequence[str]], own: Mapping[str, str], setting: Sequence[str]
     ) -> dict[str, str]:
-        """Chain -> the lowest of its models that may stand in for another. The setting goes before the catalog."""
+        """Chain -> the lowest model to fall back to. The setting overrides the catalog."""
         for chain, name in own.items():
             if chain not in chains:
                 raise CatalogError(
                     f"never_below.{chain}: there is no such chain; there are {', '.join(sorted(chains))}"
                 )
             if name not in chains[chain]:
-                said = (
-                    f"never_below.{chain}: {name} is not in that chain, which has {', '.join(chains[chain]) or 'none'}"
-                )
-                raise CatalogError(said)
+                has = ", ".join(chains[chain]) or "none"
+                raise CatalogError(f"never_below.{chain}: {name} is not in that chain, which has {has}")
         chosen: dict[str, str] = {}
         for name in setting:
             holding = [chain for chain, names in chains.items() if name in names]
             if not holding:
                 known = ", ".join(dict.fromkeys(model for names in chains.values() for model in names))
-                hint = (
-                    f"it is an alias, name the model: {self._final[name]}"
-                    if name in self._final
-                    else f"expected {known}"
-                )
+                final = self._final.get(name)
+                hint = f"it is an alias, name the model: {final}" if final else f"expected {known}"
                 raise NeverBelowError(f"{name} is in no fallback chain; {hint}")
             for chain in holding:
                 if chosen.setdefault(chain, name) != name:
@@ -228,7 +224,7 @@ class Catalog:
             raise CatalogError(f"{where} is an alias; name the model, {self._final[name]}")
 
     def _check(self) -> None:
-        """What can only be told when both files are together."""
+        """Checks what needs both files."""
         for alias, target in self._final.items():
             check_name(target, f"aliases.{alias}")
         for kind, name in self.defaults.items():
@@ -249,63 +245,21 @@ def tier_name(text: str) -> str | None:
     return word if word in TIERS else None
 
 
-def guess_kind(name: str) -> str | None:
-    kind = None if "/" in name else next((kind for words, kind in _KIND.items() if words.search(name)), None)
-    return None if kind == "other" else kind
-
-
-def guess_generation(name: str) -> int:
-    return 2 if re.match(r"gemini-[12][.-]|gemma-", name) else 3
-
-
-def guess_bucket(name: str) -> str:
-    """Without the tail, as Google does: gemini-3-flash-preview counts as gemini-3-flash, gemma-4-31b-it without -it."""
-    return name if "/" in name else _TAIL.sub("", name) or name
-
-
-def markdown(catalog: Catalog) -> str:
-    """The tables of docs/models.md."""
-    return "\n\n".join(
-        "\n".join(table) for table in (_models_table(catalog), _limits_table(catalog), _names_table(catalog))
-    )
-
-
-def _models_table(catalog: Catalog) -> Iterator[str]:
-    yield "| model | kind | counted as | falls back to | note |"
-    yield "|---|---|---|---|---|"
-    for model in catalog.models.values():
-        counted = f"`{model.bucket}`" if model.bucket != model.name else ""
-        rest = ", ".join(f"`{name}`" for name in catalog.chain(model.name)[1:])
-        yield f"| `{model.name}` | {model.kind or ''} | {counted} | {rest} | {model.note} |"
-
-
-def _limits_table(catalog: Catalog) -> Iterator[str]:
-    yield f"| model | tier | {' | '.join(NAMES)} | seen | source |"
-    yield f"|---|---|{'---:|' * len(NAMES)}---|---|"
-    for model in catalog.models.values():
-        for tier, limits in model.limits.items():
-            values = " | ".join(f"{limits.values[name]:,}" if name in limits.values else "" for name in NAMES)
-            yield f"| `{model.name}` | {tier} | {values} | {limits.seen} | {limits.source} |"
-
-
-def _names_table(catalog: Catalog) -> Iterator[str]:
-    yield "| alias, or mode when nothing of its kind is in the chain | model |"
-    yield "|---|---|"
-    yield from (f"| `{alias}` | `{catalog.resolve(alias)}` |" for alias in catalog.aliases)
-    yield from (f"| `{kind}_only` | `{model}` |" for kind, model in catalog.defaults.items())
-
-
 def _model(name: str, entry: Mapping[str, Any]) -> Model:
-    kind = entry.get("kind") or guess_kind(name)
+    """The entry, with what it leaves out guessed from the name. An unlisted model has an empty entry."""
+    tuned = "/" in name
+    kind = entry.get("kind")
+    if kind is None and not tuned:
+        kind = next((kind for words, kind in _KIND.items() if words.search(name)), None)
     limits = {
         tier: Limits({k: table[k] for k in NAMES if k in table}, table.get("source", ""), table.get("seen", ""))
-        for tier, table in entry["limits"].items()
+        for tier, table in entry.get("limits", {}).items()
     }
     return Model(
         name,
         None if kind == "other" else kind,
-        entry.get("generation", guess_generation(name)),
-        entry.get("bucket", guess_bucket(name)),
+        entry.get("generation") or (2 if _GENERATION_2.match(name) else 3),
+        entry.get("bucket") or (not tuned and _TAIL.sub("", name)) or name,
         entry.get("fallback", ""),
         entry.get("note", ""),
         limits,
@@ -313,7 +267,7 @@ def _model(name: str, entry: Mapping[str, Any]) -> Model:
 
 
 def _limits(entries: Mapping[str, Any], models: Mapping[str, Model]) -> dict[tuple[str, str], Mapping[str, int]]:
-    """Per bucket and tier. Where two models of one bucket differ, the smaller number: they are counted together."""
+    """By bucket and tier. Models of one bucket are counted together: the smallest of their limits counts."""
     found: dict[tuple[str, str], dict[str, int]] = {}
     for name, entry in entries.items():
         for tier, table in entry.get("limits", {}).items():
@@ -341,7 +295,7 @@ def _merge(layers: Sequence[Mapping[str, Any]], section: str) -> dict[str, Any]:
 
 
 def load(text: str, where: str) -> dict[str, Any]:
-    """One file, with every field checked alone; what entries mean together the Catalog checks."""
+    """Parses one file and checks every field by itself. The Catalog checks entries against each other."""
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -372,7 +326,7 @@ def _check_model(entry: dict[str, Any], where: str) -> None:
         if name in entry and (type(entry[name]) not in (str, int) or entry[name] not in choices):
             raise CatalogError(f"{where}.{name}: expected one of {', '.join(map(str, choices))}, not {entry[name]!r}")
     for name in ("bucket", "fallback"):
-        if name in entry and (entry[name] or name == "bucket"):  # an empty fallback takes away the built-in one
+        if name in entry and (entry[name] or name == "bucket"):  # an empty fallback removes the built-in one
             check_name(entry[name], f"{where}.{name}")
     _typed(entry.get("note", ""), str, f"{where}.note", "a text")
     tiers = _typed(entry.get("limits", {}), dict, f"{where}.limits", "a table per tier")

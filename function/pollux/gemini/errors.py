@@ -1,4 +1,4 @@
-"""PURE. Every error that Pollux itself makes, in the shapes of both APIs. docs/errors.md is generated from ERRORS."""
+"""Every error that Pollux itself makes, in the shapes of both APIs. docs/errors.md shows TABLE."""
 
 import json
 import math
@@ -197,9 +197,3 @@ def stream_error(form: str, http: int, status: str, message: str, *, begun: bool
 def _for_openai(http: int, code: str) -> dict[str, Any]:
     kind = _OPENAI_TYPES.get(http, "server_error" if http >= 500 else "invalid_request_error")
     return {"code": code, "type": kind, "param": None}
-
-
-def describe() -> str:
-    """ERRORS as a Markdown table: docs/errors.md holds it."""
-    rows = [f"| `{name}` | {p.http} `{p.status}` | {p.when} | {p.remedy} |" for name, p in ERRORS.items()]
-    return "\n".join(["| reason | status | when | what to do |", "|---|---|---|---|", *rows]) + "\n"

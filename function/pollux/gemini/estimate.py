@@ -1,38 +1,33 @@
-"""Input tokens, requests and images of a request body, without asking anybody. Media are priced in media.py."""
+"""Estimates the input tokens, requests and images of a request body. `media` estimates pictures and files."""
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pollux.gemini.media import Base64, media_tokens, mime_of, remote_tokens, resolution_of
 
-TURN = 3  # what a turn costs besides its text: its role and its marks
-CACHED = 4096  # a cache is counted as input too; its length is Google's secret, this is the least that may be cached
+TURN = 3  # tokens of a turn besides its text: its role and its marks
+CACHED = 4096  # a cache counts as input too; its length is not known, this is the least that can be cached
 
-# Long jobs have a quota of their own (enqueued tokens); none of it is input per minute.
+# Long jobs have their own quota (enqueued tokens); they take no input tokens per minute.
 _JOBS = frozenset(("batchGenerateContent", "asyncBatchEmbedContent"))
 
 # Lower-case letters, white space, and every byte of a character beyond ASCII.
 _LIGHT = bytes(range(ord("a"), ord("z") + 1)) + b" \t\n\r" + bytes(range(0x80, 0x100))
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """`sure` is False if something of unknown length is in it, or if the body could not be read."""
-
+class Estimate(NamedTuple):
     tokens: int
     requests: int
     images: int
-    sure: bool
 
 
 def text_tokens(text: str) -> int:
     """A token per 4.5 letters, 0.7 for a digit, capital or mark, 0.25 more for each byte beyond a character's first.
 
     That makes 4.1 characters a token for English prose, 2.5 to 3 for code and JSON, 2 for Base64 and Cyrillic, 1.4 for
-    Chinese and Japanese: a little above what Google counts. Digits and marks mostly are tokens of their own, and what
-    takes more bytes is rarer. Never more than the UTF-8 bytes, the true upper bound, as no character's share is.
+    Chinese and Japanese: a little more than Google counts. Digits and marks are mostly tokens of their own, and longer
+    encodings are rarer. Never more than the UTF-8 bytes, which are the true upper bound.
     """
     raw = text.encode("utf-8", "surrogatepass")
     heavy = len(raw.translate(None, _LIGHT))
@@ -40,25 +35,25 @@ def text_tokens(text: str) -> int:
 
 
 def estimate(body: Mapping[str, Any] | None, *, size: int, verb: str | None, generation: int) -> Estimate:
-    """Of any JSON, however odd or deep; linear in its size. `size` counts only where `body` could not be read."""
+    """For any JSON object, in time linear to its size. `size` counts only if `body` could not be read."""
     if not isinstance(body, Mapping):
-        return Estimate(size // 4, 1, 0, size == 0)
+        return Estimate(size // 4, 1, 0)
     if verb in _JOBS:
-        return Estimate(0, 1, 0, True)
+        return Estimate(0, 1, 0)
     tally = _Tally(generation)
     tally.body(body, verb)
     tally.drain()
-    return Estimate(text_tokens("".join(tally.text)) + tally.extra, tally.requests, tally.images, tally.sure)
+    return Estimate(text_tokens("".join(tally.text)) + tally.extra, tally.requests, tally.images)
 
 
 class _Tally:
-    """Adds up one body. What is still to be read waits in two lists, not on the stack: a body may be thousands deep.
+    """Adds up one body. Values still to be read wait in two lists, not on the stack: a body may be thousands deep.
 
-    `prose` holds contents, messages, parts: only their texts count. `json` holds what the model is shown as JSON, tools
-    and calls: there names and punctuation count as well, and a "file" or "uri" is a word like any other.
+    `prose` has contents, messages, parts: only their texts count. `json` has what the model sees as JSON, tools and
+    calls: there names and punctuation count too, and a "file" or "uri" is an ordinary word.
     """
 
-    __slots__ = ("extra", "generation", "images", "json", "prose", "requests", "resolution", "sure", "text")
+    __slots__ = ("extra", "generation", "images", "json", "prose", "requests", "resolution", "text")
 
     def __init__(self, generation: int) -> None:
         self.generation = generation
@@ -66,7 +61,7 @@ class _Tally:
         self.text: list[str] = []
         self.prose: list[Any] = []
         self.json: list[Any] = []
-        self.extra, self.requests, self.images, self.sure = 0, 1, 0, True
+        self.extra, self.requests, self.images = 0, 1, 0
 
     def body(self, whole: Mapping[str, Any], verb: str | None) -> None:
         bodies, known = [whole], False
@@ -89,7 +84,7 @@ class _Tally:
                 elif key == "modalities":
                     self.modalities(value)
                 elif key in ("cachedContent", "cached_content") and value:
-                    self.extra, self.sure = self.extra + CACHED, False
+                    self.extra += CACHED
                 else:
                     continue
                 known = True
@@ -104,8 +99,8 @@ class _Tally:
 
     def config(self, config: Any) -> None:
         if isinstance(config, dict):
-            if level := config.get("mediaResolution") or config.get("media_resolution"):
-                self.resolution = resolution_of(level)
+            level = config.get("mediaResolution") or config.get("media_resolution")
+            self.resolution = resolution_of(level) if level else None
             self.modalities(config.get("responseModalities") or config.get("response_modalities"))
             self.json.extend(config[key] for key in _SCHEMAS if key in config)
 
@@ -144,7 +139,7 @@ class _Tally:
                     text.extend(item)
                     if _DEEP.isdisjoint(item):
                         json.extend(item.values())
-                    else:  # a tool can answer with a picture
+                    else:  # a tool may answer with a picture
                         json.extend(v for k, v in item.items() if k not in _DEEP or not _HANDLERS[k](self, v, item))
                 elif isinstance(item, list):
                     self.extra += len(item)
@@ -153,7 +148,7 @@ class _Tally:
                     self.extra += _digits(item)
 
     def part(self, item: dict[str, Any]) -> None:
-        """A turn or one of its parts: text, media, a call, its answer."""
+        """A turn or one of its parts: text, media, a call or its answer."""
         for key, value in item.items():
             if key == "text" and isinstance(value, str):
                 self.text.append(value)
@@ -172,14 +167,12 @@ class _Tally:
     def media(self, mime: str, data: Base64, part: Mapping[str, Any]) -> bool:
         resolution = resolution_of(part.get("mediaResolution") or part.get("media_resolution")) or self.resolution
         clip = part.get("videoMetadata") or part.get("video_metadata")
-        tokens, sure = media_tokens(mime, data, generation=self.generation, resolution=resolution, clip=clip)
-        self.extra, self.sure = self.extra + tokens, self.sure and sure
+        self.extra += media_tokens(mime, data, generation=self.generation, resolution=resolution, clip=clip)
         return True
 
     def remote(self, mime: str, part: Mapping[str, Any]) -> bool:
         resolution = resolution_of(part.get("mediaResolution") or part.get("media_resolution")) or self.resolution
         self.extra += remote_tokens(mime, generation=self.generation, resolution=resolution)
-        self.sure = False
         return True
 
     def url(self, url: Any, mime: str, part: Mapping[str, Any]) -> bool:
@@ -192,14 +185,14 @@ class _Tally:
 
 
 def _inline(tally: _Tally, value: Any, part: Mapping[str, Any]) -> bool:
-    """inlineData, and the flat form of it: {"type": "image", "data": …, "mime_type": …}."""
+    """inlineData, or its flat form: {"type": "image", "data": …, "mime_type": …}."""
     holder = value if isinstance(value, dict) else part
     data, mime = holder.get("data", holder.get("bytesBase64Encoded")), mime_of(holder)
     return isinstance(data, str) and bool(mime) and tally.media(mime, Base64(data), part)
 
 
 def _file(tally: _Tally, value: Any, part: Mapping[str, Any]) -> bool:
-    """fileData; OpenAI's file, which holds a data URL under a name that is nearly the same; a bare uri."""
+    """fileData; OpenAI's file, which has a data URL under nearly the same name; or a uri alone."""
     if isinstance(value, str):
         kind = mime_of(part) or part.get("type")
         return ":" in value[:20] and tally.url(value, kind if isinstance(kind, str) else "", part)
@@ -256,7 +249,7 @@ def _count(value: Any, otherwise: int) -> int:
 
 
 def _digits(value: Any) -> int:
-    """A number is a token a digit. Python refuses to write very long ones, so those are measured in bits."""
+    """One token a digit. Python refuses to print very long numbers, so their bits are counted."""
     if type(value) is int and not -(10**15) < value < 10**15:
         return value.bit_length() * 3 // 10
     return len(repr(value)) if type(value) in (int, float) else 1

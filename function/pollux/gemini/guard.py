@@ -1,11 +1,11 @@
-"""PURE. Keeps back paths that leave the API or get around the gateway, and query parameters with credentials."""
+"""Keeps back paths that leave the API or get around the gateway, and query parameters with credentials."""
 
 import re
 from urllib.parse import quote, unquote
 
 from pollux.gemini.errors import GatewayError
 
-# What may stand in front of a path of the API, slashes and matrix parameters included.
+# What may precede a path of the API, with slashes and matrix parameters.
 _FRONT = r"^(?:/+(?:resumable|upload|download|openai|v\d\w*)(?:;[^/]*)?)*/+"
 # Paths that would hand out a credential or bypass the gateway: new tokens, access for other people, webhooks, and calls
 # wrapped in calls, whose inner paths the gateway would not see.

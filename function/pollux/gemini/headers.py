@@ -1,4 +1,4 @@
-"""PURE. Which headers are passed on, to Gemini and to clients: two allow-lists. And how long a client will wait."""
+"""Which headers are passed on, to Gemini and to clients: two allow-lists. And how long a client will wait."""
 
 import math
 from collections.abc import Container, Iterable
@@ -64,7 +64,8 @@ TO_CLIENT = frozenset(
         b"x-guploader-uploadid",
     }
 )
-_ADDRESSES = (b"x-goog-upload-url", b"x-goog-upload-control-url")
+SESSION_URLS = (b"x-goog-upload-url", b"x-goog-upload-control-url")
+"""Headers that have the URL of an upload's session."""
 
 
 def upstream_headers(raw: RawHeaders, *, content: bool) -> list[tuple[str, str]]:
@@ -86,7 +87,7 @@ def client_headers(raw: RawHeaders, more: Container[bytes] = ()) -> list[tuple[b
     kept = []
     for name, value in raw:
         if (lower := name.lower()) in TO_CLIENT or lower in more:
-            kept.append((lower, _without_credentials(value) if lower in _ADDRESSES else value))
+            kept.append((lower, _without_credentials(value) if lower in SESSION_URLS else value))
     return kept
 
 

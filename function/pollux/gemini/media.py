@@ -1,6 +1,6 @@
-"""What pictures, sounds, films and documents cost in input tokens: by their header, else by their size.
+"""Estimates the input tokens of pictures, sounds, films and documents, by their header or else by their size.
 
-Takes Base64 as it stands in a request and decodes only the bytes it looks at. Knows nothing of requests.
+It takes Base64 and decodes only the bytes that it looks at.
 """
 
 import math
@@ -10,17 +10,17 @@ from collections.abc import Mapping
 from typing import Any
 
 REMOTE = 10_000  # a file of unknown length: about five minutes of speech, two of film, or 18 pages
-PAGES = 1000  # Google takes no longer document
+PAGES = 1000  # Google accepts no longer document
 WHOLE = 2 << 20  # a PDF up to this size is read whole
 AUDIO = 32  # tokens a second, in every generation
 
-# Tokens by media resolution; None is what counts if the request names none.
+# Tokens by media resolution; None: the request names none.
 _IMAGE = {None: 1120, "low": 280, "medium": 560, "high": 1120, "ultra_high": 2240}
 _FRAME = {None: 70, "low": 70, "medium": 70, "high": 280, "ultra_high": 280}
 _PAGE = {None: 560, "low": 280, "medium": 560, "high": 1120, "ultra_high": 1120}
 _TILE = 258  # Gemini 2: a picture of up to 384 pixels a side, each 768x768 tile of a larger one, a page
 
-# Bytes a second, where a header says nothing: common bit rates, on the low side (a longer file costs more tokens).
+# Bytes a second if no header says it: common bit rates, rather low, so that the estimate is rather high.
 _RATES = {"flac": 70_000, "aiff": 176_400, "wav": 32_000, "ogg": 8_000, "opus": 8_000, "webm": 8_000, "amr": 1_600}
 _RATE = 16_000  # mp3, aac and others at 128 kbit/s
 _VIDEO_RATE = 125_000  # 1 Mbit/s
@@ -34,7 +34,7 @@ _SAMPLES = re.compile(r"rate=([1-9]\d{3,5})")
 
 
 class Base64:
-    """Bytes that stay encoded. google-genai sends the URL-safe alphabet, most others the standard one."""
+    """Bytes that stay encoded. google-genai uses the URL-safe alphabet, most others the standard one."""
 
     __slots__ = ("_start", "_text", "size")
 
@@ -43,7 +43,7 @@ class Base64:
         self.size = max(0, (len(text) - start) * 3 // 4 - text[-2:].count("="))
 
     def read(self, offset: int, length: int) -> bytes:
-        """Fewer bytes than asked for at the end, none where it is not Base64. Line breaks do no harm at offset 0."""
+        """Fewer bytes at the end, none if it is not Base64. Line breaks are accepted at offset 0."""
         first = self._start + offset // 3 * 4
         chunk = self._text[first : first + (length + 5) // 3 * 4].replace("-", "+").replace("_", "/")
         for _ in range(2):
@@ -57,28 +57,24 @@ class Base64:
         return int.from_bytes(self.read(offset, length), "big")
 
 
-def media_tokens(
-    mime: str, data: Base64, *, generation: int, resolution: str | None = None, clip: Any = None
-) -> tuple[int, bool]:
-    """Tokens, and whether the length was known. `clip` is the part's videoMetadata."""
+def media_tokens(mime: str, data: Base64, *, generation: int, resolution: str | None = None, clip: Any = None) -> int:
+    """`clip`: the part's videoMetadata."""
     kind = mime[:100].lower().strip()
     if kind.startswith("image/"):
         return _image(data, generation, resolution)
     if kind.startswith("video/"):
         return _video(data, generation, resolution, clip)
     if kind.startswith("audio/"):
-        seconds, sure = _sound(kind, data)
-        return math.ceil(seconds * AUDIO), sure
+        return math.ceil(_sound(kind, data) * AUDIO)
     if kind.startswith("application/pdf"):
-        pages, sure = _pages(data)
-        return pages * (_TILE if generation < 3 else _PAGE[resolution]), sure
+        return _pages(data) * (_TILE if generation < 3 else _PAGE[resolution])
     if kind.startswith("text/") or kind.endswith(("json", "xml", "script", "python")):
-        return data.size // 3 + 1, True
-    return min(data.size // 3 + 1, REMOTE), False
+        return data.size // 3 + 1
+    return min(data.size // 3 + 1, REMOTE)
 
 
 def remote_tokens(mime: str, *, generation: int, resolution: str | None = None) -> int:
-    """A file that only Google has: a picture has a price whatever its size, the rest is anybody's guess."""
+    """A file that only Google has: a picture's tokens are known whatever its size, others are a rough guess."""
     if mime[:100].lower().startswith("image"):
         return 4 * _TILE if generation < 3 else _IMAGE[resolution]
     return REMOTE
@@ -91,18 +87,18 @@ def resolution_of(value: Any) -> str | None:
     return word if word in _IMAGE else None
 
 
-def _image(data: Base64, generation: int, resolution: str | None) -> tuple[int, bool]:
-    if generation >= 3:  # a price per picture: no need to look
-        return _IMAGE[resolution], True
+def _image(data: Base64, generation: int, resolution: str | None) -> int:
+    if generation >= 3:  # the same for any picture
+        return _IMAGE[resolution]
     if resolution in ("low", "medium"):
-        return (64 if resolution == "low" else 256), True
+        return 64 if resolution == "low" else 256
     width, height = _pixels(data)
     if not width or not height:
-        return 4 * _TILE, False
+        return 4 * _TILE
     if max(width, height) <= 384:
-        return _TILE, True
-    # Larger pictures are scaled to 3072 pixels first; besides, a header can claim anything.
-    return _TILE * math.ceil(min(width, 3072) / 768) * math.ceil(min(height, 3072) / 768), True
+        return _TILE
+    # Google scales larger pictures to 3072 pixels; and a header may claim any size.
+    return _TILE * math.ceil(min(width, 3072) / 768) * math.ceil(min(height, 3072) / 768)
 
 
 def _pixels(data: Base64) -> tuple[int, int]:
@@ -124,7 +120,7 @@ def _pixels(data: Base64) -> tuple[int, int]:
 
 
 def _jpeg(data: bytes) -> tuple[int, int] | None:
-    """Walks the segments to the frame header, which may come after a thumbnail and a colour profile."""
+    """Goes through the segments to the frame header, which may follow a thumbnail and a colour profile."""
     at = 2
     while at + 9 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
@@ -137,9 +133,8 @@ def _jpeg(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _video(data: Base64, generation: int, resolution: str | None, clip: Any) -> tuple[int, bool]:
+def _video(data: Base64, generation: int, resolution: str | None, clip: Any) -> int:
     seconds = _mp4_seconds(data)
-    sure = seconds is not None
     length = data.size / _VIDEO_RATE if seconds is None else seconds
     frames = 1.0
     if isinstance(clip, dict):
@@ -150,7 +145,7 @@ def _video(data: Base64, generation: int, resolution: str | None, clip: Any) -> 
             frames = fps
     old_frame = 66 if resolution == "low" else 263 - AUDIO  # 263 a second together with its sound
     frame = _FRAME[resolution] if generation >= 3 else old_frame
-    return math.ceil(length * (frame * frames + AUDIO)), sure
+    return math.ceil(length * (frame * frames + AUDIO))
 
 
 def _offset(value: Any, otherwise: float) -> float:
@@ -158,17 +153,18 @@ def _offset(value: Any, otherwise: float) -> float:
     return float(found[1]) if found else otherwise
 
 
-def _sound(kind: str, data: Base64) -> tuple[float, bool]:
+def _sound(kind: str, data: Base64) -> float:
+    """Seconds."""
     seconds = _wav_seconds(data)
     if seconds is None and ("mp4" in kind or "m4a" in kind):
         seconds = _mp4_seconds(data)
     if seconds is not None:
-        return seconds, True
+        return seconds
     if "pcm" in kind or "l16" in kind:  # raw: 16 bits, one channel, 24 kHz unless the type says otherwise
         samples = _SAMPLES.search(kind)
-        return data.size / (2 * int(samples[1] if samples else 24_000)), True
+        return data.size / (2 * int(samples[1] if samples else 24_000))
     rate = next((rate for name, rate in _RATES.items() if name in kind), _RATE)
-    return data.size / rate, False
+    return data.size / rate
 
 
 def _wav_seconds(data: Base64) -> float | None:
@@ -187,7 +183,7 @@ def _wav_seconds(data: Base64) -> float | None:
 
 
 def _mp4_seconds(data: Base64) -> float | None:
-    """From the movie header, by hopping over boxes: moov may stand behind all of the film."""
+    """From the movie header, skipping boxes: moov may be at the end of the file."""
     at, end = 0, data.size
     for _ in range(64):
         if at + 8 > end:
@@ -201,7 +197,7 @@ def _mp4_seconds(data: Base64) -> float | None:
             wide = data.number(at + head, 1) == 1
             scale = data.number(at + head + (20 if wide else 12), 4)
             length = data.number(at + head + (24 if wide else 16), 8 if wide else 4)
-            # A byte a second is the least that a film can have: what claims more is a broken header.
+            # A film has at least a byte a second: a longer duration is a broken header.
             return length / scale if scale and 0 < length / scale <= data.size else None
         elif size < head or (at == 0 and name not in (b"ftyp", b"moov", b"wide", b"skip", b"free", b"mdat", b"styp")):
             break
@@ -210,8 +206,8 @@ def _mp4_seconds(data: Base64) -> float | None:
     return None
 
 
-def _pages(data: Base64) -> tuple[int, bool]:
-    """Page objects if all can be seen; newer files compress them, then what the page tree says of itself."""
+def _pages(data: Base64) -> int:
+    """Counts page objects if the whole file is read; newer files compress them, then uses the page tree's count."""
     whole = data.size <= WHOLE
     text = (
         data.read(0, data.size) if whole else data.read(0, WHOLE // 8) + data.read(data.size - WHOLE // 8, WHOLE // 8)
@@ -220,9 +216,7 @@ def _pages(data: Base64) -> tuple[int, bool]:
     if not pages:
         claims = [*_PAGE_COUNT.finditer(text), *_LINEARIZED.finditer(text[:1024])]
         pages = max((int(found[1]) for found in claims), default=0)
-    if pages:
-        return min(pages, PAGES), True
-    return min(data.size // _PAGE_SIZE + 1, PAGES), False
+    return min(pages or data.size // _PAGE_SIZE + 1, PAGES)
 
 
 def mime_of(holder: Mapping[str, Any]) -> str:

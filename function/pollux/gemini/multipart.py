@@ -1,4 +1,4 @@
-"""PURE. Reads a multipart body as it arrives. It holds no more than one piece and a boundary."""
+"""Reads a multipart body as it arrives. It holds no more than one piece and a boundary."""
 
 import re
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""PURE. Which resources of a project a call names, in its path and its body, and which its answer names.
+"""Which resources of a project a call names, in its path and its body, and which its answer names.
 
 A name is that of a resource: `files/ID`, `cachedContents/ID`, `models/M/operations/ID`. What lies below one (documents,
 operations, permissions) belongs to the resource that its first two segments name.
@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from pollux.gemini.call import INTERACTION, Call
 
 GOOGLE = "https://generativelanguage.googleapis.com"
-"""What URIs begin with, wherever the upstream really is."""
+"""URIs begin with it, whatever the upstream's address is."""
 
 COLLECTIONS = frozenset(
     {
@@ -36,18 +36,18 @@ COLLECTIONS = frozenset(
     }
 )
 CHAINED = frozenset({"agents", "environments", "interactions", "triggers"})
-"""Their bodies name one another by bare ids."""
+"""Collections whose bodies name one another by ids without a collection."""
 MAKING = frozenset({"batchGenerateContent", "asyncBatchEmbedContent", "predictLongRunning", INTERACTION})
-"""Verbs of a model that make something to be asked for later."""
-TOGETHER = frozenset({"cachedContents", "corpora", "fileSearchStores", "files", "ragStores"})
-"""What one request may name several of, or one of which may go into another."""
+"""A model's verbs that make something whose result is fetched later."""
+COMBINED = frozenset({"cachedContents", "corpora", "fileSearchStores", "files", "ragStores"})
+"""Collections of which one request may name several resources, or of which one resource may contain another."""
 MARKS = (b"files", b"cachedContents", b"fileSearchStores", b"corpora", b"tunedModels", b"file_id", b"fileName")
-"""One of these stands in every body that names a resource and goes to none of CHAINED."""
+"""Every body that names a resource has one of these, except on the paths of CHAINED."""
 
 LONGEST_URI = 8192
-"""What is longer is none; a body may hold megabytes of one."""
+"""Longer strings are not URIs; a body may have one of megabytes."""
 LONGEST = 450
-"""A name is one of a document in the store."""
+"""Names are used as names of documents in the store."""
 
 _ID = re.compile(r"[A-Za-z0-9_][\w.~=+@-]{0,399}", re.ASCII)
 _FRONT = re.compile(r"/*(?:(?:upload|download|resumable|openai|v\d\w*)/+)*", re.ASCII)
@@ -65,7 +65,7 @@ _KINDS_WITH_URI = frozenset({"image", "audio", "video", "document", "file"})
 
 
 def resource(text: str) -> str | None:
-    """The name that a path below the version begins with; None for what no project owns."""
+    """The resource that a path without its version begins with; None if no project owns one there."""
     first, _, rest = text.partition("/")
     segments = rest.split("/")
     if first == "models":
@@ -79,22 +79,20 @@ def resource(text: str) -> str | None:
 
 
 def collection(call: Call) -> str:
-    """What the path is about: its first segment below the version."""
-    return re.split("[/:]", below(call), maxsplit=1)[0]
+    """The path's first segment after the version."""
+    return re.split("[/:]", resource_path(call), maxsplit=1)[0]
 
 
-def below(call: Call) -> str:
-    """The path below the version, decoded."""
-    path = unquote(call.path)
-    found = _FRONT.match(path)
-    return path[found.end() :] if found else path
+def resource_path(call: Call) -> str:
+    """The path after the version, decoded."""
+    return _FRONT.sub("", unquote(call.path), count=1)
 
 
 def path_names(call: Call) -> tuple[str, ...]:
-    """The resource that the path names, if it names one."""
+    """The resource that the path names; empty if it names none."""
     if call.model is not None and "/" not in call.model:  # nearly every request
         return ()
-    path = below(call)
+    path = resource_path(call)
     if call.api == "openai":  # an id may carry its collection: batches/batches/ID
         first, _, rest = path.partition("/")
         name = resource(rest) or resource(f"{first}/{rest}")
@@ -104,41 +102,42 @@ def path_names(call: Call) -> tuple[str, ...]:
 
 
 def names_exactly(call: Call, name: str) -> bool:
-    """The path is about that resource, and about nothing below it."""
-    path = below(call)
+    """Whether the path names that resource, and nothing below it."""
+    path = resource_path(call)
     return path == name or (call.api == "openai" and path.endswith("/" + name.partition("/")[2]))
 
 
 def is_resource_call(call: Call) -> bool:
-    """Its answer may name what a project owns. A download's says what a file holds, and passes as it is."""
+    """Whether its answer may name resources. A download's answer is a file's content and passes as it is."""
     found = call.verb in MAKING
     if not found and call.kind in ("other", "guarded"):
         found = collection(call) in COLLECTIONS or "/operations/" in call.path
     return found and _DOWNLOAD.search(f"{call.path}?{call.query}") is None
 
 
-def makes_what_goes_together(call: Call) -> bool:
-    return call.kind == "other" and collection(call) in TOGETHER
+def may_combine(call: Call) -> bool:
+    """Whether a later request may name what this call makes together with other resources."""
+    return call.kind == "other" and collection(call) in COMBINED
 
 
 def named_by(reference: str, bases: Iterable[str] = (GOOGLE,)) -> str | None:
-    """The resource behind a name or a URI. A URI is one only below Google's address or one of ours."""
+    """The resource of a name or a URI. Only URIs below one of `bases` count."""
     if "://" not in reference:
         return resource(reference)
     for base in bases:
         if reference.startswith(base + "/"):
-            found = _FRONT.match(reference, len(base))
-            return resource(unquote(reference[found.end() :].partition("?")[0])) if found else None
+            path = _FRONT.sub("", reference[len(base) :], count=1)
+            return resource(unquote(path.partition("?")[0]))
     return None
 
 
 def may_name(body: bytes, call: Call) -> bool:
-    """A look at the bytes, so that a body that names nothing need not be read."""
+    """Looks at the bytes, so that a body that names nothing need not be parsed."""
     return any(mark in body for mark in MARKS) or (bool(body) and call.api == "native" and collection(call) in CHAINED)
 
 
-def references(parsed: Mapping[str, Any], call: Call) -> Set[str]:
-    """Names and URIs as they stand there, wherever one may stand; not all of them are of a project's resources."""
+def body_references(parsed: Mapping[str, Any], call: Call) -> Set[str]:
+    """All strings in the places where a body may name resources, unchanged. Some may name none."""
     found: Found = []
     if call.api == "openai":
         _openai(parsed, found)
@@ -153,7 +152,7 @@ def references(parsed: Mapping[str, Any], call: Call) -> Set[str]:
 
 
 def _both(thing: Mapping[str, Any], name: str) -> list[Any]:
-    """What stands there in camelCase and in snake_case: Google takes either, and so both."""
+    """Its values in camelCase and in snake_case: Google accepts either, so a body may have both."""
     return [thing.get(name), thing.get(_SNAKE[name])]
 
 
@@ -162,19 +161,19 @@ def _dicts(thing: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def dicts(value: Any) -> list[dict[str, Any]]:
-    """What of it can hold fields: one object, or those of a list."""
+    """The object, or the objects of the list."""
     if isinstance(value, list):
         return [one for one in value if isinstance(one, dict)]
     return [value] if isinstance(value, dict) else []
 
 
 Found = list[Any]
-"""References as they stand there; what is no string is sorted out at the end."""
+"""References as the body has them; values that are not strings are removed at the end."""
 
 
 def _request(request: Mapping[str, Any], found: Found, depth: int = 6) -> None:
-    """A GenerateContentRequest, or whatever else has contents, tools or requests of its own. Of nearly every request
-    this looks at a handful of names, and once into each part.
+    """A GenerateContentRequest, or any other object with contents, tools or requests. For nearly every request this
+    looks at a few names, and once into each part.
     """
     for name, value in request.items():
         if (read := _FIELDS.get(name)) is not None:
@@ -201,16 +200,8 @@ def _part(part: Mapping[str, Any], found: Found) -> None:
                 found += _both(data, "fileUri")
 
 
-def _cache(value: Any, found: Found, depth: int) -> None:
-    found.append(with_kind("cachedContents", value))
-
-
-def _itself(value: Any, found: Found, depth: int) -> None:
-    found.append(value)
-
-
 def _tools(value: Any, found: Found, depth: int) -> None:
-    """Native ones have a field `fileSearch`, those of interactions the names themselves."""
+    """Native tools have a field `fileSearch`; tools of interactions have the names themselves."""
     for tool in dicts(value):
         for search in (tool, *_dicts(tool, "fileSearch")):
             for names in _both(search, "fileSearchStoreNames"):
@@ -228,7 +219,7 @@ def _instances(value: Any, found: Found, depth: int) -> None:
 
 
 def _inner(value: Any, found: Found, depth: int) -> None:
-    """Requests in a request: a batch's input, the texts of an embedding, what is to be counted."""
+    """Requests in a request: a batch's input, the texts of an embedding, the request whose tokens are counted."""
     for inner in dicts(value) if depth else ():
         _request(inner, found, depth - 1)
 
@@ -237,8 +228,8 @@ _FIELDS: dict[str, Callable[[Any, Found, int], None]] = {
     "contents": _contents,
     "content": _contents,
     "systemInstruction": _contents,
-    "cachedContent": _cache,
-    "fileName": _itself,
+    "cachedContent": lambda value, found, _: found.append(in_collection("cachedContents", value)),
+    "fileName": lambda value, found, _: found.append(value),
     "tools": _tools,
     "semanticRetriever": _retriever,
     "instances": _instances,
@@ -252,17 +243,16 @@ _FIELDS |= {_SNAKE[name]: read for name, read in _FIELDS.items() if name in _SNA
 
 
 def _chained(parsed: Mapping[str, Any], found: Found, depth: int = 1) -> None:
-    """An interaction, or what makes one later."""
-    found += [with_kind("interactions", one) for one in _both(parsed, "previousInteractionId")]
-    found += [with_kind("environments", one) for one in _both(parsed, "environmentId")]
+    """An interaction, or a trigger that makes one later."""
+    found += [in_collection("interactions", one) for one in _both(parsed, "previousInteractionId")]
+    found += [in_collection("environments", one) for one in _both(parsed, "environmentId")]
     for name in ("environment", "base_environment", "from_environment"):
         place = parsed.get(name)
-        found += [with_kind("environments", id_) for one in dicts(place) for id_ in _both(one, "environmentId")]
+        found += [in_collection("environments", id_) for one in dicts(place) for id_ in _both(one, "environmentId")]
         if place != "remote":
-            found.append(with_kind("environments", place))
-    for name in ("agent", "base_agent"):
-        found.append(with_kind("agents", parsed.get(name)))
-    found += [with_kind("cachedContents", one) for one in _both(parsed, "cachedContent")]
+            found.append(in_collection("environments", place))
+    found += [in_collection("agents", parsed.get(name)) for name in ("agent", "base_agent")]
+    found += [in_collection("cachedContents", one) for one in _both(parsed, "cachedContent")]
     _tools(parsed.get("tools"), found, 0)
     for step in dicts(parsed.get("input")):
         for item in (step, *dicts(step.get("content")), *dicts(step.get("result"))):
@@ -272,30 +262,28 @@ def _chained(parsed: Mapping[str, Any], found: Found, depth: int = 1) -> None:
         _chained(inner, found, 0)
 
 
-def with_kind(kind: str, value: Any) -> str | None:
-    """A bare id as a name; a name stays one."""
+def in_collection(kind: str, value: Any) -> str | None:
+    """The name for an id without its collection; a name stays as it is."""
     if not isinstance(value, str) or not value:
         return None
     return value if value.startswith(kind + "/") else f"{kind}/{value}"
 
 
 def _openai(parsed: Mapping[str, Any], found: Found) -> None:
-    found += [with_kind("files", one) for one in _both(parsed, "inputFileId")]
+    found += [in_collection("files", one) for one in _both(parsed, "inputFileId")]
     for holder in (parsed, *dicts(parsed.get("extra_body"))):
         for google in (holder, *dicts(holder.get("google"))):
-            found += [with_kind("cachedContents", one) for one in _both(google, "cachedContent")]
+            found += [in_collection("cachedContents", one) for one in _both(google, "cachedContent")]
             _tools(google.get("tools"), found, 0)
     for message in dicts(parsed.get("messages")):
-        content = message.get("content")
-        for part in content if isinstance(content, list) else ():
-            if isinstance(part, dict):
-                found += [image.get("url") for image in dicts(part.get("image_url"))]
-                found += [with_kind("files", file.get("file_id")) for file in dicts(part.get("file"))]
+        for part in dicts(message.get("content")):
+            found += [image.get("url") for image in dicts(part.get("image_url"))]
+            found += [in_collection("files", file.get("file_id")) for file in dicts(part.get("file"))]
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------
 
-# Only what Google itself fills in: OpenAI's `metadata` is the client's own, and could name what is not its.
+# Only fields that Google fills in: the client fills OpenAI's `metadata`, and could name other clients' resources there.
 _OF_OPENAI = frozenset({"data"})
 _OF_CHAINED = frozenset({"environment", "interaction", "triggerExecutions"})
 _HOLDERS = frozenset(
@@ -312,24 +300,24 @@ _LAST = 253402300800
 
 
 def answer_names(document: Any, call: Call, bases: Iterable[str] = (GOOGLE,)) -> dict[str, float | None]:
-    """What the answer of a resource call names, and when it expires where that is said. Lists name many."""
+    """The resources that an answer names, each with its expiry if the answer has one. Lists name many."""
     found: dict[str, float | None] = {}
-    bare = call.api == "openai" or below(call).count("/") < 2
-    kind = collection(call) if bare else ""  # whose ids have no collection in front
+    bare = call.api == "openai" or resource_path(call).count("/") < 2
+    kind = collection(call) if bare else ""  # of ids without a collection
     holders = _OF_OPENAI if call.api == "openai" else _OF_CHAINED if collection(call) in CHAINED else _HOLDERS
-    _answered(document, kind, tuple(bases), found, holders, 6)
+    _add_names(document, kind, tuple(bases), found, holders, 6)
     return found
 
 
-def _answered(
+def _add_names(
     document: Any, kind: str, bases: Sequence[str], found: dict[str, float | None], holders: Set[str], depth: int
 ) -> None:
     for thing in dicts(document):
         end = next((at for field in _ENDS if (at := _time(thing.get(field))) is not None), None)
         values = [thing.get(field) for field in _NAMING]
         values += [
-            with_kind("interactions", thing.get("interaction_id")),
-            with_kind("environments", thing.get("environment_id")),
+            in_collection("interactions", thing.get("interaction_id")),
+            in_collection("environments", thing.get("environment_id")),
         ]
         if isinstance(own := thing.get("id"), str) and kind in COLLECTIONS:
             values.append(own if resource(own) else f"{kind}/{own}")
@@ -340,11 +328,11 @@ def _answered(
         for field, inner in thing.items() if depth else ():
             if field in holders or (field in COLLECTIONS and isinstance(inner, list)):
                 own_kind = field + "s" if field + "s" in COLLECTIONS else field if field in COLLECTIONS else kind
-                _answered(inner, own_kind, bases, found, holders, depth - 1)
+                _add_names(inner, own_kind, bases, found, holders, depth - 1)
 
 
 def _time(value: Any) -> float | None:
-    """Google's RFC 3339 or OpenAI's seconds, as seconds since 1970."""
+    """Seconds since 1970, from Google's RFC 3339 or OpenAI's seconds."""
     if isinstance(value, int) and not isinstance(value, bool):
         return float(value) if 0 < value < _LAST else None
     try:

@@ -1,4 +1,4 @@
-"""PURE. Replaces URIs and names of files in bodies: Google's URIs by ours and back, a file's by those of its copy.
+"""Replaces URIs and names of files in bodies: Google's URIs by ours and back, a file's by those of its copy.
 
 Only a whole JSON string under a name such as `uri`, `fileUri` or `fileId` is replaced; every other byte stays.
 """
@@ -20,13 +20,13 @@ _NAMING = re.compile(rf'((?<!\\)"(?:{_MEMBER})"\s*:\s*")((?:[^"\\]|\\/)*)(?=")'.
 _GOOGLES = re.compile("generativelanguage", re.IGNORECASE)
 
 
-def elsewhere(reference: str) -> tuple[str, str] | None:
+def file_uri_parts(reference: str) -> tuple[str, str] | None:
     """(base, name) of a file's URI below any address: it may be another address of this gateway."""
     found = _FILE_URI.fullmatch(reference)
     return (found[1], found[2]) if found is not None else None
 
 
-def mentioned(references: Iterable[str]) -> set[str]:
+def files_mentioned(references: Iterable[str]) -> set[str]:
     """Files that the references may mean, in any encoding."""
     return {f"files/{found}" for text in references for found in _MENTIONED.findall(unquote(unquote(text)))}
 

@@ -1,7 +1,7 @@
-"""PURE. Reads a streamed answer while it passes: has content come, an error, an end, and what it says of tokens.
+"""Reads a streamed answer while it passes: whether content, an error or the end has come, and how many tokens.
 
-Nothing here changes a byte. Chunks may be cut anywhere. What has passed is not kept, but for a few bytes of overlap and
-what is still incomplete; a chunk costs a handful of searches.
+It changes no byte. Chunks may be cut anywhere. Only a few bytes of overlap and what is incomplete are kept; a chunk
+costs a few searches.
 """
 
 import json
@@ -9,14 +9,14 @@ import re
 from typing import Any
 
 LONG = 16 * 1024
-"""An event as long as this is content (an image), whatever it says: it is passed on before it is complete."""
+"""An event as long as this counts as content (an image): it is passed on before it is complete."""
 OVERLAP = 64
 USAGE_MOST = 8 * 1024
 ERROR_MOST = 64 * 1024
 TRIES_MOST = 200
-"""How often what may be an error is parsed before its end: it may come byte by byte."""
+"""How often a possible error is parsed before its end: it may come byte by byte."""
 
-# A JSON string has no raw line feed and no bare quote, so that these can only match where they mean it.
+# A JSON string has no raw line feed and no unescaped quote, so these do not match inside one.
 _FINISH = re.compile(rb'"(?:finishReason|blockReason)"\s*:\s*["\d]')
 _OPENAI_FINISH = re.compile(rb'"finish_reason"\s*:\s*"|\ndata: ?\[DONE\]')
 _SSE_ERROR = re.compile(rb'\n(?:data:)?\s*(?=\[?\s*\{\s*"error"\s*:)')
@@ -40,16 +40,16 @@ class StreamReader:
     """`form`: sse or array (native), openai-sse. Feed it every chunk, then `close`."""
 
     __slots__ = (
-        "_array", "_cold", "_error", "_error_at", "_finish", "_marker", "_rest", "_suspect", "_tries", "_usage",
-        "content_seen", "finished", "form",
+        "_array", "_cold", "_error_at", "_finish", "_marker", "_rest", "_suspect", "_tries", "_usage",
+        "content_seen", "error", "finished", "form",
     )  # fmt: skip
 
     def __init__(self, form: str) -> None:
         self.form = form
         self.content_seen = False
-        """An event had content: neither an error, nor without any part."""
+        """An event had content: it was no error, and had at least one part."""
         self.finished = False
-        """A reason to finish or to block was given, or [DONE]. Without it the answer was cut off."""
+        """A finish or block reason, or [DONE], came. Without one the answer was cut off."""
         self._array = form == "array"
         self._finish = _OPENAI_FINISH if form.startswith("openai") else _FINISH
         self._error_at = _ARRAY_ERROR if self._array else _SSE_ERROR
@@ -57,22 +57,23 @@ class StreamReader:
         self._rest = b"\n"  # the start of the stream is the start of a line
         self._usage: bytes | None = None
         self._cold = b""
-        """What came and was not judged yet, until there is content."""
+        """Until content comes: what was not judged yet."""
         self._suspect: bytearray | None = None
-        """From where an error seems to begin."""
+        """What came since an error seemed to begin."""
         self._tries = 0
-        self._error: bytes | None = None
+        self.error: bytes | None = None
+        """The first error's JSON as it came. In an array only the last element can be an error."""
 
     def feed(self, chunk: bytes) -> None:
         text = self._rest + chunk
         incomplete = self._look_for_usage(text)
         if not self.finished and (b"eason" in text or b"[DONE]" in text):
             self.finished = self._finish.search(text) is not None
-        if (self._error is None or self._array) and (self._suspect is not None or b'"error"' in text):
+        if (self.error is None or self._array) and (self._suspect is not None or b'"error"' in text):
             self._look_for_error(text, chunk)
         if not self.content_seen:
             self._cold += chunk
-            # Only these end an event or an element: to look at each byte of a long one would take for ever.
+            # Only these end an event or an element: parsing after each byte of a long one would take very long.
             if (b"}" if self._array else b"\n") in chunk:
                 self._look_for_content()
             if not self.content_seen and len(self._cold) > LONG:
@@ -83,23 +84,18 @@ class StreamReader:
         self._rest = text[incomplete:] if incomplete >= 0 else text[-OVERLAP:]
 
     def close(self) -> None:
-        """The stream ended: what is incomplete will not become complete."""
+        """The stream ended: what is incomplete stays so."""
         if not self.content_seen and not self._array and self._cold:
             self._judge(self._cold)
-        if self._error is None and self._suspect:
-            self._error = self._parsed(self._suspect)
-            if self._error is None and not (self._array and self.content_seen):
-                self._error = bytes(self._suspect.strip())
-
-    @property
-    def error(self) -> bytes | None:
-        """The first error's JSON as it came. In an array only a last element is one: then nothing follows it."""
-        return self._error
+        if self.error is None and self._suspect:
+            self.error = self._parsed(self._suspect)
+            if self.error is None and not (self._array and self.content_seen):
+                self.error = bytes(self._suspect.strip())
 
     @property
     def error_begun(self) -> bool:
-        """What came last may be the beginning of an error, whose end has not come yet."""
-        return self._suspect is not None and self._error is None
+        """What came last may be the beginning of an error."""
+        return self._suspect is not None and self.error is None
 
     @property
     def prompt_tokens(self) -> int | None:
@@ -116,10 +112,10 @@ class StreamReader:
             return None
         return usage if isinstance(usage, dict) else None
 
-    # --- searches in what passes -------------------------------------------------------------------------------------
+    # --- searches in each chunk --------------------------------------------------------------------------------------
 
     def _look_for_usage(self, text: bytes) -> int:
-        """Keep the last complete usage. Returns where an incomplete one begins, else -1."""
+        """Keeps the last complete usage. Returns where an incomplete one begins, or -1."""
         last = place = text.rfind(self._marker)
         while place >= 0:
             if (found := _USAGE[self._marker].match(text, place)) is not None:
@@ -138,13 +134,13 @@ class StreamReader:
             return
         if b"}" in chunk:
             self._tries += 1
-            self._error = self._parsed(self._suspect) if self._tries <= TRIES_MOST else None
+            self.error = self._parsed(self._suspect) if self._tries <= TRIES_MOST else None
         elif chunk.strip(_AFTER_LAST):
-            self._error = None
-        if len(self._suspect) > ERROR_MOST:  # too long for an error: an argument of that name
+            self.error = None
+        if len(self._suspect) > ERROR_MOST:  # too long for an error: a function's argument of that name
             self._suspect = None
             if self._array:
-                self._error = None
+                self.error = None
 
     def _parsed(self, suspect: bytearray) -> bytes | None:
         text = bytes(suspect)
@@ -178,7 +174,7 @@ class StreamReader:
             self._cold = self._cold[len(element) :].lstrip(_BETWEEN)
 
     def _judge(self, event: bytes) -> None:
-        """An event of SSE as it came, or an element of an array."""
+        """`event`: of SSE as it came, or an element of an array."""
         if self.content_seen:
             return
         if len(event) > LONG:
@@ -194,13 +190,13 @@ class StreamReader:
 
 
 def _data_of(event: bytes) -> bytes:
-    """The data of an SSE event. Lines without `data:` are comments, other fields, or an error, which is no content."""
+    """The data of an SSE event. Lines without `data:` are comments, other fields, or an error: no content."""
     lines = [line.strip() for line in event.split(b"\n")]
     return b"\n".join(line[len(_DATA) :].lstrip() for line in lines if line.startswith(_DATA))
 
 
 def _first_value(text: bytes) -> bytes | None:
-    """The JSON value that the text begins with, if it is complete."""
+    """The JSON value at the beginning of the text, if it is complete."""
     try:
         plain = text.decode("utf-8", "surrogateescape")
         _, end = _DECODER.raw_decode(plain)
@@ -210,7 +206,7 @@ def _first_value(text: bytes) -> bytes | None:
 
 
 def _has_content(event: Any) -> bool:
-    """Any part, finish or block; and whatever is not known here: it is the client's to understand."""
+    """Any part, finish or block counts, and so does anything unknown: the client may understand it."""
     if isinstance(event, list):
         return any(_has_content(one) for one in event)
     if not isinstance(event, dict):

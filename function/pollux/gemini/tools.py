@@ -1,4 +1,4 @@
-"""PURE. Tools that have their own quota at Google: which of them a request uses, which of them a text names.
+"""Tools that have their own quota at Google: which of them a request uses, which of them a text names.
 
 Their names here are those of the native API. Requests and errors are matched by pattern: each API spells the names
 differently, and new spellings appear.

@@ -1,21 +1,20 @@
-"""PURE. Which request of an upload this is, and the headers that only uploads have. It reads no body.
+"""Which request of an upload this is, and the headers that only uploads have. It reads no body.
 
 Google's own protocol uses X-Goog-Upload-… headers; the older one `uploadType`, Content-Range and Location.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 from urllib.parse import unquote, unquote_plus, urlsplit
 
 from pollux.gemini.call import Call
 from pollux.gemini.errors import GatewayError
 from pollux.gemini.guard import safe_path, strip_query
-
-RawHeaders = Iterable[tuple[bytes, bytes]]
+from pollux.gemini.headers import SESSION_URLS, RawHeaders
 
 _PATH = re.compile(r"/(?:resumable/)?upload/v\d\w*/.+")
-UPLOAD_ADDRESSES = (b"x-goog-upload-url", b"x-goog-upload-control-url", b"location")
+UPLOAD_ADDRESSES = (*SESSION_URLS, b"location")
 """Answer headers that have a session's URL."""
 OF_UPLOADS = (*UPLOAD_ADDRESSES, b"range")
 """Answer headers that only uploads need. `range`: how much has arrived, in the older protocol."""

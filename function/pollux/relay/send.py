@@ -11,7 +11,7 @@ from pollux.gemini.errors import GatewayError
 from pollux.gemini.headers import client_headers
 from pollux.gemini.upload import OF_UPLOADS
 from pollux.gemini.verdict.rules import Verdict, judge, verdict_of
-from pollux.redaction import MARK, SHORTEST, Screen, never_log, redact, without
+from pollux.redaction import Forms, Screen, never_log, redact, without
 
 API_KEY, BEARER, NO_CREDENTIAL = "x-goog-api-key", "authorization", ""
 """How a key travels: in a header of Google's, in that of the OpenAI paths, or not at all."""
@@ -48,10 +48,10 @@ class CoveredAnswer:
     all of it or take each `chunk`.
     """
 
-    __slots__ = ("_answer", "_screen", "_secret", "_value", "body", "headers", "length", "status")
+    __slots__ = ("_answer", "_forms", "_screens", "_secret", "body", "headers", "length", "status")
 
-    def __init__(self, answer: Answer, secret: str, *, uploads: bool = False) -> None:
-        """`uploads`: also keep the headers that only uploads need."""
+    def __init__(self, answer: Answer, secret: str, forms: Forms, *, uploads: bool = False) -> None:
+        """`forms`: of the secret. `uploads`: also keep the headers that only uploads need."""
         self.status = answer.status
         self.length = answer.length
         self.headers = client_headers(answer.headers, OF_UPLOADS if uploads else ())
@@ -59,31 +59,39 @@ class CoveredAnswer:
         """Set by `send` if it was told to read the whole answer."""
         self._answer = answer
         self._secret = secret
-        self._screen: Screen | None = None
-        value = secret.encode("utf-8", "replace")
-        self._value = value if len(value) >= SHORTEST else b""
-        for at, (name, text) in enumerate(self.headers):
-            if self._value and self._value in text:
-                self.headers[at] = name, text.replace(self._value, MARK.encode())
+        self._forms = forms
+        self._screens: list[Screen] | None = None
+        for form in forms:
+            for at, (name, text) in enumerate(self.headers):
+                if form in text:
+                    self.headers[at] = name, forms.cover(text)
 
     async def read(self) -> bytes:
         try:
             body = await self._answer.read()
         except UpstreamError as error:
             raise _covered(error, self._secret) from None
-        return body.replace(self._value, MARK.encode()) if self._value and self._value in body else body
+        for form in self._forms:
+            if form in body:
+                body = self._forms.cover(body)
+        return body
 
     async def chunk(self) -> bytes:
         """The next bytes; b"" at the end. If Content-Length was announced, exactly that many come."""
-        if self._screen is None:
-            self._screen = Screen(self._secret, same_length=self.length is not None)
+        if self._screens is None:
+            self._screens = [Screen(form, same_length=self.length is not None) for form in self._forms]
         try:
             while data := await self._answer.chunk():
-                if passed := self._screen.through(data):
-                    return passed
+                for screen in self._screens:
+                    data = screen.through(data)
+                if data:
+                    return data
         except UpstreamError as error:
             raise _covered(error, self._secret) from None
-        return self._screen.rest()
+        rest = b""
+        for screen in self._screens:
+            rest = (screen.through(rest) if rest else b"") + screen.rest()
+        return rest
 
     def redact(self, text: Text) -> Text:
         """For errors: replaces this key however it is escaped, and everything that looks like a key."""
@@ -110,8 +118,8 @@ class KeyedUpstream:
         self._upstream = upstream
         self._keyring = keyring
         self._now = now
-        self._guarded: set[int] = set()
-        """Hashes of the values that the log already knows to leave out."""
+        self._forms: dict[int, Forms] = {}
+        """Hash of a key's value -> its forms. Logs are told to leave out these values."""
 
     async def send(
         self,
@@ -133,9 +141,10 @@ class KeyedUpstream:
             value = (await self._keyring.value(key.id)).reveal()
         except KeySourceError as error:
             return _unreadable(key, error)
-        if hash(value) not in self._guarded:
+        forms = self._forms.get(hash(value))
+        if forms is None:
             never_log(value)
-            self._guarded.add(hash(value))
+            forms = self._forms[hash(value)] = Forms(value)
         if credential:
             headers = [*headers, (credential, f"Bearer {value}" if credential == BEARER else value)]
         if begins is not None:
@@ -143,7 +152,7 @@ class KeyedUpstream:
         answer = None
         try:
             came = await self._upstream.send(method, target, headers, body)
-            answer = CoveredAnswer(came, value, uploads=readdress is not None)
+            answer = CoveredAnswer(came, value, forms, uploads=readdress is not None)
             if readdress is not None:
                 answer.headers = await readdress(answer.headers, key)
             good = 200 <= answer.status < 300

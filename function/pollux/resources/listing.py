@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, quote, unquote_plus
 from pollux.backends.keys.entries import project_fault
 from pollux.gemini.call import Call
 from pollux.gemini.errors import GatewayError
-from pollux.gemini.names import CHAINED, GOOGLE, answer_names, below, collection, resource
+from pollux.gemini.names import CHAINED, GOOGLE, answer_names, collection, resource, resource_path
 from pollux.gemini.rewrite import to_client
 from pollux.pool import refusals as reasons
 from pollux.pool.windows import Want
@@ -53,7 +53,7 @@ def is_list(method: str, call: Call) -> bool:
     """A list of what projects own. The list of models is nearly the same in all projects."""
     if method != "GET" or call.kind != "other":
         return False
-    what = below(call).rstrip("/")
+    what = resource_path(call).rstrip("/")
     if call.api == "openai":
         return what in LISTED_BY_OPENAI
     return what in LISTED or (what.startswith("models/") and what.count("/") == 2 and what.endswith("/operations"))
@@ -174,7 +174,7 @@ class Listing:
         most = min(int(limit), OPENAI_MOST) if limit.isascii() and limit.isdigit() and int(limit) else OPENAI_PAGE
         start = ""
         if after:
-            kind = below(x.call).rstrip("/")
+            kind = resource_path(x.call).rstrip("/")
             name = resource(after) or f"{kind}/{after}"
             owner = (await self._locator.owners(x, [name])).get(name)
             if owner is None or owner.project not in self._projects.by_name:

@@ -14,14 +14,14 @@ from pollux.gemini.errors import GatewayError
 from pollux.gemini.names import (
     GOOGLE,
     answer_names,
+    body_references,
     is_resource_call,
-    makes_what_goes_together,
+    may_combine,
     named_by,
     path_names,
     resource,
 )
-from pollux.gemini.names import references as named_in_body
-from pollux.gemini.rewrite import elsewhere, to_upstream
+from pollux.gemini.rewrite import file_uri_parts, to_upstream
 from pollux.gemini.verdict.causes import OF_RESOURCES
 from pollux.relay.journal import Attempt
 from pollux.relay.request import Request
@@ -66,7 +66,7 @@ class Locator:
         names = set(path_names(call))
         if call.model is not None and "/" in (model := self._projects.catalog.resolve(call.model)):
             names.update(filter(None, (resource(model),)))  # a tuned model, named by an alias or by the body
-        references = frozenset() if parsed is None else named_in_body(parsed, call)
+        references = frozenset() if parsed is None else body_references(parsed, call)
         if names or references or call.kind == "other" or self.pooled is not None:
             await self._locate(x, names, references)
         place = x.place if isinstance(x.place, PooledPlacement) else None
@@ -89,7 +89,7 @@ class Locator:
         if self.pooled is not None:
             await self.pooled.check(x, references, names)
         if not names:
-            if x.method == "POST" and makes_what_goes_together(x.call):
+            if x.method == "POST" and may_combine(x.call):
                 await self._projects.ready()
                 x.place = OwnerPlacement(self._ownership, x.record)
                 x.place.home = home_of(x.record.client, self._healthy(()))
@@ -138,7 +138,7 @@ class Locator:
             own.append(GOOGLE)
         own = [base for base in own if base]
         bases = [GOOGLE, settings.upstream, *own]
-        others = [found for reference in references if (found := elsewhere(reference)) and found[0] not in bases]
+        others = [found for reference in references if (found := file_uri_parts(reference)) and found[0] not in bases]
         if others:  # the gateway may have had another address when the file was made
             known = await self._ownership.owners(sorted({name for _, name in others}))
             own += [base for base, name in others if name in known]

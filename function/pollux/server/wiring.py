@@ -8,11 +8,14 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
-from pollux.backends.blobs.contract import BlobError, Blobs, open_blobs
+from pollux.backends.blobs.contract import BlobError, Blobs
+from pollux.backends.blobs.opening import open_blobs
 from pollux.backends.keys.contract import Key, Keyring, KeySourceError, Secret
 from pollux.backends.keys.tokens import JoinedTokens, LocalTokens, TokenError, Tokens, TokenSource, load_or_make
-from pollux.backends.store.contract import Store, StoreError, open_store
-from pollux.backends.upstream import Upstream, open_upstream, way_to
+from pollux.backends.store.contract import Store, StoreError
+from pollux.backends.store.opening import open_store
+from pollux.backends.transport import open_upstream, transport_for
+from pollux.backends.upstream import Upstream
 from pollux.gemini.catalog import Catalog, CatalogError, NeverBelowError
 from pollux.server.app import App, close
 from pollux.settings import Settings, SettingsError
@@ -146,11 +149,9 @@ def open_keyring(settings: Settings) -> Keyring:
         from pollux.backends.keys.secret_manager import SecretManagerKeyring
 
         return SecretManagerKeyring(settings.secrets)
-    from pollux.backends.keys.local import LocalKeyring, home_folder
+    from pollux.backends.keys.local import open_local
 
-    keys_file = Path(settings.keys_file).expanduser() if settings.keys_file else None
-    data = Path(settings.data)
-    return LocalKeyring(keys_file, data=data, folder=Path.cwd(), environ=settings.environ, home=home_folder())
+    return open_local(settings)
 
 
 def simulator_is_installed() -> bool:
@@ -214,7 +215,7 @@ def ready(settings: Settings, keys: Sequence[Key], local: LocalTokens | None) ->
     counted = counted if keys else "NO KEY (every request gets 503: add one with `pollux keys add`)"
     files = f"files pooled in {settings.blobs_url}, " if settings.files == "pooled" else ""
     tokens = f"tokens from {_sources(settings, local)}"
-    upstream = f"upstream {settings.upstream} ({way_to(settings.upstream, settings.http)})"
+    upstream = f"upstream {settings.upstream} ({transport_for(settings.upstream, settings.http)})"
     return f"ready: store {store}, {files}{counted}, {tokens}, {upstream}"
 
 

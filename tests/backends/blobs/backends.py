@@ -10,7 +10,8 @@ from contextlib import aclosing, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pollux.backends.blobs.contract import Blobs, Writer, open_blobs
+from pollux.backends.blobs.contract import Blobs, Writer
+from pollux.backends.blobs.opening import open_blobs
 from tests.backends.blobs.storage_server import BUCKET, storage
 
 LATER = 4_000_000_000.0

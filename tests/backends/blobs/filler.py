@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "function"))
 
-from pollux.backends.blobs.contract import open_blobs
+from pollux.backends.blobs.opening import open_blobs
 
 CHUNK = bytes(range(256)) * 256  # as a server hands on what it received
 

@@ -7,7 +7,8 @@ from contextlib import aclosing
 
 import pytest
 
-from pollux.backends.blobs.contract import BlobError, BlobMissingError, Blobs, open_blobs
+from pollux.backends.blobs.contract import BlobError, BlobMissingError, Blobs
+from pollux.backends.blobs.opening import open_blobs
 from tests.backends.blobs.backends import LATER, Place, got, in_blobs, put
 
 MIB = 1 << 20

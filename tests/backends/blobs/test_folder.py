@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from pollux.backends.blobs import folder as module
-from pollux.backends.blobs.contract import BlobError, Blobs, BlobUnavailableError, open_blobs
+from pollux.backends.blobs.contract import BlobError, Blobs, BlobUnavailableError
 from pollux.backends.blobs.folder import ABANDONED_S, PARTIAL, PIECE, FolderBlobs
+from pollux.backends.blobs.opening import open_blobs
 from tests.backends.blobs.backends import LATER, Place, got, in_blobs, put
 
 NOW = 1_800_000_000.0
@@ -69,9 +70,9 @@ def test_a_sweep_takes_what_a_killed_process_left_a_day_ago(folder: Path) -> Non
     [
         (errno.ENOSPC, BlobUnavailableError, "No space left on device; make room there"),
         (errno.EDQUOT, BlobUnavailableError, "uota exceeded; make room there"),
-        (errno.EACCES, BlobError, "Permission denied; give it to who runs this"),
-        (errno.EROFS, BlobError, "Read-only file system; give it to who runs this"),
-        (errno.EIO, BlobUnavailableError, "Input/output error; try again, and look at that disk"),
+        (errno.EACCES, BlobError, "Permission denied; allow this user to write there"),
+        (errno.EROFS, BlobError, "Read-only file system; allow this user to write there"),
+        (errno.EIO, BlobUnavailableError, "Input/output error; try again, and check that disk"),
     ],
 )
 @pytest.mark.parametrize("call", ["fsync", "utime"])
@@ -175,7 +176,7 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
         finally:
             await blobs.close()
 
-    with pytest.raises(BlobError, match="that is no folder; name one"):
+    with pytest.raises(BlobError, match="this is not a folder; name one"):
         asyncio.run(scene(tmp_path / "file"))
     with pytest.raises(BlobError, match="Not a directory"):
         asyncio.run(scene(tmp_path / "file" / "blobs"))
@@ -192,5 +193,5 @@ def test_the_home_folder_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest
 
 
 def test_nobodys_home_folder() -> None:
-    with pytest.raises(BlobError, match="write the path in full"):
+    with pytest.raises(BlobError, match="write the whole path"):
         open_blobs("file:///~nobody-of-this-name/blobs", {})

@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from pollux.backends.blobs.contract import BlobError, BlobMissingError, Blobs, BlobUnavailableError, open_blobs
+from pollux.backends.blobs.contract import BlobError, BlobMissingError, Blobs, BlobUnavailableError
 from pollux.backends.blobs.gcs_calls import DEADLINE_S, Times
+from pollux.backends.blobs.opening import open_blobs
 from tests.backends.blobs.backends import LATER, got, put
 from tests.backends.blobs.gcs_scenes import Clock, CountingToken, play
 from tests.backends.blobs.storage_server import BUCKET, Storage, Trouble
@@ -57,9 +58,9 @@ def test_a_server_that_hangs(server: Storage, call: Callable[[Blobs], Awaitable[
 def test_a_bucket_that_is_not_there(server: Storage, call: Callable[[Blobs], Awaitable[object]]) -> None:
     async def scene(blobs: Blobs) -> None:
         if call is CALLS["open"] or call is CALLS["sweep"]:
-            said = "there is no bucket elsewhere; make it, or name another in POLLUX_BLOBS"
+            said = "there is no bucket elsewhere; create it, or name another in POLLUX_BLOBS"
         else:
-            said = "gs://elsewhere/a: there is no bucket elsewhere; make it"
+            said = "gs://elsewhere/a: there is no bucket elsewhere; create it"
         with pytest.raises(BlobError, match=said) as error:
             await call(blobs)
         assert not isinstance(error.value, BlobMissingError | BlobUnavailableError)
@@ -72,7 +73,7 @@ def test_an_answer_that_is_not_cloud_storages(server: Storage, call: Callable[[B
     async def scene(blobs: Blobs) -> None:
         server.trouble = [Trouble(method, "odd") for method in ("GET", "POST")]
         with pytest.raises(
-            BlobError, match="that is no answer of Cloud Storage's; look at STORAGE_EMULATOR_HOST"
+            BlobError, match="that is not an answer of Cloud Storage; check STORAGE_EMULATOR_HOST"
         ) as error:
             await call(blobs)
         assert not isinstance(error.value, BlobUnavailableError)
@@ -112,7 +113,7 @@ def test_a_token_that_stays_refused(server: Storage, call: Callable[[Blobs], Awa
     token = CountingToken("stale", after="stale too")
 
     async def scene(blobs: Blobs) -> None:
-        with pytest.raises(BlobError, match="does not take these Google credentials") as error:
+        with pytest.raises(BlobError, match="does not accept these Google credentials") as error:
             await call(blobs)
         assert "stale" not in str(error.value)
         assert len(server.seen) == 2
@@ -150,7 +151,7 @@ def test_a_download_that_breaks_never_goes_on_with_another_blob(server: Storage)
     async def scene(blobs: Blobs) -> None:
         server.put("a", DATA)
         server.trouble = [Trouble("GET", "break")]
-        with pytest.raises(BlobUnavailableError, match="replaced or deleted while it was read"):
+        with pytest.raises(BlobUnavailableError, match="replaced or deleted during reading"):
             await read(blobs)
         assert 0 < len(seen) < len(DATA)
         assert DATA.startswith(seen)

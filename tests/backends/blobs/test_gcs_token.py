@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from google.auth.exceptions import DefaultCredentialsError, RefreshError
 
 from pollux.backends.blobs.contract import BlobError, BlobUnavailableError
-from pollux.backends.blobs.gcs_token import GoogleToken
+from pollux.backends.blobs.gcs_calls import GoogleToken
 
 SECRET = "ya29.never-shown"
 

@@ -73,7 +73,7 @@ def test_pauses_double_up_to_a_bound_within_the_deadline(server: Storage) -> Non
     async def scene(blobs: Blobs) -> None:
         server.trouble = [Trouble("GET", "503") for _ in range(100)]
         with pytest.raises(
-            BlobUnavailableError, match=r"blob gs://pollux/a: .* answered 503, and not for 60 s; try again"
+            BlobUnavailableError, match=r"blob gs://pollux/a: .* answered 503, after tries for 60 s; try again"
         ):
             await blobs.size("a")
 
@@ -137,7 +137,7 @@ def test_a_broken_writer_drops_its_session(server: Storage) -> None:
 def test_what_arrives_changed_is_deleted(server: Storage) -> None:
     async def scene(blobs: Blobs) -> None:
         server.trouble = [Trouble("PUT", "corrupt")]
-        with pytest.raises(BlobUnavailableError, match="what arrived is not what was sent, and was deleted"):
+        with pytest.raises(BlobUnavailableError, match="what arrived differs from what was sent and was deleted"):
             await put(blobs, "a", DATA)
         assert server.objects == {}
 

@@ -29,7 +29,7 @@ def test_adding_a_declared_key_says_how_to_put_its_value(keys_shell: test_keys_i
     keys_shell.google.put_described("pollux-key-a", (), TERRAFORM, {})
     code, out, err = keys_shell("add", "a", stdin=f"{A}\n")
     assert (code, out) == (2, "")
-    assert "has no value yet; put it there with: pollux keys rotate a" in err
+    assert "has no value yet; add one with: pollux keys rotate a" in err
     assert keys_shell.google.values("pollux-key-a") == []
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pollux.backends.keys.contract import Key, Keyring, KeySourceError, Secret
 from pollux.backends.keys.entries import Entry, KeyFileError, id_fault, value_fault
 from pollux.backends.keys.files import Variable, parse, parse_variables, recognise
-from pollux.backends.keys.keyfile import KeyFile
+from pollux.backends.keys.keys_json import KeyFile
 from pollux.backends.keys.local import LocalKeyring, free_id
 from pollux.cli.keys import plan
 
@@ -414,7 +414,7 @@ texts = (
 
 def test_a_project_that_is_a_keys_value_is_refused() -> None:
     text = json.dumps(document({"id": "a", "api_key": B, "project": A}))
-    assert faults(text, "keys.json")[0][1].endswith("and is no key's value")
+    assert faults(text, "keys.json")[0][1].endswith("and is not a key's value")
 
 
 @settings(max_examples=200, deadline=None)
@@ -690,17 +690,17 @@ def test_writers_in_several_processes_lose_nothing(tmp_path: Path) -> None:
 def test_taking_over_keeps_ids_in_use_and_never_two_of_one(home: Home) -> None:
     entries = parse(f"{A}\nbob: {B}\neve: {C}\n{C}\n{D}\n", "key.txt", {}).entries
     known = {"gemini": Secret(A), "bob": Secret(NEW_FORM), "key-5": Secret("test-other")}
-    found = plan(entries, {Secret(D): "mine"}, known)
-    assert [(key_id, entry.secret.reveal()) for key_id, entry in found.added.items()] == [
+    added, skipped = plan(entries, {Secret(D): "mine"}, known)
+    assert [(key_id, entry.secret.reveal()) for key_id, entry in added.items()] == [
         ("gemini", A),
         ("bob-2", B),
         ("eve", C),
     ]
-    assert [(entry.line, key_id) for entry, key_id in found.skipped] == [(4, "eve"), (5, "mine")]
+    assert [(entry.line, key_id) for entry, key_id in skipped] == [(4, "eve"), (5, "mine")]
 
 
 def test_an_import_takes_no_id_that_is_taken_by_what_is_no_usable_key() -> None:
-    assert plan([Entry("a", Secret(A), "f")], {}, {}, ["a", "a-2"]).added.keys() == {"a-3"}
+    assert plan([Entry("a", Secret(A), "f")], {}, {}, ["a", "a-2"])[0].keys() == {"a-3"}
 
 
 @pytest.mark.parametrize(

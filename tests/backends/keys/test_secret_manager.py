@@ -17,7 +17,7 @@ from pollux.backends.keys.entries import ID
 from pollux.backends.keys.records import key_id_of, secret_name
 from pollux.backends.keys.secret_manager import SecretManagerKeyring
 from pollux.backends.keys.secrets_api import SecretError, SecretsApi
-from tests.secret_manager import PROJECT, SecretManager, serving
+from tests.backends.keys.fake_secret_manager import PROJECT, SecretManager, serving
 
 A, B, C = ("AIza" + letter * 35 for letter in "abc")
 LIST, VERSIONS, ACCESS = "list_secrets", "list_secret_versions", "access_secret_version"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pollux.backends.keys.contract import KeySourceError
-from pollux.backends.keys.refreshing import AGAIN_S, OLD_S, PATIENCE_S, STALE_S, Refreshing
+from pollux.backends.keys.secret_manager import AGAIN_S, OLD_S, PATIENCE_S, STALE_S, Refreshing
 
 
 class Far:
@@ -68,7 +68,7 @@ def test_within_a_minute_one_request_after_another_keeps_it_fresh_and_none_waits
 
 
 def test_whoever_waits_is_served_the_old_if_it_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pollux.backends.keys.refreshing.PATIENCE_S", 0.01)
+    monkeypatch.setattr("pollux.backends.keys.secret_manager.PATIENCE_S", 0.01)
 
     async def test(far: Far) -> None:
         await far.fetched()

@@ -10,7 +10,7 @@ from pollux.backends.keys.contract import KeySourceError
 from pollux.backends.keys.secret_manager import SecretManagerTokens
 from pollux.backends.keys.secrets_api import SecretsApi
 from pollux.backends.keys.tokens import Tokens, TokenSource
-from tests.secret_manager import PROJECT, SecretManager, serving
+from tests.backends.keys.fake_secret_manager import PROJECT, SecretManager, serving
 
 ONE, TWO, THREE, ADMIN, ADMIN_TWO = (f"pollux-{word}-{'0' * 16}" for word in ("one", "two", "three", "boss", "chief"))
 LIST, VERSIONS, ACCESS = "list_secrets", "list_secret_versions", "access_secret_version"
@@ -129,7 +129,7 @@ def test_a_secret_that_was_made_anew_has_other_tokens(google: SecretManager) -> 
         ("pollux-token-web", "abc", "version 1 is not a token: fewer than 4 characters"),
         ("pollux-token-web", "with a space", "version 1 is not a token: has characters that a header cannot carry"),
         ("pollux-token-web", ADMIN, "version 1 is not a token: a client token is the same"),
-        ("pollux-token-web", "web=", "version 1 is not a token: nothing but the name of who has it"),
+        ("pollux-token-web", "web=", "version 1 is not a token: the token is the client's name"),
         ("pollux-token-web", "$UNSET", "version 1 is not a token: a placeholder"),
         ("pollux-admin-token", "changeme", "version 1 is not a token: a placeholder"),
         ("pollux-admin-token", "abc", "version 1 is not a token: fewer than 4 characters"),

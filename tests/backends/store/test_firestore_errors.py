@@ -16,8 +16,9 @@ from google.cloud import firestore
 from google.cloud.firestore_v1 import types
 from grpc import StatusCode
 
-from pollux.backends.store.contract import ConflictError, StoreError, StoreUnavailableError, Write, open_store
+from pollux.backends.store.contract import ConflictError, StoreError, StoreUnavailableError, Write
 from pollux.backends.store.firestore import FirestoreStore
+from pollux.backends.store.opening import open_store
 
 SECRET = "what-a-document-holds"
 MARK = "1795000000.000000000"
@@ -256,5 +257,5 @@ def test_without_credentials_it_says_how_to_get_some(monkeypatch: pytest.MonkeyP
 def test_without_the_libraries_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "pollux.backends.store.firestore")
     monkeypatch.setitem(sys.modules, "grpc", None)
-    with pytest.raises(StoreError, match=r"store firestore://demo-none needs .*pip install 'pollux\[cloud\]'"):
+    with pytest.raises(StoreError, match=r"store firestore://demo-none needs .*pip install 'pollux-gateway\[cloud\]'"):
         open_store("firestore://demo-none")

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from pollux.backends.store import sqlite as module
-from pollux.backends.store import sqlite_file as file_module
 from pollux.backends.store.contract import ConflictError, Document, StoreError, StoreUnavailableError, Write
 from pollux.backends.store.sqlite import SqliteStore
-from tests.stores import Naps, file_size_limit, filled, in_store, other
+from tests.backends.store.sqlite_scenes import Naps, file_size_limit, filled, in_store, other
 
 
 def test_it_is_a_write_ahead_log_synced_at_checkpoints_only(tmp_path: Path) -> None:
@@ -48,7 +47,7 @@ def test_the_log_stays_short_under_steady_load(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_checkpoint_that_fails_is_told_and_hurts_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    file_module.checkpoint(tmp_path / "absent.db")
+    module.checkpoint(tmp_path / "absent.db")
     assert "absent.db: no checkpoint" in caplog.text
     assert not (tmp_path / "absent.db").exists()
 
@@ -105,7 +104,7 @@ def test_a_cancelled_wait_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_pages_damaged_while_in_use_are_a_store_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_module, "CHECKED_PAGES", 0)
+    monkeypatch.setattr(module, "CHECKED_PAGES", 0)
     path = filled(tmp_path / "pollux.db", 200)
     content = path.read_bytes()
     path.write_bytes(content[: 8 * 4096] + b"\xff" * (len(content) - 8 * 4096))
@@ -183,7 +182,7 @@ def test_a_file_that_may_not_be_written_any_more(tmp_path: Path) -> None:
 
     async def scene(store: SqliteStore) -> None:
         store._connection().execute("PRAGMA query_only = 1")
-        with pytest.raises(StoreError, match="must not be written; give this user the right"):
+        with pytest.raises(StoreError, match="is read-only; give this user write access"):
             await store.commit("a", {}, None)
 
     in_store(path, scene)

@@ -11,7 +11,7 @@ import pytest
 
 from pollux.backends.store.contract import StoreError
 from pollux.backends.store.sqlite import SqliteStore
-from tests.stores import Naps, file_size_limit, filled, in_store, nothing, other
+from tests.backends.store.sqlite_scenes import Naps, file_size_limit, filled, in_store, nothing, other
 
 
 def refusal(path: Path, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep) -> str:
@@ -75,7 +75,7 @@ def test_opening_waits_for_one_who_lets_go(tmp_path: Path) -> None:
 def test_not_a_database(tmp_path: Path) -> None:
     path = tmp_path / "pollux.db"
     path.write_text("GEMINI_API_KEY is not in here\n" * 200)
-    assert "is no SQLite database" in refusal(path)
+    assert "is not an SQLite database" in refusal(path)
 
 
 def test_a_folder(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_folder(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert f"{tmp_path / 'file'}" in refusal(tmp_path / "file" / "pollux.db")
-    assert "cannot be made" in refusal(tmp_path / "file" / "sub" / "pollux.db")
+    assert "cannot be created" in refusal(tmp_path / "file" / "sub" / "pollux.db")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
@@ -129,7 +129,7 @@ def test_damaged_pages_are_found_at_the_start(tmp_path: Path) -> None:
     for page in range(1, len(content) // 4096):
         path.write_bytes(content[: page * 4096] + os.urandom(4096) + content[(page + 1) * 4096 :])
         said = refusal(path)
-        assert "restore a copy, or move it with its -wal and -shm files away" in said
+        assert "restore a copy, or move it away with its -wal and -shm files" in said
 
 
 @pytest.mark.parametrize("change", ["UPDATE meta SET value = 2 WHERE name = 'schema'", "DELETE FROM meta"])
@@ -137,7 +137,7 @@ def test_an_unknown_schema(tmp_path: Path, change: str) -> None:
     path = filled(tmp_path / "pollux.db")
     with other(path, change):
         pass
-    assert "not 1: use the version of Pollux that made it, or another file" in refusal(path)
+    assert "not 1: use the Pollux version that created it, or another file" in refusal(path)
 
 
 @pytest.mark.parametrize("table", ["CREATE TABLE users (id)", "CREATE VIEW v AS SELECT 1", "CREATE TABLE meta (a)"])

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pollux.backends.store.contract import StoreError, open_store
+from pollux.backends.store.contract import StoreError
 from pollux.backends.store.firestore import FirestoreStore
 from pollux.backends.store.memory import MemoryStore
+from pollux.backends.store.opening import open_store
 from pollux.backends.store.sqlite import SqliteStore
 
 
@@ -64,15 +65,15 @@ def test_a_url_for_memory() -> None:
         ("sqlite:///:memory:", "use sqlite:///PATH, or memory://"),
         ("sqlite://pollux.db", "is not known"),
         ("sqlite:////a\0b", "is not known"),
-        ("sqlite:///~nobody-of-this-name/x.db", "write the path in full"),
+        ("sqlite:///~nobody-of-this-name/x.db", "write the whole path"),
         ("memory://x", "is not known"),
         ("postgres://host/db", "is not known"),
         ("", "is not known"),
-        ("firestore://", "'' is no project id; use firestore://PROJECT"),
-        ("firestore://My_Project", "'My_Project' is no project id"),
-        ("firestore://project/", "'' is no database id"),
-        ("firestore://project/data base", "'data base' is no database id"),
-        ("firestore://project/(default)/x", "is no database id"),
+        ("firestore://", "'' is not a project id; use firestore://PROJECT"),
+        ("firestore://My_Project", "'My_Project' is not a project id"),
+        ("firestore://project/", "'' is not a database id"),
+        ("firestore://project/data base", "'data base' is not a database id"),
+        ("firestore://project/(default)/x", "is not a database id"),
     ],
 )
 def test_a_url_that_names_no_store(url: str, says: str) -> None:

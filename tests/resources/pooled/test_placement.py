@@ -10,7 +10,8 @@ from bench.virtual import run as run_virtually
 from gemini_simulator import Fault
 from pollux.backends.keys.contract import Key
 from pollux.backends.store.memory import MemoryStore
-from pollux.cli.watch import as_text, status_view
+from pollux.cli.terminal import as_text
+from pollux.cli.watch import status_view
 from tests.gateway import ADMIN, CHAT, COUNT, FLASH, HELLO, NEXT, Got, Keys, call, now, play, projects
 from tests.pools import FaultyStore
 from tests.resources.pooled.scenes import (
@@ -450,7 +451,7 @@ def test_status_tells_of_pooled_files() -> None:
                 assert (await generate(app, file)).status == 200
             asked = await call(app, "GET", "/admin/status", {"authorization": f"Bearer {ADMIN}"})
             said = as_text(status_view(asked.json))
-            assert "pooled files: 1 uploaded, 1 known again, 1 copied" in said
+            assert "pooled files: 1 uploaded, 1 known already, 1 copied" in said
             assert "BLOB STORE" not in said
             blobs.down = True
             await asyncio.sleep(60)

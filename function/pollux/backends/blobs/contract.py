@@ -1,38 +1,35 @@
-"""The contract of a blob store: the bytes of files, each under a name until it expires. Not what they are.
+"""The contract of a blob store: the bytes of files, each under a name until it expires.
 
-Every backend passes the same suite (tests/blobs). A blob is there whole or not at all.
+Every backend passes the same suite (tests/backends/blobs). A blob exists as a whole or not at all.
 """
 
 import hashlib
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
 from typing import Protocol
-
-from pollux.settings import ENVIRON
 
 KEPT_S = 48 * 3600.0
 """As long as Google keeps a file."""
 NAMES = re.compile(r"[a-z0-9][a-z0-9_-]{0,199}")
-"""Lower case alone: some file systems take A for a. No dot and no slash: a name is never a path."""
+"""Lower case only, because some file systems treat A as a. No dot and no slash, so that a name is never a path."""
 
 
 class BlobError(Exception):
-    """The blobs cannot be used: what happened, to which, what to do. Never holds content or a credential."""
+    """The blobs cannot be used: says what happened, to which, what to do. Never holds content or a credential."""
 
 
 class BlobUnavailableError(BlobError):
-    """It did not work this time, but may later. Whether a blob that was just being finished is there is not known."""
+    """It failed this time, but may work later. A blob that was being finished may exist."""
 
 
 class BlobMissingError(BlobError):
-    """There is no blob of this name: never written, or expired."""
+    """No blob has this name: it was never written, or has expired."""
 
 
 class Writer:
-    """Takes a blob's bytes in pieces of any size and passes them on in equal ones: no more than one is held here. For
-    one task. `put` gets each piece and adds it to `digest`, in a thread, as that takes a while."""
+    """Takes a blob's bytes in pieces of any size, holds one piece at most, and passes on pieces of equal size. For one
+    task. `put` gets each piece and adds it to `digest`, in a thread because that takes a while."""
 
     def __init__(self, piece: int, put: Callable[[bytes], Awaitable[None]]) -> None:
         self.size = 0
@@ -43,11 +40,11 @@ class Writer:
 
     @property
     def sha256(self) -> str:
-        """In hex; that of the whole blob once the block was left."""
+        """In hex; of the whole blob after the end of the block."""
         return self.digest.hexdigest()
 
     async def write(self, data: bytes) -> None:
-        """Comes back when there is room for more: who waits for it keeps the store's pace."""
+        """Returns when there is room for more."""
         self.size += len(data)
         rest = memoryview(data)
         while rest:
@@ -58,7 +55,7 @@ class Writer:
                 await self._put(self.taken())
 
     def taken(self) -> bytes:
-        """What is held here; nothing is, then."""
+        """What is held, which is then empty."""
         data = bytes(self._held)
         self._held.clear()
         return data
@@ -71,51 +68,30 @@ class Blobs(Protocol):
         """Check that it can be used. Raises BlobError with one clear line."""
 
     async def close(self) -> None:
-        """Let go of everything; again is harmless."""
+        """May be called twice."""
 
     def write(self, name: str, expires: float) -> AbstractAsyncContextManager[Writer]:
-        """Visible, and safe from a power cut, once the block is left without an exception; with one, nothing is left.
+        """The blob exists, safe from a power cut, when the block ends without an exception; with one, nothing is left.
 
-        It takes the place of an earlier blob of that name, whose readers may end with a BlobError. Of two writers of
-        one name the last to finish wins. After `expires`, seconds since 1970, the blob may go at some time or never.
+        It replaces an earlier blob of that name, whose readers may then get a BlobError. Of two writers of one name,
+        the last to finish wins. After `expires`, seconds since 1970, the blob may be deleted at some time or never.
         """
 
     def read(self, name: str, offset: int = 0) -> AsyncGenerator[bytes, None]:
-        """Its bytes as they come, never those of two blobs; none if the offset lies at or behind its end. To be closed
-        (`contextlib.aclosing`) if not read to the end."""
+        """Its bytes as they come, never those of two blobs; none if the offset is at or after its end. Close it
+        (`contextlib.aclosing`) if it is not read to the end."""
 
     async def size(self, name: str) -> int | None:
-        """None: there is no such blob."""
+        """None if it does not exist."""
 
     async def delete(self, name: str) -> bool:
-        """Whether there was one."""
+        """False if it did not exist."""
 
     async def sweep(self, now: float) -> int:
-        """Delete what has expired by now and what broken writers left behind. How many blobs went."""
+        """Delete expired blobs and what interrupted writers left. Returns the number of blobs."""
 
 
 def checked(name: str) -> str:
     if not NAMES.fullmatch(name):
-        raise ValueError(f"{name!r} is no name of a blob: it takes lower-case letters, digits, - and _")
+        raise ValueError(f"{name!r} is not a blob name: use lower-case letters, digits, - and _")
     return name
-
-
-def open_blobs(url: str, environ: Mapping[str, str] = ENVIRON) -> Blobs:
-    """The blob store that a URL names; `await blobs.open()` then checks it. BlobError if the URL names none.
-
-    A path is taken literally, without percent-encoding; `file:///~/blobs` lies in the home directory.
-    """
-    scheme, _, rest = url.partition("://")
-    if scheme == "file" and len(rest) > 1 and rest.startswith("/") and "\0" not in rest:
-        from pollux.backends.blobs.folder import FolderBlobs
-
-        try:
-            return FolderBlobs(Path(rest[1:] if rest.startswith("/~") else rest).expanduser())
-        except RuntimeError as error:  # what expanduser says of an unknown ~user
-            raise BlobError(f"blobs {url}: {error}; write the path in full") from None
-    if scheme == "gs":
-        from pollux.backends.blobs.gcs import GcsBlobs
-
-        bucket, _, prefix = rest.partition("/")
-        return GcsBlobs(bucket, prefix, environ=environ)
-    raise BlobError(f"blobs {url!r} are not known: use file:///PATH or gs://BUCKET[/PREFIX]")

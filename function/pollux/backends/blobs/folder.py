@@ -1,7 +1,7 @@
-"""Blobs in one folder that several processes may share. A blob's mtime is the time at which it expires.
+"""Blobs in one folder that several processes may share. A blob expires at its mtime.
 
-The calls of the file system run in threads of its own, so that a slow disk holds up neither the loop nor the look-ups
-of host names, which have asyncio's.
+File system calls run in threads of their own, so that a slow disk delays neither the event loop nor the look-up of
+host names, which uses asyncio's threads.
 """
 
 import asyncio
@@ -19,13 +19,13 @@ from pollux.backends.blobs.contract import NAMES, BlobError, BlobMissingError, B
 from pollux.backends.keys import private
 
 PIECE = 1 << 20
-"""What is written, or read, in one go."""
+"""Bytes written or read at once."""
 THREADS = 8
 PARTIAL = ".part"
 ABANDONED_S = 24 * 3600.0
-"""A partial file that nobody wrote to for so long was left by a process that was killed."""
+"""A partial file that was not written to for this time was left by a process that was killed."""
 LOCK = "names"
-"""Held by whoever gives a name or takes one away: a sweep must not delete what was replaced since it looked."""
+"""Locked while a blob gets its name or is swept: a sweep must not delete a blob that was replaced after it looked."""
 
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ class FolderBlobs:
             await put(writer.taken())
             await self._run(partial.finish)
         except BaseException:
-            await self._run(partial.discard)  # the thread does it even if this is cancelled once more
+            await self._run(partial.discard)  # the thread does it even if this is cancelled again
             raise
 
     async def read(self, name: str, offset: int = 0) -> AsyncGenerator[bytes, None]:
@@ -77,8 +77,8 @@ class FolderBlobs:
         file = await self._run(opened)
         if file is None:
             raise BlobMissingError(f"there is no blob {name} in {self._folder}")
-        # Buffered, because that has a lock by which `close` waits for a `read` that a cancelled task left in its
-        # thread. Without it, that would read from whatever file has the number by then.
+        # Buffered files have a lock: `close` waits for a `read` that a cancelled task left in its thread, which could
+        # otherwise read from another file that got the same descriptor.
         try:
             while data := await self._run(lambda: file.read(PIECE)):
                 yield data
@@ -120,7 +120,7 @@ class FolderBlobs:
 
     def _make(self) -> None:
         if self._folder.exists() and not self._folder.is_dir():
-            raise BlobError(f"blobs {self._folder}: that is no folder; name one, or a path where one can be made")
+            raise BlobError(f"blobs {self._folder}: this is not a folder; name one, or a path where one can be created")
         for folder in reversed((self._folder, *self._folder.parents)):
             if not folder.exists():
                 folder.mkdir(mode=private.FOLDER_MODE, exist_ok=True)
@@ -129,8 +129,8 @@ class FolderBlobs:
 
 
 class _Partial:
-    """A blob that is being written, under a name that no reader looks at. The lock is for a call that a cancelled task
-    left in its thread: what was discarded stays so."""
+    """A blob that is being written, under a name that readers ignore. With the lock, a call that a cancelled task left
+    in its thread cannot write after `discard`."""
 
     def __init__(self, folder: Path, name: str, expires: float) -> None:
         self._path = folder / f".{name}.{secrets.token_hex(8)}{PARTIAL}"
@@ -153,8 +153,8 @@ class _Partial:
                 rest = rest[self._file.write(rest) :]  # a full disk may take a part
 
     def finish(self) -> None:
-        """Synced before it has its name, and the name before this returns: a client that was told of a file has it
-        after a power cut too. Once for a file that took seconds to arrive, that is cheap."""
+        """Sync the file before it gets its name, and the folder before this returns, so that a client that was told of
+        a file has it after a power cut too. That is cheap, once for a file that took seconds to arrive."""
         with self._lock:
             if self._file is None:
                 return
@@ -183,7 +183,7 @@ def _swept(folder: Path, now: float) -> int:
     for entry in os.scandir(folder):
         partial = entry.name.startswith(".") and entry.name.endswith(PARTIAL)
         if not partial and not NAMES.fullmatch(entry.name):
-            continue  # nothing of ours
+            continue  # not ours
         with private.locked(folder / LOCK), suppress(FileNotFoundError):
             if Path(entry).stat().st_mtime + (ABANDONED_S if partial else 0) <= now:
                 Path(entry).unlink()
@@ -197,9 +197,9 @@ def _explained(folder: Path, error: OSError) -> BlobError:
         return BlobUnavailableError(f"blobs {folder}: {reason}; make room there, or name another folder")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         where = error.filename or folder
-        return BlobError(f"blobs {folder}: {where}: {reason}; give it to who runs this, or name another folder")
+        return BlobError(f"blobs {folder}: {where}: {reason}; allow this user to write there, or name another folder")
     if error.errno == errno.ENOENT:
         return BlobUnavailableError(
-            f"blobs {folder}: the folder, or a file being written, was deleted; restart to make it"
+            f"blobs {folder}: the folder, or a file being written, was deleted; restart to create it"
         )
-    return BlobUnavailableError(f"blobs {folder}: {reason}; try again, and look at that disk if it stays so")
+    return BlobUnavailableError(f"blobs {folder}: {reason}; try again, and check that disk if it fails again")

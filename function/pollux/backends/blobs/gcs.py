@@ -1,6 +1,6 @@
-"""Blobs as objects of a Cloud Storage bucket. An object's custom time is the time at which it expires.
+"""Blobs as objects of a Cloud Storage bucket, and resumable uploads to it. An object expires at its custom time.
 
-Give the bucket a lifecycle rule too (delete 3 days after creation): it works while nobody sweeps.
+Give the bucket a lifecycle rule too (delete 3 days after creation), for the time when no instance sweeps.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from pollux.backends.blobs.contract import NAMES, BlobError, BlobMissingError, BlobUnavailableError, Writer, checked
 from pollux.backends.blobs.gcs_calls import (
@@ -20,25 +20,98 @@ from pollux.backends.blobs.gcs_calls import (
     REAL,
     SERVICE,
     GcsCalls,
+    GoogleToken,
     PassingError,
     Reply,
     Times,
-    Token,
     no_bucket,
     odd,
     refused,
 )
-from pollux.backends.blobs.gcs_token import GoogleToken, NoToken
-from pollux.backends.blobs.gcs_upload import Upload
 from pollux.backends.upstream import Answer, UpstreamError
 from pollux.settings import ENVIRON
 
 PIECE = 8 << 20
-"""One request of an upload, held in memory while it is sent. The service wants multiples of 256 KiB."""
+"""Bytes of one request of an upload, held in memory while it is sent. The service wants multiples of 256 KiB."""
 DROP_S = 2.0
 SWEEPERS = 8
 """Deletions of a sweep at once."""
+INCOMPLETE = 308
+_HAS = re.compile(r"bytes=0-([0-9]+)")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+
+
+class Upload:
+    """A resumable upload: pieces of one object, each taken whole before the next is sent.
+
+    After any trouble it asks the service how much has arrived, and sends the rest. The session's address is a
+    credential, because it allows writing: no error and no log names it.
+    """
+
+    def __init__(self, calls: GcsCalls, address: str, subject: str) -> None:
+        parts = urlsplit(address)
+        self._calls = calls
+        self._target = f"{parts.path}?{parts.query}"  # at our own address of the service
+        self._subject = subject
+        self._at = 0
+        """Bytes that the service has."""
+
+    async def send(self, data: bytes, *, last: bool) -> dict[str, Any]:
+        """Returns the object's description after the last piece. Any other piece has a multiple of 256 KiB."""
+        pace = self._calls.pace(self._subject)
+        begin, end = self._at, self._at + len(data)
+        total = str(end) if last else "*"
+        unsure = False
+        while True:
+            try:
+                reply = await self._put(b"" if unsure else data[self._at - begin :], end, total)
+            except PassingError as trouble:
+                await pace.rest(trouble)
+                unsure = True
+                continue
+            if reply.status < 300:
+                if not last:
+                    raise self._lost("was ended by another writer")
+                made = reply.json()
+                if made is None:
+                    raise odd(self._subject)
+                return made
+            has = _persisted(reply)
+            if not begin <= has <= end:
+                raise self._lost(f"has {has} bytes, where {begin} to {end} were sent")
+            if has == end and not last:
+                self._at = has
+                return {}
+            if has > self._at:
+                pace = self._calls.pace(self._subject)
+            elif not unsure:  # avoid a busy loop
+                await pace.rest(PassingError("Cloud Storage takes no bytes"))
+            self._at, unsure = has, False
+
+    async def drop(self) -> None:
+        """One try: a session that stays is invisible, and ends within a week."""
+        await self._calls.once("DELETE", self._target, self._subject, also=(404, 410, 499))
+
+    async def _put(self, data: bytes, end: int, total: str) -> Reply:
+        """Without data it only asks what the service has; if that is everything, this ends the upload."""
+        span = f"{end - len(data)}-{end - 1}" if data else "*"
+        headers = [("Content-Range", f"bytes {span}/{total}")]
+        also = (INCOMPLETE, 404, 410)
+        reply = await self._calls.once("PUT", self._target, self._subject, headers=headers, body=data, also=also)
+        if no_bucket(reply):
+            raise refused(reply, self._calls.bucket, self._subject)
+        if reply.status in (404, 410):
+            raise self._lost("is gone")
+        return reply
+
+    def _lost(self, why: str) -> BlobUnavailableError:
+        return BlobUnavailableError(f"{self._subject}: its upload session {why}; send the file again")
+
+
+def _persisted(reply: Reply) -> int:
+    """Without the header Range nothing has arrived."""
+    found = _HAS.fullmatch(reply.headers.get("range", ""))
+    return int(found[1]) + 1 if found else 0
 
 
 class GcsBlobs:
@@ -48,18 +121,18 @@ class GcsBlobs:
         prefix: str = "",
         *,
         environ: Mapping[str, str] = ENVIRON,
-        token: Token | None = None,
+        token: GoogleToken | None = None,
         times: Times = REAL,
     ) -> None:
         if not _BUCKET.fullmatch(bucket):
-            raise BlobError(f"blobs gs://{bucket}: that is no name of a bucket; use gs://BUCKET[/PREFIX]")
+            raise BlobError(f"blobs gs://{bucket}: this is not a valid bucket name; use gs://BUCKET[/PREFIX]")
         if not prefix.isprintable():
             raise BlobError(f"blobs gs://{bucket}: the prefix has characters that cannot be printed")
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._url = f"gs://{bucket}/{self._prefix}"
         emulator = environ.get(EMULATOR, "")
         base = SERVICE if not emulator else emulator if "://" in emulator else f"http://{emulator}"
-        self._calls = GcsCalls(bucket, token or (NoToken() if emulator else GoogleToken()), base=base, times=times)
+        self._calls = GcsCalls(bucket, token or (None if emulator else GoogleToken()), base=base, times=times)
         self._objects = f"/storage/v1/b/{bucket}/o"
 
     async def open(self) -> None:
@@ -75,7 +148,7 @@ class GcsBlobs:
     async def write(self, name: str, expires: float) -> AsyncIterator[Writer]:
         subject = self._subject(checked(name))
         upload = await self._begun(name, expires, subject)
-        md5 = hashlib.md5(usedforsecurity=False)  # the only sum that the service makes too and Python has
+        md5 = hashlib.md5(usedforsecurity=False)  # the only checksum that both the service and Python know
 
         def count(data: bytes) -> None:
             writer.digest.update(data)
@@ -112,7 +185,7 @@ class GcsBlobs:
                     at += len(data)
                     yield data
                 return
-            except UpstreamError as error:  # goes on where it broke, with the same object: hence the generation
+            except UpstreamError as error:  # go on where it broke, with the same generation of the object
                 if at == began or not generation:
                     raise BlobUnavailableError(
                         f"{subject}: reading it broke at byte {at} ({error}); try again"
@@ -133,7 +206,7 @@ class GcsBlobs:
         return await self._found("DELETE", self._object(name), name) is not None
 
     async def sweep(self, now: float) -> int:
-        """What is not ours in the bucket, or has no custom time, stays."""
+        """Objects of other names, or without a custom time, stay."""
         room = asyncio.Semaphore(SWEEPERS)
         gone, page = 0, ""
         while True:
@@ -142,7 +215,7 @@ class GcsBlobs:
 
             async def go(item: Mapping[str, Any]) -> bool:
                 name = str(item["name"]).removeprefix(self._prefix)
-                async with room:  # only the very object that was seen: it may have been replaced since
+                async with room:  # of this generation only: it may have been replaced
                     target = f"{self._object(name)}?ifGenerationMatch={item['generation']}"
                     return await self._found("DELETE", target, name, also=(412,)) is not None
 
@@ -180,35 +253,38 @@ class GcsBlobs:
                 "DELETE", f"{self._object(name)}?ifGenerationMatch={made['generation']}", name, also=(412,)
             )
         raise BlobUnavailableError(
-            f"{self._subject(name)}: what arrived is not what was sent, and was deleted; send the file again"
+            f"{self._subject(name)}: what arrived differs from what was sent and was deleted; send the file again"
         )
 
     async def _opened(self, name: str, at: int, generation: str) -> Answer | None:
-        """None: it has nothing at that offset."""
+        """None if it ends before that offset."""
         subject = self._subject(name)
         target = f"{self._object(name)}?alt=media" + (f"&generation={generation}" if generation else "")
         headers = [("Range", f"bytes={at}-")] if at else []
         answer = await self._calls.begin("GET", target, subject, headers, also=(404, 416))
         if answer.status == (206 if at else 200):
             return answer
+        body = b""
         try:
-            reply = Reply(answer.status, {}, await answer.read() if answer.status >= 400 else b"")
+            if answer.status == 404:
+                body = await answer.read()
         except UpstreamError:
-            reply = Reply(answer.status, {}, b"")
+            pass
         finally:
             answer.close()
         if answer.status == 416:
             return None
+        reply = Reply(answer.status, {}, body)
         if no_bucket(reply):
             raise refused(reply, self._calls.bucket, subject)
         if answer.status == 404 and generation:
-            raise BlobUnavailableError(f"{subject}: it was replaced or deleted while it was read; read it again")
+            raise BlobUnavailableError(f"{subject}: it was replaced or deleted during reading; read it again")
         if answer.status == 404:
-            raise BlobMissingError(f"{subject}: there is none")
+            raise BlobMissingError(f"{subject}: not found")
         raise BlobError(f"{subject}: Cloud Storage answered {answer.status} where a part was asked for")
 
     async def _found(self, method: str, target: str, name: str, also: tuple[int, ...] = ()) -> Reply | None:
-        """None: it is not there, or not any more."""
+        """None if it does not exist."""
         subject = self._subject(name)
         reply = await self._calls.call(method, target, subject, also=(404, *also))
         if no_bucket(reply):

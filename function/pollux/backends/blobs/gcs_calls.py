@@ -1,7 +1,7 @@
-"""Calls of Cloud Storage's JSON API: authorised, tried again within a deadline, refusals explained. Which calls there
-are is known in `gcs` and `gcs_upload`.
+"""Calls of Cloud Storage's JSON API: authorised, tried again within a deadline, refusals explained.
 
-Not its client library: that is synchronous, built on requests, and would be loaded by each start of an instance.
+It does not use Google's client library, which is synchronous, built on requests, and would be loaded at each start of
+an instance.
 """
 
 import asyncio
@@ -10,10 +10,11 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, TypeVar
 
 from pollux.backends.blobs.contract import BlobError, BlobUnavailableError
-from pollux.backends.upstream import Answer, UpstreamError, open_upstream
+from pollux.backends.transport import open_upstream
+from pollux.backends.upstream import Answer, UpstreamError
 
 SERVICE = "https://storage.googleapis.com"
 EMULATOR = "STORAGE_EMULATOR_HOST"
@@ -23,14 +24,11 @@ DEADLINE_S = 60.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 8.0
 PASSING = frozenset({408, 429, 500, 502, 503, 504})
 ROLE = "roles/storage.objectUser"
+SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
+LOGIN = "run: gcloud auth application-default login"
+Headers = Sequence[tuple[str, str]]
 
-
-class Token(Protocol):
-    async def __call__(self) -> str:
-        """For the header Authorization; "" where none is needed. Raises BlobError."""
-
-    def forget(self) -> None:
-        """The last one was refused."""
+T = TypeVar("T")
 
 
 class Reply(NamedTuple):
@@ -39,16 +37,25 @@ class Reply(NamedTuple):
     body: bytes
 
     def json(self) -> dict[str, Any] | None:
-        """None: it is no object of JSON."""
+        """None if it is not a JSON object."""
         try:
             value = json.loads(self.body)
         except ValueError:
             return None
         return value if isinstance(value, dict) else None
 
+    @property
+    def reason(self) -> str:
+        """Google's word for an error: only letters, so that nothing else gets into a message."""
+        error = (self.json() or {}).get("error")
+        errors = error.get("errors") if isinstance(error, dict) else None
+        first = errors[0] if isinstance(errors, list) and errors else None
+        reason = first.get("reason") if isinstance(first, dict) else None
+        return reason if isinstance(reason, str) and reason.isalpha() else ""
+
 
 class PassingError(Exception):
-    """Worth another try; the message says what happened."""
+    """The call failed and may be tried again; the message says what happened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +86,66 @@ class Pace:
         self._pause = min(self._pause * 2, LONGEST_PAUSE_S)
         if self._times.now() + pause > self._until:
             raise BlobUnavailableError(
-                f"{self._subject}: {trouble}, and not for {self._times.deadline:g} s; try again later"
+                f"{self._subject}: {trouble}, after tries for {self._times.deadline:g} s; try again later"
             )
         await self._times.sleep(pause)
 
 
-class GcsCalls:
-    """One bucket, from one event loop. `subject` is what an error speaks of."""
+class GoogleToken:
+    """The token of Google's default credentials, fetched in a thread and kept while it is valid."""
 
-    def __init__(self, bucket: str, token: Token, *, base: str = SERVICE, times: Times = REAL) -> None:
+    def __init__(self, credentials: Any = None) -> None:
+        """`credentials`: those of google.auth, for tests; by default they are looked up by the first call."""
+        self._credentials = credentials
+        self._refused = False
+        self._fetching = asyncio.Lock()
+
+    async def __call__(self) -> str:
+        """For the header Authorization. Raises BlobError."""
+        async with self._fetching:
+            if self._credentials is None or self._refused or not self._credentials.valid:
+                await self._fetch()
+            return str(self._credentials.token)
+
+    def forget(self) -> None:
+        """The last one was refused."""
+        self._refused = True
+
+    async def _fetch(self) -> None:
+        try:
+            from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
+        except ModuleNotFoundError:
+            raise BlobError("blobs in gs:// need Google's libraries: pip install 'pollux-gateway[cloud]'") from None
+        failure: BlobError
+        try:
+            await asyncio.to_thread(self._refresh)  # may ask the metadata server and waits for it
+            self._refused = False
+            return
+        except DefaultCredentialsError:
+            failure = BlobError(f"Cloud Storage: there are no Google credentials here; {LOGIN}")
+        except GoogleAuthError as error:
+            failure = BlobUnavailableError(
+                f"Cloud Storage: no token for the credentials here ({type(error).__name__}); try again, or {LOGIN}"
+            )
+        raise failure  # outside of the handlers: a library's text about credentials stays out of the traceback
+
+    def _refresh(self) -> None:
+        import google.auth
+        from google.auth.transport.requests import Request
+
+        if self._credentials is None:
+            self._credentials, _ = google.auth.default(scopes=[SCOPE])
+        self._credentials.refresh(Request())
+
+
+class GcsCalls:
+    """One bucket, from one event loop. `subject` names in errors what a call was about; the statuses in `also` are
+    answers too, besides 2xx."""
+
+    def __init__(self, bucket: str, token: GoogleToken | None, *, base: str = SERVICE, times: Times = REAL) -> None:
+        """`token` None: for an emulator, which must never see a real one."""
         self.bucket = bucket
-        self.times = times
+        self._times = times
         self._token = token
         self._http = open_upstream(base, timeout=times.timeout, connect_timeout=min(CONNECT_S, times.timeout))
 
@@ -97,18 +153,13 @@ class GcsCalls:
         await self._http.close()
 
     def pace(self, subject: str) -> Pace:
-        return Pace(self.times, subject)
+        return Pace(self._times, subject)
 
     async def begin(
-        self, method: str, target: str, subject: str, headers: Sequence[tuple[str, str]] = (), also: Sequence[int] = ()
+        self, method: str, target: str, subject: str, headers: Headers = (), also: Sequence[int] = ()
     ) -> Answer:
-        """An answer whose body is still to come: 2xx or one of `also`, after as many tries as it takes."""
-        pace = self.pace(subject)
-        while True:
-            try:
-                return await self._once(method, target, subject, headers, b"", also)
-            except PassingError as trouble:
-                await pace.rest(trouble)
+        """An answer whose body is still to be read, after as many tries as needed."""
+        return await self._retried(subject, lambda: self._once(method, target, subject, headers, b"", also))
 
     async def call(
         self,
@@ -116,17 +167,14 @@ class GcsCalls:
         target: str,
         subject: str,
         *,
-        headers: Sequence[tuple[str, str]] = (),
+        headers: Headers = (),
         body: bytes = b"",
         also: Sequence[int] = (),
     ) -> Reply:
-        """The same with the whole answer. Only for what may be done twice."""
-        pace = self.pace(subject)
-        while True:
-            try:
-                return await self.once(method, target, subject, headers=headers, body=body, also=also)
-            except PassingError as trouble:
-                await pace.rest(trouble)
+        """The whole answer, after as many tries as needed. Only for calls that may be made twice."""
+        return await self._retried(
+            subject, lambda: self.once(method, target, subject, headers=headers, body=body, also=also)
+        )
 
     async def once(
         self,
@@ -134,60 +182,63 @@ class GcsCalls:
         target: str,
         subject: str,
         *,
-        headers: Sequence[tuple[str, str]] = (),
+        headers: Headers = (),
         body: bytes = b"",
         also: Sequence[int] = (),
     ) -> Reply:
-        """One try. Raises PassingError if another is worth it."""
+        """One try. Raises PassingError if another may succeed."""
         return await _read(await self._once(method, target, subject, headers, body, also))
 
+    async def _retried(self, subject: str, attempt: Callable[[], Awaitable[T]]) -> T:
+        pace = self.pace(subject)
+        while True:
+            try:
+                return await attempt()
+            except PassingError as trouble:
+                await pace.rest(trouble)
+
     async def _once(
-        self,
-        method: str,
-        target: str,
-        subject: str,
-        headers: Sequence[tuple[str, str]],
-        body: bytes,
-        also: Sequence[int],
+        self, method: str, target: str, subject: str, headers: Headers, body: bytes, also: Sequence[int]
     ) -> Answer:
         for fresh in (False, True):
-            token = await self._token()
-            own = [("Authorization", f"Bearer {token}")] if token else []
+            own = [("Accept-Encoding", "identity")]
+            if self._token is not None:
+                own.append(("Authorization", f"Bearer {await self._token()}"))
             try:
-                answer = await self._http.send(method, target, [*own, ("Accept-Encoding", "identity"), *headers], body)
+                answer = await self._http.send(method, target, [*own, *headers], body)
             except UpstreamError as error:
                 raise PassingError(f"no answer from Cloud Storage ({error})") from None
             if answer.status < 300 or answer.status in also:
                 return answer
             reply = await _read(answer)
-            if reply.status != 401 or fresh:
+            if reply.status != 401 or fresh or self._token is None:
                 break
             self._token.forget()
-        reason = _reason(reply)
-        if reply.status in PASSING or (reply.status == 403 and reason.endswith("ateLimitExceeded")):
+        if reply.status in PASSING or (reply.status == 403 and reply.reason.endswith("ateLimitExceeded")):
             raise PassingError(f"Cloud Storage answered {reply.status}")
         raise refused(reply, self.bucket, subject)
 
 
 def odd(subject: str) -> BlobError:
-    return BlobError(f"{subject}: that is no answer of Cloud Storage's; look at {EMULATOR} and at proxies")
+    return BlobError(f"{subject}: that is not an answer of Cloud Storage; check {EMULATOR} and proxies")
 
 
 def refused(reply: Reply, bucket: str, subject: str) -> BlobError:
-    """Why, in our words: the service's name neither the setting nor the role."""
+    """In our own words, because the service's name neither the setting nor the role."""
     status = reply.status
     if status == 401:
-        return BlobError(f"{subject}: Cloud Storage does not take these Google credentials; look who runs this")
-    if status == 403:
-        reason = _reason(reply) or "forbidden"
-        return BlobError(f"{subject}: not allowed ({reason}); grant {ROLE} on bucket {bucket} to who runs this")
-    if status == 404:
-        return BlobError(f"{subject}: there is no bucket {bucket}; make it, or name another in POLLUX_BLOBS")
-    return BlobError(f"{subject}: Cloud Storage answered {status} ({_reason(reply) or 'without a reason'})")
+        what = "Cloud Storage does not accept these Google credentials; check which account runs this"
+    elif status == 403:
+        what = f"not allowed ({reply.reason or 'forbidden'}); grant {ROLE} on bucket {bucket} to the account of Pollux"
+    elif status == 404:
+        what = f"there is no bucket {bucket}; create it, or name another in POLLUX_BLOBS"
+    else:
+        what = f"Cloud Storage answered {status} ({reply.reason or 'without a reason'})"
+    return BlobError(f"{subject}: {what}")
 
 
 def no_bucket(reply: Reply) -> bool:
-    """Bucket and object are both `notFound`; the text alone tells them apart."""
+    """A missing bucket and a missing object are both `notFound`; only the text tells them apart."""
     return reply.status == 404 and b"bucket does not exist" in reply.body
 
 
@@ -198,12 +249,3 @@ async def _read(answer: Answer) -> Reply:
     except UpstreamError as error:
         answer.close()
         raise PassingError(f"half an answer from Cloud Storage ({error})") from None
-
-
-def _reason(reply: Reply) -> str:
-    """Google's word for it: letters alone, so that nothing else gets into an error."""
-    error = (reply.json() or {}).get("error")
-    errors = error.get("errors") if isinstance(error, dict) else None
-    first = errors[0] if isinstance(errors, list) and errors else None
-    reason = first.get("reason") if isinstance(first, dict) else None
-    return reason if isinstance(reason, str) and reason.isalpha() else ""

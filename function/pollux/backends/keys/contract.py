@@ -1,4 +1,4 @@
-"""Keys and where they come from. A value is opaque and leaves its `Secret` only towards the upstream."""
+"""Keys, their values, and the protocol of a key source."""
 
 import hashlib
 import hmac
@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Secret:
-    """A value that no log, repr, format or pickle shows. `reveal` is the only way out; grep for it."""
+    """A value that no log, repr, format or pickle shows. Only `reveal` returns it, so that a search finds every use."""
 
     __slots__ = ("_value",)
 
@@ -19,12 +19,12 @@ class Secret:
         return self._value
 
     def derived(self, label: bytes) -> bytes:
-        """A key for seals of our own: the same wherever the value is known, and it does not tell the value."""
+        """A key for our own signatures: the same wherever the value is known, and the value cannot be read from it."""
         return hmac.digest(self._value.encode("utf-8", "replace"), label, hashlib.sha256)
 
     @property
     def masked(self) -> str:
-        """Enough to recognise one's own key, too little to use it: the first four and the last two characters."""
+        """The first four and the last two characters: enough to recognise a key, too little to use it."""
         return f"{self._value[:4]}…{self._value[-2:]}" if len(self._value) >= 20 else "…"
 
     def __repr__(self) -> str:
@@ -33,7 +33,7 @@ class Secret:
     __str__ = __repr__
 
     def __reduce__(self) -> str:
-        raise TypeError("a Secret is not pickled")
+        raise TypeError("a Secret cannot be pickled")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Secret):
@@ -46,10 +46,10 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One API key as the pool knows it. `limits`: model or "*" -> {"rpm", "tpm", …}, as its owner wrote them.
+    """One API key, without its value. `limits`: model or "*" -> {"rpm", "tpm", …}, as its owner wrote them.
 
-    `generation` grows in this process when the value behind the id becomes another one: what was known about the old
-    value (that Google refused it) is not true of the new one.
+    `generation` grows when the value behind the id changes: what was learned about the old value, such as a refusal,
+    does not hold for the new one.
     """
 
     id: str
@@ -61,20 +61,20 @@ class Key:
 
 
 class KeySourceError(Exception):
-    """A key source cannot be used: file, line and reason, never a value."""
+    """A key source cannot be used: says which file and line and why, never a value."""
 
     passing = False
-    """True: nothing is wrong with the key; its source did not answer this process just now."""
+    """True: the key may be good; its source just did not answer."""
 
 
 class Keyring(Protocol):
-    """Where keys come from. The pool asks `keys` often (it is cheap) and `value` on first use."""
+    """A key source. The pool calls `keys` often, which is cheap, and `value` before the first use of a key."""
 
     async def keys(self) -> tuple[Key, ...]:
-        """The keys as they stand now; a change is seen within seconds (locally) or a minute (in the cloud)."""
+        """The current keys. A change is seen within seconds (locally) or a minute (in the cloud)."""
 
     async def value(self, key_id: str) -> Secret:
-        """The key's value. Raises KeySourceError if it cannot be had."""
+        """The key's value. Raises KeySourceError if it cannot be read."""
 
     async def reread(self, key_id: str) -> bool:
-        """After Google refused the key: fetch it again. True if the value is another one now."""
+        """Read the key again, after Google refused it. True if its value has changed."""

@@ -1,26 +1,27 @@
-"""What counts as a key, and how one that does not is reported. Pure; no reason ever quotes what it refuses."""
+"""What counts as a key, and how a source reports one that does not. No reason ever quotes the text it refuses."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pollux.backends.keys.contract import Key, KeySourceError, Secret
 from pollux.gemini.catalog import tier_name
 
 LIMITS = ("rpm", "tpm", "rpd", "tpd", "ipm")
-SHORTEST = 4  # values are opaque, so this only catches slips of the hand; Google has the last word
+SHORTEST = 4  # this only catches typing errors: Google decides what a key is
 LONGEST = 1024
-TOKEN_PREFIX = "pollux-"  # noqa: S105  what client tokens that Pollux made start with (auth.py)
+TOKEN_PREFIX = "pollux-"  # noqa: S105  of the client tokens that Pollux makes (tokens.py)
 
 ID_PATTERN = r"[A-Za-z0-9](?:[A-Za-z0-9 _-]{0,61}[A-Za-z0-9_-])?"
 ID = re.compile(ID_PATTERN)
 PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,62}")
 _VALUE = re.compile(r"AIza.{10,}|AQ.{20,}|(?=[^ ]*[a-z])(?=[^ ]*[A-Z])(?=[^ ]*\d)[^ ]{30,}")
-"""What may be the value of a key: as an id it would be shown."""
+"""May be the value of a key, which must not become an id: ids are shown."""
 _LOOKS = re.compile(r"AIza[\w-]{35}|AQ\.[\w.-]{16,}", re.ASCII)
 _TRIMMED = " \t\r\n\f\v\ufeff\u200b\u00a0\"'`“”‘’"
-_PLACEHOLDER = re.compile(
+PLACEHOLDER = re.compile(
     r"(your|insert|paste|replace|enter)[-_ a-z]*(key|token|here|me)[-_ a-z0-9]*"
     r"|change[-_]?me|placeholder|todo|none|null|undefined|secret"
     r"|((google|gemini)[-_])?(api[-_]?)?key(here)?"
@@ -41,11 +42,6 @@ class Problem:
         return f"{self.file}:{self.line}: {self.reason}" if self.line else f"{self.file}: {self.reason}"
 
 
-@dataclass(frozen=True, slots=True)
-class Notice(Problem):
-    """Worth knowing, but nothing is lost by it."""
-
-
 class KeyFileError(KeySourceError):
     """A file that cannot be read as keys at all."""
 
@@ -56,7 +52,7 @@ class KeyFileError(KeySourceError):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A usable key as one source has it; what is None was not written there."""
+    """A usable key as one source has it. None means that the source does not say."""
 
     id: str
     secret: Secret
@@ -68,7 +64,7 @@ class Entry:
     enabled: bool = True
     variable: str | None = None  # the variable that holds the value
     reference: bool = False  # written as env:NAME
-    positional: bool = False  # the id came from its place, and may give way
+    positional: bool = False  # the id was made from the entry's position; another entry may claim it
 
     @property
     def place(self) -> str:
@@ -76,12 +72,44 @@ class Entry:
             return f"{self.file}:{self.line}"
         return f"{self.file} ({self.variable})" if self.variable else self.file
 
+    @property
+    def details(self) -> dict[str, Any]:
+        """What else the source says about the key, for writing it elsewhere."""
+        named = {"project": self.project, "tier": self.tier, "limits": dict(self.limits)}
+        return {name: value for name, value in named.items() if value} | ({} if self.enabled else {"enabled": False})
+
     def key(self, key_id: str, generation: int = 0) -> Key:
         return Key(key_id, self.project or key_id, self.tier, self.limits, self.enabled, generation)
 
 
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What a source holds. `notices` are worth knowing, but cost no key."""
+
+    entries: tuple[Entry, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    notices: tuple[Problem, ...] = ()
+
+
+def decode(raw: bytes, file: str) -> str:
+    """UTF-8, or UTF-16 with a byte order mark, which some Windows tools write."""
+    encoding = "utf-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:
+        return raw.decode(encoding)
+    except UnicodeDecodeError:
+        reason = "not UTF-8 text"
+    raise KeyFileError(Problem(file, 0, reason))  # outside of the handler: its exception holds the bytes
+
+
+def text_of(path: Path) -> str:
+    try:
+        return decode(path.read_bytes(), str(path))
+    except OSError as error:
+        raise KeyFileError(Problem(str(path), 0, f"cannot be read: {error.strerror}")) from None
+
+
 def clean(text: str) -> str:
-    """Without what comes along when a key is copied: spaces, quotes, a byte order mark."""
+    """Without what is often copied along with a key: spaces, quotes, a byte order mark."""
     return text.strip(_TRIMMED)
 
 
@@ -93,7 +121,7 @@ def value_fault(value: str) -> str | None:
         return f"too long for a key (over {LONGEST} characters)"
     if value.startswith(TOKEN_PREFIX):
         return "this is a client token of Pollux, not a Gemini key"
-    if _PLACEHOLDER.fullmatch(value) or (len(value) > 1 and len(set(value.lower())) == 1):
+    if PLACEHOLDER.fullmatch(value) or (len(value) > 1 and len(set(value.lower())) == 1):
         return "this is a placeholder, not a key"
     if any(character.isspace() for character in value):
         return "a key has no spaces"
@@ -107,20 +135,20 @@ def value_fault(value: str) -> str | None:
 
 
 def value_doubt(value: str) -> str | None:
-    """Why this may be no Gemini key. Google alone knows, so it is only said."""
+    """Why this may not be a Gemini key. Only a warning: Google may change how keys look."""
     return None if _LOOKS.fullmatch(value) else "it does not look like a Gemini key, which begins with AIza or AQ."
 
 
 def id_fault(value: Any) -> str | None:
     if isinstance(value, str) and ID.fullmatch(value) and not _VALUE.fullmatch(value):
         return None
-    return "an id is 1 to 63 of letters, digits, spaces, _ and -, begins with a letter or digit, and is no key's value"
+    return "an id is 1 to 63 letters, digits, spaces, _ and -, begins with a letter or digit, and is not a key's value"
 
 
 def project_fault(value: Any) -> str | None:
     if isinstance(value, str) and PROJECT.fullmatch(value) and not _LOOKS.fullmatch(value):
         return None
-    return "a project is a name of letters, digits, . _ : and -, at most 63 of them, and is no key's value"
+    return "a project is at most 63 letters, digits, . _ : and -, and is not a key's value"
 
 
 def tier_fault(value: Any) -> str | None:
@@ -128,9 +156,8 @@ def tier_fault(value: Any) -> str | None:
 
 
 def limits_fault(value: Any) -> str | None:
-    if not isinstance(value, dict):
-        return 'limits are {"MODEL" or "*": {"rpm": NUMBER, …}}'
-    for model, numbers in value.items():
+    models = value.items() if isinstance(value, dict) else [("", None)]
+    for model, numbers in models:
         if not model.strip() or not isinstance(numbers, dict):
             return 'limits are {"MODEL" or "*": {"rpm": NUMBER, …}}'
         if not set(numbers) <= set(LIMITS):

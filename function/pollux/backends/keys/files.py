@@ -1,4 +1,4 @@
-"""The formats keys are written in: plain lines and variables here, keys.json in `document`. Pure: text to entries."""
+"""The formats keys are written in: one key a line, variables as in a .env, keys.json. Text in, entries out."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -7,15 +7,14 @@ from pathlib import PurePath
 from typing import Literal
 
 from pollux.backends.keys.contract import Secret
-from pollux.backends.keys.document import parse_document
-from pollux.backends.keys.entries import ID_PATTERN, Entry, KeyFileError, Notice, Problem, clean, id_fault, value_fault
+from pollux.backends.keys.entries import ID_PATTERN, Entry, Parsed, Problem, clean, id_fault, value_fault
+from pollux.backends.keys.keys_json import parse_document
 
 LISTS = {"GEMINI_API_KEYS": "gemini", "GOOGLE_API_KEYS": "google", "POLLUX_KEYS": "key"}
-"""Variables that hold several keys, separated by commas, and what their ids begin with."""
+"""Variables that hold several keys, separated by commas, and what the ids of these begin with."""
 VARIABLES = ("GEMINI_API_KEY", "GEMINI_API_KEY_<n>", "GEMINI_KEY_<name>", *LISTS)
-ENVIRONMENT = "environment"
 ROOT = "GEMINI_KEY_POOL_ROOT"
-"""A folder with a keys.json, and a .env beside it. It is no key, for all its name."""
+"""A folder with a keys.json and a .env. Not a key, although its name looks like GEMINI_KEY_<name>."""
 
 _LINES = re.compile(r"\r\n|\r|\n")
 _ASSIGNMENT = re.compile(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*?)\s*")
@@ -27,29 +26,12 @@ _ASSIGNED = re.compile(r"(export\s+)?[A-Z][A-Z0-9_]*\s*=\s*[^=\s]")  # not the p
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A variable with where it was set. Its value may be anything, so it stays out of repr."""
+    """A variable and where it was set. Its value may be a key, so repr does not show it."""
 
     name: str
     value: str = field(repr=False)
-    file: str = ENVIRONMENT
+    file: str = "environment"
     line: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Parsed:
-    entries: tuple[Entry, ...] = ()
-    problems: tuple[Problem, ...] = ()
-    notices: tuple[Notice, ...] = ()
-
-
-def decode(raw: bytes, file: str) -> str:
-    """UTF-8, or UTF-16 with its mark, as some Windows tools write it."""
-    encoding = "utf-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
-    try:
-        return raw.decode(encoding)
-    except UnicodeDecodeError:
-        reason = "not UTF-8 text"
-    raise KeyFileError(Problem(file, 0, reason))  # outside of the handler: its exception would carry the bytes along
 
 
 def recognise(text: str, file: str) -> Literal["json", "env", "list"]:
@@ -58,7 +40,7 @@ def recognise(text: str, file: str) -> Literal["json", "env", "list"]:
     name = PurePath(file).name.lower()
     if start in ("{", "[") or name.endswith(".json"):
         return "json"
-    if name == ".env" or name.startswith(".env.") or name.endswith(".env"):
+    if name.startswith(".env.") or name.endswith(".env"):
         return "env"
     written = [line for _, line in _written(text)]
     return "env" if written and all(_ASSIGNED.match(line) for line in written) else "list"
@@ -68,16 +50,15 @@ def parse(text: str, file: str, variables: Mapping[str, Variable]) -> Parsed:
     """The keys of a file of any format. `variables` resolve env:NAME. Raises KeyFileError if nothing can be read."""
     match recognise(text, file):
         case "json":
-            found = parse_document(text, file, {name: variable.value for name, variable in variables.items()})
-            return Parsed(*found)
+            return parse_document(text, file, {name: variable.value for name, variable in variables.items()})
         case "env":
             return parse_variables(parse_env(text, file).values())
         case "list":
-            return parse_list(text, file)
+            return _parse_list(text, file)
 
 
-def parse_list(text: str, file: str) -> Parsed:
-    """One key a line, `VALUE` or `id: VALUE`; # starts a comment. Without an id: key-1, key-2, … by its place."""
+def _parse_list(text: str, file: str) -> Parsed:
+    """One key a line, `VALUE` or `id: VALUE`; # starts a comment. A key without an id is key-N, N by its position."""
     entries: list[Entry] = []
     problems: list[Problem] = []
     for place, (line, written) in enumerate(_written(text), 1):
@@ -98,7 +79,7 @@ def parse_list(text: str, file: str) -> Parsed:
 
 
 def parse_env(text: str, file: str) -> dict[str, Variable]:
-    """All variables of a .env; the last of a name counts. Other programs' lines are none of our business."""
+    """All variables of a .env; of a repeated name the last counts. Lines without an assignment are ignored."""
     found = {}
     for line, content in _written(text):
         if assignment := _ASSIGNMENT.fullmatch(content):
@@ -107,7 +88,7 @@ def parse_env(text: str, file: str) -> dict[str, Variable]:
 
 
 def parse_variables(variables: Iterable[Variable]) -> Parsed:
-    """The keys among variables, which VARIABLES names."""
+    """The keys among variables: those with a name in VARIABLES."""
     entries: list[Entry] = []
     problems: list[Problem] = []
     for variable in variables:
@@ -120,16 +101,8 @@ def parse_variables(variables: Iterable[Variable]) -> Parsed:
                     fault += "; put several keys into GEMINI_API_KEYS, separated by commas"
                 problems.append(Problem(variable.file, variable.line, f"{_shown(variable.name)}: {fault}"))
                 continue
-            entries.append(
-                Entry(
-                    key_id,
-                    Secret(value),
-                    variable.file,
-                    variable.line,
-                    variable=variable.name,
-                    positional=positional,
-                )
-            )
+            place = (variable.file, variable.line)
+            entries.append(Entry(key_id, Secret(value), *place, variable=variable.name, positional=positional))
     return Parsed(tuple(entries), tuple(problems))
 
 
@@ -139,9 +112,10 @@ def is_read(name: str) -> bool:
 
 
 def _candidates(variable: Variable) -> Iterator[tuple[str, str, bool]]:
+    """Id, value, and whether the id was made from a position."""
     name, value = variable.name, variable.value
     if not clean(value):
-        return  # set but empty is how one switches a variable off
+        return  # an empty variable is switched off
     if name == "GEMINI_API_KEY":
         yield "gemini", value, False
     elif name.startswith("GEMINI_KEY_") and name != ROOT:
@@ -159,7 +133,7 @@ def _shown(name: str) -> str:
 
 
 def _written(text: str) -> Iterator[tuple[int, str]]:
-    """Line number and content of each line that is neither empty nor a comment."""
+    """Number and content of each line that is neither empty nor a comment."""
     for number, line in enumerate(_LINES.split(text), 1):
         content = line.strip("\ufeff \t")
         if content and not content.startswith("#"):

@@ -1,4 +1,4 @@
-"""Where commands read and write keys: a keys.json of this machine, or the Secret Manager of a project."""
+"""The places where commands read and change keys: files of this machine, or the Secret Manager of a project."""
 
 import asyncio
 import difflib
@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from pollux.backends.keys.contract import Key, KeySourceError, Secret
-from pollux.backends.keys.entries import Entry, KeyFileError, Problem, id_fault
-from pollux.backends.keys.files import Variable, decode, parse, parse_env, recognise
-from pollux.backends.keys.keyfile import KeyFile
-from pollux.backends.keys.local import LocalKeyring, home_folder
+from pollux.backends.keys.entries import Entry, Problem, id_fault, text_of
+from pollux.backends.keys.files import Variable, parse, parse_env, recognise
+from pollux.backends.keys.keys_json import KeyFile
+from pollux.backends.keys.local import open_local
 from pollux.backends.keys.records import ID, changed, foreign, secret_name
 from pollux.backends.keys.secret_manager import SecretManagerKeyring
 from pollux.backends.keys.secrets_api import SecretError, SecretInfo, SecretsApi, known_as
@@ -22,7 +22,7 @@ AT_ONCE = 4
 
 T = TypeVar("T")
 Progress = Callable[[int, str], AbstractContextManager[Callable[[], None]]]
-"""`with progress(50, "reading keys") as step`: call `step` for each that is done."""
+"""`with progress(50, "reading keys") as step`: call `step` after each of the 50."""
 
 
 @dataclass(frozen=True)
@@ -31,32 +31,32 @@ class Contents:
 
     keys: tuple[Key, ...]
     entries: Mapping[str, Entry]
-    """By id, of the keys that were wanted. One whose value cannot be read has an empty value and is in `unread`."""
+    """The keys that were wanted, by id. One whose value cannot be read has an empty value and is in `unread`."""
     unread: Mapping[str, KeySourceError] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
     notices: tuple[Problem, ...] = ()
     ids: Collection[str] = ()
-    """All ids that are taken, also by entries that are not usable as keys."""
+    """All ids in use, also of entries that are not usable as keys."""
     owned: Mapping[Secret, str] = field(default_factory=dict)
-    """Values that are in the place itself, with their ids. Other sources of this machine may hold more keys."""
+    """The ids of the values in the place itself. Other sources of this machine may hold more keys."""
 
 
 class KeyPlace(Protocol):
-    """Failures are KeySourceErrors. Calls block: so Ctrl-C ends a prompt between two of them at once."""
+    """Every failure is a KeySourceError. Calls block, so that Ctrl-C works at once while a command asks something."""
 
     project: str = ""
     """The Google Cloud project whose Secret Manager this is; "" is this machine."""
     where: str = ""
-    """What a suggested command needs at its end, such as " --secrets PROJECT"."""
+    """What the commands in hints need at their end, such as " --secrets PROJECT"."""
     name: str
     title: str
 
     def read(self, wanted: Callable[[Key], bool] | None = None, *, writing: bool = False) -> Contents:
-        """All keys, and the values of those that are `wanted`; without it of all. `writing`: raise if the place cannot
-        be written, and fill in `ids` and `owned`."""
+        """All keys, and the values of those that are `wanted` (default: all). `writing`: raise if the place cannot be
+        written, and fill in `ids` and `owned`."""
 
     def location(self, key_id: str) -> str:
-        """Where a key is written, for people."""
+        """Where the key is kept, for messages."""
 
     def require(self, key_id: str) -> None:
         """Raise unless the key can be changed here."""
@@ -64,42 +64,34 @@ class KeyPlace(Protocol):
     def add(self, key_id: str, secret: Secret, details: Mapping[str, Any]) -> None: ...
 
     def adopt(self, entries: Mapping[str, Entry]) -> Iterator[str]:
-        """Add entries of another source under these ids. Yields each id that is done."""
+        """Add entries of another source under these ids. Yields each id after it was added."""
 
     def edit(self, key_id: str, details: Mapping[str, Any], secret: Secret | None = None) -> None:
-        """Change what is named; None removes. `details`: project, tier, limits, enabled."""
+        """Change the given details: project, tier, limits, enabled. None removes."""
 
     def replace(self, key_id: str, secret: Secret, accepted: Callable[[Secret, str], bool]) -> tuple[str, str] | None:
-        """Give the key a new value if it is `accepted`, which gets the value as it is stored, and its name. Returns
-        details of what was done and a warning; None: nothing has changed."""
+        """Give the key a new value if `accepted` agrees, which is called with the stored value and its name. Returns
+        what was done and a warning, both for messages; None if nothing has changed."""
 
     def question(self, key_id: str) -> str:
-        """What to ask before the key is removed. Raises if it cannot be."""
+        """What to ask before the key is removed. Raises if it cannot be removed."""
 
     def remove(self, key_id: str) -> None: ...
 
     def value(self, key_id: str) -> Secret | None:
-        """The value that a change would give up, if other sources may hold it too."""
+        """The value that a change replaces, if other sources may hold it too."""
         return None
 
     def copies(self, secret: Secret) -> tuple[list[Entry], str | None]:
-        """Other entries with this value, and the id under which one of them serves."""
+        """Other entries with this value, and the id of one that is in use."""
         return [], None
 
     def reads(self, path: Path) -> bool:
-        """Whether the keys of this file are in use where it is."""
+        """Whether a gateway here reads this file anyway."""
         return False
 
     def close(self) -> None:
         return None
-
-
-def text_of(path: Path) -> str:
-    try:
-        return decode(path.read_bytes(), str(path))
-    except OSError as error:
-        reason = f"cannot be read: {error.strerror}"
-    raise KeyFileError(Problem(str(path), 0, reason))
 
 
 def variables_here(environ: Mapping[str, str]) -> dict[str, Variable]:
@@ -109,7 +101,7 @@ def variables_here(environ: Mapping[str, str]) -> dict[str, Variable]:
 
 
 def no_such_key(key_id: str, known: Collection[str], where: str = "") -> KeySourceError:
-    """Repeats the id only if it cannot be the value of a key, typed in the wrong place."""
+    """Repeats the id only if it cannot be a key's value, typed in the wrong place."""
     if id_fault(key_id):
         return KeySourceError(f"there is no such key; see: pollux keys list{where}")
     folded = {other.casefold(): other for other in known}
@@ -119,13 +111,12 @@ def no_such_key(key_id: str, known: Collection[str], where: str = "") -> KeySour
 
 
 class FilePlace(KeyPlace):
-    """The sources of this machine are read; written is POLLUX_KEYS_FILE or keys.json in the data folder."""
+    """Reads every source of this machine. Writes POLLUX_KEYS_FILE, or keys.json in the data folder."""
 
     def __init__(self, settings: Settings) -> None:
-        self._data = Path(settings.data)
-        self._environ = settings.environ
+        self._settings = settings
         self._named = Path(settings.keys_file).expanduser() if settings.keys_file else None
-        self._path = self._named or self._data / "keys.json"
+        self._path = self._named or Path(settings.data) / "keys.json"
         self.name = str(self._path)
         self.title = f"file {self.name}"
 
@@ -136,7 +127,7 @@ class FilePlace(KeyPlace):
             found = Contents((), {}) if new else self.read(wanted)
             owned = {entry.secret: entry.id for entry in self._own_entries()}
             return replace(found, ids={*found.entries, *ids}, owned=owned)
-        keyring = self._keyring()
+        keyring = open_local(self._settings)
         entries = {key_id: replace(entry, id=key_id) for key_id, entry in keyring.entries().items()}
         keys = tuple(entry.key(key_id) for key_id, entry in entries.items())
         chosen = {key.id: entries[key.id] for key in keys if wanted is None or wanted(key)}
@@ -167,7 +158,7 @@ class FilePlace(KeyPlace):
         self.require(key_id)
         written = dict(details)
         if written.get("enabled"):
-            written["enabled"] = None  # what is not written is enabled
+            written["enabled"] = None  # the default
         self._file.edit(key_id, secret=secret, **written)
 
     def replace(self, key_id: str, secret: Secret, accepted: Callable[[Secret, str], bool]) -> tuple[str, str] | None:
@@ -187,35 +178,32 @@ class FilePlace(KeyPlace):
         return next((entry.secret for entry in self._own_entries() if entry.id == key_id), None)
 
     def copies(self, secret: Secret) -> tuple[list[Entry], str | None]:
-        keyring = self._keyring()
+        keyring = open_local(self._settings)
         serving = (key_id for key_id, e in keyring.entries().items() if e.secret == secret and e.enabled)
         return list(keyring.entries_with(secret)), next(serving, None)
 
     def reads(self, path: Path) -> bool:
-        return path.resolve() != self._path.resolve() and self._keyring().reads(path)
+        return path.resolve() != self._path.resolve() and open_local(self._settings).reads(path)
 
     @property
     def _file(self) -> KeyFile:
-        """A list of lines or variables is left to its owner."""
+        """The file that is written. Raises if POLLUX_KEYS_FILE has another format."""
         text = text_of(self._named) if self._named and self._named.exists() else ""
         if self._named and recognise(text, self.name) != "json":
             raise KeySourceError(
-                f"POLLUX_KEYS_FILE={self.name} is not a keys.json, the only kind that is written here: edit it "
+                f"POLLUX_KEYS_FILE={self.name} is not a keys.json, the only format that commands write: edit it "
                 f"yourself, or unset POLLUX_KEYS_FILE and run: pollux keys import {self.name}"
             )
         return KeyFile(self._path)
 
-    def _keyring(self) -> LocalKeyring:
-        return LocalKeyring(self._named, data=self._data, folder=Path.cwd(), environ=self._environ, home=home_folder())
-
     def _own_entries(self) -> tuple[Entry, ...]:
-        return (
-            parse(text_of(self._path), self.name, variables_here(self._environ)).entries if self._path.exists() else ()
-        )
+        if not self._path.exists():
+            return ()
+        return parse(text_of(self._path), self.name, variables_here(self._settings.environ)).entries
 
 
 class SecretManager:
-    """The Secret Manager of one project, for code that is not async: `google.run(google.api.versions(name))`."""
+    """The Secret Manager of one project for code that is not async: `google.run(google.api.versions(name))`."""
 
     def __init__(self, project: str) -> None:
         self.project = project
@@ -226,7 +214,7 @@ class SecretManager:
         return self._runner.run(call)
 
     async def create(self, name: str, labels: Mapping[str, str], notes: Mapping[str, str], value: Secret) -> int:
-        """A secret and its first version, or neither."""
+        """Makes a secret with its first version. If the version fails, the secret is deleted again."""
         await self.api.create(name, labels, notes)
         try:
             return await self.api.add_version(name, value)
@@ -241,7 +229,7 @@ class SecretManager:
 
 
 class SecretManagerPlace(SecretManager, KeyPlace):
-    """Every key is a secret, every value of it a version."""
+    """Each key is a secret, each of its values a version."""
 
     def __init__(self, project: str, progress: Progress) -> None:
         super().__init__(project)
@@ -264,8 +252,7 @@ class SecretManagerPlace(SecretManager, KeyPlace):
                     unread[key.id] = error
                     value = Secret("")
                 step()
-                details = (key.project, key.tier, key.limits, key.enabled)
-                return Entry(key.id, value, self.location(key.id), 0, *details)
+                return Entry(key.id, value, self.location(key.id), 0, key.project, key.tier, key.limits, key.enabled)
 
             found = self.run(_all(map(one, chosen)))
         owned = {entry.secret: entry.id for entry in found if entry.id not in unread}
@@ -289,13 +276,12 @@ class SecretManagerPlace(SecretManager, KeyPlace):
         await self.create(name, labels, annotations, secret)
 
     def adopt(self, entries: Mapping[str, Entry]) -> Iterator[str]:
-        """Some at a time. What is done before one fails stays, and the same again does the rest."""
+        """Several at a time. If one fails, those added before stay, and another import adds the rest."""
         added, waiting = 0, list(entries.items())
 
         async def one(key_id: str, entry: Entry) -> KeySourceError | None:
-            details = {"project": entry.project, "tier": entry.tier, "limits": entry.limits, "enabled": entry.enabled}
             try:
-                await self._add(key_id, entry.secret, details)
+                await self._add(key_id, entry.secret, entry.details)
             except KeySourceError as error:
                 return error
             return None
@@ -314,8 +300,8 @@ class SecretManagerPlace(SecretManager, KeyPlace):
         self.run(self.api.describe(info, *changed(info, details)))
 
     def replace(self, key_id: str, secret: Secret, accepted: Callable[[Secret, str], bool]) -> tuple[str, str] | None:
-        """A new version, which is announced to gateways. The old ones are disabled after it was accepted; one that was
-        not is disabled itself."""
+        """Adds a version. If it is accepted, gateways are told and the old versions are disabled; else it is disabled
+        itself."""
         name, old, warning = secret_name(key_id), self._versions(key_id), ""
         number = self.run(self.api.add_version(name, secret))
         keep = False
@@ -329,7 +315,7 @@ class SecretManagerPlace(SecretManager, KeyPlace):
         try:
             self.edit(key_id, {"version": number})
         except KeySourceError as error:
-            warning = f"gateways were not told, and take it when the old is refused: {error}"
+            warning = f"gateways were not told; they take the new value when Google refuses the old: {error}"
         for version in old:
             self.run(self.api.disable(name, version))
         disabled = f"; disabled {', '.join(map(str, sorted(old)))}" if old else ""
@@ -342,7 +328,7 @@ class SecretManagerPlace(SecretManager, KeyPlace):
         self.run(self.api.delete(self._secret(key_id)))
 
     def _secret(self, key_id: str) -> str:
-        if id_fault(key_id):  # it may be a value: neither asked for nor repeated
+        if id_fault(key_id):  # it may be a key's value: neither sent nor shown
             raise KeySourceError(f"no such key in project {self.project}; see: pollux keys list{self.where}")
         return secret_name(key_id)
 

@@ -1,4 +1,4 @@
-"""Files that only their owner may read: written whole or not at all, by one process at a time."""
+"""Files that only their owner may read, written atomically and under a lock."""
 
 import os
 import sys
@@ -16,8 +16,8 @@ FILE_MODE = 0o600
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Alone with this file among all that ask the same; makes its folder. The lock is a file of its own, as the file
-    itself is replaced by each writing. Windows has no such lock: there, the last writer wins."""
+    """Holds the lock of this file, and makes its folder. The lock is another file, because each write replaces the
+    file itself. On Windows there is no lock: the last writer wins."""
     path.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
     lock = os.open(
         path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), FILE_MODE
@@ -31,7 +31,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def write(path: Path, text: str) -> None:
-    """Readers see the old text or the new one, whatever happens in between; a symbolic link stays one."""
+    """Atomic: readers see the old text or the new one. A symbolic link stays one."""
     target = path.resolve()
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")  # O_EXCL, mode 0600
     try:
@@ -48,7 +48,7 @@ def write(path: Path, text: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Without this the new name may be lost by a power failure; some file systems cannot do it."""
+    """Without this a power failure may lose the new name. Some file systems cannot do it."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

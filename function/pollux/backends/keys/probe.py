@@ -1,4 +1,4 @@
-"""Asks Google about keys with a free call, countTokens. What an answer means is `verdict`'s; nothing is kept."""
+"""Asks Google about keys with a free call, countTokens. `gemini/verdict` judges the answers; nothing is stored."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ MODEL = "gemini-3.1-flash-lite"
 TIMEOUT_S = 15.0
 AT_ONCE = 8
 REFUSED = ("invalid", "unreachable", "unclear")
-"""The findings after which a new value does not take the old one's place."""
+"""After these findings a new value does not replace the old one."""
 BODY = b'{"contents":[{"parts":[{"text":"ping"}]}]}'
 _LARGEST = 65536
 
@@ -36,35 +36,28 @@ class Finding:
     tier: str | None = None
     """"free" or "paid", if a refusal named such a quota."""
     cause: str = ""
-    """Of an invalid key: why, in the verdict's words."""
+    """Why a key is invalid: a cause of `gemini/verdict`."""
 
 
 async def probe(
     secrets: Mapping[str, Secret],
+    http: "httpx2.AsyncClient",
     *,
     upstream: str,
     model: str,
-    timeout_s: float = TIMEOUT_S,
     done: Callable[[], None] = lambda: None,
 ) -> dict[str, Finding]:
-    """A finding for each id, some asked at the same time; `done` is called after each."""
-    import ssl
+    """A finding for each id. Several keys are asked about at once; `done` is called after each."""
+    import httpx2  # here: the server needs only the constants above
 
-    import httpx2  # here, so that commands without a network start fast
-
-    from pollux.settings import proxy_for
-
-    proxy = proxy_for(upstream)  # the proxy and the certificates are those of the gateway
-    through = httpx2.Proxy(proxy.url, auth=(proxy.user, proxy.password) if proxy.user else None) if proxy else None
-    transport = httpx2.AsyncHTTPTransport(proxy=through, verify=ssl.create_default_context())
     turn = asyncio.Semaphore(AT_ONCE)
     url = upstream.rstrip("/") + target(model)
 
     async def one(secret: Secret) -> Finding:
         async with turn:
             try:
-                async with asyncio.timeout(timeout_s):
-                    return _finding(*await _ask(google, url, secret), secret)
+                async with asyncio.timeout(TIMEOUT_S):
+                    return _finding(*await _ask(http, url, secret), secret)
             except (TimeoutError, httpx2.TimeoutException):
                 return Finding("unreachable", "no answer in time")
             except (httpx2.HTTPError, httpx2.InvalidURL) as error:
@@ -72,14 +65,13 @@ async def probe(
             finally:
                 done()
 
-    async with httpx2.AsyncClient(transport=transport, timeout=timeout_s) as google:
-        return dict(zip(secrets, await asyncio.gather(*map(one, secrets.values())), strict=True))
+    return dict(zip(secrets, await asyncio.gather(*map(one, secrets.values())), strict=True))
 
 
-async def _ask(google: "httpx2.AsyncClient", url: str, secret: Secret) -> tuple[int, bytes]:
+async def _ask(http: "httpx2.AsyncClient", url: str, secret: Secret) -> tuple[int, bytes]:
     headers = {"x-goog-api-key": secret.reveal(), "content-type": "application/json"}
     body = b""
-    async with google.stream("POST", url, headers=headers, content=BODY) as answer:
+    async with http.stream("POST", url, headers=headers, content=BODY) as answer:
         async for data in answer.aiter_bytes():
             body += data
             if len(body) >= _LARGEST:
@@ -104,7 +96,7 @@ def _finding(status: int, body: bytes, secret: Secret) -> Finding:
 
 
 def _why(error: Exception) -> str:
-    """The system's own words, if there are any: the library's are "All connection attempts failed"."""
+    """The text of the system error below, if there is one: httpx2 only says "All connection attempts failed"."""
     inner: BaseException | None = error
     while inner is not None:
         if isinstance(inner, OSError) and inner.strerror:

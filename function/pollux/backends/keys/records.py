@@ -1,4 +1,4 @@
-"""How keys and tokens stand in Secret Manager: names, labels, annotations. Pure. Values are not here."""
+"""How keys and tokens are written in Secret Manager: names, labels, annotations. Their values are not handled here."""
 
 import json
 import re
@@ -14,50 +14,52 @@ KEY = "pollux-key-"
 TOKEN = "pollux-token-"  # noqa: S105
 ADMIN_TOKEN = "pollux-admin-token"  # noqa: S105
 OURS = {"managed-by": "pollux"}
-"""On what the command line made, for whoever looks through a project's secrets. Nothing depends on it being there."""
+"""A label for people, on secrets that a command made. A secret without it works the same."""
 PROJECT, LIMITS, VERSION, ID = "pollux-project", "pollux-limits", "pollux-version", "pollux-id"
-"""Annotations: a project that no label can hold, limits, the version that `rotate` made, and for people the id of a key
-whose secret could not be named after it."""
+"""Annotations: a project that does not fit into a label, limits, the version that `rotate` made, and for people the id
+of a key whose secret has another name."""
 
 TOKEN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
+NAME_RULE = "a client's name is a letter and at most 31 letters, digits, _ and -"
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _ESCAPED = re.compile(r"_(20|5f)_")
 
 
 def secret_name(key_id: str) -> str:
-    """The name of a key's secret, which holds no space: that is `_20_`, and beside it an underscore is `_5f_`."""
+    """The name of a key's secret. It cannot hold a space, which becomes `_20_`; then an underscore becomes `_5f_`."""
     if " " in key_id or _ESCAPED.search(key_id):
         key_id = key_id.replace("_", "\0").replace(" ", "_20_").replace("\0", "_5f_")
     return KEY + key_id
 
 
 def key_id_of(name: str) -> str:
-    """The other way round. A name that `secret_name` would not give, as of a secret made by hand, is taken as it is."""
+    """The reverse of `secret_name`. A name that it cannot have made, as of a secret made by hand, is taken as it is."""
     written = name.removeprefix(KEY)
     key_id = _ESCAPED.sub(lambda match: " " if match[1] == "20" else "_", written)
     return key_id if secret_name(key_id) == name else written
 
 
 def key_of(info: SecretInfo, generation: int = 0) -> Key | Problem:
-    """The key that a secret describes, or why it describes none. Without any label it is a project of its own."""
+    """The key that a secret describes, or why it does not describe one. All labels are optional."""
     key_id = key_id_of(info.name)
     named = info.annotations.get(PROJECT) or info.labels.get("project")
-    project = named or key_id
     tier = info.labels.get("tier") or None
-    limits, fault = _limits(info.annotations.get(LIMITS))
     enabled = info.labels.get("enabled", "true")
+    limits, limits_wrong = _limits(info.annotations.get(LIMITS))
     fault = (
-        id_fault(key_id) or (project_fault(named) if named else None) or (tier_fault(tier) if tier else None) or fault
+        id_fault(key_id)
+        or (project_fault(named) if named else None)
+        or (tier_fault(tier) if tier else None)
+        or limits_wrong
+        or (None if enabled in ("true", "false") else "the label enabled is true or false")
     )
-    if fault is None and enabled not in ("true", "false"):
-        fault = "the label enabled is true or false"
-    if fault is not None:
+    if fault:
         return Problem(f"secret {info.name}", 0, fault)
-    return Key(key_id, project, tier_name(tier) if tier else None, limits, enabled == "true", generation)
+    return Key(key_id, named or key_id, tier_name(tier) if tier else None, limits, enabled == "true", generation)
 
 
 def token_name(info: SecretInfo) -> str | None:
-    """Whose tokens a secret holds; "" is the admin. None: it is none of ours, or its name is no client's."""
+    """Whose tokens a secret holds; "" is the admin. None: it does not hold tokens, or its name is not allowed."""
     if info.name == ADMIN_TOKEN:
         return ""
     name = info.name.removeprefix(TOKEN)
@@ -65,20 +67,17 @@ def token_name(info: SecretInfo) -> str | None:
 
 
 def changed(info: SecretInfo | None, details: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
-    """The labels and annotations after a change of `project`, `tier`, `limits`, `enabled` or `version`, those named.
+    """The labels and annotations after a change of the given `project`, `tier`, `limits`, `enabled` or `version`.
 
-    None removes; so does None for the limits of one model. What others wrote stays.
+    None removes; None for the limits of one model removes those. Other labels and annotations stay.
     """
     labels = dict(info.labels) if info else dict(OURS)
     annotations = dict(info.annotations) if info else {}
     if "project" in details:
-        labels.pop("project", None)
-        annotations.pop(PROJECT, None)
-        project = details["project"]
-        if project and _LABEL.fullmatch(project):
-            labels["project"] = project
-        elif project:
-            annotations[PROJECT] = project
+        project = details["project"] or None
+        fits = project is not None and _LABEL.fullmatch(project) is not None
+        _put(labels, "project", project if fits else None)
+        _put(annotations, PROJECT, None if fits else project)
     if "tier" in details:
         _put(labels, "tier", tier_name(details["tier"]) if details["tier"] else None)
     if "enabled" in details:
@@ -110,7 +109,10 @@ def _limits(text: str | None) -> tuple[dict[str, Any], str | None]:
     return ({}, f"the annotation {LIMITS}: {fault}") if fault else (limits, None)
 
 
+def is_ours(info: SecretInfo) -> bool:
+    return OURS.items() <= dict(info.labels).items()
+
+
 def foreign(info: SecretInfo) -> str:
-    """A warning for what something else made, and may make again."""
-    ours = OURS.items() <= dict(info.labels).items()
-    return "" if ours else " It was not made by pollux; if Terraform declares it, remove it there too."
+    """A warning before a secret is removed that another program made, and may make again."""
+    return "" if is_ours(info) else " It was not made by pollux; if Terraform declares it, remove it there too."

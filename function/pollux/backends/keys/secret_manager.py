@@ -1,24 +1,100 @@
-"""The keys of one project's Secret Manager: listed at the start, values fetched on first use and after a refusal."""
+"""The keys and tokens in the Secret Manager of one project, kept up to date while they are used."""
 
 import asyncio
+import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from pollux.backends.keys.contract import Key, KeySourceError, Secret
 from pollux.backends.keys.entries import Problem, clean, value_fault
-from pollux.backends.keys.records import KEY, VERSION, key_id_of, key_of, secret_name
-from pollux.backends.keys.refreshing import Refreshing
-from pollux.backends.keys.secret_tokens import SecretManagerTokens
+from pollux.backends.keys.records import (
+    ADMIN_TOKEN,
+    KEY,
+    NAME_RULE,
+    TOKEN,
+    VERSION,
+    key_id_of,
+    key_of,
+    secret_name,
+    token_name,
+)
 from pollux.backends.keys.secrets_api import SecretError, SecretInfo, SecretsApi
+from pollux.backends.keys.tokens import TokenError, Tokens
 
-__all__ = ["SecretManagerKeyring", "SecretManagerTokens"]
+log = logging.getLogger("pollux.keys")
+
+STALE_S = 30.0
+OLD_S = 60.0
+AGAIN_S = 5.0
+PATIENCE_S = 3.0
 
 RESTS_S = {"denied": 60.0, "missing": 30.0, "disabled": 30.0, "refused": 30.0}
+"""How long a value that cannot be read is not tried again, by the kind of error."""
 RESTS_ELSE_S = 5.0
 REREAD_EVERY_S = 1.0
 CHANGED_LATELY_S = 60.0
-AT_ONCE = 8
+KEYS_AT_ONCE, TOKENS_AT_ONCE = 8, 4
+
+
+class Refreshing:
+    """Calls `fetch` before a use if the last fetch is too long ago. After 30 s it runs beside the caller; after 60 s
+    the caller waits for it, at most 3 s and only if the last fetch did not fail. All callers share one fetch. After a
+    failure the next one starts 5 s later at the earliest. `error` is the last failure, until a success. A call raises
+    KeySourceError only if no fetch has ever succeeded.
+
+    Ages are counted by the wall clock from the begin of a fetch: without requests the CPU may sleep during one.
+    """
+
+    def __init__(self, fetch: Callable[[], Awaitable[None]], clock: Callable[[], float]) -> None:
+        self.error: KeySourceError | None = None
+        self._fetch = fetch
+        self._clock = clock
+        self._fetched_at = -math.inf
+        self._began_at = -math.inf
+        self._task: asyncio.Task[None] | None = None
+
+    async def __call__(self) -> None:
+        now = self._clock()
+        age = abs(now - self._fetched_at)  # refreshing goes on if the clock is set back
+        if age < STALE_S:
+            return
+        if self._task is None and abs(now - self._began_at) >= AGAIN_S:
+            self._began_at = now
+            self._task = asyncio.create_task(self._refresh())
+        if self._fetched_at == -math.inf:
+            if self._task is not None:
+                await asyncio.shield(self._task)  # a client that leaves must not cancel it for the others
+            if self.error is not None:
+                raise KeySourceError(str(self.error)) from None
+        elif self._task is not None and age > OLD_S and self.error is None:
+            await asyncio.wait({self._task}, timeout=PATIENCE_S)
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    async def _refresh(self) -> None:
+        began = self._began_at
+        try:
+            await self._fetch()
+        except KeySourceError as error:
+            if self.error is None and self._fetched_at > -math.inf:  # before the first success the caller gets it
+                log.warning("%s", error)
+            self.error = error
+        except Exception as error:
+            log.exception("a refresh failed")
+            self.error = KeySourceError(f"a refresh failed: {type(error).__name__}")
+        else:
+            self.error = None
+            self._fetched_at = began
+        finally:
+            self._task = None
+
+
+# --- keys -------------------------------------------------------------------------------------------------------------
 
 
 class _Held(NamedTuple):
@@ -27,7 +103,7 @@ class _Held(NamedTuple):
 
 
 class _Known:
-    """What this process knows of one key's value."""
+    """What is known of one key's value."""
 
     def __init__(self, info: SecretInfo) -> None:
         self.info = info
@@ -36,16 +112,16 @@ class _Known:
         self.error: SecretError | None = None
         self.rests_until = 0.0
         self.refused = False
-        """Google refused the value: then a newer one is looked for with each refresh, until there is one."""
+        """Google refused the value: each refresh looks for a newer one until it finds one."""
         self.reread_at = float("-inf")
         self.changed_at = float("-inf")
 
 
 class SecretManagerKeyring:
-    """A Keyring over the secrets `pollux-key-<id>`. New, changed and removed ones are seen within a minute; a failing
-    refresh keeps what is known, and `problems` tells. A value that cannot be read costs only its key.
+    """A Keyring over the secrets `pollux-key-<id>`. New, changed and removed keys are seen within a minute. If a
+    refresh fails, the known keys stay in use and `problems` says so. A value that cannot be read affects only its key.
 
-    A new version is found when Google refuses the old one, or at once if `pollux keys rotate` announced it.
+    A new version is found when Google refuses the old one, or with the next refresh if `pollux keys rotate` made it.
     """
 
     def __init__(self, project: str, *, api: SecretsApi | None = None, clock: Callable[[], float] = time.time) -> None:
@@ -53,7 +129,7 @@ class SecretManagerKeyring:
         self._api = api or SecretsApi(project)
         self._clock = clock
         self._list = Refreshing(self._refresh, clock)
-        self._turn = asyncio.Semaphore(AT_ONCE)
+        self._turn = asyncio.Semaphore(KEYS_AT_ONCE)
         self._known: dict[str, _Known] = {}
         self._generations: dict[str, int] = {}
         self._faults: tuple[Problem, ...] = ()
@@ -67,7 +143,7 @@ class SecretManagerKeyring:
 
     @property
     def ids(self) -> frozenset[str]:
-        """Of all secrets, also those that describe no usable key."""
+        """Of all secrets, also those that are not usable as keys."""
         return frozenset(self._known)
 
     async def keys(self) -> tuple[Key, ...]:
@@ -89,7 +165,7 @@ class SecretManagerKeyring:
         return known.held.secret
 
     async def reread(self, key_id: str) -> bool:
-        """Of requests that were under way together with the old value, each learns that there is a new one."""
+        """Several requests may be refused with the same old value: each is told that there is a new one."""
         known = self._known.get(key_id)
         if known is None:
             return False
@@ -115,9 +191,9 @@ class SecretManagerKeyring:
         looked_for = []
         for key_id, info in infos.items():
             known = self._known.get(key_id)
-            if known is None or known.info.born != info.born:  # a secret that was made anew is another one
+            if known is None or known.info.born != info.born:  # a secret made again may hold another key
                 if known is not None and known.held is not None:
-                    self._generations[key_id] = self._generations.get(key_id, 0) + 1
+                    self._count_change(key_id)
                 self._known[key_id] = _Known(info)
                 continue
             announced = known.info.annotations.get(VERSION) != info.annotations.get(VERSION)
@@ -127,24 +203,22 @@ class SecretManagerKeyring:
                 looked_for.append(self._fetched(key_id, known))
         for key_id in self._known.keys() - infos.keys():
             del self._known[key_id]
-            self._generations[key_id] = self._generations.get(key_id, 0) + 1  # one that comes back may be another
+            self._count_change(key_id)  # if the id comes back, it may be another key
         self._publish()
         await asyncio.gather(*looked_for)
 
+    def _count_change(self, key_id: str) -> None:
+        self._generations[key_id] = self._generations.get(key_id, 0) + 1
+
     def _publish(self) -> None:
-        keys, faults = [], []
-        for key_id in sorted(self._known):
-            found = key_of(self._known[key_id].info, self._generations.get(key_id, 0))
-            if isinstance(found, Key):
-                keys.append(found)
-            else:
-                faults.append(found)
-        self._faults = tuple(faults)
-        if tuple(keys) != self._keys:  # the same tuple tells whoever asks that nothing changed
-            self._keys = tuple(keys)
+        found = [key_of(known.info, self._generations.get(key_id, 0)) for key_id, known in sorted(self._known.items())]
+        self._faults = tuple(one for one in found if isinstance(one, Problem))
+        keys = tuple(one for one in found if isinstance(one, Key))
+        if keys != self._keys:  # the same tuple means that nothing has changed
+            self._keys = keys
 
     async def _fetched(self, key_id: str, known: _Known) -> bool:
-        """Whether the newest value is another one than before. One look serves all who ask; it never raises."""
+        """Whether the newest value differs from the one before. Callers share one fetch; it never raises."""
         if known.fetching is None:
             known.fetching = asyncio.create_task(self._fetch(key_id, known))
         return await asyncio.shield(known.fetching)
@@ -165,12 +239,12 @@ class SecretManagerKeyring:
             return False
         known.refused = False
         known.changed_at = self._clock()
-        self._generations[key_id] = self._generations.get(key_id, 0) + 1
+        self._count_change(key_id)
         self._publish()
         return True
 
     async def _newest(self, name: str, held: _Held | None) -> _Held:
-        """By number, from a list: what `latest` names is only eventually the newest. The list may be behind, too."""
+        """By number, from the list of versions: `latest` may name an older one for a while. The list may lag, too."""
         for version in await self._api.versions(name):
             if held is not None and held.version == version.number:
                 return held
@@ -183,11 +257,8 @@ class SecretManagerKeyring:
             if fault := value_fault(text):
                 raise SecretError("refused", f"secret {name}", f"version {version.number} is not a key: {fault}")
             return _Held(version.number, Secret(text))
-        raise SecretError(
-            "disabled",
-            f"secret {name}",
-            f"it has no enabled version; add one with: pollux keys rotate {key_id_of(name)}",
-        )
+        reason = f"it has no enabled version; add one with: pollux keys rotate {key_id_of(name)}"
+        raise SecretError("disabled", f"secret {name}", reason)
 
     def _twins(self) -> list[Problem]:
         first: dict[Secret, str] = {}
@@ -205,3 +276,110 @@ def _problem(error: KeySourceError, then: str = "") -> Problem:
     if isinstance(error, SecretError):
         return Problem(error.subject, 0, error.reason + then)
     return Problem("Secret Manager", 0, f"{error}{then}")
+
+
+# --- tokens -----------------------------------------------------------------------------------------------------------
+
+_Values = dict[int, str]
+"""The enabled versions of one secret."""
+
+
+class SecretManagerTokens:
+    """A TokenSource over `pollux-token-<name>` and `pollux-admin-token`. Every enabled version is valid, so that a
+    token can be replaced without a pause. A change is seen within a minute. If a token cannot be read, the last known
+    one stays valid, and `problems` says so."""
+
+    def __init__(
+        self,
+        project: str,
+        *,
+        query_token: bool,
+        api: SecretsApi | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._query_token = query_token
+        self._api = api or SecretsApi(project)
+        self._list = Refreshing(self._refresh, clock)
+        self._turn = asyncio.Semaphore(TOKENS_AT_ONCE)
+        self._values: dict[tuple[str, float], _Values] = {}
+        self._faults: tuple[Problem, ...] = ()
+        self._tokens = Tokens((), None, query_token=query_token)
+
+    def __repr__(self) -> str:
+        return f"SecretManagerTokens({self._tokens!r})"
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        failed = self._list.error
+        stale = [_problem(failed, "; the tokens known before stay valid")] if failed else []
+        return (*stale, *self._faults)
+
+    async def tokens(self) -> Tokens:
+        await self._list()
+        return self._tokens
+
+    async def close(self) -> None:
+        await self._list.close()
+        await self._api.close()
+
+    async def _refresh(self) -> None:
+        infos = await self._api.secrets(TOKEN, ADMIN_TOKEN)
+        read = [info for info in infos if token_name(info) is not None]
+        faults = [
+            Problem(f"secret {info.name}", 0, NAME_RULE)
+            for info in infos
+            if token_name(info) is None and info.name.startswith(TOKEN)
+        ]
+        values: dict[tuple[str, float], _Values] = {}
+        complete = True
+        for info, result in zip(read, await asyncio.gather(*map(self._read, read)), strict=True):
+            before = self._values.get((info.name, info.born), {})
+            if isinstance(result, SecretError):
+                faults.append(_problem(result))
+                complete = complete and bool(before)
+                result = before
+            values[info.name, info.born] = result
+        made = self._made(read, values, faults)
+        made.complete = complete
+        if values != self._values or made.complete != self._tokens.complete:
+            self._tokens = made  # the same object means that nothing has changed
+        self._values, self._faults = values, tuple(faults)
+
+    async def _read(self, info: SecretInfo) -> _Values | SecretError:
+        """The values of all enabled versions, by number. Known values are not fetched again."""
+        known = self._values.get((info.name, info.born), {})
+        values: _Values = {}
+        try:
+            async with self._turn:
+                for version in await self._api.versions(info.name):
+                    try:
+                        value = known.get(version.number)
+                        if value is None:
+                            value = clean((await self._api.access(info.name, version.number)).reveal())
+                        values[version.number] = value
+                    except SecretError as error:
+                        if error.kind not in ("disabled", "missing"):  # the list of versions may lag
+                            raise
+        except SecretError as error:
+            return error
+        return values
+
+    def _made(self, read: list[SecretInfo], values: dict[tuple[str, float], _Values], faults: list[Problem]) -> Tokens:
+        """The usable tokens. An unusable one is a problem and does not affect the others."""
+        clients: list[tuple[str, str]] = []
+        admins: list[str] = []
+        # The admin's come first: then a client's token that equals one is refused, and the admin's stays valid.
+        for info in sorted(read, key=lambda info: info.name != ADMIN_TOKEN):
+            name = token_name(info)
+            for number, value in sorted(values[info.name, info.born].items(), reverse=True):
+                try:
+                    if name:
+                        Tokens([(name, value)], admins, query_token=False)
+                        clients.append((name, value))
+                    else:
+                        Tokens((), [value], query_token=False)
+                        admins.append(value)
+                except TokenError as error:
+                    reason = str(error).partition(": ")[2]
+                    faults.append(Problem(f"secret {info.name}", 0, f"version {number} is not a token: {reason}"))
+        return Tokens(clients, admins, query_token=self._query_token)

@@ -1,6 +1,7 @@
-"""Secret Manager's calls, as few as Pollux needs. What fails is a SecretError that names the secret and what to do."""
+"""The calls of Secret Manager that Pollux needs. A failure is a SecretError: which secret, and what to do about it."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -22,7 +23,7 @@ T = TypeVar("T")
 
 
 class SecretInfo(NamedTuple):
-    """A secret without its value. `name` is its last part; `born` tells it from an earlier one of the same name."""
+    """A secret without its value. `name` is the last part of its path; `born` differs after it was made again."""
 
     name: str
     labels: Mapping[str, str]
@@ -47,20 +48,18 @@ class SecretError(KeySourceError):
 
 
 class SecretsApi:
-    """The secrets of one project, for one event loop. With SECRET_MANAGER_EMULATOR_HOST it speaks to that, in plain."""
+    """The secrets of one project, for one event loop. SECRET_MANAGER_EMULATOR_HOST is used without TLS instead."""
 
-    def __init__(
-        self, project: str, *, environ: Mapping[str, str] = ENVIRON, read_s: float = READ_S, write_s: float = WRITE_S
-    ) -> None:
+    def __init__(self, project: str, *, environ: Mapping[str, str] = ENVIRON, read_s: float = READ_S) -> None:
         self.project = project
         self._emulator = environ.get(EMULATOR, "")
-        self._read_s, self._write_s = read_s, write_s
+        self._read_s = read_s
         self._client: SecretManagerServiceAsyncClient | None = None
         self._credentials: Any = None
         self._opening = asyncio.Lock()
 
     async def secrets(self, *parts: str) -> list[SecretInfo]:
-        """All secrets with one of these parts in their name. The service has no prefix filter; it may give more."""
+        """All secrets whose name begins with one of these. The service only filters by parts of names."""
         wanted = {"parent": f"projects/{self.project}", "filter": " OR ".join(f"name:{part}" for part in parts)}
         found = await self._read("", "list_secrets", wanted)
         infos = (_info(secret) for secret in found)
@@ -70,7 +69,7 @@ class SecretsApi:
         return _info(await self._read(name, "get_secret", {"name": self._path(name)}))
 
     async def versions(self, name: str) -> list[Version]:
-        """Those that are enabled, the newest first."""
+        """The enabled versions, the newest first."""
         asked = {"parent": self._path(name), "filter": "state:ENABLED"}
         found = await self._read(name, "list_secret_versions", asked)
         return sorted((_version(version) for version in found if version.state.name == "ENABLED"), reverse=True)
@@ -89,7 +88,7 @@ class SecretsApi:
         await self._write(name, "create_secret", asked)
 
     async def describe(self, info: SecretInfo, labels: Mapping[str, str], annotations: Mapping[str, str]) -> None:
-        """Put these in the place of the labels and annotations that `info` was read with."""
+        """Replace the labels and annotations of the secret. Fails if it was changed since `info` was read."""
         secret = {"name": self._path(info.name), "etag": info.etag, "labels": labels, "annotations": annotations}
         await self._write(
             info.name, "update_secret", {"secret": secret, "update_mask": {"paths": ["labels", "annotations"]}}
@@ -121,7 +120,7 @@ class SecretsApi:
         return f"projects/{self.project}/secrets/{name}{version}"
 
     async def _read(self, name: str, method: str, asked: Mapping[str, Any]) -> Any:
-        """Twice if need be: after the CPU slept, the first call may find that its connection is dead."""
+        """Tries twice: after the CPU slept, the connection may be dead."""
         used = await self._connected()
         try:
             return await self._call(name, method, asked, self._read_s)
@@ -129,12 +128,12 @@ class SecretsApi:
             if error.kind != "unavailable":
                 raise
         if self._client is used:
-            self._client = None  # not closed: other calls may still use it, and the last one frees it
+            self._client = None  # not closed: other calls may still use it
         await asyncio.sleep(AGAIN_AFTER_S)
         return await self._call(name, method, asked, self._read_s)
 
     async def _write(self, name: str, method: str, asked: Mapping[str, Any]) -> Any:
-        return await self._call(name, method, asked, self._write_s)
+        return await self._call(name, method, asked, WRITE_S)
 
     async def _call(self, name: str, method: str, asked: Mapping[str, Any], seconds: float) -> Any:
         client = await self._connected()
@@ -143,18 +142,18 @@ class SecretsApi:
 
         call: Callable[..., Awaitable[Any]] = getattr(client, method)
         try:
-            async with asyncio.timeout(seconds * 1.1):  # gRPC's own limit does not bind while it looks for a connection
+            async with asyncio.timeout(seconds * 1.1):  # gRPC's own timeout does not cover connecting
                 answer = await call(request=asked, retry=None, timeout=seconds)
                 return [item async for item in answer] if isinstance(answer, AsyncIterable) else answer
         except TimeoutError:
-            failure = SecretError("unavailable", self._subject(name), _NO_ANSWER.format("DEADLINE_EXCEEDED"))
+            failure = SecretError("unavailable", self._subject(name), _NO_ANSWER.format(status="DEADLINE_EXCEEDED"))
         except GoogleAPICallError as error:
             failure = self._failure(name, method, error)
         except GoogleAuthError:
             failure = self._no_credentials()
-        except Exception as error:  # of gRPC itself, such as a channel that was closed meanwhile
-            failure = SecretError("unavailable", self._subject(name), _NO_ANSWER.format(type(error).__name__))
-        raise failure  # outside of the handlers: what was asked may hold a value, and a chain would show its frames
+        except Exception as error:  # from gRPC itself, for example because the channel was closed
+            failure = SecretError("unavailable", self._subject(name), _NO_ANSWER.format(status=type(error).__name__))
+        raise failure  # outside of the handlers: the request may hold a value, and a chained traceback would show it
 
     async def _connected(self) -> "SecretManagerServiceAsyncClient":
         async with self._opening:
@@ -176,12 +175,12 @@ class SecretsApi:
                 "library", "Secret Manager", "its library is not installed; run: pip install 'pollux-gateway[cloud]'"
             ) from None
         _keep_quiet()
-        options = [("grpc.use_local_subchannel_pool", 1)]  # or a new channel would share the dead connection of the old
+        options = [("grpc.use_local_subchannel_pool", 1)]  # else a new channel shares the dead connection of the old
         if self._emulator:
             channel = grpc.aio.insecure_channel(self._emulator, options=[*options, ("grpc.enable_http_proxy", 0)])
             return Client(transport=Transport(channel=channel))
         if self._credentials is None:
-            try:  # may ask the metadata server, and waits for it
+            try:  # in a thread: it may call the metadata server
                 self._credentials, _ = await asyncio.to_thread(google.auth.default, scopes=[SCOPE])
             except GoogleAuthError:
                 raise self._no_credentials() from None
@@ -196,44 +195,35 @@ class SecretsApi:
         )
 
     def _failure(self, name: str, method: str, error: Any) -> SecretError:
-        """In our words: the service's name neither the role nor the way out."""
+        """The service's own message names neither the role that is missing nor the command that helps."""
         status = getattr(error.grpc_status_code, "name", "UNKNOWN")
-        subject = self._subject(name)
         if status == "PERMISSION_DENIED" and _is_off(error):
             return SecretError(
                 "api-off",
-                f"project {self.project}",
+                self._subject(""),
                 f"the Secret Manager API is off there; run: gcloud services enable secretmanager.googleapis.com "
                 f"--project {self.project}",
             )
+        if status == "UNAUTHENTICATED" or (status == "UNAVAILABLE" and "plugin failed" in str(error)):
+            return self._no_credentials()
         if status == "PERMISSION_DENIED":
             where = f"on secret {name}" if method in _ON_SECRET else f"on project {self.project}"
             doubt = "" if name else f" (or there is no project {self.project})"
             role = _ROLES.get(method, ADMIN)
-            return SecretError("denied", subject, f"permission denied; grant {role} {where} to who runs this{doubt}")
-        if status == "UNAUTHENTICATED" or (status == "UNAVAILABLE" and "plugin failed" in str(error)):
-            return self._no_credentials()
-        if status == "NOT_FOUND":
-            what = "no such secret, or no such version" if name else "no such project"
-            return SecretError("missing", subject, f"{what}, in project {self.project}")
-        if status == "FAILED_PRECONDITION" and method == "access_secret_version":
-            return SecretError("disabled", subject, "that version is disabled or destroyed")
-        if status == "ALREADY_EXISTS":
-            return SecretError("exists", subject, f"it is there already, in project {self.project}")
-        if status in ("ABORTED", "FAILED_PRECONDITION"):
-            return SecretError("changed", subject, "somebody else changed it just now; try again")
-        if status == "RESOURCE_EXHAUSTED":
-            return SecretError(
-                "exhausted", subject, "the project's requests a minute to Secret Manager are used up; try again"
-            )
-        if status in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "CANCELLED", "UNKNOWN"):
-            return SecretError("unavailable", subject, _NO_ANSWER.format(status))
-        return SecretError("refused", subject, f"Secret Manager refused {method} ({status})")
+            kind, reason = "denied", f"permission denied; grant {role} {where} to the account that runs this{doubt}"
+        elif status == "NOT_FOUND" and not name:
+            kind, reason = "missing", "there is no such project"
+        elif status == "FAILED_PRECONDITION" and method == "access_secret_version":
+            kind, reason = "disabled", "that version is disabled or destroyed"
+        else:
+            kind, reason = _FAILURES.get(status, ("refused", f"Secret Manager refused {method} ({status})"))
+            reason = reason.format(status=status, project=self.project)
+        return SecretError(kind, self._subject(name), reason)
 
 
 @contextmanager
 def known_as(what: str, project: str) -> Iterator[None]:
-    """Says of a secret that is not there what it would have been."""
+    """An error about a missing secret names the key or token instead."""
     try:
         yield
     except SecretError as error:
@@ -242,7 +232,22 @@ def known_as(what: str, project: str) -> Iterator[None]:
         raise KeySourceError(f"no {what} in project {project}") from None
 
 
-_NO_ANSWER = "Secret Manager did not answer ({}); try again"
+_NO_ANSWER = "Secret Manager did not answer ({status}); try again"
+_CHANGED = ("changed", "somebody else changed it just now; try again")
+_FAILURES = {
+    "NOT_FOUND": ("missing", "no such secret, or no such version, in project {project}"),
+    "ALREADY_EXISTS": ("exists", "it is there already, in project {project}"),
+    "ABORTED": _CHANGED,
+    "FAILED_PRECONDITION": _CHANGED,
+    "RESOURCE_EXHAUSTED": (
+        "exhausted",
+        "the project's requests a minute to Secret Manager are used up; try again in a minute",
+    ),
+    **dict.fromkeys(
+        ("UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "CANCELLED", "UNKNOWN"), ("unavailable", _NO_ANSWER)
+    ),
+}
+"""gRPC status -> kind and reason, where the call makes no difference."""
 _ROLES = {
     "list_secrets": VIEWER,
     "list_secret_versions": VIEWER,
@@ -272,7 +277,5 @@ def _is_off(error: Any) -> bool:
 
 
 def _keep_quiet() -> None:
-    """Google's client writes requests and answers, values included, into its log when that is set to debug."""
-    import logging
-
+    """At level debug Google's client logs requests and answers, values included."""
     logging.getLogger("google.cloud.secretmanager_v1").setLevel(logging.INFO)

@@ -1,7 +1,4 @@
-"""Who may call: client and admin tokens, compared in constant time, and the tokens that the first local run makes.
-
-Gemini keys are not here but in `keys`; the 401 itself is `wire`'s.
-"""
+"""Client and admin tokens: parsed, compared in constant time, and made by the first run on a machine."""
 
 import json
 import logging
@@ -19,20 +16,18 @@ from urllib.parse import unquote_plus
 
 from pollux.backends.keys import private
 from pollux.backends.keys.contract import KeySourceError
-from pollux.backends.keys.entries import _PLACEHOLDER, TOKEN_PREFIX, clean
+from pollux.backends.keys.entries import PLACEHOLDER, TOKEN_PREFIX, clean
 
 log = logging.getLogger("pollux.auth")
 
 SHORTEST = 4
 LOOKED_AT = 4
-"""So many different credentials of one request are compared; SDKs send one or two."""
-CREDENTIALS = ("key", "access_token", "oauth_token")
-"""The query parameters that carry a credential to Google."""
+"""How many different credentials of one request are compared. SDKs send one or two."""
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
-_NAMED = re.compile(r"([A-Za-z][A-Za-z0-9._-]{0,31})=(?=.*[^=])(.*)")  # all = after the name: base64's padding, no name
-_NAME_ALONE = re.compile(r".{1,32}=+")  # a name and a variable that was not set; or padding, for which a name is asked
+NAMED = re.compile(r"([A-Za-z][A-Za-z0-9._-]{0,31})=(?=.*[^=])(.*)")  # only = behind: a padded base64 token
+_NAME_ALONE = re.compile(r".{1,32}=+")  # a name whose token is missing, or a base64 token without a name
 _KEY = re.compile(r"(?:^|&)(?:k|%6[bB])(?:e|%65)(?:y|%79)=([^&]+)")
 _TOKEN_HEADERS = (b"x-goog-api-key", b"x-api-key")
 
@@ -42,17 +37,17 @@ class TokenError(ValueError):
 
 
 class TokenSource(Protocol):
-    """Where tokens come from. Asked with every request: it is cheap."""
+    """Where tokens come from. Every request asks, so it must be cheap."""
 
     async def tokens(self) -> "Tokens":
-        """The tokens as they stand now. Raises TokenError or KeySourceError if they cannot be read at all."""
+        """The current tokens. Raises TokenError or KeySourceError if they cannot be read at all."""
 
 
 class Tokens:
-    """The tokens let in. `client` has pairs (name, token), or entries of the settings: TOKEN or name=TOKEN; one without
-    a name is client-1, client-2, … What is text is parsed: a name and a token that are known go in as a pair.
+    """The valid tokens. `client` has pairs (name, token), or entries of POLLUX_TOKEN: name=TOKEN, or TOKEN, whose name
+    is client-1, client-2, …
 
-    Several may be valid at once, for the admin too, so that each can be changed without a pause.
+    Several may be valid at once, for the admin too, so that each can be replaced without a pause.
     """
 
     __slots__ = ("_admins", "_clients", "_query_token", "complete")
@@ -72,7 +67,7 @@ class Tokens:
             raise TokenError("POLLUX_ADMIN_TOKEN: a client token is the same; clients would have the admin's rights")
         self._query_token = query_token
         self.complete = True
-        """False: there may be others, which cannot be read at the moment."""
+        """False: other tokens may be valid, but cannot be read at the moment."""
 
     def __repr__(self) -> str:
         return f"Tokens({len(self._clients)} for clients, {len(self._admins)} for the admin)"
@@ -90,7 +85,7 @@ class Tokens:
         return self
 
     def joined(self, more: "Tokens | None") -> "Tokens":
-        """These and others; None: the others cannot be read. Who is a client here and the admin there is a client."""
+        """These and others (None: they cannot be read). A token that is a client's and the admin's is a client's."""
         both = object.__new__(Tokens)
         both._query_token, both.complete = self._query_token, more is not None and more.complete
         clients = dict(more._clients if more else ()) | dict(self._clients)
@@ -100,18 +95,18 @@ class Tokens:
         return both
 
     def check(self, headers: RawHeaders, query: bytes | str = b"") -> str | None:
-        """The client's name if any credential presented is a valid token. Header names are lower case, as in ASGI."""
+        """The client's name if any credential of the request is a valid token. Header names are lower case."""
         found = None
         for presented in _first(self._presented(headers, query)):
             found = self._client(presented) or found
         return found
 
     def knows(self, client: str) -> bool:
-        """Whether a client of that name has a valid token."""
+        """Whether this client has a valid token."""
         return any(name == client for _, name in self._clients)
 
     def admin(self, headers: RawHeaders) -> bool:
-        """Whether an admin token is presented, as Bearer."""
+        """Whether the request has an admin token, as Bearer."""
         found = False
         for presented in _first(_bearer(value) for name, value in headers if name == b"authorization"):
             digest = sha256(presented).digest()
@@ -131,7 +126,7 @@ class Tokens:
                 yield unquote_plus(match[1]).strip().encode()
 
     def _client(self, presented: bytes) -> str | None:
-        """Digests are of one length and every token is compared, so that the time tells neither which nor how much."""
+        """Every token is compared, by digests of one length, so that the time taken reveals nothing about them."""
         digest = sha256(presented).digest()
         found = None
         for known, name in self._clients:
@@ -141,7 +136,7 @@ class Tokens:
 
 
 class JoinedTokens:
-    """The tokens of the settings, and those of another source beside them. Without it the settings' are still good."""
+    """The tokens of the settings together with those of another source. If that fails, the settings' stay valid."""
 
     def __init__(self, own: Tokens, source: TokenSource) -> None:
         self._own, self._source = own, source
@@ -153,7 +148,7 @@ class JoinedTokens:
             found = await self._source.tokens()
         except (TokenError, KeySourceError) as error:
             if self._last is None or self._last[0] is not None:
-                log.error("only the tokens of the settings are known: %s", error)
+                log.error("only the tokens of the settings are valid: %s", error)
         if self._last is None or self._last[0] is not found:
             joined = self._own.joined(found)
             if found is not None and joined.for_admin < len({*self._own._admins, *found._admins}):
@@ -172,7 +167,7 @@ class JoinedTokens:
 
 @dataclass(frozen=True, slots=True)
 class LocalTokens:
-    """The tokens of this machine. `made`: just now, so that they are to be shown once."""
+    """The tokens of this machine. `made`: just now, so that they have to be shown."""
 
     client: str = field(repr=False)
     admin: str = field(repr=False)
@@ -181,13 +176,13 @@ class LocalTokens:
 
 
 def load_or_make(data: Path) -> LocalTokens:
-    """The tokens in the data folder's tokens.json, made by whoever is first. Raises TokenError if they are unusable."""
+    """The tokens in tokens.json of the data folder, made by the first run. Raises TokenError if they are unusable."""
     path = data / "tokens.json"
     try:
         with private.locked(path):
             if path.exists():
                 return _load(path)
-            client, admin = _new_token(), _new_token()
+            client, admin = new_token(), new_token()
             private.write(path, json.dumps({"client": client, "admin": admin}, indent=2) + "\n")
     except OSError as error:
         raise TokenError(f"{path}: {error.strerror}; set POLLUX_TOKEN, or POLLUX_DATA to a folder of yours") from None
@@ -195,7 +190,7 @@ def load_or_make(data: Path) -> LocalTokens:
 
 
 def greeting(token: str, url: str) -> str:
-    """The three lines that point the Gemini and OpenAI SDKs, and what is built on them, at this gateway."""
+    """Shell lines that make the Gemini and OpenAI SDKs use this gateway."""
     base = url.rstrip("/")
     return (
         f"export GOOGLE_GEMINI_BASE_URL={base}\n"
@@ -204,9 +199,9 @@ def greeting(token: str, url: str) -> str:
     )
 
 
-def client_of(written: str) -> str:
-    """The token of the settings' first entry, for who calls with it."""
-    return _entry(written, 1, "POLLUX_TOKEN, entry 1")[1]
+def first_token(entries: Iterable[str]) -> str:
+    """The token in the first entry of POLLUX_TOKEN; "" if there is none."""
+    return next((_entry(written, 1, "POLLUX_TOKEN, entry 1")[1] for written in entries), "")
 
 
 def _load(path: Path) -> LocalTokens:
@@ -216,7 +211,6 @@ def _load(path: Path) -> LocalTokens:
         warnings = (
             f"{path}: others could read the tokens (now they cannot); delete it and start anew if they might have",
         )
-    fault = "not readable as tokens; delete it, and the next start makes new ones"
     try:
         written = json.loads(path.read_bytes())
         client, admin = written["client"], written["admin"]
@@ -224,19 +218,19 @@ def _load(path: Path) -> LocalTokens:
     except (ValueError, KeyError, TypeError, RecursionError):
         client = None
     if client is None:
-        raise TokenError(f"{path}: {fault}")
+        raise TokenError(f"{path}: not readable as tokens; delete it, and the next start makes new ones")
     return LocalTokens(client, admin, made=False, warnings=warnings)
 
 
-def _new_token() -> str:
+def new_token() -> str:
     while True:
         token = TOKEN_PREFIX + secrets.token_urlsafe(24)
-        if not token.endswith(("z", "Z")):  # an address that ends in z is reserved on Cloud Run, and ?key= ends one
+        if not token.endswith(("z", "Z")):  # Cloud Run reserves addresses that end in z; ?key=TOKEN may end one
             return token
 
 
 def _entry(written: str, place: int, where: str) -> tuple[str, str]:
-    if named := _NAMED.fullmatch(written):
+    if named := NAMED.fullmatch(written):
         return named[1], named[2]
     if _NAME_ALONE.fullmatch(written):
         raise TokenError(
@@ -247,22 +241,22 @@ def _entry(written: str, place: int, where: str) -> tuple[str, str]:
 
 
 def _checked(token: str, where: str, name: str = "") -> bytes:
-    """The digest of a token that may be used: not one that anybody can guess."""
+    """The digest of a token. Raises TokenError if it can be guessed, or cannot be sent in a header."""
     if not token:
         raise TokenError(f"{where}: it is empty")
     if len(token) < SHORTEST:
         raise TokenError(f"{where}: fewer than {SHORTEST} characters")
     if not token.isascii() or not token.isprintable() or " " in token:
         raise TokenError(f"{where}: has characters that a header cannot carry")
-    if len(set(token)) == 1 or _PLACEHOLDER.fullmatch(clean(token)):
+    if len(set(token)) == 1 or PLACEHOLDER.fullmatch(clean(token)):
         raise TokenError(f"{where}: a placeholder, or a variable that is not set")
     if name and token.rstrip("=").casefold() == name.casefold():
-        raise TokenError(f"{where}: nothing but the name of who has it")
+        raise TokenError(f"{where}: the token is the client's name")
     return sha256(token.encode()).digest()
 
 
 def _first(presented: Iterable[bytes]) -> Iterator[bytes]:
-    """The first LOOKED_AT that differ: each is compared with every token, before anybody is known."""
+    """The first LOOKED_AT that differ: each is compared with every token, so that a request cannot cost more."""
     seen: set[bytes] = set()
     for one in presented:
         if one and one not in seen:

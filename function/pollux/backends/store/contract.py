@@ -1,40 +1,36 @@
-"""The store's contract: small JSON documents with versions, changed only if nobody was faster.
+"""The contract of a store: small JSON documents, each changed only if its version still stands.
 
-Every backend passes the same suite (tests/contract). What a document means is not known here.
+Every backend passes the same suite (tests/backends/store/contract).
 """
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
-from pollux.settings import ENVIRON, quiet_grpc
-
 Document = dict[str, Any]
-"""What JSON can hold: str, 64-bit int, finite float, bool, None, lists of them, dicts of them by str. It comes back
-equal, types too; a store keeps a copy, never the caller's object. NaN is a ValueError, an odd object a TypeError, and
-more than 1,000,000 bytes of JSON text in ASCII are a ValueError where they do not fit. A document may hold `expires`,
-seconds since 1970: after that a store may delete it, at some time or never."""
+"""JSON values: str, 64-bit int, finite float, bool, None, lists and dicts of them. It comes back equal, types too; a
+store keeps a copy, never the caller's object. NaN is a ValueError, another object a TypeError, and more than 1,000,000
+bytes of JSON text in ASCII a ValueError where they do not fit. A document may have `expires`, seconds since 1970: after
+that a store may delete it, at some time or never."""
 
 Version = str
-"""Opaque. Two versions are equal only if the document was not changed in between, also across delete and re-create."""
+"""Opaque. Two versions are equal only if the document was not changed in between, nor deleted and created again."""
 
 
 class StoreError(Exception):
-    """The store cannot be used: what happened, to which store, what to do. Never holds a document."""
+    """The store cannot be used: says what happened, to which store, what to do. Never holds a document."""
 
 
 class StoreUnavailableError(StoreError):
-    """The store did not answer this time, but may later. Whether a commit was applied is not known, unless the message
-    says that nothing was written; reading again tells."""
+    """The store did not answer this time, but may later. A commit may have been applied, unless the message says that
+    nothing was written; read again to find out."""
 
 
 class ConflictError(Exception):
-    """Somebody was faster: nothing of this commit was applied. Read again and decide anew."""
+    """Another writer was faster: nothing of this commit was applied. Read again and decide anew."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"document {name!r} was changed by somebody else")
+        super().__init__(f"document {name!r} was changed by another writer")
         self.name = name
 
 
@@ -48,27 +44,26 @@ class Write:
 
 
 class Store(Protocol):
-    """Verbs only; time comes from `now`, the store's own clock as well as it is known here.
+    """For one event loop. Before open and after close, every method but these two and the clock raises StoreError.
 
-    A store belongs to one event loop. Between open and close every verb works; outside of them it is a StoreError.
-    A commit that meets no contention may finish without ever suspending its task. A name is any non-empty str of up to
-    500 bytes in UTF-8, without NUL; no character in it is special.
+    A commit without contention may finish without suspending its task. A name is any non-empty str of up to 500 bytes
+    in UTF-8, without NUL; no character in it is special.
     """
 
     async def open(self) -> None:
         """Connect and check. Raises StoreError with one clear line."""
 
     async def close(self) -> None:
-        """Let go of everything; again is harmless."""
+        """May be called twice."""
 
     def now(self) -> float:
-        """Seconds since 1970 by the clock that all users of this store share."""
+        """Seconds since 1970 by the store's clock, which all its users share, as well as it is known here."""
 
     def error(self) -> float:
-        """How many seconds `now` may be off at most, as far as is known."""
+        """By how many seconds `now` may be off at most, as far as is known."""
 
     async def read(self, names: Iterable[str]) -> Mapping[str, tuple[Document, Version]]:
-        """One round trip for many; a name that does not exist is absent from the answer."""
+        """One round trip for all. A document that does not exist is absent from the answer."""
 
     async def commit(self, name: str, document: Document, version: Version | None) -> Version:
         """Write if the version still stands (None: if it does not exist); else ConflictError, also if it vanished."""
@@ -81,46 +76,3 @@ class Store(Protocol):
 
     async def delete(self, name: str, version: Version) -> None:
         """Delete if the version still stands; else ConflictError."""
-
-
-def open_store(url: str, clock: Callable[[], float] = time.time, environ: Mapping[str, str] = ENVIRON) -> Store:
-    """The store that a URL names; `await store.open()` then connects it. StoreError if the URL names none.
-
-    As in SQLAlchemy, what follows the three slashes of `sqlite:///` is the path: `sqlite:////var/lib/pollux.db` (four)
-    is absolute, `sqlite:///pollux.db` lies in the working directory, `sqlite:///~/pollux.db` in the home directory. It
-    is taken literally: no percent-encoding, no parameters.
-    """
-    scheme, _, rest = url.partition("://")
-    if scheme == "memory" and not rest:
-        from pollux.backends.store.memory import MemoryStore
-
-        return MemoryStore(clock)
-    if scheme == "sqlite" and rest.startswith("/") and "\0" not in rest:
-        if rest[1:] in ("", ":memory:"):
-            raise StoreError(f"store {url} names no file: use sqlite:///PATH, or memory:// for none")
-        from pollux.backends.store.sqlite import SqliteStore
-
-        try:
-            return SqliteStore(Path(rest[1:]).expanduser(), clock)
-        except RuntimeError as error:  # what expanduser says of an unknown ~user
-            raise StoreError(f"store {url}: {error}; write the path in full") from None
-    if scheme == "firestore":
-        return _firestore(url, rest, clock, environ)
-    raise StoreError(
-        f"store {url!r} is not known: use sqlite:///PATH (four slashes if absolute), firestore://PROJECT[/DATABASE] or "
-        "memory://"
-    )
-
-
-def _firestore(url: str, rest: str, clock: Callable[[], float], environ: Mapping[str, str]) -> Store:
-    quiet_grpc()
-    try:
-        from pollux.backends.store.firestore import FirestoreStore
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("google", "grpc"):
-            raise
-        raise StoreError(f"store {url} needs Google's libraries: pip install 'pollux-gateway[cloud]'") from error
-    project, slash, database = rest.partition("/")
-    return FirestoreStore(
-        project, database if slash else "(default)", clock, emulator=environ.get("FIRESTORE_EMULATOR_HOST", "")
-    )

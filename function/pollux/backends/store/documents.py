@@ -1,13 +1,12 @@
-"""What every store does alike: a document as the JSON text that is kept, the check of a commit. No I/O."""
+"""What all stores share: a document as the JSON text that is kept, and the check of a commit. No I/O."""
 
 import json
 from collections.abc import Sequence
 
 from pollux.backends.store.contract import Document, StoreError, Write
 
-# Bound methods of instances: json.dumps with options builds an encoder per call. ASCII, because a lone surrogate then
-# survives and nothing is to be encoded on the way to the file. Documents are trees of our own making: no need to look
-# for circles.
+# json.dumps with options would build an encoder per call. ASCII, so that a lone surrogate survives and nothing has to
+# be encoded on the way to the file. Documents are trees that Pollux builds: no need to look for circles.
 _encode = json.JSONEncoder(check_circular=False, allow_nan=False, separators=(",", ":")).encode
 _decode = json.JSONDecoder().decode
 
@@ -18,10 +17,10 @@ def encode(document: Document) -> str:
 
 
 def decode(body: object, name: str, store: str) -> Document:
-    """StoreError if somebody else wrote what is no document."""
+    """StoreError if another program wrote something that is not a document."""
     try:
         document = _decode(body) if isinstance(body, str) else None
-    except ValueError:  # its `doc` is the body, which no error may hold
+    except ValueError:  # it holds the body, which no error may show
         document = None
     if not isinstance(document, dict):
         raise StoreError(f"{store}: document {name!r} is damaged; delete that document, or restore a copy of the store")

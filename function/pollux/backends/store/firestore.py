@@ -1,7 +1,7 @@
-"""A store in Firestore, which any number of instances share. How a document lies there: firestore_documents.
+"""A store in Firestore, which any number of instances share. `firestore_documents` has the form of a document there.
 
-Google's messages and channel, but not Google's client: on the way through it a commit costs its process twice the
-CPU, and the client would send a commit again whose answer was lost, and report a failed condition for its success.
+It uses Google's messages and channel, but not Google's client: through it a commit costs twice the CPU, and if an
+answer is lost it sends the commit again, and reports a failed condition although the commit succeeded.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ CHANNEL = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 5_000),
-    # By default up to two minutes pass before a connection is tried again.
+    # By default a connection is tried again only after up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 5_000),  # how long one attempt may take
     ("grpc.max_reconnect_backoff_ms", 1_000),
@@ -46,9 +46,9 @@ _SERVICE = "/google.firestore.v1.Firestore/"
 
 
 class FirestoreStore:
-    """One conditional write a commit, in one round trip, without locks. A version is Firestore's own update time.
+    """A commit is one conditional write, in one round trip, without locks. A version is Firestore's own update time.
 
-    Open it after a fork, never before. `emulator`: the host and port of one that takes the place of Firestore.
+    Open it after a fork, never before. `emulator`: the host and port of an emulator to use instead of Firestore.
     """
 
     def __init__(
@@ -62,9 +62,9 @@ class FirestoreStore:
     ) -> None:
         self._name = f"store firestore://{project}" + ("" if database == "(default)" else f"/{database}")
         if not _PROJECT.fullmatch(project):
-            raise StoreError(f"{self._name}: {project!r} is no project id; use firestore://PROJECT[/DATABASE]")
+            raise StoreError(f"{self._name}: {project!r} is not a project id; use firestore://PROJECT[/DATABASE]")
         if not _DATABASE.fullmatch(database):
-            raise StoreError(f"{self._name}: {database!r} is no database id; use firestore://PROJECT[/DATABASE]")
+            raise StoreError(f"{self._name}: {database!r} is not a database id; use firestore://PROJECT[/DATABASE]")
         self.project, self.database = project, database
         self.time = StoreClock()
         self._clock, self._timeout = clock, timeout
@@ -77,7 +77,7 @@ class FirestoreStore:
         self._nonces: Iterator[str] = iter(())
 
     def _headers(self, field: str, value: str) -> tuple[tuple[str, str], ...]:
-        """By these Google finds the database."""
+        """Google routes a call by these."""
         prefix = ("google-cloud-resource-prefix", self._root)
         routing = to_grpc_metadata(((field, value),))  # type: ignore[no-untyped-call]
         return (prefix, routing, ("authorization", "Bearer owner")) if self._emulator else (prefix, routing)
@@ -110,8 +110,8 @@ class FirestoreStore:
         return transport.create_channel(transport.DEFAULT_HOST, credentials=credentials, options=CHANNEL)
 
     async def _connected(self, channel: Any) -> None:
-        """Until it is known whether there is a connection: its making is not to count as part of the first exchange,
-        which would tell little of the store's time. If there is none, the first request says why."""
+        """Wait for the connection, or its failure: the time to connect must not count as part of the first exchange,
+        which would then tell little about the store's clock. Without a connection, the first request says why."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._timeout):
                 while (state := channel.get_state(try_to_connect=True)) in _UNDER_WAY:
@@ -198,7 +198,7 @@ class FirestoreStore:
         return documents.opened(document.fields, name, self._name), documents.version_of(document.update_time)
 
     def _add(self, request: Any, write: Write) -> bool:
-        """Add the write to the request. False if its version is none that could ever stand."""
+        """Add the write to the request. False if no document can have its version."""
         change = request.writes.add()
         if write.document is None:
             change.delete = self._path(write.name)
@@ -211,7 +211,7 @@ class FirestoreStore:
         return documents.set_condition(change.current_document, write.version)
 
     async def _culprit(self, writes: Sequence[Write]) -> str:
-        """Which of the documents was changed: Firestore does not tell. The first one if that can't be found out."""
+        """Which of the documents was changed, as Firestore does not say. The first one if that cannot be found out."""
         if len(writes) > 1:
             try:
                 found = await self.read(write.name for write in writes)
@@ -235,8 +235,8 @@ class FirestoreStore:
         return answers
 
     async def _await(self, answer: Any) -> Any:
-        """gRPC cancels what is under way when its channel closes, and with it whoever waits: that is an error to them,
-        no cancellation."""
+        """When its channel closes, gRPC cancels the calls and the tasks that wait for them. Here that is an error, no
+        cancellation."""
         try:
             return await answer
         except asyncio.CancelledError:
@@ -253,7 +253,7 @@ class FirestoreStore:
 
 
 class _Calls:
-    """The three calls, on Google's plain messages: the classes around them would double what a commit costs."""
+    """The three calls, on Google's plain protobuf messages: its wrapper classes would double the cost of a commit."""
 
     def __init__(self, channel: Any) -> None:
         self.Commit = types.CommitRequest.pb()

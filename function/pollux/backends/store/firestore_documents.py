@@ -1,4 +1,4 @@
-"""How a document lies in Firestore: its id, the envelope around its JSON text, versions. No I/O."""
+"""The form of a document in Firestore: its id, the envelope around its JSON text, versions. No I/O."""
 
 import re
 from typing import Any
@@ -9,18 +9,19 @@ from pollux.backends.store.documents import decode
 
 COLLECTION = "pollux"
 FORMAT = 1
-"""Of the envelope: `v`, `json`, `nonce`, perhaps `expires_at`. A reader refuses what it does not know."""
+"""Of the envelope: `v`, `json`, `nonce`, perhaps `expires_at`. A reader refuses newer formats."""
 LARGEST = 1_000_000
-"""Bytes of JSON text; Firestore's own limit is 1 MiB with names and all."""
-LAST_SECOND = 253_402_300_799  # of the year 9999, where Firestore's time ends
+"""Bytes of JSON text; Firestore's own limit of 1 MiB includes names."""
+LAST_SECOND = 253_402_300_799
+"""The end of the year 9999, and of Firestore's time."""
 
 _VERSION = re.compile(r"([0-9]{1,11})\.([0-9]{9})")
 
 
 def escaped(name: str) -> str:
-    """A name as Firestore's id, which must not hold `/`, nor be `.`, `..` or `__…__`.
+    """A name as Firestore's id, which must not contain `/`, nor be `.`, `..` or `__…__`.
 
-    Character by character, so that the id of a prefix is a prefix of the id; `.` and `_` matter at the start only.
+    It replaces single characters, so that the id of a prefix is a prefix of the id; `.` and `_` only at the start.
     """
     text = name.replace("%", "%25").replace("/", "%2F")
     if text.startswith("."):
@@ -33,7 +34,7 @@ def unescaped(document_id: str) -> str:
 
 
 def successor(prefix: str) -> str:
-    """The first text that is behind all that start with the prefix, by code point; empty if there is none."""
+    """The first text, by code point, after all that start with the prefix; empty if there is none."""
     while prefix:
         prefix, last = prefix[:-1], ord(prefix[-1]) + 1
         if 0xD800 <= last <= 0xDFFF:
@@ -48,7 +49,7 @@ def version_of(update_time: Any) -> Version:
 
 
 def set_condition(condition: Any, version: Version | None) -> bool:
-    """What must hold for a write. False if no document can ever have that version."""
+    """Set the condition of a write. False if no document can have that version."""
     if version is None:
         condition.exists = False
         return True
@@ -59,7 +60,7 @@ def set_condition(condition: Any, version: Version | None) -> bool:
 
 
 def fill(fields: Any, body: str, document: Document, nonce: str) -> None:
-    """The envelope. Its nonce is there because an unchanged write would leave the update time, our version, alone."""
+    """Write the envelope. Without its nonce, an unchanged document would keep its update time, which is our version."""
     fields["v"].integer_value = FORMAT
     fields["json"].string_value = body
     fields["nonce"].string_value = nonce
@@ -69,7 +70,7 @@ def fill(fields: Any, body: str, document: Document, nonce: str) -> None:
 
 
 def opened(fields: Any, name: str, store: str) -> Document:
-    """What `fill` put there. StoreError if it was somebody else, or a version of Pollux that is newer than this one."""
+    """Read the envelope. StoreError if another program or a newer version of Pollux wrote it."""
     known = fields["v"].integer_value if "v" in fields else None
     if isinstance(known, int) and known > FORMAT:
         raise StoreError(

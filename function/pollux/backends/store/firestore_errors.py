@@ -1,4 +1,4 @@
-"""What gRPC's status codes mean for a user of the store. Messages name the store and the remedy, never a document."""
+"""Turns gRPC's status codes into StoreErrors. Messages name the store and the remedy, never a document."""
 
 import re
 from typing import Any, NamedTuple
@@ -11,8 +11,8 @@ ROLE = "roles/datastore.user"
 CONFLICTS = frozenset(
     {StatusCode.FAILED_PRECONDITION, StatusCode.ALREADY_EXISTS, StatusCode.NOT_FOUND, StatusCode.ABORTED}
 )
-"""Of a commit. ABORTED is contention: Firestore has dropped the commit because another one was at the same documents.
-Nothing of it was written, and what was read is probably old: for whoever commits, the same as a failed condition."""
+"""Of a commit. ABORTED is contention: Firestore dropped the commit because another one changed the same documents.
+Nothing was written and what was read is probably old, as with a failed condition."""
 
 _UNAVAILABLE = {
     StatusCode.UNAVAILABLE: "cannot be reached",
@@ -22,6 +22,9 @@ _UNAVAILABLE = {
     StatusCode.CANCELLED: "cancelled the request",
     StatusCode.ABORTED: "was too busy",
 }
+CREDENTIALS = (
+    "no valid Google credentials; run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS"
+)
 _QUOTED = 200
 _ADDRESS = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):[0-9]{1,5}")
 
@@ -31,7 +34,7 @@ def is_conflict(error: Any) -> bool:
 
 
 class Place(NamedTuple):
-    """Where a store is, and how long it is waited for."""
+    """Where a store is, and its timeout."""
 
     store: str
     project: str
@@ -80,19 +83,14 @@ def trouble(place: Place, error: Any) -> StoreError:
     return StoreError(f"{store}: {what}")
 
 
-CREDENTIALS = (
-    "no valid Google credentials; run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS"
-)
-
-
 def _no_database(error: Any) -> bool:
-    """NOT_FOUND is said of a document that vanished, too."""
+    """NOT_FOUND is also the code for a document that was deleted."""
     if error.code() is not StatusCode.NOT_FOUND:
         return False
     return re.search(r"\b(database|project)\b.*(does not exist|not found)", error.details() or "", re.I) is not None
 
 
 def _said(error: Any) -> str:
-    """The first line of what the other side said. It speaks of connections and rights, not of what was sent."""
+    """The first line of the other side's message. It is about connections and permissions, not about what was sent."""
     text = (error.details() or "").strip().partition("\n")[0][:_QUOTED]
     return f" ({text})" if text else ""

@@ -1,4 +1,4 @@
-"""A store in this process's memory: for tests, and for a single gateway that may forget everything when it stops."""
+"""A store in this process's memory: for tests, and for a single gateway that may lose everything when it stops."""
 
 import itertools
 import time
@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pollux.backends.store.contract import ConflictError, Document, StoreError, Version, Write
 from pollux.backends.store.documents import check, decode, encode
 
-# One count for the whole process: a version never comes twice, not even over two stores.
+# One count for the whole process: no version repeats, not even in another store.
 _versions = itertools.count(1)
 
 
 class MemoryStore:
-    """Documents are kept as JSON text, as in other stores: faster than copy.deepcopy, and what would not survive there
-    (tuples, NaN) does not survive here either. Closing forgets everything."""
+    """Keeps documents as JSON text, as other stores do: it is faster than copy.deepcopy, and treats tuples and NaN as
+    they do. Closing deletes everything."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock

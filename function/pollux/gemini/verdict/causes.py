@@ -1,10 +1,9 @@
-"""PURE. Every cause for which Gemini or the pool refuses a request, and what follows from it: one table.
+"""Every cause for which Gemini or the pool refuses a request, and what follows from it: one table.
 
-`rules` finds the cause of an answer. What a cause means is looked up here by every other module, and docs/verdicts.md
-shows the table.
+`rules` finds the cause of an answer. docs/verdicts.md shows the table.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal, NamedTuple
@@ -13,15 +12,16 @@ from zoneinfo import ZoneInfo
 _PACIFIC = ZoneInfo("America/Los_Angeles")
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 LONG = 600.0
-"""A delay above this is never that of a minute's counter."""
+"""A longer delay is never that of a counter per minute."""
 
 Blames = Literal["none", "quota", "key", "project", "model", "client", "gateway"]
 Action = Literal["none", "next-project", "next-key", "retry", "to-client", "same-project"]
 
 
 class Rest(NamedTuple):
-    """How long what is blamed rests. `first`: seconds, or how to get them from the error's delay and the time now.
-    It doubles up to `most` while it repeats; None: it does not double."""
+    """How long what is blamed rests. `first`: seconds, or a function of the error's delay and the time now. While the
+    cause repeats, it doubles up to `most`; None: it does not double.
+    """
 
     first: float | Callable[[float | None, float], float]
     most: float | None = None
@@ -29,14 +29,9 @@ class Rest(NamedTuple):
     def seconds(self, delay: float | None, now: float) -> float:
         return self.first(delay, now) if callable(self.first) else self.first
 
-    def __str__(self) -> str:
-        if callable(self.first):
-            return self.first.__doc__ or ""
-        return _span(self.first) + (f", doubling to {_span(self.most)}" if self.most else "")
-
 
 def until_midnight(now: float) -> float:
-    """Seconds to the next midnight in California: by the calendar, as two days of the year have 23 or 25 hours."""
+    """Seconds to the next midnight in California, by the calendar: two days of the year have 23 or 25 hours."""
     try:
         day = datetime.fromtimestamp(now, _PACIFIC).date() + timedelta(days=1)
         return datetime(day.year, day.month, day.day, tzinfo=_PACIFIC).timestamp() - now
@@ -57,23 +52,23 @@ def _a_day(delay: float | None, now: float) -> float:
 A_MINUTE, A_DAY = Rest(_a_minute), Rest(_a_day)
 _UNCLEAR = Rest(MINUTE, 10 * MINUTE)
 _SHORTLY = Rest(30.0, HOUR)
-"""A refused key is asked about soon, with a free call: the fault may have been Google's."""
+"""A refused key is soon tried again with a free call: the fault may have been Google's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cause:
     name: str
     words: str
-    """For people."""
+    """What logs, errors and `status` say."""
     blames: Blames = "none"
     action: Action = "none"
     rest: Rest | None = None
     probe: Literal["", "free call", "one request"] = ""
-    """What has to succeed after the rest before others go on: a free call with the key, or the first request."""
+    """What must succeed after the rest before other requests follow: a free call with the key, or one request."""
     error: str = ""
-    """The gateway's own error, if every project refuses for this cause; "": no project refuses for it."""
+    """The gateway's error if every project refuses for this cause; "": no project refuses for it."""
     of_resource: bool = False
-    """If the request names a resource: its owner does not have it, or does not show it."""
+    """For a request that names a resource: the project does not have it, or does not show it."""
 
 
 _BUSY, _SPENT, _NO_MODEL, _NO_KEY = "QUOTA_BUSY", "QUOTA_EXHAUSTED_TODAY", "MODEL_NOT_AVAILABLE", "NO_USABLE_KEY"
@@ -82,7 +77,7 @@ _BUSY, _SPENT, _NO_MODEL, _NO_KEY = "QUOTA_BUSY", "QUOTA_EXHAUSTED_TODAY", "MODE
 TABLE: tuple[Cause, ...] = (
     Cause("ok", "it was served"),
 
-    # What Gemini's refusals blame on a quota
+    # Gemini refuses, and a quota is to blame
     Cause("rpm", "the requests per minute are used up", "quota", "next-project", A_MINUTE, error=_BUSY),
     Cause("tpm", "the tokens per minute are used up", "quota", "next-project", A_MINUTE, error=_BUSY),
     Cause("ipm", "the images per minute are used up", "quota", "next-project", A_MINUTE, error=_BUSY),
@@ -96,11 +91,11 @@ TABLE: tuple[Cause, ...] = (
     Cause("model-access", "the project has no access to this model",
           "quota", "next-project", Rest(DAY), error=_NO_MODEL, of_resource=True),
 
-    # … on a project
+    # … a project
     Cause("spend", "the spend-based limit was reached", "project", "next-project", _UNCLEAR, error=_BUSY),
     Cause("prepay", "the prepaid credit is gone", "project", "next-project", Rest(HOUR), error=_NO_KEY),
 
-    # … on a key
+    # … a key
     Cause("invalid-key", "Google says that the key is not valid", "key", "next-key", _SHORTLY, "free call", _NO_KEY),
     Cause("leaked-key", "Google blocked the key as leaked", "key", "next-key", _SHORTLY, "free call", _NO_KEY),
     Cause("suspended", "Google suspended the key's project",
@@ -111,7 +106,7 @@ TABLE: tuple[Cause, ...] = (
           "key", "next-key", _SHORTLY, "free call", _NO_KEY),
     Cause("key-source", "the key's value cannot be read", "key", "next-key", Rest(MINUTE), error=_NO_KEY),
 
-    # … on the model, the request or the gateway
+    # … the model, the request or the gateway
     Cause("network", "Gemini could not be reached, or did not answer", "model", "retry"),
     Cause("malformed", "the answer was not valid HTTP, and the request may have been served", "none", "to-client"),
     Cause("deadline", "Gemini did not answer in time", "model", "retry"),
@@ -123,7 +118,7 @@ TABLE: tuple[Cause, ...] = (
     Cause("thought-signature", "a thought signature of another project is not accepted", "none", "same-project"),
     Cause("location", "Google does not serve the project in this country", "gateway", "to-client", error=_NO_KEY),
 
-    # What the pool refuses by itself
+    # The pool refuses
     Cause("busy", "no slot is free", error=_BUSY),
     Cause("midnight", "the Pacific midnight is a second away", error=_BUSY),
     Cause("paused", "all projects were refused at once, so that the whole pool rests", error=_BUSY),
@@ -137,44 +132,29 @@ TABLE: tuple[Cause, ...] = (
 CAUSES: Mapping[str, Cause] = {cause.name: cause for cause in TABLE}
 
 
-def _names(causes: Iterable[Cause]) -> frozenset[str]:
-    return frozenset(cause.name for cause in causes)
+def _of(has: Callable[[Cause], bool]) -> frozenset[str]:
+    return frozenset(cause.name for cause in TABLE if has(cause))
 
 
-PROBED = _names(cause for cause in TABLE if cause.probe == "free call")
-"""A key set aside for one of these serves again only after a free call found it well; its rest says when to ask."""
-HALF_OPEN = _names(cause for cause in TABLE if cause.probe == "one request")
-"""A rest for one of these ends half-open: one request goes first, the others follow when it was served."""
-KEYLESS = _names(cause for cause in TABLE if cause.error == _NO_KEY)
+PROBED = _of(lambda cause: cause.probe == "free call")
+"""A key set aside for one of these serves again only after a free call with it succeeded; the rest says when to try."""
+HALF_OPEN = _of(lambda cause: cause.probe == "one request")
+"""After a rest for one of these one request goes first; the others follow when it was served."""
+KEYLESS = _of(lambda cause: cause.error == _NO_KEY)
 """The project has no usable key."""
-SPENT = _names(cause for cause in TABLE if cause.error == _SPENT)
+SPENT = _of(lambda cause: cause.error == _SPENT)
 """A day's quota is used up."""
-LASTING = _names(cause for cause in TABLE if cause.error in (_SPENT, _NO_MODEL, "TOO_LARGE_FOR_QUOTA"))
-"""Where the pool refuses by its own counts: no try changes that, and it does not pass soon."""
-OF_RESOURCES = _names(cause for cause in TABLE if cause.of_resource)
+LASTING = _of(lambda cause: cause.error in (_SPENT, _NO_MODEL, "TOO_LARGE_FOR_QUOTA"))
+"""If the pool refuses by its own counts for one of these, trying again does not help soon."""
+OF_RESOURCES = _of(lambda cause: cause.of_resource)
 
 
 def words(cause: str) -> str:
-    """For people. The store may hold a cause of another version."""
+    """The store may have a cause of another version, which has no words."""
     return CAUSES[cause].words if cause in CAUSES else cause
 
 
 def resting_time(cause: str) -> tuple[float, float | None]:
-    """How long what is blamed for this cause rests the first time, and at most, if no answer says how long."""
+    """(first, most) of the rest for this cause, if no answer says how long. Zero for rests that an answer decides."""
     rest = CAUSES[cause].rest
     return (0.0, None) if rest is None or callable(rest.first) else (rest.first, rest.most)
-
-
-def describe() -> str:
-    """The causes as a Markdown table: docs/verdicts.md holds it."""
-    lines = ["| cause | in words | blames | then | rests | probed by | error |", "|" + "---|" * 7]
-    for cause in TABLE:
-        error = f"`{cause.error}`" if cause.error else "–"
-        row = (f"`{cause.name}`", cause.words, cause.blames, cause.action, str(cause.rest or "–"), cause.probe, error)
-        lines.append("| " + " | ".join(cell or "–" for cell in row) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _span(seconds: float) -> str:
-    units = ((DAY, "day"), (HOUR, "h"), (MINUTE, "min"), (1.0, "s"))
-    return next(f"{seconds / size:g} {unit}" for size, unit in units if seconds >= size)

@@ -1,7 +1,7 @@
-"""PURE. Reads an upstream error of any shape into one normal form. `rules` decides what it means.
+"""Reads an upstream error of any shape into one normal form. `rules` decides what it means.
 
-Shapes that occur: an object, an array of one, an SSE event, a raw object after SSE events, an error whose message is
-the JSON text of another, HTML, a WebSocket close text, JSON that was cut, nothing at all. Reading never raises.
+It may be an object, an array of one, an SSE event, a raw object after SSE events, an error whose message is
+the JSON text of another, HTML, a WebSocket close text, JSON that was cut, or nothing. Reading it never raises.
 """
 
 import json
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-_LONGEST = 2**20  # no error is larger; a larger piece of a successful answer is not even parsed
-_DEPTH = 6  # an error wrapped in the message of an error, and so on
+_LONGEST = 2**20  # no error is larger; a larger piece of an answer is not parsed
+_DEPTH = 6  # of errors wrapped in the messages of errors
 
 _STATUS = {name: int(member) for name, member in HTTPStatus.__members__.items()} | {
     **dict.fromkeys(("INVALID_ARGUMENT", "FAILED_PRECONDITION", "OUT_OF_RANGE", "INVALID_REQUEST"), 400),
@@ -42,21 +42,21 @@ class Violation:
     metric: str = ""
     value: int | None = None
     model: str | None = None
-    whole: bool = False  # id and metric were given: then a missing value is a zero, which protobuf's JSON leaves out
+    whole: bool = False  # id and metric were given: then a missing value is 0, which protobuf's JSON leaves out
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorBody:
-    """`code`: HTTP-like, from the body before the answer's own; None: there was no answer and the text names none."""
+    """`code`: an HTTP status; the body's overrides the answer's. None: there was no answer, and the text has none."""
 
     code: int | None
     message: str = ""
     reasons: tuple[str, ...] = ()
     violations: tuple[Violation, ...] = ()
     delay: float | None = None
-    echoes: bool = False  # the details quote fields of the request: its message may hold any words of the client's
+    echoes: bool = False  # the details quote fields of the request: the message may have any of the client's words
     html: bool = False
-    whole: bool = False  # it came as JSON, all of it: what its message does not say was not cut off
+    whole: bool = False  # it came as complete JSON: nothing of its message was cut off
 
 
 def read(status: int | None, body: bytes | str) -> ErrorBody:
@@ -68,7 +68,7 @@ def read(status: int | None, body: bytes | str) -> ErrorBody:
             break
     message = str(fields.get("message") or "").strip()
     for _ in range(_DEPTH):
-        # Only a message that is JSON as a whole, and alone: one that quotes the request may hold what a client likes
+        # Only a message that is JSON as a whole: one that quotes the request may have any text of the client
         inner = _fields(_load(message)) if _WRAPPED.match(message) and "details" not in fields else None
         if not inner:
             break
@@ -88,8 +88,8 @@ def read(status: int | None, body: bytes | str) -> ErrorBody:
 def error_in_stream(piece: bytes) -> bytes | None:
     """The error in this piece of a stream, as JSON: an event (with or without `data:`), a raw object, an element.
 
-    None for everything else, also for an answer that merely speaks of errors, and for a failed operation, whose
-    "error" is part of a good answer.
+    None for anything else, also for an answer whose text mentions errors, and for a failed operation, whose "error" is
+    part of a good answer.
     """
     if b'"error"' not in piece:
         return None
@@ -107,7 +107,7 @@ def error_in_stream(piece: bytes) -> bytes | None:
 
 
 def retry_delay(value: object) -> float | None:
-    """Seconds of a duration in any of its spellings: "42s", "1h2m3.5s", "8.3ms", {"seconds": …, "nanos": …}."""
+    """Seconds of a duration in any spelling: "42s", "1h2m3.5s", "8.3ms", {"seconds": …, "nanos": …}."""
     seconds: float | None = None
     if isinstance(value, Mapping):
         parts = [_number(value.get("seconds", 0)), _number(value.get("nanos", 0))]
@@ -182,7 +182,7 @@ def _text(body: bytes | str) -> str:
 
 
 def _events(text: str) -> Iterator[str]:
-    """The data of each SSE event, and what stands outside of `data:`; nothing if the text is no event stream."""
+    """The data of each SSE event, and the text outside of `data:`; nothing if the text is not an event stream."""
     if not re.search(r"^(?:data|event):", text, re.M):
         return
     data: list[str] = []
@@ -207,7 +207,7 @@ def _loads(text: str) -> Any:
 
 
 def _load(text: str) -> Any:
-    """JSON, also with prose around it, as in `got status: 429 Too Many Requests. {"error": …}`."""
+    """JSON, also with text around it, as in `got status: 429 Too Many Requests. {"error": …}`."""
     value = _loads(text)
     start = re.search(r"[\[{]\s*[{\"]", text) if value is None else None
     if start:
@@ -219,7 +219,7 @@ def _load(text: str) -> Any:
 
 
 def _plain(value: object) -> dict[str, Any]:
-    """Keys without case, underscores, `@` and stray blanks: `" @type"`, `quota_id` and `quotaId` read the same."""
+    """Keys without case, underscores, `@` and blanks, so that `quota_id` and `quotaId` are the same."""
     if not isinstance(value, Mapping):
         return {}
     return {str(key).strip().lstrip("@").replace("_", "").lower(): item for key, item in value.items()}
@@ -237,7 +237,7 @@ def _fields(value: object) -> dict[str, Any] | None:
 
 
 def _is_error(value: object) -> bool:
-    """An error and nothing else. Operations and interactions carry an "error" beside their name: those are answers."""
+    """An error and nothing else. Operations and interactions have an "error" beside their name: they are answers."""
     if not isinstance(value, dict) or not value.keys() <= {"error", "event_type", "event_id", "type"}:
         return False
     error = value.get("error")
@@ -261,7 +261,7 @@ def _number(value: object) -> int | None:
 
 
 def _code(value: object) -> int | None:
-    """400 to 599 from a number, a digit string, a gRPC code or a status name; None if it is none of them."""
+    """400 to 599 from a number, a digit string, a gRPC code or a status name; None for anything else."""
     number = _number(value)
     if number is not None:
         number = _GRPC[number] if number < len(_GRPC) else number
@@ -270,7 +270,7 @@ def _code(value: object) -> int | None:
     return number if number is not None and 400 <= number < 600 else None
 
 
-# --- what is not JSON: a page, prose, or JSON that was cut -----------------------------------------------------------
+# --- HTML, prose, and JSON that was cut ------------------------------------------------------------------------------
 
 
 def _is_html(text: str) -> bool:
@@ -293,7 +293,7 @@ def _scraped(text: str) -> dict[str, Any]:
     message = re.search(r"""["']message\\?["']\s*:\s*\\?(["'])((?:(?!\\?\1\s*[,}])(?:\\.|[^\\]))*)""", text, re.S)
     said = re.sub(r"\\{1,16}n", "\n", message[2]) if message else text
     if message and message.end() == len(text):
-        said = re.sub(r"\S+\Z", "", said)  # cut within it: "limit: 2" may have been 250000
+        said = re.sub(r"\S+\Z", "", said)  # the cut may be in a number: "limit: 2" may have been 250000
     ids, values = all_of(r"quota_?id\W{1,8}([\w-]+)"), all_of(r"quota_?value\W{1,8}(\d{1,18})(?=\W)")
     metrics, models = all_of(r"quota_?metric\W{1,8}([\w./-]+)"), all_of(r"[\"']model[\"']\W{1,4}([\w.-]+)(?=[\"'])")
     limits = [*values] if len(values) == max(len(ids), len(metrics)) else []

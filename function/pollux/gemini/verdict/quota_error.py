@@ -1,4 +1,4 @@
-"""PURE. Which counter a 429 names: its period, limit and bucket, read by pattern and never by a list of ids."""
+"""Which counter a 429 names: its period, limit and bucket. Read by pattern, not from a list of ids."""
 
 import re
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ class QuotaError:
     learned: Mapping[str, int]
     bucket: str | None
     named: bool = True
-    """Whether the error names a counter or a limit at all."""
+    """Whether the error names a counter or a limit."""
     tool: str | None = None
-    """The tool whose own counter it was, or tools.GROUNDING."""
+    """The tool whose own counter refused, or tools.GROUNDING."""
     tier: str | None = None
     """"free" or "paid", if the id of a quota says so."""
 
@@ -38,9 +38,10 @@ _BESIDE = (
     ("sessions", re.compile(r"concurrent|sessions", re.I)),
 )
 BESIDE = frozenset(name for name, _ in _BESIDE)
-"""Counters that do not count generation. A bucket of theirs is "counter" or "counter/model"; what they refuse neither
-rests the model's quota nor teaches its limits."""
-# In "limit: 0.5" or "limit: 05" there is no zero.
+"""Other counters than generation's. Their bucket is "counter" or "counter/model". Their refusals do not rest the
+model's quota, and teach none of its limits.
+"""
+# "limit: 0.5" and "limit: 05" are not zero.
 _LIMIT = re.compile(
     r"(?:metric:\s*(?P<metric>[\w./-]+)[,\s]+)?\blimit\s*[:=]\s*(?P<value>\d{1,18}(?:,\d{3})*)(?![.,]?\d)"
     r"(?:[,\s]+model:\s*(?P<model>[\w./-]+))?",
@@ -50,7 +51,7 @@ _STATED = re.compile(r"\b[A-Za-z]+Per(?:Model|Project|Day|Minute)[\w-]*|quota me
 
 
 def _said(message: str) -> list[Violation]:
-    """The counters and limits that the message names."""
+    """The counters and limits in the message."""
     stated = " ".join(match[0] for match in _STATED.finditer(message))
     for_model = re.search(r"for model ([\w./-]+)", message)
     said = []
@@ -63,7 +64,7 @@ def _said(message: str) -> list[Violation]:
 
 
 def _counter(violation: Violation, day: bool | None) -> str | None:
-    """rpm, tpm, rpd, tpd or ipm; None if nothing says of which period it is. `day`: what to assume then."""
+    """rpm, tpm, rpd, tpd or ipm; None if its period is unknown. `day`: the period to assume if the name has none."""
     if _PER_DAY.search(violation.name):
         day = True
     elif _PER_MINUTE.search(violation.name):
@@ -76,7 +77,7 @@ def _counter(violation: Violation, day: bool | None) -> str | None:
 
 
 def _value(violation: Violation, said: list[Violation]) -> int | None:
-    """Its limit, else the one limit of the message that can be meant."""
+    """Its limit, else the only limit in the message that can be its."""
     if violation.value is not None:
         return violation.value
     tokens = "token" in violation.name.lower()
@@ -94,7 +95,7 @@ def _beside(violation: Violation) -> str | None:
 
 
 def _tool(refused: list[Violation], message: str) -> str | None:
-    """The tool whose counter refused; where no violation has a name, the one that the message speaks of."""
+    """The tool whose counter refused; if no violation has a name, the tool that the message mentions."""
     beside = _beside(refused[0]) if any(v.name for v in refused) else tools.named_in(message)
     return beside if beside in (*tools.TOOLS, tools.GROUNDING) else None
 
@@ -107,7 +108,7 @@ def _bucket(refused: list[Violation], everything: list[Violation], tool: str | N
 
 
 def refused_by(error: ErrorBody) -> QuotaError:
-    """Of a 429: which counter refused, what its limit is, whose bucket and of which tier it is."""
+    """Of a 429: which counter refused, its limit, bucket and tier."""
     tiers = {match[1].lower() for violation in error.violations for match in _TIER.finditer(violation.name)}
     return replace(_refused_by(error), tier=tiers.pop() if len(tiers) == 1 else None)
 

@@ -1,12 +1,12 @@
-"""PURE. What an upstream answer means for quota, key, project and client: a table of rules, the first match wins.
+"""What an upstream answer means for quota, key, project and client: a table of rules. The first match wins.
 
-error_body.py reads the body, quota_error.py finds which counter a 429 names, causes.py says what follows from a cause.
+`error_body` reads the body, `quota_error` finds which counter a 429 names, `causes` has what follows from a cause.
 """
 
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from pollux.gemini.verdict.causes import A_DAY, A_MINUTE, CAUSES, HOUR, Action, Blames, Rest, resting_time
 from pollux.gemini.verdict.error_body import ErrorBody, error_in_stream, read
@@ -19,13 +19,13 @@ class Verdict:
     cause: str
     blames: Blames
     action: Action
-    cooldown_s: float | None = None  # how long what is blamed rests, the first time; None: not at all
-    ceiling_s: float | None = None  # the cooldown doubles up to this while it repeats; None: it does not double
+    cooldown_s: float | None = None  # how long what is blamed rests the first time; None: not at all
+    ceiling_s: float | None = None  # while the cause repeats, the cooldown doubles up to this; None: it does not double
     learned: Mapping[str, int] = field(default_factory=dict)
-    bucket: str | None = None  # the model that Google counts by; "counter/model" for a counter beside generation
+    bucket: str | None = None  # the model that Google counts by; "counter/model" for another counter than generation's
     message: str = ""  # short and redacted
-    vague: bool = False  # it names no counter: of a request with tools that count by themselves, theirs may be meant
-    tier: str | None = None  # "free" or "paid", if the id of the quota that refused says so
+    vague: bool = False  # it names no counter: that of a tool which the request uses may have refused
+    tier: str | None = None  # "free" or "paid", if the refusing quota's id says so
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +58,12 @@ def _rule(
     rest: Rest | None = None,
     vague: bool = False,
 ) -> Rule:
-    """What follows stands in the table of causes, unless the rule says otherwise."""
+    """What the rule does not give comes from the table of causes."""
     of = CAUSES[cause]
     return Rule(cause, when, what, blames or of.blames, action or of.action, rest or of.rest, vague)
 
 
-# A message may quote the request, and a client may write anything there. So rules that blame a key or a project look at
+# A message may quote the request, in which a client may write anything. So rules that blame a key or a project look at
 # the beginning of the message, or at fields that only Google fills.
 
 
@@ -102,7 +102,7 @@ def _names_no_counter(case: _Case) -> bool:
 
 
 def _bare_quota_prose(case: _Case) -> bool:
-    """Not for a body that was cut: the missing part may have named a counter."""
+    """Not if the body was cut: the missing part may have named a counter."""
     return _names_no_counter(case) and case.error.whole and _CHECK_YOUR_PLAN(case)
 
 
@@ -130,7 +130,7 @@ RULES: tuple[Rule, ...] = (
     _rule("bad-request", _any(
             _begins(r"Multiple authentication credentials|Method doesn't allow unregistered callers", *_AUTH),
             _begins(r"Request is missing required auth|Missing or invalid Authorization header", *_AUTH)),
-         "several credentials, or none: an error of the gateway's own", "gateway"),
+         "several credentials, or none: a fault of the gateway", "gateway"),
     _rule("leaked-key", _begins(r"(?:Your|This) API key (?:was|has been) .{0,20}leaked", *_AUTH),
          "403 leaked"),
     _rule("suspended", _any(
@@ -142,11 +142,11 @@ RULES: tuple[Rule, ...] = (
     _rule("service-disabled", _any(
             _because(r"(?:API_KEY_)?SERVICE_\w+|CONSUMER_\w+|PROJECT_\w+|USER_PROJECT_DENIED|SECURITY_POLICY_\w+"),
             _begins(r"[\w ]{1,60} API has not been used in|Requests to this API .{1,300} are blocked", 403)),
-         "403 service disabled, or not among those that the key may use"),
+         "403 service disabled, or not allowed for the key"),
     _rule("referrer-blocked", _any(
             _because(r"API_KEY_\w+_BLOCKED"),
             _begins(r"Requests from .{1,300} are blocked|The provided API key has an IP address restriction", 403)),
-         "403 referrer, address or app that the key does not allow"),
+         "403 referrer, address or app not allowed for the key"),
     _rule("resource-permission", _says(r"permission to access the|or it may not exist|\(or permission denied\)", 403),
          "403 on a file, cache or tuned model of another project"),
     _rule("location", _begins(r"User location is not supported(?!.*billing)", 400, 403),
@@ -164,7 +164,7 @@ RULES: tuple[Rule, ...] = (
     _rule("overloaded", _any(
             _because("MODEL_CAPACITY_EXHAUSTED"),
             _says(r"model is overloaded|experiencing high demand", 429)),
-         "429 for want of capacity: the model is overloaded, experiences high demand"),
+         "429 without capacity: the model is overloaded, or in high demand"),
     _rule("spend", _says(r"spend-based|spending rate", 402, 429),
          "429 spend-based"),
     _rule("prepay", _any(
@@ -203,7 +203,7 @@ RULES: tuple[Rule, ...] = (
 
 
 def judge(status: int | None, body: bytes | str, *, now: float) -> Verdict:
-    """What an answer means. `status` None: no answer; `body` then may hold a WebSocket's close text, or be empty."""
+    """What an answer means. `status` None: no answer; `body` is then empty or a WebSocket's close text."""
     if status is not None and 200 <= status < 300:
         found = error_in_stream(body if isinstance(body, bytes) else body.encode("utf-8", "replace"))
         if found is None:
@@ -228,13 +228,13 @@ def judge(status: int | None, body: bytes | str, *, now: float) -> Verdict:
 
 
 def verdict_of(cause: str, message: str) -> Verdict:
-    """What follows from a cause that no answer told."""
+    """The verdict for a cause that is not from an answer."""
     of, (seconds, ceiling) = CAUSES[cause], resting_time(cause)
     return Verdict(cause, of.blames, of.action, seconds if of.rest else None, ceiling, message=message)
 
 
 def _short(message: str) -> str:
-    """One redacted line. Without control characters, which would move a terminal's cursor or forge a log line."""
+    """One redacted line, without control characters: they would move a terminal's cursor or forge a log line."""
     printable = "".join(c if c.isprintable() else " " for c in redact(message)[:1000])
     line = redact(" ".join(printable.split()))
     return line if len(line) <= 200 else line[:199] + "…"
@@ -242,26 +242,9 @@ def _short(message: str) -> str:
 
 def judge_command(status: int | None, text: bytes, now: float) -> str:
     """The verdict on a body as JSON, for `pollux judge`."""
-    verdict = judge(status, text, now=now)
-    shown = {
-        "cause": verdict.cause,
-        "blames": verdict.blames,
-        "action": verdict.action,
-        "cooldown_s": None if verdict.cooldown_s is None else round(verdict.cooldown_s, 3),
-        "learned": dict(verdict.learned),
-        "bucket": verdict.bucket,
-        "message": verdict.message,
-    }
+    shown = asdict(judge(status, text, now=now))
+    for internal in ("ceiling_s", "vague", "tier"):
+        del shown[internal]
+    if shown["cooldown_s"] is not None:
+        shown["cooldown_s"] = round(shown["cooldown_s"], 3)
     return json.dumps(shown, indent=2, ensure_ascii=False)
-
-
-def describe() -> str:
-    """The rules as a Markdown table, in their order: docs/verdicts.md holds it."""
-    lines = ["| what came | cause | other than the cause's |", "|---|---|---|"]
-    for rule in RULES:
-        of = CAUSES[rule.cause]
-        own = [f"blames {rule.blames}"] if rule.blames != of.blames else []
-        own += [f"then {rule.action}"] if rule.action != of.action else []
-        own += [f"rests {rule.rest}"] if rule.rest != of.rest else []
-        lines.append(f"| {rule.what} | `{rule.cause}` | {', '.join(own) or '–'} |")
-    return "\n".join(lines) + "\n"

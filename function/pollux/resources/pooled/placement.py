@@ -11,10 +11,8 @@ from dataclasses import dataclass, replace
 
 from pollux.backends.store.contract import StoreError
 from pollux.gemini.errors import GatewayError
-from pollux.gemini.names import GOOGLE, named_by, names_exactly, path_names
-from pollux.gemini.names import references as named_in_body
-from pollux.gemini.rewrite import may_be_named, renamed
-from pollux.gemini.rewrite import mentioned as files_mentioned
+from pollux.gemini.names import GOOGLE, body_references, named_by, names_exactly, path_names
+from pollux.gemini.rewrite import files_mentioned, may_be_named, renamed
 from pollux.pool.pool import Pool
 from pollux.pool.reservation import Ask, Tried
 from pollux.relay.journal import Attempt
@@ -70,7 +68,7 @@ class FileAccess:
         bases = {GOOGLE, self.pool.settings.upstream}
         with suppress(GatewayError):  # with an invalid Host no URI can be ours
             bases |= {x.own_base(), self.pool.settings.public_url} - {""}
-        named = {reference: named_by(reference, bases) for reference in named_in_body(x.parsed, x.call)}
+        named = {reference: named_by(reference, bases) for reference in body_references(x.parsed, x.call)}
         references = {reference: name for reference, name in named.items() if name is not None and name in known}
         if references:
             _make_renamable(x, references)

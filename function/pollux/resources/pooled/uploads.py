@@ -15,7 +15,7 @@ from pollux.backends.store.contract import ConflictError, Version
 from pollux.gemini import multipart
 from pollux.gemini.call import Call
 from pollux.gemini.errors import ERRORS, GatewayError, error_body
-from pollux.gemini.names import below
+from pollux.gemini.names import resource_path
 from pollux.gemini.rewrite import to_client
 from pollux.gemini.upload import Upload
 from pollux.pool.pool import Pool
@@ -80,7 +80,7 @@ class PooledUploads:
 
     async def takes(self, upload: Upload, call: Call, headers: RawHeaders) -> bool:
         """Whether the file is pooled. Otherwise the upload passes to one project, and the file stays there."""
-        if call.api != "native" or below(call).rstrip("/") != "files":
+        if call.api != "native" or resource_path(call).rstrip("/") != "files":
             return False
         if upload.form == "start" and (header(headers, b"x-goog-upload-protocol") or "").lower() != "resumable":
             return False

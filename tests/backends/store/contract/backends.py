@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from pollux.backends.store.contract import Store, open_store
+from pollux.backends.store.contract import Store
+from pollux.backends.store.opening import open_store
 
 
 @dataclass(frozen=True)

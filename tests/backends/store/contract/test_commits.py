@@ -5,7 +5,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from pollux.backends.store.contract import ConflictError, Store, StoreError, Write, open_store
+from pollux.backends.store.contract import ConflictError, Store, StoreError, Write
+from pollux.backends.store.opening import open_store
 from tests.backends.store.contract.backends import in_store, opened
 
 

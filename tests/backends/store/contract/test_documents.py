@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pollux.backends.store.contract import Document, Store, Write, open_store
+from pollux.backends.store.contract import Document, Store, Write
+from pollux.backends.store.opening import open_store
 from tests.backends.store.contract.backends import in_store
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from pollux.backends.store.contract import Document, open_store
+from pollux.backends.store.contract import Document
+from pollux.backends.store.opening import open_store
 from tests.backends.store.contract.writer import count_up
 
 WRITER = Path(__file__).with_name("writer.py")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[4] / "function"))
 
-from pollux.backends.store.contract import ConflictError, Document, Store, open_store
+from pollux.backends.store.contract import ConflictError, Document, Store
+from pollux.backends.store.opening import open_store
 
 
 def counted(document: Document, name: str) -> Document:

@@ -1,9 +1,14 @@
-"""A Secret Manager of one machine, over gRPC and with Google's own protocol messages: for tests; see `secret_state`."""
+"""A fake Secret Manager that speaks gRPC with Google's own messages. Tests put secrets and faults into it."""
 
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import count
 from typing import Any, NoReturn
 
 import grpc  # type: ignore[import-untyped]
@@ -12,10 +17,99 @@ from google.protobuf import any_pb2, empty_pb2  # type: ignore[import-untyped]
 from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status  # type: ignore[import-untyped]
 
-from tests.secret_state import EVERY, Secrets, Stored
-
 SERVICE = "google.cloud.secretmanager.v1.SecretManagerService"
 PROJECT, NUMBER = "pool", "123456"
+EVERY = "*"
+
+
+@dataclass
+class Version:
+    value: bytes
+    made: datetime
+    state: str = "ENABLED"
+
+
+@dataclass
+class Stored:
+    name: str
+    labels: dict[str, str]
+    annotations: dict[str, str]
+    made: datetime
+    etag: str
+    versions: list[Version] = field(default_factory=list)
+
+
+@dataclass
+class Fault:
+    """What calls of a method on a secret meet: DENIED, API_OFF, UNAVAILABLE, …, or a wait of `seconds`."""
+
+    method: str
+    kind: str
+    secret: str
+    times: float
+    seconds: float = 0.0
+
+
+class Secrets:
+    """What a test puts there, looks at and breaks."""
+
+    def __init__(self) -> None:
+        self.secrets: dict[str, Stored] = {}
+        self.calls: Counter[str] = Counter()
+        self.asked: list[tuple[str, str]] = []
+        self.faults: list[Fault] = []
+        self.lock = threading.RLock()
+        self._numbers = count(1)
+
+    # --- what a test does to it
+
+    def put(self, name: str, *values: str, **labels: str) -> Stored:
+        """A secret as somebody made it by hand; its versions are numbered from 1."""
+        return self.put_described(name, values, labels)
+
+    def put_described(
+        self,
+        name: str,
+        values: tuple[str, ...],
+        labels: Mapping[str, str],
+        annotations: Mapping[str, str] | None = None,
+    ) -> Stored:
+        with self.lock:
+            stored = Stored(name, dict(labels), dict(annotations or {}), self._now(), self._etag())
+            self.secrets[name] = stored
+            for value in values:
+                self.add(name, value)
+            return stored
+
+    def add(self, name: str, value: str) -> int:
+        with self.lock:
+            versions = self.secrets[name].versions
+            versions.append(Version(value.encode(), self._now()))
+            return len(versions)
+
+    def disable(self, name: str, number: int, state: str = "DISABLED") -> None:
+        self.secrets[name].versions[number - 1].state = state
+
+    def states(self, name: str) -> list[str]:
+        return [version.state for version in self.secrets[name].versions]
+
+    def values(self, name: str) -> list[str]:
+        return [version.value.decode() for version in self.secrets[name].versions]
+
+    def fail(
+        self, method: str, kind: str, secret: str = EVERY, *, times: float = float("inf"), seconds: float = 0.0
+    ) -> None:
+        """`kind` is DENIED, API_OFF or the name of a gRPC status; SLOW only waits. `method` * is all."""
+        self.faults.append(Fault(method, kind, secret, times, seconds))
+
+    def heal(self) -> None:
+        self.faults.clear()
+
+    def _etag(self) -> str:
+        return f'"{next(self._numbers):x}"'
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(time.time() + next(self._numbers) / 1000, UTC)  # no two alike
 
 
 class SecretManager(Secrets):

@@ -10,8 +10,8 @@ from pollux.backends.keys.contract import KeySourceError, Secret
 from pollux.backends.keys.entries import Entry
 from pollux.backends.keys.places import FilePlace, KeyPlace, SecretManagerPlace
 from pollux.settings import Settings
-from tests.command_line import without_keys
-from tests.secret_manager import PROJECT, serving
+from tests.backends.keys.fake_secret_manager import PROJECT, serving
+from tests.cli.command_line import without_keys
 
 A, B, C = (Secret("AIza" + letter * 35) for letter in "abc")
 

@@ -16,9 +16,9 @@ from bench.virtual import HangError
 from pollux.pool.quota import Slot
 from pollux.pool.shared_document import SharedDocument
 from pollux.pool.windows import GRANT_SLOTS, WINDOW
-from tests.histories import play
-from tests.history_checks import fullest, wrong
-from tests.history_plans import draw
+from tests.pool.histories import play
+from tests.pool.history_checks import fullest, wrong
+from tests.pool.history_plans import draw
 from tests.pools import changed
 
 BLOCK = 500

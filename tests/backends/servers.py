@@ -85,11 +85,14 @@ class ProxyServer:
         self.instead = instead
         self.heads: list[bytes] = []
         self.open = 0
+        self.left = asyncio.Event()
+        """Set while no connection is open."""
         self.to: tuple[str, int] | None = None
         """Where everything goes, whatever was asked for."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.open += 1
+        self.left.clear()
         far: asyncio.StreamWriter | None = None
         try:
             head = await reader.readuntil(b"\r\n\r\n")
@@ -117,9 +120,11 @@ class ProxyServer:
             pass
         finally:
             self.open -= 1
-            for end in (writer, far):
-                if end is not None:
-                    end.close()
+            if not self.open:
+                self.left.set()
+            writer.close()
+            if far is not None:
+                far.transport.abort()  # `close` would wait for a server that reads nothing
 
 
 async def _copied(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -160,14 +165,6 @@ class Way:
             return HttpUpstream(base, timeout=timeout, connect_timeout=connect_timeout, clock=clock)
         through = Proxy(proxy, setting="HTTPS_PROXY") if proxy else None
         return HttpxUpstream(base, timeout=timeout, connect_timeout=connect_timeout, proxy=through, clock=clock)
-
-    @staticmethod
-    def open_connections(upstream: Upstream) -> int:
-        """Those that are kept or under way."""
-        if isinstance(upstream, HttpxUpstream):
-            return sum(not each.is_closed() for each in upstream._pool.connections) if upstream._pool is not None else 0
-        assert isinstance(upstream, HttpUpstream)
-        return len(upstream._idle)
 
     def against(
         self,

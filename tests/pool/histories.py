@@ -1,7 +1,7 @@
 """Random histories of several instances over one store: drawn from a seed, played in virtual time.
 
 `Plan` is what a seed draws, `Play` runs it over the real pool, `Record` is what was really sent. Whether that was right
-is told by `tests.history_checks`.
+is told by `tests.pool.history_checks`.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from pollux.backends.store.memory import MemoryStore
 from pollux.gemini.verdict.causes import Action, Blames
 from pollux.gemini.verdict.rules import Verdict
 from pollux.pool.windows import Want
-from tests.history_plans import TRANSIT, UTC_MIDNIGHT, Body, Plan, Request, body
+from tests.pool.history_plans import TRANSIT, UTC_MIDNIGHT, Body, Plan, Request, body
 from tests.pools import Ask, FaultyStore, Full, House, Reservation, StoppingError, Tried, keys_of
 
 Note = Callable[[float, str], None]

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
-from tests.histories import Record, Send
-from tests.history_plans import Plan
+from tests.pool.histories import Record, Send
+from tests.pool.history_plans import Plan
 
 MINUTE = 60.0
 PATIENCE = 65.0
