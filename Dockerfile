@@ -1,5 +1,5 @@
-# The gateway on plain uvicorn, for places that run images. Keys and settings come from the environment; mount a volume on
-# /data to keep counters and tokens when the container goes.
+# The gateway on plain uvicorn, as an image. Keys and settings come from the environment; mount a volume on
+# /data to keep counters and tokens when the container is removed.
 FROM python:3.13-slim
 
 WORKDIR /app
@@ -13,5 +13,5 @@ VOLUME /data
 
 ENV PORT=8080 POLLUX_DATA=/data PYTHONUNBUFFERED=1
 EXPOSE 8080
-# exec: SIGTERM reaches the gateway itself, which then finishes what runs.
+# exec: SIGTERM must reach the gateway itself, which then finishes running requests.
 CMD ["sh", "-c", "exec python -m pollux serve --host 0.0.0.0 --port \"$PORT\""]

@@ -25,7 +25,7 @@ from pollux.server.wiring import builtin_catalog
 
 MODEL = "gemini-2.5-flash"
 LIMITS = {"rpm": 10_000_000, "tpm": 10_000_000_000, "rpd": 1_000_000_000}
-"""So large that all is admitted: the documents are changed as ever, and nobody waits but for the store."""
+"""So large that everything is admitted: documents change as usual, and requests wait only for the store."""
 GUARD = 5.0
 """Around the Pacific midnight a slot lies a little later."""
 MODES = ("transactions", "commits")
@@ -41,7 +41,7 @@ class Told:
     in_time: int = 0
     failed: int = 0
     tried: int = 0
-    """Commits, those in vain included."""
+    """Commits, failed ones included."""
     seconds: list[float] = field(default_factory=list)
     why: str = ""
 

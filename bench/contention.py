@@ -1,4 +1,4 @@
-"""Many gateways on one store: no limit broken, little asked of the store, nobody kept waiting by it. In real time.
+"""Many gateways on one store, in real time: no limit is broken, the store gets few calls and delays no request.
 
 python -m bench.contention [--minutes 10] [--only slow,fast,choice] [--store sqlite] [--write]
 

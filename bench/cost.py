@@ -134,7 +134,7 @@ def items(
 
 
 def standing(*, free: bool = False, shape: Shape = SHAPE) -> dict[str, float]:
-    """US dollars a month when nobody calls: what is stored, and one deletion by TTL of every document."""
+    """US dollars a month without calls: what is stored, and one deletion by TTL of every document."""
     units = {
         VERSIONS: shape.secrets,
         STORED: shape.documents * shape.document_bytes / GIB,

@@ -1,5 +1,5 @@
 """What choosing, reserving and settling cost the pool with 8, 100 and 1,000 projects: CPU, in one process, over the
-memory store. What the whole gateway costs with as many keys is in many_keys.
+memory store. `many_keys` has the whole gateway's cost.
 
 python -m bench.reserving --keys 8,100,1000 [--strategies earliest,…] [--limits untiered,slow,fast]
 """

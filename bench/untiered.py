@@ -1,4 +1,4 @@
-"""Keys of which nothing is known: how well they are spread, and what it takes to learn their limits. The whole gateway
+"""Keys without a known tier: how evenly they are used, and what it costs to learn their limits. The whole gateway
 without a network, in virtual time, in front of a Gemini that enforces limits it never told.
 
 The same runs are made with known limits, for comparison. Three measurements of each pool of eight projects:

@@ -37,7 +37,7 @@ MOST_TURNS = 100_000
 
 
 class HangError(RuntimeError):
-    """Somebody waits for what nobody will ever do."""
+    """A task waits for something that no other task will ever do."""
 
 
 class _Nothing:
@@ -91,7 +91,7 @@ class PureLoop(asyncio.BaseEventLoop):
         """There are none."""
 
     def _write_to_self(self) -> None:
-        """Nobody sleeps who would have to be woken."""
+        """No other thread sleeps here, so none needs to be woken."""
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

@@ -1,4 +1,4 @@
-"""What all tests may use: the Firestore emulator; and what becomes of tests for which this machine lacks a part."""
+"""For all tests: the Firestore emulator, a certificate, the ways to reach Gemini, and skips where a part is missing."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ from tools.parts import MissingPartError
 if TYPE_CHECKING:
     from tests.backends.servers import Way
 
-# A job in the background of a shell begins with Ctrl-C ignored, and so would the programs that the tests start and end.
+# A background job of a shell ignores Ctrl-C, and so would the programs that the tests start and end.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -55,8 +55,8 @@ def way(request: pytest.FixtureRequest, certificate: Path, monkeypatch: pytest.M
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
-    """Who raises a MissingPartError, test or fixture, is skipped. All those end in one line of pytest's summary, since
-    reason and place are the same. In CI a part that is missing is a failure: of the first test that needs it.
+    """A test or fixture that raises MissingPartError is skipped. Reason and place are the same for all of them, so
+    pytest's summary has one line. In CI the first test that needs the missing part fails.
     """
     if call.excinfo is None or not isinstance(call.excinfo.value, MissingPartError):
         return

@@ -40,7 +40,7 @@ def now() -> float:
 
 
 def play(scene: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a scene in virtual time. Whoever waits for ever is told so at once."""
+    """Run a scene in virtual time. A deadlock fails at once."""
 
     async def bounded() -> T:
         async with asyncio.timeout(DEADLOCK):

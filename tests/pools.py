@@ -52,7 +52,7 @@ def changed(**constants: Any) -> Iterator[None]:
 
 
 def play(scene: Coroutine[Any, Any, T]) -> T:
-    """In virtual time. Whoever waits for ever is told so."""
+    """Run a scene in virtual time. A deadlock fails at once."""
 
     async def bounded() -> T:
         async with asyncio.timeout(10 * 86400):
@@ -64,9 +64,9 @@ def play(scene: Coroutine[Any, Any, T]) -> T:
 class FaultyStore:
     """One instance's way to a store that others use too: slow, with a clock of its own, and with bad moments.
 
-    `faults` holds what befalls the next commits: "" nothing, "down" nothing is written, "lost" and "conflict" are
+    `faults` holds what happens to the next commits: "" nothing, "down" nothing is written, "lost" and "conflict" are
     written but say StoreUnavailableError and ConflictError, "late" says StoreUnavailableError and is written after it,
-    "spurious" says ConflictError though nobody was faster.
+    "spurious" says ConflictError without a faster writer.
     """
 
     def __init__(
@@ -321,7 +321,7 @@ def add(name: str, amount: int = 1) -> Callable[[dict[str, int], float], tuple[d
 
 
 def added(name: str, amount: int = 1) -> Update[dict[str, int]]:
-    """The same for a change that nobody waits for."""
+    """The same for a change that no request waits for."""
     return lambda value, now: add(name, amount)(value, now)[0]
 
 

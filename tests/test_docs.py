@@ -43,7 +43,7 @@ def first_cells(text: str) -> list[str]:
 # --- architecture ----------------------------------------------------------------------------------------------------
 
 
-def test_the_architecture_names_every_module_once_and_none_that_is_not_there() -> None:
+def test_the_architecture_names_every_module_once_and_no_others() -> None:
     paths = [path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
     modules = sorted(path.relative_to(PACKAGE).as_posix() for path in paths)
     assert sorted(first_cells(section(page("architecture.md"), "The modules"))) == modules
@@ -264,6 +264,18 @@ def test_every_link_to_a_file_leads_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text()):
         if "://" not in target:
             assert (path.parent / target).exists(), target
+
+
+def anchors(text: str) -> set[str]:
+    """Those of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *PAGES], ids=lambda path: path.name)
+def test_every_link_into_a_page_leads_to_a_heading(path: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#:\s]*)#([^)\s]+)\)", path.read_text()):
+        assert anchor in anchors((path.parent / target if target else path).read_text()), f"{target}#{anchor}"
 
 
 def test_every_setting_that_a_page_names_exists() -> None:

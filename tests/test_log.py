@@ -115,7 +115,7 @@ def test_the_columns_stand_below_each_other() -> None:
 
 
 @pytest.mark.parametrize("kind", ["json", "text"])
-def test_a_request_of_which_little_is_known(kind: str) -> None:
+def test_a_request_with_few_known_fields(kind: str) -> None:
     stream = written(kind)
     log.request_line({})
     log.request_line(Record(status=401, reason="NO_TOKEN").as_json())
@@ -190,7 +190,7 @@ def test_tracebacks_hold_no_secret_and_make_no_lines_of_their_own(kind: str) -> 
 
 
 @pytest.mark.parametrize("kind", ["json", "text"])
-def test_nobody_writes_lines_but_us(kind: str) -> None:
+def test_no_text_breaks_or_forges_a_log_line(kind: str) -> None:
     stream = written(kind)
     evil = "a\r\n12:00:00.000  200  forged\x1b[2J\x00\u2028\u202e\x85é"
     logging.getLogger("pollux.x").warning(evil)
@@ -311,7 +311,7 @@ def test_a_stream_in_memory_is_written_to_as_well() -> None:
     assert stream.getvalue() == "hello\n"
 
 
-def test_a_reader_that_stopped_holds_nobody_up(pipe: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_reader_that_stopped_delays_no_request(pipe: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pollux.log.CLOSE_WITHIN", 0.0)
     reader, stream = pipe
     handler = LogHandler(stream)
@@ -351,7 +351,7 @@ def test_what_waits_is_written_at_the_end(pipe: tuple[int, TextIO]) -> None:
     assert b"".join(got) == (b"x" * 1000 + b"\n") * 200
 
 
-def test_nobody_reads_any_more() -> None:
+def test_a_log_pipe_that_is_closed() -> None:
     reader, writer = os.pipe()
     with os.fdopen(writer, "w") as stream:
         os.close(reader)

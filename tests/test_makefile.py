@@ -1,6 +1,7 @@
-"""The Makefile's first steps, with a Python that does as Debian's without its venv package, or is broken off."""
+"""The Makefile: its first steps where Python lacks venv or an installation was cut, and the paths that it names."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,7 +86,7 @@ def test_an_installation_that_failed_is_begun_again(venv: Path, log: Path, tmp_p
     (tmp_path / "fails").touch()
     done = make_venv(venv, python(tmp_path), ".dev")
     assert done.returncode == 2
-    assert "same make command goes on from here" in done.stdout
+    assert "Run the same make command again to continue" in done.stdout
     (tmp_path / "fails").unlink()
     done = make_venv(venv, python(tmp_path), ".dev")
     assert done.returncode == 0, done.stderr
@@ -110,3 +111,9 @@ def test_the_histories_run_in_full_where_they_should() -> None:
     assert "--long" in make("--dry-run", "test-long").stdout
     assert "--long" not in make("--dry-run", "test").stdout
     assert "make test-long" in (ROOT / ".ci/run").read_text()
+
+
+def test_every_folder_of_tests_that_the_makefile_names_exists() -> None:
+    named = re.findall(r"\btests/[\w./*]*", (ROOT / "Makefile").read_text())
+    assert named
+    assert [path for path in named if not list(ROOT.glob(path))] == []

@@ -124,7 +124,7 @@ def test_a_beginning_is_held_back_until_it_is_known_what_it_is() -> None:
 
 
 @given(data=st.data(), at=st.integers(0, 400), size=st.integers(40, 200))
-def test_nor_among_long_pieces_which_pass_as_they_are(data: st.DataObject, at: int, size: int) -> None:
+def test_a_secret_does_not_pass_in_long_pieces(data: st.DataObject, at: int, size: int) -> None:
     filling = data.draw(st.lists(st.sampled_from([b"Zx9Q", b"Zx9Quartz-", b"Z", b"other"]), min_size=100, max_size=100))
     clean = b"".join(filling)
     text = clean[:at] + OPAQUE.encode() + clean[at:]
@@ -148,7 +148,7 @@ def test_a_secret_does_not_pass_wherever_it_is_cut(cuts: list[int], same_length:
         assert len(passed) == len(text)
 
 
-def test_nor_when_it_comes_byte_by_byte() -> None:
+def test_cut_into_single_bytes_the_result_is_the_same() -> None:
     passed = b"".join(screened(*(bytes([byte]) for byte in f"first {OPAQUE} end".encode())))
     assert passed == f"first {MARK} end".encode()
 

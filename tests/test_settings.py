@@ -1,4 +1,4 @@
-"""settings: one list, read from the environment, each mistake named; and the page that comes from it."""
+"""Settings: one list, read from the environment, each mistake named; and the page made from it."""
 
 import re
 from pathlib import Path

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-# Below those that systems give to whoever asks for any: nobody else takes one until the gateways listen.
+# Below the range that systems hand out for port 0: no other program takes one before the gateways listen.
 FREE = range(20_000, 32_000)
 
 

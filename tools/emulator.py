@@ -102,10 +102,10 @@ class Emulator:
         return self._log.read().decode(errors="replace")
 
     def wait(self) -> None:
-        """Until it ends by itself, which is an EmulatorError with what it printed."""
+        """Wait until it ends, which raises an EmulatorError with what it printed."""
         if self._process is not None:
             ended = self._process.wait()
-            raise EmulatorError(f"the Firestore emulator ended by itself with {ended}:\n{self.log()}")
+            raise EmulatorError(f"the Firestore emulator ended unexpectedly with {ended}:\n{self.log()}")
 
     def stop(self) -> None:
         """An orderly end; a hard one if it takes too long."""
@@ -127,7 +127,7 @@ class Emulator:
             self._log = None
 
     def restart(self) -> None:
-        """Anew on the same port, empty."""
+        """Start again on the same port, empty."""
         self.kill()
         self.start()
 
@@ -168,7 +168,7 @@ def started(port: int = 0) -> Iterator[Emulator]:
 def stopped(pid: int, proc: Path = Path("/proc")) -> bool:
     """Whether all threads of a process have stopped: a signal reaches them one after the other, not at once.
 
-    Linux only; elsewhere nobody tells.
+    Linux only; other systems do not tell.
     """
     if not proc.exists():
         return True
@@ -211,7 +211,7 @@ def _started_on_its_port() -> Iterator[Emulator]:
 
 @contextlib.contextmanager
 def _port_is_ours() -> Iterator[bool]:
-    """Whether the port of emulator.json is free, and nobody else of this user is about to start an emulator there."""
+    """Whether the port of emulator.json is free, and no other process of this user is starting an emulator there."""
     found = config()
     with Path(tempfile.gettempdir(), f"pollux-emulator-{os.getuid()}-{found.port}.lock").open("w") as lock:
         try:

@@ -1,4 +1,4 @@
-"""Several gateways as processes of their own, which share what the settings name, and end with who runs them."""
+"""Several gateways as processes that share what the settings name, and end with the process that started them."""
 
 import asyncio
 import contextlib
@@ -32,11 +32,11 @@ sys.exit(main(sys.argv[1:]))
 
 
 class InstanceError(Exception):
-    """A gateway could not start, or ended by itself."""
+    """A gateway could not start, or ended unexpectedly."""
 
 
 def run(settings: Settings, host: str, ports: Sequence[int]) -> int:
-    """Until Ctrl-C or SIGTERM (a KeyboardInterrupt), or until one of them ends by itself."""
+    """Until Ctrl-C or SIGTERM (a KeyboardInterrupt), or until one of them ends."""
     _tokens(settings, f"http://{host}:{ports[0]}")
     environ = os.environ | {f"{PREFIX}{name.upper()}": str(getattr(settings, name)) for name in OWN}
     running: dict[int, subprocess.Popen[str]] = {}
@@ -46,7 +46,7 @@ def run(settings: Settings, host: str, ports: Sequence[int]) -> int:
             running[port] = _started(host, port, environ)
             threading.Thread(target=_pass_on, args=(port, running[port], ended), daemon=True).start()
         ended.acquire()
-        raise InstanceError("a gateway ended by itself; what it said is above")
+        raise InstanceError("a gateway ended unexpectedly; its output is above")
     except KeyboardInterrupt:
         return 0
     finally:

@@ -13,8 +13,8 @@ resource "google_cloud_run_v2_service_iam_member" "invokers" {
   }
 }
 
-# A function that gives way to an image, or the other way, takes the grants with it; the new service has the same name, by
-# which nothing would seem to have changed.
+# Replacing a function by an image, or the reverse, deletes the grants; the new service has the same name, so Terraform would
+# see no change.
 resource "terraform_data" "runner" {
   input = local.as_function ? "function" : "image"
 }

@@ -1,6 +1,6 @@
-# When to tell somebody: no usable key, too many errors, a day that is nearly spent, a store in trouble.
+# Alerts: no usable key, too many errors, a day that is nearly spent, a store in trouble.
 locals {
-  # name -> a log line that is enough. One mail an hour at most.
+  # name -> the log line that triggers it. At most one mail an hour.
   log_alerts = {
     no_usable_key = {
       title    = "no usable key"

@@ -1,4 +1,4 @@
-# A mail when the month's bill gets large. Off unless `budget` is set: it needs a right on the billing account.
+# A mail when the month's bill gets large. Off unless `budget` is set, because it needs a role on the billing account.
 resource "google_billing_budget" "this" {
   count = var.budget == null ? 0 : 1
 
@@ -24,7 +24,7 @@ resource "google_billing_budget" "this" {
     }
   }
 
-  # Without anybody to tell there is no such rule: the billing account's admins get their mail anyway.
+  # Without notification channels there is no such rule: the billing account's admins get their mail anyway.
   dynamic "all_updates_rule" {
     for_each = length(var.notification_channels) == 0 ? [] : [true]
 

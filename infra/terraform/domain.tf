@@ -25,9 +25,9 @@ resource "google_compute_region_network_endpoint_group" "this" {
   }
 }
 
-# Each address may call so often a minute; whoever calls more gets 429 from the edge, which costs nothing behind it.
+# A limit per address and minute: more calls get 429 from the edge, and cost nothing behind it.
 resource "google_compute_security_policy" "this" {
-  #checkov:skip=CKV_GCP_73:The rule is about log4j, which is Java; nothing here is.
+  #checkov:skip=CKV_GCP_73:The rule is about log4j, which is Java; there is no Java here.
   count = local.with_domain
 
   project = var.project
@@ -102,7 +102,7 @@ resource "google_compute_url_map" "this" {
   default_service = google_compute_backend_service.this[0].id
 }
 
-# Domains cannot be changed in place: the new certificate is there before the old one goes, under another name.
+# Domains cannot be changed in place: the new certificate is made, under another name, before the old one is deleted.
 resource "google_compute_managed_ssl_certificate" "this" {
   count = local.with_domain
 
@@ -129,7 +129,7 @@ resource "google_compute_target_https_proxy" "this" {
   ssl_certificates = [google_compute_managed_ssl_certificate.this[0].id]
 }
 
-# No listener on port 80: a client that sends its token in the clear learns of it at once, not after a redirect.
+# No listener on port 80: a client that would send its token unencrypted fails at once, not after a redirect.
 resource "google_compute_global_forwarding_rule" "this" {
   count = local.with_domain
 

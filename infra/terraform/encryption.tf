@@ -1,6 +1,6 @@
 # With a key of your own in Cloud KMS: Google's services may use it. Off unless `kms_key` is set.
 locals {
-  # The agents' addresses are made of the project's number; a service that was never used has none yet: see docs/deploy.md.
+  # An agent's address contains the project's number. A service that was never used has no agent yet: see docs/deploy.md.
   agents = {
     artifactregistry = "gcp-sa-artifactregistry"
     firestore        = "gcp-sa-firestore"

@@ -1,7 +1,7 @@
-# The contents of pooled files (docs/resources.md): a bucket that forgets, and access to it. Off unless `pooled_files` is set.
+# The contents of pooled files (docs/resources.md): a bucket that deletes them, and access to it. Off unless `pooled_files` is set.
 resource "google_storage_bucket" "files" {
-  #checkov:skip=CKV_GCP_62:Who reads it is in the audit log, if that is on; its objects live for two days.
-  #checkov:skip=CKV_GCP_78:An object is written once under a name of its own, and what is deleted shall be gone.
+  #checkov:skip=CKV_GCP_62:The audit log shows who reads it, if that is on; its objects live for two days.
+  #checkov:skip=CKV_GCP_78:An object is written once under its own name, and deleted objects must be gone.
   count = var.pooled_files ? 1 : 0
 
   project                     = var.project
@@ -12,7 +12,7 @@ resource "google_storage_bucket" "files" {
   public_access_prevention    = "enforced"
   uniform_bucket_level_access = true
 
-  # Google keeps a file for 48 hours. What the gateway did not delete itself goes the day after.
+  # Google keeps a file for 48 hours. What the gateway did not delete is deleted the day after.
   lifecycle_rule {
     action {
       type = "Delete"
@@ -23,7 +23,7 @@ resource "google_storage_bucket" "files" {
     }
   }
 
-  # Else what was deleted would be kept, and paid for, a week longer.
+  # With soft delete, deleted objects would be kept, and paid for, a week longer.
   soft_delete_policy {
     retention_duration_seconds = 0
   }

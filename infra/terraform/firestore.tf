@@ -1,4 +1,4 @@
-# The database of counters and cooldowns. No key and no token is ever in it.
+# The database of counters and cooldowns. It never contains keys or tokens.
 resource "google_firestore_database" "pollux" {
   project                           = var.project
   name                              = var.database.name
@@ -20,7 +20,7 @@ resource "google_firestore_database" "pollux" {
   depends_on = [google_project_service.this, google_kms_crypto_key_iam_member.agents]
 }
 
-# Documents are found by their names alone. Without this every commit would also write an index of the whole text.
+# Documents are only found by their names. Without this every commit would also write an index of the whole text.
 resource "google_firestore_field" "no_index" {
   project    = var.project
   database   = google_firestore_database.pollux.name
@@ -30,7 +30,7 @@ resource "google_firestore_field" "no_index" {
   index_config {}
 }
 
-# A field with a policy of its own no longer follows `*`: it says again that it has no index.
+# A field with its own policy no longer follows `*`, so this repeats that it has no index.
 resource "google_firestore_field" "expires_at" {
   project    = var.project
   database   = google_firestore_database.pollux.name
@@ -40,7 +40,7 @@ resource "google_firestore_field" "expires_at" {
   index_config {}
   ttl_config {}
 
-  # Changes of one collection's fields are refused while another is under way.
+  # A collection's fields cannot be changed while another change of them is under way.
   depends_on = [google_firestore_field.no_index]
 }
 

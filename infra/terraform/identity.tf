@@ -1,4 +1,4 @@
-# Who the gateway is when it runs and when it is built, and the little that each may do.
+# The accounts that run and build the gateway, with the few permissions that each needs.
 resource "google_service_account" "run" {
   project      = var.project
   account_id   = "${var.name}-run"
@@ -19,8 +19,8 @@ resource "google_project_iam_member" "run_firestore" {
   }
 }
 
-# A condition on the name can limit access but not `list`, which asks for the project: hence two permissions without one.
-# They show names and labels, never a value.
+# A condition on names can limit access but not `list`, which is a permission on the project. So these two permissions have no
+# condition. They show names and labels, never a value.
 resource "google_project_iam_custom_role" "secret_lister" {
   project     = var.project
   role_id     = "${replace(var.name, "-", "_")}_secret_lister"
@@ -85,8 +85,8 @@ resource "google_storage_bucket_iam_member" "build_source" {
   member = google_service_account.build[0].member
 }
 
-# Cloud Functions copies the zip into a bucket of its own, which it makes with the first function of a region, and builds from
-# there. Nobody can name that bucket in a resource before it is there; a condition can.
+# Cloud Functions copies the zip into its own bucket, which it makes with the first function of a region, and builds from
+# there. A resource cannot name that bucket before it exists; a condition can.
 resource "google_project_iam_member" "build_copy" {
   count = local.as_function ? 1 : 0
 
@@ -101,7 +101,7 @@ resource "google_project_iam_member" "build_copy" {
   }
 }
 
-# IAM takes a minute to spread, and a build that starts earlier fails.
+# IAM needs a minute until roles are known everywhere; a build that starts earlier fails.
 resource "time_sleep" "build_roles" {
   count = local.as_function ? 1 : 0
 

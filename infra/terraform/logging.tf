@@ -1,12 +1,12 @@
-# Keeps request URLs that carry a credential out of the platform's request log. Pollux's own log never has them.
+# Keeps request URLs with credentials out of the platform's request log. Pollux's own log never has them.
 locals {
-  # Google's own filter of `_Default`: what audit logs keep elsewhere does not come twice.
+  # Google's own filter of `_Default`, so that audit logs are not kept twice.
   default_sink_filter = join(" AND ", [
     for log in ["activity", "system_event", "access_transparency"] :
     "NOT LOG_ID(\"cloudaudit.googleapis.com/${log}\") AND NOT LOG_ID(\"externalaudit.googleapis.com/${log}\")"
   ])
 
-  # `key` is how Gemini's clients may send a token; an upload's address is itself the permission to write there.
+  # Gemini's clients may send a token as `key`; an upload's address is itself the permission to write there.
   url_secrets = "httpRequest.requestUrl=~\"[?&](key|access_token|upload_id|upload_token)=\""
   url_sources = join(" OR ", concat(
     ["(resource.type=\"cloud_run_revision\" AND resource.labels.service_name=\"${var.name}\")"],
@@ -14,8 +14,8 @@ locals {
   ))
 }
 
-# Every project has this sink: the provider adopts it, and a destroy leaves it as it stands, exclusions included. It is the
-# project's only place for exclusions, so others that you need are declared through the variable too.
+# Every project has this sink. The provider adopts it, and a destroy leaves it unchanged, with its exclusions. It is the
+# project's only place for exclusions, so declare others that you need by the variable too.
 resource "google_logging_project_sink" "default" {
   count = var.request_log.exclude_url_secrets ? 1 : 0
 

@@ -1,4 +1,4 @@
-# Metrics out of Pollux's log lines, and the dashboard. Cloud Run itself counts requests and latency.
+# Metrics from Pollux's log lines, and the dashboard. Cloud Run itself counts requests and latency.
 locals {
   log_source = "resource.type=\"cloud_run_revision\" AND resource.labels.service_name=\"${var.name}\""
   requests   = "${local.log_source} AND jsonPayload.logger=\"pollux.request\""
@@ -40,7 +40,7 @@ locals {
   run_metric = "resource.type=\"cloud_run_revision\" AND resource.labels.service_name=\"${var.name}\" AND metric.type="
   own_metric = "${local.run_metric}\"logging.googleapis.com/user/${var.name}"
 
-  # title -> one line of the dashboard: filter, aligner, reducer, what it is grouped by.
+  # title -> one chart of the dashboard: filter, aligner, reducer, grouping.
   charts = {
     "Requests by status"                      = ["${local.run_metric}\"run.googleapis.com/request_count\"", "ALIGN_RATE", "REDUCE_SUM", ["metric.label.response_code_class"]]
     "Latency, median"                         = ["${local.run_metric}\"run.googleapis.com/request_latencies\"", "ALIGN_DELTA", "REDUCE_PERCENTILE_50", []]

@@ -1,11 +1,11 @@
-# What to know afterwards. Nothing here is secret.
+# Outputs. None of them is secret.
 output "admin_url" {
-  description = "Where the admin token opens what the gateway knows."
+  description = "The status of the gateway, for the admin token."
   value       = "${local.url}/admin/status"
 }
 
 output "audience" {
-  description = "For whom a service account asks for its ID token, if the gateway is private: the service's own address, also behind a domain."
+  description = "The audience of a service account's ID token, if the gateway is private: the service's own address, even behind a domain."
   value       = local.service_url
 }
 
@@ -15,17 +15,17 @@ output "dashboard_url" {
 }
 
 output "database" {
-  description = "Where counters live, as POLLUX_STORE names it."
+  description = "The store of the counters, as POLLUX_STORE names it."
   value       = local.environment.POLLUX_STORE
 }
 
 output "domain_address" {
-  description = "What the domain's A record has to say; null without a domain."
+  description = "The address for the domain's A record; null without a domain."
   value       = one(google_compute_global_address.this[*].address)
 }
 
 output "next_commands" {
-  description = "What to type now: a value for each key, a token, the first request."
+  description = "The next commands: a value for each key, a token, a check."
   value = join("\n", concat(
     [
       "export POLLUX_SECRETS=${var.project} POLLUX_STORE=${local.environment.POLLUX_STORE}",
@@ -45,21 +45,21 @@ output "repository" {
 }
 
 output "run_service_account" {
-  description = "Who the gateway is at run time."
+  description = "The service account of the gateway at run time."
   value       = google_service_account.run.email
 }
 
 output "secrets" {
-  description = "The secrets that wait for a value, if they have none yet."
+  description = "The declared secrets, which need a value if they have none yet."
   value       = sort(keys(local.secrets))
 }
 
 output "service" {
-  description = "The Cloud Run service, also of a function: for logs, revisions and rollback."
+  description = "The Cloud Run service, for a function too: for logs, revisions and rollback."
   value       = local.service_name
 }
 
 output "url" {
-  description = "Where clients call."
+  description = "The base URL for clients."
   value       = local.url
 }

@@ -1,7 +1,7 @@
 # Secrets without values: names and labels as the gateway reads them. Values come from `pollux keys` and `pollux tokens`, and
 # never into Terraform's state.
 locals {
-  # A label holds less than a project's name may be: the annotation takes the others.
+  # Not every project name is valid as a label; the others go into the annotation.
   key_secrets = {
     for id, key in var.keys : "pollux-key-${id}" => {
       labels = merge(
@@ -21,11 +21,11 @@ locals {
   }
   secrets = merge(local.key_secrets, local.token_secrets)
 
-  # The gateway reads these three of a key's secret; one that is meant for the bill would put all keys into one project.
+  # The gateway reads these three labels of a key's secret; one for the bill would put all keys into one project.
   secret_labels = { for name, value in local.labels : name => value if !contains(["enabled", "project", "tier"], name) }
 }
 
-# Labels and annotations that the command line adds (`pollux-version`, `enabled`) are not Terraform's and stay.
+# Terraform does not manage labels and annotations that the command line adds (`pollux-version`, `enabled`); they stay.
 resource "google_secret_manager_secret" "this" {
   for_each = local.secrets
 

@@ -2,7 +2,7 @@
 locals {
   source_dir = "${path.module}/../../function"
 
-  # Named one by one, so that no key file, cache or editor's copy that lies in the folder is ever packed.
+  # Listed by kind, so that no key file, cache or editor's copy in the folder is packed.
   source_files = toset(concat(
     ["main.py", "requirements.txt"],
     tolist(fileset(local.source_dir, "pollux/**/*.{py,toml}")),
@@ -17,12 +17,12 @@ data "archive_file" "source" {
   source_dir  = local.source_dir
   excludes    = setsubtract(fileset(local.source_dir, "**"), local.source_files)
   output_path = "${path.root}/.terraform/${var.name}-source.zip"
-  # The same bytes from every checkout, whatever its umask was.
+  # The same bytes from every checkout, independent of its umask.
   output_file_mode = "0644"
 }
 
 resource "google_storage_bucket" "source" {
-  #checkov:skip=CKV_GCP_62:It holds the zip of public source code; access to it is in the audit log, if that is on.
+  #checkov:skip=CKV_GCP_62:It contains the zip of public source code; the audit log shows access, if that is on.
   #checkov:skip=CKV_GCP_78:An object's name is the hash of its content, so no object ever gets a second version.
   count = local.as_function ? 1 : 0
 
@@ -45,7 +45,7 @@ resource "google_storage_bucket" "source" {
   depends_on = [google_project_service.this, google_kms_crypto_key_iam_member.agents]
 }
 
-# The name is the content: an unchanged source is an unchanged plan, a changed one is built anew.
+# The name is the hash of the content: an unchanged source changes nothing in the plan, a changed one is built again.
 resource "google_storage_bucket_object" "source" {
   count = local.as_function ? 1 : 0
 
@@ -55,7 +55,7 @@ resource "google_storage_bucket_object" "source" {
 }
 
 resource "google_artifact_registry_repository" "images" {
-  #checkov:skip=CKV_GCP_84:Encrypted with Google's keys by default; with the variable kms_key by one of your own.
+  #checkov:skip=CKV_GCP_84:Encrypted with Google's keys by default, with your own if kms_key is set.
   project       = var.project
   location      = var.region
   repository_id = var.name
@@ -64,7 +64,7 @@ resource "google_artifact_registry_repository" "images" {
   labels        = local.labels
   kms_key_name  = var.kms_key
 
-  # What is not among the newest goes after a month; keep wins over delete.
+  # All but the newest are deleted after a month; keep wins over delete.
   cleanup_policies {
     id     = "keep-newest"
     action = "KEEP"

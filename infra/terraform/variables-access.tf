@@ -1,4 +1,4 @@
-# Who reaches the gateway: everybody or a few, at which address.
+# Who may call the gateway, and at which address.
 variable "domain" {
   description = "Serve these names through a global load balancer with Cloud Armor; the run.app address is then closed. requests_per_minute: of one address."
   type = object({
@@ -33,7 +33,7 @@ variable "invokers" {
 
   validation {
     condition     = !var.private || length(var.invokers) > 0
-    error_message = "private = true needs invokers, or nobody could call."
+    error_message = "private = true needs invokers: without them no client could call."
   }
 
   validation {

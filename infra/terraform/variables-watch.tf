@@ -1,6 +1,6 @@
-# Who is told what: alerts, the budget, the uptime check, the request log. All of it can stay as it is.
+# Alerts, the budget, the uptime check, the request log. All defaults can stay.
 variable "alerts" {
-  description = "When to tell notification_channels: the share of answers with a 5xx status over `minutes`."
+  description = "When to notify notification_channels: the share of answers with a 5xx status over `minutes`."
   type = object({
     enabled     = optional(bool, true)
     error_share = optional(number, 0.05)
@@ -21,7 +21,7 @@ variable "alerts" {
 }
 
 variable "budget" {
-  description = "Tell the billing account's admins, and up to five notification_channels, at 50, 90 and 100 % of this amount a month."
+  description = "Notify the billing account's admins, and up to five notification_channels, at 50, 90 and 100 % of this amount a month."
   type = object({
     amount          = number
     billing_account = string
@@ -41,7 +41,7 @@ variable "budget" {
 }
 
 variable "notification_channels" {
-  description = "Whom alerts tell: ids of google_monitoring_notification_channel."
+  description = "Who is notified by alerts: ids of google_monitoring_notification_channel."
   type        = set(string)
   default     = []
   nullable    = false
@@ -53,7 +53,7 @@ variable "notification_channels" {
 }
 
 variable "request_log" {
-  description = "Keep request URLs with credentials out of the project's log. That takes over the _Default sink: name its other exclusions (name -> filter) here."
+  description = "Keep request URLs with credentials out of the project's log. This takes over the _Default sink: name its other exclusions (name -> filter) here."
   type = object({
     exclude_url_secrets = optional(bool, true)
     other_exclusions    = optional(map(string), {})
@@ -77,6 +77,6 @@ variable "uptime_check" {
 
   validation {
     condition     = !var.uptime_check || !var.private
-    error_message = "uptime_check cannot reach a private gateway, which lets nobody in without an ID token."
+    error_message = "uptime_check cannot reach a private gateway, which requires an ID token."
   }
 }

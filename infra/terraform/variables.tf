@@ -1,4 +1,4 @@
-# What can be chosen; who may call is in variables-access.tf, who is told what in variables-watch.tf. Only `project` has no
+# Variables. Those about callers are in variables-access.tf, about alerts and logs in variables-watch.tf. Only `project` has no
 # default. Patterns of ids and names are those of the code.
 variable "admin_token" {
   description = "Declare the secret of the admin token. Its value: pollux tokens add --admin."
@@ -42,7 +42,7 @@ variable "deletion_protection" {
 }
 
 variable "enable_apis" {
-  description = "Turn on the APIs that are needed. false: somebody else does."
+  description = "Turn on the APIs that are needed. false: they are turned on elsewhere."
   type        = bool
   default     = true
   nullable    = false
@@ -60,7 +60,7 @@ variable "image" {
 }
 
 variable "keys" {
-  description = "Keys whose secrets Terraform declares, by id. Their values: pollux keys rotate ID. Without a project a key is one of its own."
+  description = "Keys whose secrets Terraform declares, by id. Their values: pollux keys rotate ID. A key without a project is its own project."
   type = map(object({
     enabled = optional(bool, true)
     limits  = optional(map(map(number)), {})
@@ -116,7 +116,7 @@ variable "kms_key" {
 }
 
 variable "labels" {
-  description = "Labels for all that can have some. project, tier and enabled stay off the secrets, where the gateway would read them as a key's own."
+  description = "Labels for all resources that can have labels. project, tier and enabled are not put on secrets, where the gateway would read them as a key's."
   type        = map(string)
   default     = {}
   nullable    = false
@@ -130,7 +130,7 @@ variable "labels" {
 }
 
 variable "name" {
-  description = "What the service, its accounts, repository and dashboard are called."
+  description = "The name of the service, its accounts, repository and dashboard."
   type        = string
   default     = "pollux"
   nullable    = false
@@ -149,7 +149,7 @@ variable "pooled_files" {
 }
 
 variable "project" {
-  description = "The Google Cloud project that everything lives in."
+  description = "The Google Cloud project for everything."
   type        = string
   nullable    = false
 
@@ -218,7 +218,7 @@ variable "service" {
 }
 
 variable "settings" {
-  description = "Pollux's own settings, each the variable POLLUX_<NAME>: docs/settings.md. Those that are missing here are set by this module, or make no sense in the cloud."
+  description = "Pollux's own settings, each the variable POLLUX_<NAME>: docs/settings.md. Settings that are missing here are set by this module, or are of no use in the cloud."
   type = object({
     allow_paths     = optional(list(string))
     body_memory     = optional(string)

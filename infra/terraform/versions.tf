@@ -1,4 +1,4 @@
-# Which Terraform and providers this needs. No provider block: the caller configures them, every resource names its project.
+# The versions of Terraform and providers. No provider block: the caller configures them, and every resource names its project.
 terraform {
   required_version = ">= 1.9"
 

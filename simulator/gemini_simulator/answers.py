@@ -22,7 +22,7 @@ def pieces(text: str, count: int) -> list[str]:
 
 
 def without_finish(chunk: dict[str, Any]) -> dict[str, Any]:
-    """The last chunk of a stream that was cut: what says that it is the last is taken out, in both shapes."""
+    """The last chunk of a stream that was cut, without its finish reason, in both shapes."""
     for entry in (*chunk.get("candidates", ()), *chunk.get("choices", ())):
         entry.pop("finishReason", None)
         entry.pop("finish_reason", None)

@@ -1,4 +1,4 @@
-"""What is in a batch, and what comes of each request in it. PURE."""
+"""The requests of a batch, and their results. PURE."""
 
 import json
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Batches: begun, worked off at their time, shown natively and in OpenAI's shape, cancelled, deleted."""
+"""Batches: begun, completed after their time, shown natively and in OpenAI's shape, cancelled, deleted."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Cached contents: made, shown, listed, given another end, deleted, and used by requests for their model."""
+"""Cached contents: made, shown, listed, extended, deleted, and used by requests for their model."""
 
 import re
 from typing import Any

@@ -3,7 +3,7 @@
 import hashlib
 
 KEEP = 16 * 2**20
-"""Of a larger file only size and digest are remembered."""
+"""Of a larger file only size and digest are kept."""
 
 
 class Content:

@@ -1,4 +1,4 @@
-"""What tests in other processes ask of a simulator, under /simulator/: faults, the log of calls, counts."""
+"""The control API for tests in other processes, under /simulator/: faults, the log of calls, counts."""
 
 import json
 from collections.abc import Iterable

@@ -15,7 +15,7 @@ DIMENSIONS = 3072
 
 
 def vector(text: str, size: int) -> list[float]:
-    """Of length 1, as a shorter one is a shortened longer one."""
+    """Of length 1. A vector with fewer dimensions is the beginning of a longer one."""
     data = hashlib.shake_256(text.encode("utf-8", "replace")).digest(2 * size)
     values = [value + 0.5 for value in struct.unpack(f"<{size}h", data)]
     length = math.sqrt(sum(value * value for value in values))

@@ -1,4 +1,4 @@
-"""Error bodies as Google's Gemini API sends them, PURE: one name for each kind of trouble. Who gets one: see faults.
+"""Error bodies as Google's Gemini API sends them, PURE: a name for each error. `faults` says which calls get one.
 
 Texts, reasons and the order of the details follow bodies seen in 2025 and 2026. Project numbers are zeros.
 """
@@ -112,10 +112,10 @@ HTML: dict[str, tuple[int, str]] = {
     ),
 }
 TEXT: dict[str, tuple[int, str]] = {"upload-terminated": (400, "Upload has already been terminated.")}
-"""Errors that are bare words, as the upload protocol has them."""
+"""Errors that are plain text, as in the upload protocol."""
 NAMES = (*QUOTA_KINDS, *_PLAIN, *HTML, *TEXT)
 ABOUT_QUOTA = frozenset({*QUOTA_KINDS, *(name for name, row in _PLAIN.items() if row[0] == 429)})
-"""Faults that never meet a call that spends no quota."""
+"""Faults that only hit calls that use quota."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -138,7 +138,7 @@ class Case:
 
 
 class ApiError(Exception):
-    """An error as an answer: JSON, a page of HTML, or bare words. Its repr holds no body: that can hold a key."""
+    """An error as an answer: JSON, an HTML page, or plain text. Its repr shows no body, since that can hold a key."""
 
     def __init__(self, status: int, body: dict[str, Any] | str) -> None:
         super().__init__(status)
@@ -178,7 +178,7 @@ def bad_request(message: str) -> ApiError:
 
 
 def unknown_fields(fields: Sequence[tuple[str, str]]) -> ApiError:
-    """The 400 for fields that there are not: (name, path of what it stands in; empty: the request itself)."""
+    """The 400 for unknown fields: (name, path of the object that has it; empty for the request itself)."""
     violations = []
     for name, path in fields:
         where = f" at '{path}'" if path else ""
@@ -190,7 +190,7 @@ def unknown_fields(fields: Sequence[tuple[str, str]]) -> ApiError:
 
 
 def said(code: int, status: str, message: str) -> ApiError:
-    """An error in words that only one place has."""
+    """An error with a text of its own."""
     return _error(code, status, message)
 
 

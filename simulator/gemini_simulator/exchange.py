@@ -28,7 +28,7 @@ class GoneError(Exception):
 
 
 class BrokenConnectionError(Exception):
-    """The connection was to be broken, but this server has no transport to close: the exception stands for it."""
+    """The connection should break, but this server has no transport to close; the exception replaces that."""
 
 
 @dataclass(slots=True)
@@ -186,7 +186,7 @@ class Exchange:
         # uvloop writes what it was given at the end of the loop's turn: chunks that were sent shall arrive.
         await asyncio.sleep(0)
         transport.abort()
-        await watch  # so that uvicorn knows that nobody waits for an answer, and logs nothing
+        await watch  # so that uvicorn knows that no client waits, and logs nothing
 
     def close(self) -> None:
         if self._watch is not None:

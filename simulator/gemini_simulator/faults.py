@@ -1,4 +1,4 @@
-"""Faults of the simulator: which call meets which trouble, and for how long. Bodies of errors: see `errors`."""
+"""Faults of the simulator: which call they hit, and for how long. The bodies of errors are in `errors`."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -17,7 +17,7 @@ SECONDS = {"hang": 3600.0, "slow": 1.0, "drip": 0.2}
 
 
 class FaultError(ValueError):
-    """A fault that makes no sense: names the field and what was expected."""
+    """An invalid fault: names the field and what was expected."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -108,7 +108,7 @@ _FIELDS = {message: _read(text) for message, text in _MESSAGES.items()}
 
 
 def check_fields(verb: str, document: Any) -> None:
-    """Raises ApiError, with a line for each field that there is not."""
+    """Raises ApiError, with a line for each unknown field."""
     root = ROOTS.get(verb)
     if root is not None and isinstance(document, Mapping) and (found := list(_unknown(document, root, ""))):
         raise unknown_fields(found)

@@ -1,4 +1,4 @@
-"""Files of a project: made by uploads or by the simulator itself, shown, listed, deleted, downloaded."""
+"""Files of a project: uploaded or made by the simulator, shown, listed, deleted, downloaded."""
 
 import base64
 from collections.abc import Callable

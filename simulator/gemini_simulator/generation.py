@@ -1,4 +1,4 @@
-"""What the simulator's models answer, and what that takes of their quotas. Faults and sending are not its business."""
+"""What the simulator's models answer, and how much quota that takes."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What Google's own tools add to an answer: sources of search and maps, pages that were read. PURE."""
+"""What Google's own tools add to an answer: sources from search and maps, pages that were read. PURE."""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Interactions: made whole, as events or in the background; kept with what they follow; read, cancelled, deleted."""
+"""Interactions: whole, as events or in the background; kept with their predecessors; read, cancelled, deleted."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -123,7 +123,7 @@ class Interactions:
         }
 
     def _content(self, interaction: Resource, base: str) -> list[dict[str, Any]]:
-        """Addresses begin as whoever asks has spelt them."""
+        """Addresses begin as the request spells them."""
         kept: list[dict[str, Any]] = interaction.document["steps"][0]["content"]
         return [item | {"uri": f"{base}/{item['uri']}:download?alt=media"} if "uri" in item else item for item in kept]
 

@@ -56,7 +56,7 @@ _GENERATE = ("generateContent", "streamGenerateContent", "countTokens", "batchGe
 
 
 def methods(model: str) -> tuple[str, ...]:
-    """Told from the name: whatever neither embeds nor predicts, generates."""
+    """By the name: a model that neither embeds nor predicts generates."""
     if "embedding" in model:
         return _EMBED
     if model.startswith("veo"):

@@ -25,7 +25,7 @@ def native_answer(model: str, outputs: Outputs, response_id: str, cached: int = 
 
 
 def native_chunks(model: str, outputs: Outputs, count: int, response_id: str, cached: int = 0) -> list[dict[str, Any]]:
-    """A text comes in `count` pieces, everything else in one each; usage is counted up to each chunk."""
+    """Text comes in `count` pieces, everything else in one piece each; usage is cumulative."""
     said = [0] * len(outputs.candidates)
     chunks = []
     rows = list(zip_longest(*(list(_steps(model, output, count)) for output in outputs.candidates)))
@@ -41,7 +41,7 @@ def native_chunks(model: str, outputs: Outputs, count: int, response_id: str, ca
 
 
 def _steps(model: str, output: Output, count: int) -> Iterator[tuple[Parts, int]]:
-    """The parts of each chunk, and the tokens up to it. The last one has what is not text, too."""
+    """The parts of each chunk, and the tokens up to it. The last chunk also has what is not text."""
     if output.show_thoughts and output.thought:
         yield [{"text": output.thought, "thought": True}], 0
     for place, call in enumerate(output.calls, 1):

@@ -1,4 +1,4 @@
-"""Operations: what takes its time and is asked for again, among them videos; and tuned models, made by one."""
+"""Long-running operations, such as videos, and tuned models, which an operation makes."""
 
 from collections.abc import Callable
 from typing import Any

@@ -115,7 +115,7 @@ def chat_options(document: Mapping[str, Any], model: str) -> Options:
 
 
 def _integer(value: Any) -> int | None:
-    """A whole number as Google reads one: 5, 5.0 and "5" are the same. None: it is none."""
+    """A whole number as Google reads one: 5, 5.0 and "5" are the same. None if it is not one."""
     if isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value):
         return int(value)
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -1,4 +1,4 @@
-"""What a simulated model gives for a request, in no API's shape yet: texts, thoughts, calls, pictures, speech. PURE.
+"""A simulated model's output before it gets an API's shape: texts, thoughts, calls, pictures, speech. PURE.
 
 The text is deterministic: it names the model and repeats the beginning of the prompt.
 """
@@ -156,7 +156,7 @@ def _cut(output: Output, stops: list[str], most: int | None) -> None:
 
 
 def _speech(text: str) -> Medium:
-    """A tone, the longer the more there is to say: up to a second."""
+    """A tone; the more text, the longer, up to a second."""
     samples = _RATE * min(len(text) + 5, 50) // 50
     wave = b"".join(level.to_bytes(2, "little", signed=True) for level in (0, 4000, 8000, 4000, 0, -4000, -8000, -4000))
     data = (wave * (samples // 8 + 1))[: samples * 2]

@@ -11,7 +11,7 @@ _CHARACTERS = "a0A_-. /:@" + "".join(map(chr, range(33, 127)))
 
 
 def sample(pattern: str, turn: int = 0) -> Iterator[str]:
-    """Some texts, each of them tried against the pattern; with another `turn` another one first, if there is one."""
+    """Some texts that match the pattern. Another `turn` puts another one first, if there are several."""
     try:
         parser: Any = import_module("re._parser")
         parsed = parser.parse(pattern)

@@ -1,4 +1,4 @@
-"""Things of a project that the simulator only keeps: corpora, agents, environments, triggers and their executions."""
+"""What the simulator only keeps for a project: corpora, agents, environments, triggers and their executions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ KINDS = ("corpora", "agents", "environments", "triggers")
 
 
 class Plain:
-    """What was given is what is shown, with an identity. Corpora have a name, the others an id."""
+    """Shown as given, with a name (corpora) or an id (the others)."""
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources

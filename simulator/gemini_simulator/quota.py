@@ -81,7 +81,7 @@ class Sliding:
 
 
 class WallClock:
-    """Counters that start anew at second 00, as measurements of 2025 and 2026 suggest of Google."""
+    """Counters that restart at second 00, as measurements of 2025 and 2026 suggest of Google."""
 
     __slots__ = ("_number", "_sums")
 
@@ -220,7 +220,7 @@ class Enforcer:
         return None
 
     def peak_in_60s(self, project: str, model: str) -> Use:
-        """The most that was ever admitted within 60 s, whatever the kind of enforcement; each figure by itself."""
+        """The most that was admitted within any 60 s, whatever the kind of enforcement; each figure separately."""
         quota = self._quotas.get((project, model))
         return quota.peak if quota else Use(0, 0, 0)
 

@@ -12,7 +12,7 @@ _FILE = re.compile(r"(?:(https?://[^/]+(?:/[^/?#]+)*)/v\d\w*/)?(files/[A-Za-z0-9
 
 @cache
 def snake(camel: str) -> str:
-    """Only for names that stand in our code: they are remembered."""
+    """Cached, so only for names that are constants in our code."""
     return re.sub(r"[A-Z]", lambda letter: "_" + letter[0].lower(), camel)
 
 
@@ -26,10 +26,10 @@ def field(document: Any, camel: str) -> Any:
 
 
 def file_of(uri: Any, roots: Container[str] = ()) -> str | None:
-    """files/ID for a name or an address of one. Addresses of other things, as of a video elsewhere, name nothing.
+    """files/ID for a name or an address of one. Addresses of anything else, such as a video, give None.
 
-    `roots`: what the addresses of its own files begin with. A file's address at any other place cannot be read from
-    here, and whoever stands in between should have exchanged it: raises ApiError.
+    `roots`: what the addresses of the simulator's own files begin with. Raises ApiError for a file's address at
+    another host: a gateway in between should have replaced it.
     """
     found = _FILE.fullmatch(uri) if isinstance(uri, str) else None
     if found is None:

@@ -1,4 +1,4 @@
-"""What a call to the simulator asks for: its route, its credential, its body. Nothing is answered here."""
+"""Reads a call to the simulator: its route, its credential, its body."""
 
 import gzip
 import json
@@ -47,9 +47,9 @@ COLLECTIONS = frozenset(
 _UNDERSCORE = re.compile(r"_([a-z])")
 _INNER = frozenset({"documents", "operations", "permissions", "executions", "media"})
 _WORDS = frozenset({"cancel", "content"})
-"""What stands behind a slash where elsewhere it stands behind a colon."""
+"""Verbs that follow a slash, where others follow a colon."""
 _MARKS = (b"ileData", b"ile_data", b"achedContent", b"ached_content", b"ileSearch", b"ile_search")
-"""One of them is in every body that names something owned, so that the others need not be looked through."""
+"""Every body that names something owned has one of these, so other bodies need no search."""
 STARTS = frozenset({"batchGenerateContent", "asyncBatchEmbedContent", "predictLongRunning"})
 """Verbs of models that make something owned."""
 

@@ -1,4 +1,4 @@
-"""What projects own in the simulator: names, owners, ends, pages, and what Google says of things that are others'.
+"""What projects own in the simulator: names, owners, expiry, pages, and the errors for things of other projects.
 
 Nothing here knows what a file or a batch is; it is held, shown to its owner, and refused to everybody else.
 """
@@ -15,7 +15,7 @@ from gemini_simulator.errors import ApiError, bad_request, said
 
 FILE_LIFE = 48 * 3600.0
 TIDY = 1000
-"""How many things there may be before those that have ended are thrown away; then twice as many as are left."""
+"""Above this many things, expired ones are removed; the next limit is twice what is left."""
 _ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 # What Google says of a thing that another project owns, that never was, or that has ended. The texts for documents and
 # generated files are made after the others, which were seen.
@@ -47,7 +47,7 @@ def seconds_of(text: str) -> float:
 
 @dataclass(slots=True)
 class Resource:
-    """`ready`: from when on it is active or done. `document`: what its owner has said of it, and what came of it."""
+    """`ready`: when it becomes active or done. `document`: its fields, as given and as they became."""
 
     name: str
     project: str
@@ -65,7 +65,7 @@ class Resource:
 
 
 class Resources:
-    """`now` is asked for with each call, so that things end by the simulator's clock and by no timer."""
+    """The clock is read with each call, so that things expire by the simulator's clock, without timers."""
 
     def __init__(self, clock: Callable[[], float], seed: int = 0) -> None:
         self.clock = clock
@@ -90,7 +90,7 @@ class Resources:
         life: float | None = None,
         given: str | None = None,
     ) -> Resource:
-        """`given`: the id that the client wants; it must be free, whoever has it. Raises ApiError."""
+        """`given`: the id that the client asks for. Raises ApiError if any project has it."""
         name = f"{collection}/{self.token() if given is None else given}"
         if given is not None:
             if not _ID.fullmatch(given):

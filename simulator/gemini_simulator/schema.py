@@ -20,7 +20,7 @@ DEEPEST = 12
 MOST = 400
 """Values in one instance. Beyond it, too, only what is required is made."""
 _LAST = 5_000
-"""Values that are looked for in all: the search for what there is not ends."""
+"""Values that are searched in total, so that a search for an impossible value ends."""
 _STEPS = 100_000
 """Steps in looking for a value. A few references to each other can ask for billions."""
 _LONGEST = 2_000
@@ -84,7 +84,7 @@ _HINTS: Mapping[str, tuple[str, ...]] = {
     "string": ("minLength", "maxLength", "pattern", "format"),
     "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
 }
-"""The keywords that speak of a type which a schema does not name."""
+"""Keywords that imply a type which a schema does not name."""
 _COUNTS = tuple(f"{which}{what}" for which in ("min", "max") for what in ("Length", "Items", "Properties", "Contains"))
 _LARGEST = ("minimum", "exclusiveMinimum", *_COUNTS[:4])
 _LEAST = ("maximum", "exclusiveMaximum", *_COUNTS[4:])
@@ -99,7 +99,7 @@ def instance(schema: Any, text: str = "simulated") -> Any:
 
 
 def described(texts: Iterable[str]) -> Any:
-    """The first JSON schema that is written out in one of the texts, as some clients ask for JSON. None: none is."""
+    """The first JSON schema in one of the texts, as some clients write it there to get JSON; or None."""
     decoder = json.JSONDecoder()
     for text in texts:
         start = text.find("{")
@@ -179,7 +179,7 @@ def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cleaned(schema: Any) -> Any:
-    """Without keywords whose values make no sense, so that nobody else has to look; in today's spelling."""
+    """Without keywords whose values make no sense, and in today's spelling, so that no other code has to check."""
     if not isinstance(schema, Mapping):
         return schema if isinstance(schema, bool) else {}
     made: dict[str, Any] = {}
@@ -222,11 +222,11 @@ _KINDS: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("enum", "propertyOrdering"), lambda value: isinstance(value, list)),
     "dependentRequired": lambda value: isinstance(value, Mapping),
 }
-"""What else a value must be to be kept."""
+"""Further conditions on a value."""
 
 
 def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """A schema that asks for what both ask for. What cannot be put together stays beside it in allOf."""
+    """A schema with the demands of both. What cannot be merged stays in allOf."""
     made = dict(one)
     for name, value in other.items():
         had = made.get(name, _NOTHING)
@@ -285,7 +285,7 @@ class _Maker:
         """The references in which we are."""
 
     def pick(self, schema: Any, name: str, turn: int, depth: int) -> Any:
-        """The first value that is valid; `turn`: which of several that shall differ. _NOTHING: there is none."""
+        """The first valid value, or _NOTHING. `turn`: the number among several values that must differ."""
         self._made += 1
         if schema is False or depth > _END or self._made > _LAST:
             return _NOTHING

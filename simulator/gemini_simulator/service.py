@@ -1,4 +1,4 @@
-"""What the simulator answers about things that projects own: which call goes to which kind, and who may name what."""
+"""Answers about what projects own: which call belongs to which kind, and which project may name what."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass

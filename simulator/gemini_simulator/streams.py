@@ -43,7 +43,7 @@ def frame(chunks: Sequence[dict[str, Any]], *, api: str, form: str) -> Stream:
 
 
 def break_stream(chunks: list[dict[str, Any]], fault: Fault, rng: Random, *, api: str, form: str) -> Stream:
-    """The same stream as that fault leaves it."""
+    """The same stream with this fault."""
     if fault.kind == "truncate" and api == "interactions":
         return frame(chunks[:-1], api=api, form=form)._replace(tail=b"")
     if fault.kind == "truncate":

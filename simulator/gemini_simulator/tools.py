@@ -92,7 +92,7 @@ def signature(name: str, serial: str) -> str:
 
 
 def check_signature(name: str, given: Any, position: int) -> None:
-    """Raises ApiError: none is there, or it is none of those that were handed out."""
+    """Raises ApiError if it is missing, or was never handed out."""
     if not given or not isinstance(given, str):
         raise bad_request(
             "Function call is missing a thought_signature in functionCall parts. This is required for tools to work "

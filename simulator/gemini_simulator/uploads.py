@@ -1,4 +1,4 @@
-"""Uploads as Google takes them: resumable sessions, multipart, raw. What becomes of them is decided by `finish`."""
+"""Uploads as Google takes them: resumable sessions, multipart, raw. `finish` makes something of a complete one."""
 
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -175,7 +175,7 @@ def _status(state: str) -> Headers:
 
 
 def status_of(trouble: ApiError, session: Session | None) -> Headers:
-    """Said with errors, too: a client sends a chunk again where it is missing, and goes on where it says active."""
+    """Sent with errors, too: without it a client sends a chunk again, and with `active` it continues."""
     if session is not None and trouble.status < 500:
         return _status(session.state)
     return _status("final") if trouble.status == 404 else []

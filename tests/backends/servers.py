@@ -1,4 +1,4 @@
-"""Servers of raw bytes, a proxy, and every way to reach them: what the tests of the two transports share."""
+"""Servers that answer raw bytes, a proxy, and every way to reach them: shared by the tests of both transports."""
 
 import asyncio
 import contextlib

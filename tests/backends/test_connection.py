@@ -5,7 +5,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import pytest
 import uvloop
@@ -136,24 +136,54 @@ def test_trailers_are_left_out_and_have_an_end(way: Way) -> None:
 
 
 def test_a_head_that_comes_byte_by_byte_has_an_end(way: Way) -> None:
-    server = Server()
-    server.serve = slowly  # type: ignore[method-assign]
+    server = Dripping(b"", b"HTTP/1.1 200 OK\r\nX: " + b"y" * 80)
     with pytest.raises(UpstreamError) as late:
         way.against(server, get(), timeout=0.3)
     assert late.value.kind == "timeout"
 
 
-async def slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await reader.readuntil(b"\r\n\r\n")
-    try:
-        for byte in b"HTTP/1.1 200 OK\r\nX: " + b"y" * 80:
-            writer.write(bytes([byte]))
-            await writer.drain()
-            await asyncio.sleep(0.05)
-    except ConnectionError:
-        pass
-    finally:
-        writer.close()
+class Dripping(Server):
+    """Sends `first`, then `rest` byte by byte."""
+
+    def __init__(self, first: bytes, rest: bytes) -> None:
+        super().__init__()
+        self.first, self.rest = first, rest
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(self.first)
+            for byte in self.rest:
+                writer.write(bytes([byte]))
+                await writer.drain()
+                await asyncio.sleep(0.05)
+            await reader.read()
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            self.left.set()
+            writer.close()
+
+
+def test_a_body_that_comes_byte_by_byte_is_not_cut_short(way: Way) -> None:
+    server = Dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n", b"x" * 12)
+    assert way.against(server, get(), timeout=0.4) == (200, b"x" * 12)
+
+
+@pytest.mark.parametrize("rest", [b"0\r\nX: " + b"y" * 60, b"5;" + b"y" * 60], ids=["trailers", "a chunk's head"])
+def test_bytes_that_are_no_body_do_not_prolong_the_wait_for_it(way: Way, rest: bytes) -> None:
+    server = Dripping(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n", rest)
+
+    async def scene(google: Upstream) -> None:
+        answer = await google.send("GET", "/", [], b"")
+        assert await answer.chunk() == b"a"
+        with pytest.raises(UpstreamError) as late:
+            await answer.chunk()
+        assert late.value.kind == "timeout"
+        answer.close()
+        await asyncio.wait_for(server.left.wait(), 2)
+
+    way.against(server, scene, timeout=0.4)
 
 
 def test_a_connection_that_closes_as_it_is_used_again_is_a_reset_and_nothing_is_sent_twice(way: Way) -> None:
@@ -272,6 +302,31 @@ class Resolving(uvloop.Loop):
         if host in ("gemini.example", b"gemini.example"):
             return [(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (at, port)) for family, at in self.found]
         return await super().getaddrinfo(host, port, *rest, **options)
+
+
+class Unresolved(uvloop.Loop):
+    """Its name server does not answer."""
+
+    asked = False
+
+    async def getaddrinfo(self, host: Any, port: Any, *rest: Any, **options: Any) -> Any:
+        self.asked = True
+        await asyncio.sleep(60)
+
+
+def test_leaving_while_the_address_is_looked_up_ends_the_call(way: Way) -> None:
+    async def scene() -> None:
+        upstream = way.upstream("https://gemini.example")
+        task: asyncio.Task[Any] = asyncio.ensure_future(get()(upstream))
+        await asyncio.sleep(0.05)
+        assert cast("Unresolved", asyncio.get_running_loop()).asked
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(task, 1)
+        await upstream.close()
+
+    with asyncio.Runner(loop_factory=Unresolved) as runner:
+        runner.run(scene())
 
 
 HERE = (socket.AF_INET, "127.0.0.1")

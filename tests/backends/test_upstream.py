@@ -1,4 +1,4 @@
-"""upstream: Upstream against a tiny server of raw bytes: what it sends, what it makes of broken answers."""
+"""Both connections against a small server of raw bytes: what they send, and what becomes of broken answers."""
 
 import asyncio
 import contextlib
@@ -412,6 +412,13 @@ def test_nothing_that_can_be_printed_holds_a_key(way: Way, caplog: pytest.LogCap
         for target, headers in (("/a b", HEADERS), ("/", [("x-goog-api-key", "AQ.test-value\x01")])):
             with contextlib.suppress(UpstreamError):
                 await upstream.send("GET", target, headers, b"")
+        for wrong in ("\u20ac", "\n"):  # for the first, Python's own error holds the whole head
+            headers = [("x-goog-api-key", key.decode() + wrong)]
+            with pytest.raises(UpstreamError) as caught:
+                await upstream.send("GET", "/", headers, b"")
+            assert caught.value.__context__ is None
+            assert caught.value.kind == "unreachable"
+            said.append(repr(caught.value) + "".join(traceback.format_exception(caught.value)))
 
     async def broken(upstream: Upstream) -> None:
         with pytest.raises(UpstreamError) as caught:
@@ -420,7 +427,7 @@ def test_nothing_that_can_be_printed_holds_a_key(way: Way, caplog: pytest.LogCap
 
     way.against(Server(echo), scene)
     way.against(Server(odd), broken)
-    assert len(said) == 2
+    assert len(said) == 4
     assert "AQ.test-value" not in "".join(said) + caplog.text
 
 

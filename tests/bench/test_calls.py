@@ -1,4 +1,4 @@
-"""bench.calls: one request passes no more modules and calls of Pollux than it did."""
+"""A request passes no more modules and calls of Pollux than before."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""The command line in tests: words that are understood but not run, and a machine that holds no key."""
+"""For tests of the command line: parsing without running, and a machine without keys."""
 
 from pathlib import Path
 from typing import Any

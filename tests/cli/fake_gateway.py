@@ -1,4 +1,4 @@
-"""Small servers that answer like a gateway, but for what a test makes them do. No test is here."""
+"""Small servers that answer like a gateway, except where a test says otherwise."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""deploy_check: which moments of arrival mean that something holds a stream back."""
+"""`pollux deploy check`: which arrival times show that something buffers a stream."""
 
 from hypothesis import given
 from hypothesis import strategies as st

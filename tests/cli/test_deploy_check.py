@@ -453,7 +453,7 @@ def test_an_event_without_candidates_is_no_fault(gateway: tuple[Pretender, str],
     ],
     ids=["cut", "error", "nonsense", "bad gateway", "broken"],
 )
-def test_a_stream_that_is_not_whole(gateway: tuple[Pretender, str], check: Any, answer: Answer, detail: str) -> None:
+def test_an_incomplete_stream(gateway: tuple[Pretender, str], check: Any, answer: Answer, detail: str) -> None:
     server, url = gateway
     server.instead["stream"] = answer
     checked = check(url)
@@ -568,7 +568,7 @@ def test_a_setting_without_a_token_is_named(
     assert "POLLUX_TOKEN" in refused(capsys, "https://x.example")
 
 
-def test_a_certificate_file_that_is_not_there_is_no_fault_of_ours(
+def test_a_missing_certificate_file_is_no_fault_of_ours(
     gateway: tuple[Pretender, str], check: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/certificate.pem")

@@ -1,4 +1,4 @@
-"""keys.standing: whose store it is, and that a new value ends what is held against the old one and nothing else."""
+"""The health that key commands read: from which store, and what a new value of a key resets."""
 
 import asyncio
 from collections.abc import Mapping

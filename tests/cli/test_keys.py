@@ -1,4 +1,4 @@
-"""cli_keys: each command, its exit code, and that no value is ever taken from the command line or printed."""
+"""`pollux keys`: each command, its exit code, and that no value is read from the command line or printed."""
 
 import contextlib
 import getpass
@@ -362,7 +362,7 @@ def test_import_of_a_file_that_is_read_says_that_it_should_be_deleted(shell: She
     assert shell("import", "key.txt")[2] == ""  # nothing else is read
 
 
-def test_a_value_that_goes_on_serving_from_another_source_is_told_of_and_exit_code_1(shell: Shell) -> None:
+def test_a_value_that_another_source_still_serves_is_reported_with_exit_code_1(shell: Shell) -> None:
     (shell.home / "key.txt").write_text(f"# ours\n{A}\n{B}\n{C}\n")
     shell("import", "key.txt")
     code, out, err = shell("remove", "key-1", "--yes")
@@ -570,7 +570,7 @@ def test_a_disabled_key_is_checked_only_by_name(shell: Shell) -> None:
         assert (shell("check", "alice")[0], len(asked)) == (0, 1)
 
 
-def test_nobody_at_the_address_is_unreachable(shell: Shell) -> None:
+def test_an_address_where_nothing_listens_is_unreachable(shell: Shell) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         shell.settings = Settings(data=str(shell.home / "data"), upstream=f"http://127.0.0.1:{free.getsockname()[1]}")

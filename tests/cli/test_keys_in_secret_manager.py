@@ -1,4 +1,4 @@
-"""cloud_commands: `pollux keys … --secrets`, each command against a local Secret Manager and a simulated Gemini."""
+"""`pollux keys … --secrets`: each command against a local Secret Manager and a simulated Gemini."""
 
 import getpass
 import io
@@ -90,7 +90,7 @@ def test_keys_of_one_project_that_name_different_tiers_are_warned_of(shell: Shel
     assert warning in shell("list")[2]
 
 
-def test_a_project_that_is_no_label_becomes_an_annotation(shell: Shell) -> None:
+def test_a_project_name_that_is_no_valid_label_becomes_an_annotation(shell: Shell) -> None:
     assert shell("add", "alice", "--project", "Example.com:Pool", stdin=A)[0] == 0
     stored = shell.google.secrets["pollux-key-alice"]
     assert (stored.labels, stored.annotations) == ({"managed-by": "pollux"}, {"pollux-project": "Example.com:Pool"})
@@ -407,7 +407,7 @@ def test_a_failure_is_told_once_by_the_real_command(shell: Shell, command: list[
     assert ended.stderr.startswith(f"pollux {command[0]}: ")
 
 
-def test_a_secret_that_is_not_there_and_a_project_that_is_not_there_are_named(shell: Shell) -> None:
+def test_a_missing_secret_and_a_missing_project_are_named(shell: Shell) -> None:
     for words in (
         ["edit", "x", "--tier", "free"],
         ["enable", "x"],
@@ -422,7 +422,7 @@ def test_a_secret_that_is_not_there_and_a_project_that_is_not_there_are_named(sh
 @pytest.mark.parametrize(
     "words", [["remove", A, "--yes"], ["rotate", A], ["disable", A], ["edit", A, "--tier", "free"]]
 )
-def test_a_value_in_the_place_of_an_id_is_neither_repeated_nor_sent(shell: Shell, words: list[str]) -> None:
+def test_a_value_given_as_an_id_is_neither_repeated_nor_sent(shell: Shell, words: list[str]) -> None:
     error = "pollux keys: no such key in project pool; see: pollux keys list --secrets pool\n"
     assert shell(*words, stdin=B) == (2, "", error)
     assert shell.google.asked == []

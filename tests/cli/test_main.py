@@ -1,4 +1,4 @@
-"""cli: which commands there are, their exit codes, and that each mistake is one clear line."""
+"""The commands, their exit codes, and one clear line for each mistake."""
 
 import io
 import json
@@ -161,7 +161,7 @@ def test_judge_reads_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert json.loads(capsys.readouterr().out)["cause"] == "invalid-key"
 
 
-def test_judge_of_a_file_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_judge_of_a_missing_file_prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("judge", "none.json") == 2
     assert capsys.readouterr().err == "pollux judge: none.json: No such file or directory\n"
 

@@ -1,4 +1,4 @@
-"""cli_tokens: tokens made, listed and revoked in a local Secret Manager; and what is said without one."""
+"""`pollux tokens`: tokens made, listed and revoked in a local Secret Manager, and the errors without one."""
 
 import io
 import json

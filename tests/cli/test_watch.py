@@ -1,4 +1,4 @@
-"""cli_watch: what `pollux status` and `pollux explain` print of a running gateway, and say where there is none."""
+"""`pollux status` and `pollux explain`: what they print of a running gateway, and without one."""
 
 import contextlib
 import json
@@ -408,7 +408,7 @@ def test_what_is_no_gateway_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no gateway answers at" in capsys.readouterr().err
 
 
-def test_where_nobody_listens_it_says_how_to_start_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_nothing_listens_it_says_how_to_start_a_gateway(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -420,7 +420,7 @@ def test_where_nobody_listens_it_says_how_to_start_one(capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:3145", "file:///etc/passwd", "ftp://x"])
-def test_a_url_that_is_none_is_said(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_url_is_reported(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(Settings(admin_token=ADMIN), "status", "--url", url) == 2
     assert "expected one such as http://127.0.0.1:3145" in capsys.readouterr().err
 

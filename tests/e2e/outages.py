@@ -1,4 +1,4 @@
-"""What the tests of outages share: load whose every request can be told, what the store holds, gateways on it."""
+"""Shared by the tests of outages: load whose every request is recorded, what the store holds, gateways on it."""
 
 import asyncio
 import contextlib
@@ -111,7 +111,7 @@ def text_of(body: bytes) -> str:
 
 
 def peaks(simulator: Simulator, model: str = FLASH) -> dict[str, int]:
-    """The most requests that each project saw within 60 s. The simulator counts and refuses nobody."""
+    """The most requests that each project saw within 60 s. The simulator counts and refuses nothing."""
     return {
         project: simulator.enforcer.peak_in_60s(project, name).requests
         for project, name in simulator.enforcer.names()

@@ -234,7 +234,7 @@ def simulated(
 
 
 def eventually(seconds: float, true: Callable[[], Any]) -> Any:
-    """The first truth within that time; fails if there is none."""
+    """The first true value within that time; fails without one."""
     until = time.monotonic() + seconds
     while not (found := true()):
         assert time.monotonic() < until, "it did not come true in time"

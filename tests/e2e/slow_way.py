@@ -1,4 +1,4 @@
-"""A way to a server that takes its time, as a slow network or a busy server does: what comes back comes late."""
+"""A slow network in front of a server: what comes back comes late."""
 
 import asyncio
 import contextlib

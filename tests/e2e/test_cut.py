@@ -1,4 +1,4 @@
-"""`pollux serve` at the end of its patience: what does not end is cut in words, before the server would cut it."""
+"""`pollux serve` when it must end: what still runs is ended with an error before the server would cut it."""
 
 import signal
 import subprocess

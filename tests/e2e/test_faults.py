@@ -1,4 +1,4 @@
-"""What goes wrong at Google's end, and what a client gets to see of it: as little as can be."""
+"""Faults at Google's end: the client sees as little of them as possible."""
 
 import contextlib
 import socket
@@ -21,7 +21,7 @@ OTHER = "gemini-3.6-flash"
 
 @pytest.fixture
 def fresh(tmp_path: Path) -> Iterator[Pair]:
-    """For faults that leave a mark: nobody else has this gateway."""
+    """A gateway for one test alone, for faults that leave traces."""
     with simulated() as (simulator, url), gateway(tmp_path, url, timeout="1") as started:
         yield Pair(started, simulator)
 

@@ -1,4 +1,4 @@
-"""What comes before a request is one: heads that grow or are too large, and connections that ask for something else."""
+"""Before a request is one: heads that grow or are too large, and connections that ask for something else."""
 
 import contextlib
 import http.client

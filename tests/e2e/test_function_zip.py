@@ -119,7 +119,7 @@ def test_the_zip_holds_the_function_and_nothing_else(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not (FUNCTION.parent / ".git").exists(), reason="no git repository")
 def test_nothing_is_in_the_zip_that_git_ignores(tmp_path: Path) -> None:
-    """Such as a .env or a keys.json of whoever deploys."""
+    """Such as a .env or a keys.json of the one who deploys."""
     listing = ("git", "ls-files", "--cached", "--others", "--exclude-standard", ".")
     known = subprocess.run(listing, cwd=FUNCTION, capture_output=True, text=True, check=True).stdout.split()
     with zipfile.ZipFile(zipped(tmp_path / "function.zip")) as archive:

@@ -92,7 +92,7 @@ def test_secret_manager_that_is_away_is_a_503_until_it_is_there(
 
 
 def crowd() -> float:
-    """How much longer computing takes just now than if nobody else had work for this machine; at least 1."""
+    """How much longer computing takes now than on an idle machine; at least 1."""
     began, worked = time.perf_counter(), time.thread_time()
     while time.thread_time() - worked < CROWD_WORK:
         pass

@@ -1,4 +1,4 @@
-"""Uploads under the Functions Framework: begun at one process, gone on with at another, in front of one Firestore."""
+"""Uploads under the Functions Framework: begun at one process, continued at another, with one Firestore."""
 
 import hashlib
 

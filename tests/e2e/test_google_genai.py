@@ -13,7 +13,7 @@ from gemini_simulator import Fault
 from tests.e2e.conftest import Pair
 from tests.e2e.processes import FLASH, LAST, TOKEN
 
-# The SDK's own doing, in every release so far: it derives a class of which aiohttp says that nobody should.
+# Every release of the SDK so far derives from a class of aiohttp that warns about it.
 AIOHTTP = pytest.mark.filterwarnings("ignore:Inheritance class AiohttpClientSession:DeprecationWarning")
 
 

@@ -1,4 +1,4 @@
-"""Clients that go away: what was begun for them ends at once, and what they had reserved is free for others."""
+"""Clients that leave: their calls end at once, and what they had reserved is free for others."""
 
 import json
 import socket

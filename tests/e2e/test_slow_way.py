@@ -1,4 +1,4 @@
-"""The slow way itself: what comes late comes whole and in order, also when it stops being slow."""
+"""The slow network itself: what comes late comes whole and in order, also when it stops being slow."""
 
 import asyncio
 import socket

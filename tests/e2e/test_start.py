@@ -1,4 +1,4 @@
-"""Starting and stopping: what cannot start says why in one line, and what runs is finished first."""
+"""Start and stop: what cannot start says why in one line, and running requests are finished first."""
 
 import json
 import os

@@ -111,7 +111,7 @@ def test_the_sdk_uploads_from_async_code(pair: Pair) -> None:
 
 def test_the_sdk_uploads_to_a_store_at_its_owner(pair: Pair) -> None:
     with client(pair.gateway.url) as made:
-        for _ in range(3):  # whoever is asked next, it is not always the store's owner
+        for _ in range(3):  # not every project that is asked next owns the store
             store = made.file_search_stores.create(config={"display_name": "Notes"})
             operation = made.file_search_stores.upload_to_file_search_store(
                 file_search_store_name=store.name or "", file=io.BytesIO(b"a" * MIB), config={"mime_type": "text/plain"}

@@ -222,7 +222,7 @@ def test_what_no_model_is_called_is_refused(collection: str, name: str, verb: st
 
 
 @pytest.mark.parametrize("path", ["/v1beta/models/a%20b", "/v1beta/openai/models/a%3Fb", "/v1beta/openai/models/%2F"])
-def test_nor_is_it_shown(path: str) -> None:
+def test_an_invalid_model_name_is_refused_in_a_get(path: str) -> None:
     with pytest.raises(GatewayError, match="model"):
         target(path, "GET")
 

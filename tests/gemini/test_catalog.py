@@ -155,7 +155,7 @@ def test_modes_leave_other_kinds_alone() -> None:
         ("prose-1", None, 3),
     ],
 )
-def test_kind_and_generation_of_names_nobody_listed(model: str, kind: str | None, generation: int) -> None:
+def test_kind_and_generation_of_names_that_the_catalog_lacks(model: str, kind: str | None, generation: int) -> None:
     assert (CATALOG.kind(model), CATALOG.generation(model)) == (kind, generation)
     assert CATALOG.chain(model) == (model,)
 
@@ -232,7 +232,7 @@ def test_models_of_one_bucket_get_the_smaller_number() -> None:
 FLOOR = '[never_below]\ntoday = "gemini-3.6-flash"'
 
 
-def test_nobody_falls_below_the_floor_of_a_chain() -> None:
+def test_no_request_falls_below_the_floor_of_a_chain() -> None:
     catalog = own(FLOOR)
     assert catalog.chain("gemini-4-argon") == ("gemini-4-argon", "gemini-3.8-flash", "gemini-3.6-flash")
     assert catalog.chain("production") == ("gemini-3.8-flash", "gemini-3.6-flash")
@@ -248,7 +248,7 @@ def test_it_tells_what_cut_a_chain(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gemini-3.1-pro-preview", "gemini-3.1-flash-lite", "no-such"])
-def test_a_chain_that_ends_by_itself_was_cut_by_nothing(name: str) -> None:
+def test_a_chain_that_ends_naturally_was_not_cut(name: str) -> None:
     assert own(FLOOR).floor(name) is None
 
 

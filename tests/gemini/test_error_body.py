@@ -63,7 +63,7 @@ def candidate(text: str) -> bytes:
         b'{"error": "' + b"x" * 2**20 + b'"}',
     ],
 )
-def test_an_answer_that_speaks_of_errors_is_none(piece: bytes) -> None:
+def test_an_answer_whose_text_mentions_errors_is_no_error(piece: bytes) -> None:
     assert error_in_stream(piece) is None
 
 

@@ -1,4 +1,4 @@
-"""What travels of the headers, and above all what does not."""
+"""Which headers travel and, above all, which do not."""
 
 from pathlib import Path
 

@@ -192,11 +192,11 @@ def test_openai_bodies_name_files_and_caches() -> None:
         f"{GOOGLE}.evil.example/v1/files/a",
     ],
 )
-def test_a_uri_of_elsewhere_is_nobody_s(uri: str) -> None:
+def test_a_uri_of_another_host_is_no_resource(uri: str) -> None:
     assert body_names({"contents": [{"parts": [{"fileData": {"fileUri": uri}}]}]}, GENERATE, BASES) == set()
 
 
-def test_an_end_that_no_clock_reaches_is_none() -> None:
+def test_an_expiry_that_no_clock_reaches_counts_as_none() -> None:
     for end in (10**400, "9999-99-99T00:00:00Z", "0001-01-01T00:00:00+23:59", True, -1, [1]):
         for field in ("expires_at", "expirationTime"):
             assert answer_names({"name": "files/a", field: end}, get("/v1beta/files/a")) == {"files/a": None}

@@ -245,7 +245,7 @@ def test_it_does_not_matter_where_a_stream_is_cut(stream: tuple[str, bytes], cut
 
 
 @pytest.mark.parametrize("stream", [s for s in STREAMS if len(s[1]) < LONG])
-def test_nor_when_it_comes_byte_by_byte(stream: tuple[str, bytes]) -> None:
+def test_cut_into_single_bytes_the_result_is_the_same(stream: tuple[str, bytes]) -> None:
     form, whole = stream
     assert seen(read(form, whole, tuple(range(len(whole))))) == seen(read(form, whole))
 

@@ -1,4 +1,4 @@
-"""tools: which of the tools that Google counts apart a request asks for, and which a quota's name speaks of."""
+"""Which of the tools that Google counts separately a request asks for, and which a quota's name means."""
 
 from typing import Any
 

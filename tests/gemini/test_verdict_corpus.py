@@ -191,7 +191,7 @@ def test_new_models_tiers_and_numbers_are_judged_alike(entry: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("entry", CORPUS, ids=lambda entry: str(entry["id"]))
-def test_a_body_that_was_cut_blames_nobody_wrongly(entry: dict[str, Any]) -> None:
+def test_a_body_that_was_cut_blames_no_wrong_part(entry: dict[str, Any]) -> None:
     raw = text_of(entry["body"])
     whole = judge(entry["http_status"], raw, now=NOON)
     for cut in range(0, len(raw), 11):

@@ -38,7 +38,7 @@ def archive(minimal: Workspace, littered: Plan, tmp_path_factory: pytest.TempPat
 
 
 @pytest.mark.usefixtures("archive")  # packed before the source changes
-def test_a_changed_source_is_a_changed_plan_and_what_lies_about_is_not(
+def test_a_changed_source_changes_the_plan_and_other_files_do_not(
     minimal: Workspace, function: Path, function_plan: Plan, littered: Plan
 ) -> None:
     def name(plan: Plan) -> str:

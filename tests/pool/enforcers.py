@@ -1,4 +1,4 @@
-"""How Google may count a minute, three ways, written without a look at Pollux. Each gives what it would refuse."""
+"""Three ways in which Google may count a minute, written independently of Pollux. Each gives what it would refuse."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""What must be true of a history, whatever went wrong in it. Written without a look at how the pool counts."""
+"""What must be true of every history, whatever went wrong in it. Written independently of how the pool counts."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence

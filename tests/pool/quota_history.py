@@ -1,4 +1,4 @@
-"""Histories of one quota for the properties, with a book of their own of what was sent and what it was in truth."""
+"""Histories of one quota for the properties, with an independent record of what was sent."""
 
 import copy
 import math

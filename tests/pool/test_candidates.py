@@ -1,4 +1,4 @@
-"""candidates: a request looks at a few projects of a large pool, and finds what it would have found at all of them."""
+"""A request looks at a few projects of a large pool, and finds one as good as if it had looked at all."""
 
 import asyncio
 import random
@@ -92,7 +92,7 @@ def test_in_a_large_pool_the_project_that_was_used_longest_ago_comes_next(strate
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_what_a_request_finds_is_as_good_as_if_it_had_looked_at_all(seed: int) -> None:
+def test_looking_at_a_few_candidates_finds_as_good_a_project_as_looking_at_all(seed: int) -> None:
     rng = random.Random(seed)
     limits = rng.choice([{}, {"rpm": 4}, {"rpm": 6, "tpm": 900}, {"rpm": 100}, {"rpd": 9}])
 

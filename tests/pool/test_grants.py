@@ -1,4 +1,4 @@
-"""grants: how much one instance takes at once, until when it may spend it, and what goes back."""
+"""Grants: how much one instance takes at once, until when it may spend it, and what it returns."""
 
 import math
 

@@ -42,7 +42,7 @@ def test_refusals_of_requests_under_way_together_are_one() -> None:
     assert health.set_aside(first, 599.0, "keys", "a", "suspended", 600.0, DAY) is first
 
 
-def test_another_reason_begins_anew_and_shortens_no_longer_rest() -> None:
+def test_another_reason_restarts_the_streak_and_shortens_no_longer_cooldown() -> None:
     leaked = health.set_aside(Health(), 0.0, "keys", "a", "leaked-key", DAY)
     assert health.set_aside(leaked, 1.0, "keys", "a", "key-source", 60.0) is leaked
     suspended = health.set_aside(Health(), 0.0, "keys", "a", "suspended", 600.0, DAY)

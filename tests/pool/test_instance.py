@@ -1,4 +1,4 @@
-"""instance: a process that ended is told from one that runs, on one machine, and counts no more as a writer."""
+"""Instances on one machine: a process that ended no longer counts as a writer."""
 
 import asyncio
 import os

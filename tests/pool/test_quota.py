@@ -186,7 +186,7 @@ def test_where_no_limit_is_known_use_is_compared_with_the_smallest_and_with_what
     assert quota.load(served._replace(slots=Slots({first: Want(3, 30)})), NOON, {}, {"rpm": 3}) == (False, 0.6)
 
 
-def test_a_day_of_which_no_limit_is_known_is_compared_with_the_smallest_and_with_earlier_days() -> None:
+def test_a_day_without_a_known_limit_is_compared_with_the_smallest_tier_and_earlier_days() -> None:
     today = quota.find(State(), NOON, Want(), {}, NOON)
     assert isinstance(today, quota.Slot)
     used = State(days={today.day: (20, 0)})
@@ -239,7 +239,7 @@ def test_searching_ends_after_few_steps_whatever_is_booked(monkeypatch: pytest.M
     assert steps > 31
 
 
-def test_a_state_with_days_far_ahead_forgets_none_that_is_not_over() -> None:
+def test_a_state_with_days_far_ahead_keeps_every_day_that_is_not_over() -> None:
     limits = {"rpd": 1}
     state, now = State(), NOON
     found = []

@@ -217,7 +217,7 @@ def test_a_day_with_room_again_is_not_probed() -> None:
     assert taken(spent(BEFORE, LIMITS), AFTER, {"rpd": 10})[1].probe == ""
 
 
-def test_a_probe_that_falls_into_the_next_day_is_none() -> None:
+def test_a_probe_that_falls_into_the_next_day_is_not_sent() -> None:
     now = LATER - 0.5
     state = spent(BEFORE, LIMITS)
     assert find(state, now, Want(), LIMITS, now + 60) == Slot(int(LATER * 2) + 2, "2026-11-21")

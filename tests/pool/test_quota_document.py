@@ -85,6 +85,6 @@ def test_a_full_document_is_under_four_kilobytes() -> None:
 
 
 @pytest.mark.parametrize("schema", [None, SCHEMA + 1, "1"])
-def test_a_schema_that_is_not_known_is_an_error_that_says_what_to_do(schema: object) -> None:
+def test_an_unknown_schema_is_an_error_that_says_what_to_do(schema: object) -> None:
     with pytest.raises(SchemaError, match="upgrade Pollux"):
         unpack({"schema": schema, "slots": "", "days": {}})

@@ -1,4 +1,4 @@
-"""Tools that Google counts apart, through the whole gateway: who still serves what, and what a client hears."""
+"""Tools that Google counts separately, through the whole gateway: which projects still serve, what clients hear."""
 
 import asyncio
 from typing import Any

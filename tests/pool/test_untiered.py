@@ -1,4 +1,4 @@
-"""Keys of which nothing is known, through the whole gateway in virtual time. bench/untiered.py has the scenes."""
+"""Keys without a known tier, through the whole gateway in virtual time. The scenes are in bench/untiered.py."""
 
 import pytest
 

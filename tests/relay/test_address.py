@@ -1,4 +1,4 @@
-"""address: the base URL that clients are told, and the path below a prefix."""
+"""The base URL that clients are told, and the path below a prefix."""
 
 from typing import Any
 
@@ -57,7 +57,7 @@ def test_a_proxys_word_counts_only_where_there_is_one() -> None:
         '"',
     ],
 )
-def test_a_host_that_is_none_gives_no_address(host: str) -> None:
+def test_an_invalid_host_gives_no_address(host: str) -> None:
     with pytest.raises(GatewayError) as refused:
         own_base(scope(host=host), "", proxied=False)
     assert refused.value.code == "BAD_REQUEST"

@@ -1,4 +1,4 @@
-"""attempts: an upstream that echoes the key of the attempt tells it to nobody."""
+"""An attempt shows its key nowhere, even if the upstream echoes it."""
 
 import gzip
 import json
@@ -73,7 +73,7 @@ def test_a_refusal_does_not_show_the_key(path: str | None, status: int, body: An
 
 @pytest.mark.parametrize("status", [200, 400])
 @pytest.mark.parametrize("path", [None, COUNT])
-def test_nor_does_a_header(path: str | None, status: int) -> None:
+def test_no_header_shows_the_key(path: str | None, status: int) -> None:
     header = (b"X-Goog-Upload-Status", f"for {OPAQUE}".encode())
     got, noted = ask(says(answer() if status == 200 else echo(400), status, header), **({"path": path} if path else {}))
     assert got.status == status
@@ -83,7 +83,7 @@ def test_nor_does_a_header(path: str | None, status: int) -> None:
 
 @pytest.mark.parametrize("path", [STREAM, STREAM.partition("?")[0]])
 @pytest.mark.parametrize("pieces", [1, 9])
-def test_nor_a_stream_that_begins_with_an_error(path: str, pieces: int) -> None:
+def test_no_stream_that_begins_with_an_error_shows_the_key(path: str, pieces: int) -> None:
     error = json.dumps(echo(400)).encode()
     data = b"data: " + error + b"\n\n" if "alt=sse" in path else b"[" + error + b"]"
     size = -(-len(data) // pieces)
@@ -94,7 +94,7 @@ def test_nor_a_stream_that_begins_with_an_error(path: str, pieces: int) -> None:
     shows_nothing(got, noted)
 
 
-def test_nor_a_stream_that_breaks_with_one() -> None:
+def test_no_stream_that_breaks_with_an_error_shows_the_key() -> None:
     pieces: Sequence[bytes] = [
         event({"candidates": [{"content": {"parts": [{"text": "Hi"}]}}]}),
         json.dumps(echo(500)).encode(),
@@ -107,7 +107,7 @@ def test_nor_a_stream_that_breaks_with_one() -> None:
 @pytest.mark.parametrize(
     ("encoding", "squeeze"), [(b"gzip", gzip.compress), (b"deflate", zlib.compress), (b"identity", bytes)]
 )
-def test_an_error_that_comes_compressed_is_read_and_goes_on_as_it_reads(encoding: bytes, squeeze: Any) -> None:
+def test_a_compressed_error_is_passed_on_inflated(encoding: bytes, squeeze: Any) -> None:
     packed = squeeze(json.dumps(echo(400)).encode())
     got, noted = ask(says(packed, 400, (b"Content-Encoding", encoding)))
     assert got.status == 400

@@ -1,4 +1,4 @@
-"""Falling back to another model through the whole gateway: that the client is told, and how far down it may go."""
+"""Fallback to another model through the whole gateway: the client is told, and how far down it may go."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""journal: what is kept of a request, how long, and what is counted."""
+"""What the journal keeps of a request, for how long, and what it counts."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""placement: the relay asks it where a request may go, and knows no resource itself."""
+"""The relay asks a placement where a request may go, and knows no resource itself."""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""send: one call with one key: which credential travels, what comes of an answer, and that nothing shows the key."""
+"""One call with one key: which credential travels, what becomes of the answer, and that nothing shows the key."""
 
 import asyncio
 import logging

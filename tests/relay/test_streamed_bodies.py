@@ -1,4 +1,4 @@
-"""connection, upstream, client: bodies that are not held, against a tiny server of raw bytes."""
+"""Bodies that are streamed, not held in memory, against a small server of raw bytes."""
 
 import asyncio
 import tracemalloc
@@ -113,6 +113,29 @@ def test_an_answer_may_come_before_the_end_of_the_body_and_the_rest_is_not_asked
     body = Body(PIECE, 60.0, PIECE)
     assert way.against(server, posting(body)) == (413, b"big")
     assert body.asked <= 2
+    assert body.closed
+
+
+def test_interim_answers_do_not_end_an_upload(way: Way) -> None:
+    class Interim(Server):
+        @staticmethod
+        async def _request(reader: asyncio.StreamReader) -> bytes:
+            return await reader.readuntil(b"\r\n\r\n")
+
+        async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self.requests.append(await self._request(reader))
+            writer.write(b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n")
+            self.requests.append(await reader.readexactly(2 * len(PIECE)))
+            writer.write(OK)
+            await writer.drain()
+            writer.close()
+
+    assert way.against(Interim(), posting(Body(PIECE, 0.2, PIECE))) == (200, b"{}")
+
+
+def test_an_early_answer_behind_an_interim_one_ends_the_upload(way: Way) -> None:
+    body = Body(PIECE, 60.0, PIECE)
+    assert way.against(Early(b"HTTP/1.1 102 Processing\r\n\r\n" + EARLY, 0.5), posting(body)) == (413, b"big")
     assert body.closed
 
 

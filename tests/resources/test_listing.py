@@ -247,7 +247,7 @@ def test_when_no_key_is_good_the_gateway_says_so_and_google_does_not() -> None:
     play(scene)
 
 
-def test_when_nobody_answers_in_time_that_is_what_is_said() -> None:
+def test_when_no_project_answers_in_time_the_error_says_so() -> None:
     async def scene() -> None:
         google = FakeUpstream(lambda _: whole({}, after=60.0))
         async with gateway(google, projects(2)) as app:
@@ -334,7 +334,7 @@ def test_openai_s_pages_go_on_after_an_id(counts: list[int], limit: int) -> None
     play(scene)
 
 
-def test_openai_s_list_cannot_go_on_after_what_nobody_owns() -> None:
+def test_an_openai_list_cannot_continue_after_an_id_without_an_owner() -> None:
     async def scene() -> None:
         google = FakeUpstream(lambda _: refuses("no-such-path"))
         async with gateway(google, projects(2)) as app:

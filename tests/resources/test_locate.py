@@ -876,7 +876,7 @@ def test_an_answer_of_a_model_stays_as_it_is() -> None:
     play(scene)
 
 
-def test_a_host_that_is_none_gets_no_address() -> None:
+def test_with_an_invalid_host_no_upload_address_is_given() -> None:
     async def scene() -> None:
         google = Google({"files/a": "p1"})
         async with gateway(google, projects(2)) as app:

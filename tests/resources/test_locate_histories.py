@@ -105,7 +105,7 @@ class History:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 5))
-def test_things_are_found_by_whoever_made_them(seed: int, count: int) -> None:
+def test_a_client_finds_what_it_made(seed: int, count: int) -> None:
     async def scene() -> None:
         google = Google()
         store = Shared(now)

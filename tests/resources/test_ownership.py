@@ -149,7 +149,7 @@ def test_trouble_of_the_store_is_told_and_this_instance_remembers(fault: str, ca
 
 
 @scene
-async def test_nobody_waits_long_for_a_store_that_hangs() -> None:
+async def test_no_request_waits_long_for_a_store_that_hangs() -> None:
     store = FaultyStore(await memory())
     ownership = await instance(store)
     store.delay = lambda: 30.0

@@ -1,4 +1,4 @@
-"""upload_token: what was sealed is read back; whatever was changed, by whomever, is refused."""
+"""Upload tokens: a sealed token is read back, and any change to it is refused."""
 
 import base64
 import json
@@ -40,7 +40,7 @@ def test_any_changed_bit_is_refused(data: st.DataObject) -> None:
 
 
 @given(st.integers(0, 400), st.text(alphabet="Az0_-.= \n", min_size=1, max_size=3))
-def test_neither_more_nor_less_is_accepted(at: int, more: str) -> None:
+def test_a_token_of_another_length_is_refused(at: int, more: str) -> None:
     token = seal(SESSION, VALUE)
     at %= len(token)
     for changed in (token[:at] + more + token[at:], token[:at], token[at + 1 :], token + more, more + token):
@@ -49,7 +49,7 @@ def test_neither_more_nor_less_is_accepted(at: int, more: str) -> None:
 
 
 @given(st.text(max_size=60).map(Secret).filter(lambda value: value != VALUE))
-def test_another_keys_seal_is_none(value: Secret) -> None:
+def test_a_token_sealed_with_another_key_is_refused(value: Secret) -> None:
     with pytest.raises(UploadTokenError):
         checked(seal(SESSION, value), VALUE, NOW)
 

@@ -1,4 +1,4 @@
-"""uploads: addresses of ours, who is let in by them, what passes; without a network."""
+"""Uploads without a network: our addresses, who may use them, what passes."""
 
 import asyncio
 import json
@@ -317,7 +317,7 @@ def test_it_is_for_the_client_who_began() -> None:
     play(scene)
 
 
-def test_while_tokens_cannot_be_read_nobodys_upload_is_refused_for_ever() -> None:
+def test_while_tokens_cannot_be_read_no_upload_is_refused_for_good() -> None:
     async def scene() -> None:
         async with gateway(FakeUpstream(lambda _: starts()), projects(1)) as app:
             address = await start(app)
@@ -520,7 +520,7 @@ def test_a_body_that_stalls_ends() -> None:
     play(scene)
 
 
-def test_a_host_that_is_none_starts_nothing() -> None:
+def test_with_an_invalid_host_no_upload_starts() -> None:
     async def scene() -> None:
         google = FakeUpstream([starts()])
         async with gateway(google, projects(1)) as app:
@@ -547,7 +547,7 @@ def test_below_a_public_url() -> None:
 
 
 @pytest.mark.parametrize("address", ["nonsense", "https://[", "", "https://google.test/" + "x" * 9000])
-def test_an_address_that_is_none_begins_nothing(address: str) -> None:
+def test_with_an_invalid_upload_address_no_upload_starts(address: str) -> None:
     async def scene() -> None:
         async with gateway(FakeUpstream([starts(address)]), projects(1)) as app:
             got = await call(app, "POST", FILES, START, {})

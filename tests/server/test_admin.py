@@ -1,4 +1,4 @@
-"""admin: what an operator sees over HTTP, and who may see it."""
+"""The admin API: what an operator sees, and who may see it."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""app: routes, start and stop, pages of other origins, and what is refused before it begins."""
+"""The app: start and stop, pages of other origins, and requests that are refused early."""
 
 import asyncio
 import re
@@ -52,7 +52,7 @@ def test_options_is_answered_here() -> None:
 
 
 @pytest.mark.parametrize("origins", [(PAGE, "https://other.example"), ("*",)])
-def test_a_page_whose_origin_is_named_may_call_and_read_our_headers(origins: tuple[str, ...]) -> None:
+def test_a_page_of_an_allowed_origin_may_call_and_read_our_headers(origins: tuple[str, ...]) -> None:
     async def scene() -> None:
         async with gateway(FakeUpstream([whole(answer())]), cors_origins=origins) as app:
             asked = {"origin": PAGE, "access-control-request-headers": "x-goog-api-key, content-type"}

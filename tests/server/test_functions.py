@@ -1,4 +1,4 @@
-"""entry: one start however many first requests come, a start that fails and is tried again, and an orderly end."""
+"""Under the Functions Framework: one start for many first requests, a failed start tried again, an orderly end."""
 
 import asyncio
 import contextlib
@@ -293,7 +293,7 @@ def test_what_still_runs_after_seven_seconds_is_cut_with_an_error(path: str, las
     play(scene)
 
 
-def test_a_store_that_hangs_at_the_end_holds_back_nobody(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_store_that_hangs_at_the_end_does_not_delay_the_stop(caplog: pytest.LogCaptureFixture) -> None:
     async def scene() -> None:
         made = Made()
         gateway = entry(made)
@@ -459,7 +459,7 @@ def test_a_start_that_fails_leaves_nothing_open(place: Path, monkeypatch: pytest
     assert bool(opened) == (trouble != "setting")
 
 
-def test_in_the_cloud_there_is_no_token_that_nobody_chose(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_the_cloud_no_token_is_made_up(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("K_SERVICE", "pollux")
     with pytest.raises(TokenError, match="POLLUX_TOKEN"):
         built()

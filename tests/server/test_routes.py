@@ -1,4 +1,4 @@
-"""routes: which row of the table each request finds, and that docs/architecture.md shows the table."""
+"""Which row of the routing table serves each request, and that docs/architecture.md shows the table."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""wiring: what a gateway is put together from, and the line that says so."""
+"""How a gateway is put together from its settings, and the line that says so."""
 
 import asyncio
 import contextlib

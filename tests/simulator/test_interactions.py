@@ -1,4 +1,4 @@
-"""Interactions with the simulator: whole, as events, in the background, one after another, and whose they are."""
+"""Interactions with the simulator: whole, as events, in the background, continued, and owned."""
 
 import json
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ def test_an_interaction_counts_and_is_kept() -> None:
     refused(call(simulator, f"{PATH}/{made['id']}", headers=OTHER), 404, "NOT_FOUND", "not found")
 
 
-def test_one_goes_on_from_another_of_the_same_project() -> None:
+def test_an_interaction_continues_another_of_the_same_project() -> None:
     simulator = make()
     first = call(simulator, PATH, HELLO).json
     more = HELLO | {"previous_interaction_id": first["id"]}

@@ -1,4 +1,4 @@
-"""What takes its time in the simulator, and belongs to whoever began it: batches, films, tuned models, stores."""
+"""Batches, videos, tuned models and stores in the simulator: they take time and belong to one project."""
 
 import io
 import json

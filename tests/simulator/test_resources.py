@@ -117,7 +117,7 @@ def test_files_are_found_wherever_a_body_can_name_them() -> None:
         assert call(simulator, path, body, headers=OTHER).status == 403
 
 
-def test_what_only_looks_like_a_file_is_nobodys() -> None:
+def test_what_only_looks_like_a_file_name_is_no_resource() -> None:
     simulator = make()
     uris = ["https://www.youtube.com/watch?v=x", "gs://bucket/files/abc", "https://example.com/files/abc"]
     for uri in uris:

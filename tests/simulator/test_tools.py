@@ -1,4 +1,4 @@
-"""Function calls of the simulator: whom it calls, with what, results, and signatures that must come back."""
+"""Function calls of the simulator: which function, its arguments, results, and signatures that must come back."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""tools.emulator: which one is taken, what is said if there is none, and that none is ever left behind."""
+"""The Firestore emulator: which one is used, the error if there is none, and that none is left running."""
 
 import asyncio
 import json
@@ -206,7 +206,7 @@ def test_host_port_and_rules_are_those_of_the_file_that_firebase_reads(tmp_path:
     assert config(tmp_path / "emulator.json") == emulator_files.Config("127.0.0.2", 7, tmp_path / "a.rules")
 
 
-def test_one_that_is_not_for_one_test_alone_is_on_the_port_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shared_emulator_is_on_the_port_of_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """But two that start at the same time, or one that finds it taken, take another port."""
     monkeypatch.delenv(VARIABLE, raising=False)
     with socket.socket() as free:
@@ -339,7 +339,7 @@ def test_the_command_starts_one_on_the_port_that_is_named_and_says_when_it_ends_
             os.kill(java, signal.SIGKILL)
             assert process.wait(20) == 2
             assert process.stderr is not None
-            assert process.stderr.read().startswith("emulator: the Firestore emulator ended by itself with -9")
+            assert process.stderr.read().startswith("emulator: the Firestore emulator ended unexpectedly with -9")
 
 
 def test_a_port_that_is_taken_is_told_before_java_starts(bare: Path) -> None:

@@ -1,4 +1,4 @@
-"""What becomes of tests for which this machine lacks a part, and which Node.js is taken."""
+"""What happens to tests when this machine lacks a part, and which Node.js is used."""
 
 import os
 import subprocess

@@ -321,7 +321,11 @@ def head_of(
     text = "\r\n".join(lines)
     if text.count("\n") != len(lines) - 1 or text.count("\r") != len(lines) - 1 or " " in target or "\0" in text:
         raise UpstreamError("unreachable", "the request has a line feed, a null or a space where HTTP allows none")
-    return (text + "\r\n\r\n").encode("latin-1")
+    try:
+        return (text + "\r\n\r\n").encode("latin-1")
+    except UnicodeEncodeError:
+        pass  # it holds the whole text, which has a key
+    raise UpstreamError("unreachable", "the request has a character that HTTP does not allow")
 
 
 def timed_out() -> UpstreamError:

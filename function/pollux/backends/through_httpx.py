@@ -58,7 +58,7 @@ class _Connection(asyncio.Protocol, httpcore2.AsyncNetworkBackend, httpcore2.Asy
         self._proxy = proxy
         self._place = f"the proxy {proxy.url}" if proxy else f"{address.host}:{address.port}"
         """What it is connecting to."""
-        self._timeout = timeout
+        self.timeout = timeout
         self._transport: asyncio.Transport | None = None
         self._received = bytearray()
         self._readable, self._writable = asyncio.Event(), asyncio.Event()
@@ -107,7 +107,7 @@ class _Connection(asyncio.Protocol, httpcore2.AsyncNetworkBackend, httpcore2.Asy
                 self._begun = True
                 self._deadline.reschedule(None)
         elif event == "http11.receive_response_headers.started" and self._begun:
-            self._deadline.reschedule(asyncio.get_running_loop().time() + self._timeout)
+            self._deadline.reschedule(asyncio.get_running_loop().time() + self.timeout)
 
     async def _pieces(self, pieces: AsyncIterator[bytes], length: int | None) -> AsyncIterator[bytes]:
         written = 0
@@ -191,11 +191,7 @@ class _Connection(asyncio.Protocol, httpcore2.AsyncNetworkBackend, httpcore2.Asy
         return self
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        try:
-            async with asyncio.timeout(self._timeout):
-                await self._readable.wait()
-        except TimeoutError:
-            raise timed_out() from None
+        await self._readable.wait()
         data = bytes(self._received[:max_bytes])
         del self._received[:max_bytes]
         if not (self._received or self._ended):
@@ -211,7 +207,7 @@ class _Connection(asyncio.Protocol, httpcore2.AsyncNetworkBackend, httpcore2.Asy
         self._transport.write(buffer)
         if not self._writable.is_set():
             try:
-                async with asyncio.timeout(self._timeout):
+                async with asyncio.timeout(self.timeout):
                     await self._unless_answered(self._writable.wait())
             except TimeoutError:
                 raise UpstreamError("timeout", BODY_NOT_TAKEN) from None
@@ -234,7 +230,12 @@ class _Connection(asyncio.Protocol, httpcore2.AsyncNetworkBackend, httpcore2.Asy
             self._paused = True
             self._transport.pause_reading()
         self._readable.set()
-        if len(self._received) > 9 and not self._received.startswith(b"1", 9):  # HTTP/1.1 1xx is not the answer
+        start = 0
+        while self._received.startswith(b"1", start + 9):  # HTTP/1.1 1xx is not the answer
+            start = self._received.find(b"\r\n\r\n", start) + 4
+            if start == 3:
+                return
+        if len(self._received) > start + 9:
             self._end_upload()
 
     def eof_received(self) -> None:
@@ -284,7 +285,8 @@ class _HttpxAnswer(Answer):
         if self._connection is None:
             return b""
         try:
-            data = await anext(self._pieces, b"")
+            async with asyncio.timeout(self._connection.timeout):
+                data = await anext(self._pieces, b"")
             if self._missing is not None:
                 self._missing -= len(data)
             if not data or self._missing == 0:  # readers stop after the last byte
@@ -292,6 +294,9 @@ class _HttpxAnswer(Answer):
                 await self._response.aclose()
                 self._connection.complete = not _surplus(self._response)
                 self.close()
+        except TimeoutError:
+            self.close()
+            raise timed_out() from None
         except httpcore2.ProtocolError as error:
             failure = self._connection.failure(error)
             self.close()

@@ -165,7 +165,7 @@ def test_a_reader_never_sees_two_blobs(parallel: Place) -> None:
     in_blobs(parallel, scene)
 
 
-def test_a_reader_that_leaves_early_harms_nobody(place: Place) -> None:
+def test_a_reader_that_leaves_early_harms_no_other(place: Place) -> None:
     async def scene(blobs: Blobs) -> None:
         await put(blobs, "a", DATA)
         async with aclosing(blobs.read("a")) as chunks:

@@ -55,7 +55,7 @@ def test_a_server_that_hangs(server: Storage, call: Callable[[Blobs], Awaitable[
 
 
 @every_call
-def test_a_bucket_that_is_not_there(server: Storage, call: Callable[[Blobs], Awaitable[object]]) -> None:
+def test_a_missing_bucket(server: Storage, call: Callable[[Blobs], Awaitable[object]]) -> None:
     async def scene(blobs: Blobs) -> None:
         if call is CALLS["open"] or call is CALLS["sweep"]:
             said = "there is no bucket elsewhere; create it, or name another in POLLUX_BLOBS"
@@ -69,7 +69,7 @@ def test_a_bucket_that_is_not_there(server: Storage, call: Callable[[Blobs], Awa
 
 
 @pytest.mark.parametrize("call", [CALLS[name] for name in ("open", "write", "size", "sweep")])
-def test_an_answer_that_is_not_cloud_storages(server: Storage, call: Callable[[Blobs], Awaitable[object]]) -> None:
+def test_an_answer_that_is_not_from_cloud_storage(server: Storage, call: Callable[[Blobs], Awaitable[object]]) -> None:
     async def scene(blobs: Blobs) -> None:
         server.trouble = [Trouble(method, "odd") for method in ("GET", "POST")]
         with pytest.raises(

@@ -128,7 +128,7 @@ def test_the_default_credentials_are_looked_up_and_exchanged(
     assert len(TokenService.asked) == 1
 
 
-def test_a_credentials_file_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_credentials_file_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
     with pytest.raises(BlobError, match="there are no Google credentials here; run: gcloud auth"):
         asyncio.run(GoogleToken()())

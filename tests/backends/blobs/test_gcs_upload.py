@@ -54,7 +54,7 @@ def test_the_last_answer_lost_is_found_again_and_nothing_sent_twice(server: Stor
     play(server.address, scene)
 
 
-def test_whoever_gets_on_slowly_is_not_given_up(server: Storage) -> None:
+def test_a_slow_upload_is_not_given_up(server: Storage) -> None:
     clock = Clock()
 
     async def scene(blobs: Blobs) -> None:

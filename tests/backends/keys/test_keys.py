@@ -1,4 +1,4 @@
-"""keys: every local source and format, what is not a key, changes while running, and the file that is written."""
+"""Key files, variables and other local sources: every format, what is refused, changes while the gateway runs."""
 
 import asyncio
 import concurrent.futures

@@ -1,4 +1,4 @@
-"""What commands rely on of every place that keeps keys: a keys.json and a Secret Manager."""
+"""What the key commands rely on, for both places that keep keys: a keys.json and Secret Manager."""
 
 import contextlib
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""secret_manager: the keyring over a local Secret Manager: listing, first use, refusals, refreshes, and every error."""
+"""The keyring in Secret Manager: listing, first use, refusals, refreshes, and every error."""
 
 import asyncio
 import logging
@@ -521,7 +521,7 @@ def test_after_a_refusal_the_newest_version_is_read_and_the_generation_grows(goo
     run(google, test)
 
 
-def test_whoever_was_under_way_with_the_old_value_learns_of_the_new_one(google: SecretManager) -> None:
+def test_a_request_under_way_with_the_old_value_learns_the_new_one(google: SecretManager) -> None:
     google.put("pollux-key-a", A)
 
     async def test(ring: Ring) -> None:

@@ -1,4 +1,4 @@
-"""secret_tokens: client and admin tokens from a local Secret Manager, several valid at once, and what goes wrong."""
+"""Client and admin tokens in Secret Manager: several valid at once, and what goes wrong."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator

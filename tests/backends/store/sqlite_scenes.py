@@ -1,4 +1,4 @@
-"""What the tests of the SQLite store share: scenes, filled files, other programs, sleeps, a disk that is full."""
+"""Shared by the tests of the SQLite store: scenes, filled files, other programs, sleeps, a full disk."""
 
 import asyncio
 import resource

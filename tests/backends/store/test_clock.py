@@ -1,4 +1,4 @@
-"""clock: whatever the delays and however wrong the local clock, the bound that it tells of its error holds."""
+"""The store's clock: its stated error holds, whatever the delays and however wrong the local clock."""
 
 import math
 from itertools import accumulate

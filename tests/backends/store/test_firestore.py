@@ -1,4 +1,4 @@
-"""FirestoreStore beyond the contract: what lies in the database, versions, time, and what an outage looks like."""
+"""The Firestore store beyond the contract: documents as stored, versions, time, outages."""
 
 import asyncio
 import itertools
@@ -236,7 +236,7 @@ def short(emulator: Emulator) -> FirestoreStore:
     return FirestoreStore("demo-faults", emulator=emulator.host, timeout=0.3)
 
 
-def test_a_store_that_answers_nothing_is_unavailable_in_time_and_goes_on_after(breakable: Emulator) -> None:
+def test_a_store_that_does_not_answer_is_unavailable_in_time_and_works_again_later(breakable: Emulator) -> None:
     async def scene() -> None:
         store = FirestoreStore("demo-faults", emulator=breakable.host)
         await store.open()

@@ -1,4 +1,4 @@
-"""What a refusal of Firestore becomes: over the wire, from a server of our own that refuses whatever it is asked."""
+"""What each refusal of Firestore becomes, against a server that refuses everything."""
 
 import asyncio
 import sys
@@ -166,7 +166,7 @@ def test_a_conflict_of_several_names_one_of_them_even_if_it_cannot_be_told_which
         (StatusCode.UNIMPLEMENTED, "", "failed with UNIMPLEMENTED"),
     ],
 )
-def test_what_does_not_pass_by_itself_says_what_to_do(code: StatusCode, details: str, says: str, use: str) -> None:
+def test_an_error_that_does_not_pass_says_what_to_do(code: StatusCode, details: str, says: str, use: str) -> None:
     error, _ = refused(code, details, use)
     assert type(error) is StoreError
     assert says in str(error)

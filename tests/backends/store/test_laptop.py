@@ -97,7 +97,7 @@ def test_instances_share_keys_tokens_and_counters_and_end_together(tmp_path: Pat
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for children in /proc")
-def test_when_an_instance_ends_by_itself_the_others_end_too(tmp_path: Path) -> None:
+def test_when_an_instance_ends_unexpectedly_the_others_end_too(tmp_path: Path) -> None:
     with shape(tmp_path, "--instances", "2") as first:
         addresses = eventually(20, lambda: len(found := re.findall(r"listens on (\S+),", first.said())) == 2 and found)
         found = Path(f"/proc/{first.process.pid}/task").glob("*/children")
@@ -105,7 +105,7 @@ def test_when_an_instance_ends_by_itself_the_others_end_too(tmp_path: Path) -> N
         (one, _) = [pid for pid in children if b"serve" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         os.kill(int(one), signal.SIGKILL)
         assert first.process.wait(30) == 2
-        assert "emulator: a gateway ended by itself; what it said is above" in first.said()
+        assert "emulator: a gateway ended unexpectedly; its output is above" in first.said()
         assert "ResourceWarning" not in first.said()
         assert all(silent(url) for url in addresses)
 

@@ -1,4 +1,4 @@
-"""The file: where it is made, who may read it, and what opening says of one that is held, damaged or not ours."""
+"""The SQLite file: where it is made, who may read it, and the error for one that is locked, damaged or not ours."""
 
 import asyncio
 import os

@@ -219,7 +219,7 @@ def test_wherever_it_is_named(what: str, escaped: bool) -> None:
     play(scene)
 
 
-def test_behind_hundreds_of_names_that_nobody_knows() -> None:
+def test_after_hundreds_of_unknown_names() -> None:
     async def scene() -> None:
         keys, blobs, store = projects(1), MemoryBlobs(), MemoryStore(now)
         upstream = google(keys)
@@ -254,7 +254,7 @@ def test_a_name_that_was_asked_for_before_it_was_anybodys() -> None:
     play(scene)
 
 
-def test_a_list_shows_nothing_while_the_store_does_not_say_whose_it_is() -> None:
+def test_a_list_shows_nothing_while_the_store_does_not_name_the_owners() -> None:
     async def scene() -> None:
         keys, blobs, inner = projects(2), MemoryBlobs(), MemoryStore(now)
         upstream = google(keys)
@@ -344,7 +344,7 @@ def test_an_upload_that_passes_through_does_not_take_a_name_that_is_kept_here() 
 @pytest.mark.parametrize(
     "name", ["files/px-mine", "mine", "cachedContents/mine", "files/a/b", "files/", "files/" + "a" * 999]
 )
-def test_a_name_that_is_none_for_a_file_of_a_client(name: str) -> None:
+def test_a_client_cannot_choose_an_invalid_file_name(name: str) -> None:
     async def scene() -> None:
         keys, store = projects(2), MemoryStore(now)
         upstream = google(keys)

@@ -186,7 +186,7 @@ def test_another_clients_file_is_refused_in_googles_words() -> None:
     play(scene)
 
 
-def test_while_the_store_does_not_say_whose_a_file_is_nobody_gets_it() -> None:
+def test_while_the_store_does_not_say_who_owns_a_file_it_is_refused() -> None:
     async def scene() -> None:
         keys, blobs, inner = projects(3), MemoryBlobs(), MemoryStore(now)
         upstream = google(keys)
@@ -240,7 +240,7 @@ def test_a_file_stays_its_clients_also_when_its_project_gets_another_name() -> N
     play(scene)
 
 
-def test_nobody_is_told_of_copies_or_can_ask_for_one() -> None:
+def test_copies_are_neither_shown_nor_served() -> None:
     async def scene() -> None:
         keys = projects(2, rpm=1)
         upstream = google(keys)
@@ -552,7 +552,7 @@ def test_the_requests_deadline_bounds_the_wait_for_a_copy() -> None:
     play(scene)
 
 
-def test_a_copy_that_nobody_waits_for_any_more_ends_and_its_lease_with_it() -> None:
+def test_a_copy_whose_waiters_all_left_ends_and_frees_its_lease() -> None:
     async def scene() -> None:
         keys, blobs, store = projects(2, rpm=1), MemoryBlobs(), MemoryStore(now)
         upstream = google(keys)
@@ -594,7 +594,7 @@ def test_in_the_cloud_no_copy_outlives_the_last_request_for_it(cloud: bool, monk
     play(scene)
 
 
-def test_who_comes_just_as_the_last_one_leaves_has_a_copy_made_anew() -> None:
+def test_a_request_that_comes_as_the_last_waiter_leaves_gets_a_new_copy() -> None:
     async def scene() -> None:
         keys, blobs = projects(2, rpm=2), MemoryBlobs()
         upstream = google(keys)

@@ -82,7 +82,7 @@ def test_what_ended_or_was_deleted_is_not_there() -> None:
 
 
 @pytest.mark.parametrize("url", ["gs://NO", "s3://bucket", "file://"])
-def test_a_place_for_blobs_that_is_none_is_told_at_the_start(url: str) -> None:
+def test_an_invalid_place_for_blobs_stops_the_start(url: str) -> None:
     with pytest.raises(SettingsError, match="POLLUX_BLOBS: blobs "):
         make_app(
             Settings(files="pooled", blobs=url),

@@ -156,7 +156,7 @@ def test_an_upload_begun_by_one_instance_goes_on_at_another() -> None:
     play(scene)
 
 
-def test_an_upload_ends_after_a_day_and_nobody_makes_one_up() -> None:
+def test_an_upload_ends_after_a_day_and_cannot_be_forged() -> None:
     async def scene() -> None:
         keys, blobs, store = projects(2), MemoryBlobs(), MemoryStore(now)
         async with gateway(google(keys), keys, blobs, store=store) as app:
@@ -263,7 +263,7 @@ def test_the_same_content_is_uploaded_once_by_two_instances() -> None:
     play(scene)
 
 
-def test_content_with_less_than_a_day_left_is_uploaded_anew_and_the_old_file_goes_on() -> None:
+def test_content_with_less_than_a_day_left_is_uploaded_again_and_the_old_file_stays() -> None:
     async def scene() -> None:
         keys = projects(2)
         async with gateway(google(keys), keys, MemoryBlobs()) as app:
@@ -383,7 +383,7 @@ def test_trouble_while_google_takes_the_file_is_gone_on_from_where_it_came_to() 
     play(scene)
 
 
-def test_a_file_whose_answer_was_lost_is_found_by_whoever_takes_over() -> None:
+def test_a_file_whose_answer_was_lost_is_found_by_the_instance_that_takes_over() -> None:
     async def scene() -> None:
         keys, store = projects(3), MemoryStore(now)
         upstream = google(keys)

@@ -1,4 +1,4 @@
-# The least: a public function, keys added by the command line. Costs nothing while nobody calls.
+# The minimum: a public function, keys added by the command line. Costs nothing while there are no requests.
 terraform {
   required_version = ">= 1.9"
 }

@@ -1,4 +1,4 @@
-# A team's gateway: an image behind a domain of its own, declared keys, backups, alerts by mail, a budget, a key of its own.
+# A team's gateway: an image behind its own domain, declared keys, backups, alerts by mail, a budget, its own encryption key.
 terraform {
   required_version = ">= 1.9"
 
