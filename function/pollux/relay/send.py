@@ -51,7 +51,7 @@ class CoveredAnswer:
     __slots__ = ("_answer", "_forms", "_screens", "_secret", "body", "headers", "length", "status")
 
     def __init__(self, answer: Answer, secret: str, forms: Forms, *, uploads: bool = False) -> None:
-        """`forms`: of the secret. `uploads`: keep the headers that only uploads need, too."""
+        """`forms`: of the secret. `uploads`: also keep the headers that only uploads need."""
         self.status = answer.status
         self.length = answer.length
         self.headers = client_headers(answer.headers, OF_UPLOADS if uploads else ())
