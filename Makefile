@@ -69,14 +69,19 @@ requirements: $(VENV)/.dev
 clean:
 	rm -rf $(VENV) build function/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# A venv whose pip does not run was interrupted while it was made, so it is made again.
+# An environment whose Python runs is never deleted. One that uv made has no pip, and gets it.
+PYTHON_RUNS = $(BIN)/python -c '' >/dev/null 2>&1
 PIP_RUNS = $(BIN)/python -m pip --version >/dev/null 2>&1
 
 $(VENV)/.run: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Pollux needs Python 3.11 or newer; set PYTHON=/path/to/python3"; exit 2; }
-	@$(PIP_RUNS) || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { $(VENV_MISSING); exit 2; }
+	@$(PYTHON_RUNS) || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { $(VENV_MISSING); exit 2; }
 	@echo "Installing Pollux into $(VENV) (once, some seconds) …"
-	@$(PIP_RUNS) || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); } || { rm -rf $(VENV); echo "$(PYTHON) -m venv $(VENV) failed"; exit 2; }
+	@$(PYTHON_RUNS) || { [ ! -e $(VENV) ] || echo "$(VENV) has no Python that runs: making it anew"; \
+	  rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); } || { rm -rf $(VENV); echo "$(PYTHON) -m venv $(VENV) failed"; exit 2; }
+	@$(PIP_RUNS) || { echo "$(VENV) has no pip (uv makes environments without it): adding pip, the rest stays"; \
+	  $(BIN)/python -m ensurepip >/dev/null && $(PIP_RUNS); } || { echo "pip could not be added to $(VENV). Add it yourself, or \
+	delete $(VENV) (make clean), and run the same make command again"; exit 2; }
 	@$(PIP) install --editable . || { $(PIP_FAILED); exit 2; }
 	@touch $@
 

@@ -12,9 +12,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "python{}.{}-venv".format(*sys.version_info[:2])
 MADE = """#!/bin/sh
 echo "$@" >> {log}
-case "$*" in *install*) [ ! -e {fails} ] ;; esac
+case "$*" in
+  "-m pip --version") [ ! -e {no_pip} ] ;;
+  "-m ensurepip") [ ! -e {no_ensurepip} ] && rm -f {no_pip} ;;
+  *install*) [ ! -e {fails} ] ;;
+esac
 """
-"""The venv's python: notes what it is asked, and lets an installation fail as long as a file is there."""
+"""The venv's python: notes what it is asked. A file makes an installation fail, pip miss, or ensurepip fail."""
 
 
 @pytest.fixture
@@ -30,7 +34,8 @@ def log(tmp_path: Path) -> Path:
 def python(folder: Path, *, ensurepip: bool = True, venv: str = "") -> Path:
     """Stands for python3: `venv` is what the shell does instead of making one."""
     made = folder / "made"
-    made.write_text(MADE.format(log=folder / "log", fails=folder / "fails"))
+    files = {name: folder / name for name in ("log", "fails", "no_pip", "no_ensurepip")}
+    made.write_text(MADE.format(**files))
     made.chmod(0o755)
     path = folder / "python3"
     venv = venv or f'mkdir -p "$3/bin" && cp {made} "$3/bin/python"'
@@ -73,13 +78,40 @@ def test_a_venv_that_failed_leaves_nothing_half_made(venv: Path, tmp_path: Path)
 
 def test_a_venv_whose_making_was_broken_off_is_made_anew(venv: Path, log: Path, tmp_path: Path) -> None:
     (venv / "bin").mkdir(parents=True)
-    (venv / "bin/python").symlink_to("/bin/false")  # as if it had no pip
+    (venv / "bin/python").symlink_to("/bin/false")  # as if it could not run
     (venv / "left-over").touch()
     done = make_venv(venv, python(tmp_path))
     assert done.returncode == 0, done.stderr
+    assert f"{venv} has no Python that runs: making it anew" in done.stdout
     assert not (venv / "left-over").exists()
     assert "install --editable ." in log.read_text()
     assert make_venv(venv, python(tmp_path)).stdout.endswith("is up to date.\n")
+
+
+def environment_without_pip(venv: Path, folder: Path) -> Path:
+    """As uv makes it. Returns the python3 to call make with."""
+    made = python(folder, venv="exit 1")
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin/python").symlink_to(folder / "made")
+    (venv / "installed-by-the-user").touch()
+    (folder / "no_pip").touch()
+    return made
+
+
+def test_an_environment_without_pip_is_kept_and_gets_it(venv: Path, log: Path, tmp_path: Path) -> None:
+    done = make_venv(venv, environment_without_pip(venv, tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert f"{venv} has no pip" in done.stdout
+    assert (venv / "installed-by-the-user").exists()
+    assert "install --editable ." in log.read_text()
+
+
+def test_an_environment_that_cannot_get_pip_is_kept(venv: Path, tmp_path: Path) -> None:
+    (tmp_path / "no_ensurepip").touch()
+    done = make_venv(venv, environment_without_pip(venv, tmp_path))
+    assert done.returncode == 2
+    assert f"pip could not be added to {venv}. Add it yourself, or delete {venv} (make clean)" in done.stdout
+    assert (venv / "installed-by-the-user").exists()
 
 
 def test_an_installation_that_failed_is_begun_again(venv: Path, log: Path, tmp_path: Path) -> None:
