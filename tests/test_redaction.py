@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pollux import redaction
-from pollux.redaction import LONGEST, MARK, Screen, clean, clean_lines, never_log, redact, redact_known
+from pollux.redaction import LONGEST, MARK, Screen, clean, clean_lines, never_log, redact, redact_known, redact_values
 
 KEY = "AIza" + "x" * 35
 AUTH_KEY = "AQ.test-" + "x" * 40
@@ -159,6 +159,25 @@ def test_cut_into_single_bytes_the_result_is_the_same() -> None:
 @pytest.fixture(autouse=True)
 def _no_known_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redaction, "_known", redaction._KnownSecrets())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "there is no key 'x' in project 123456789012",
+        "POLLUX_API_KEY: cannot be read",
+        "secret pollux-key-a-very-long-id-of-a-team-in-berlin of p",
+        "secret pollux-token-a-very-long-name-of-a-client of p",
+        "no gateway answers at https://pollux-gateway-abcdefghij-uc.a.run.app",
+    ],
+)
+def test_errors_of_commands_keep_names(text: str) -> None:
+    assert redact_values(text) == text
+
+
+@pytest.mark.parametrize("secret", [KEY, AUTH_KEY, "pollux-" + "t" * 32])
+def test_errors_of_commands_show_no_values(secret: str) -> None:
+    assert redact_values(f"pollux judge: {secret}: No such file") == "pollux judge: [redacted]: No such file"
 
 
 @pytest.mark.parametrize("secret", [KEY, AUTH_KEY, "pollux-" + "t" * 32, "AQ.test-1", "ya29." + "z" * 20])

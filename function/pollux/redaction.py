@@ -46,6 +46,12 @@ _RULES = tuple(
     )
 )
 
+# Error lines of commands have to name projects, settings and secrets such as pollux-key-ID.
+_VALUE_RULES = (
+    *(rule for rule in _RULES if rule[0] not in ("project", "api", "pollux-")),
+    ("pollux-", re.compile(r"pollux-(?!key-|token-|admin-token)[0-9A-Za-z_-]{32,}", re.ASCII), MARK),
+)
+
 
 def redact(text: AnyStr, secrets: Sequence[str] = ()) -> AnyStr:
     """Replace key-shaped values, and the exact `secrets` (6 characters or more, however escaped), by [redacted].
@@ -57,9 +63,9 @@ def redact(text: AnyStr, secrets: Sequence[str] = ()) -> AnyStr:
     return _redact(without(text, secrets))
 
 
-def _redact(text: str) -> str:
+def _redact(text: str, rules: Sequence[tuple[str, re.Pattern[str], str]] = _RULES) -> str:
     lower = text.lower()
-    for word, pattern, replacement in _RULES:
+    for word, pattern, replacement in rules:
         if word in lower:
             text = pattern.sub(replacement, text)
     return text
@@ -186,6 +192,11 @@ def never_log(secret: str) -> None:
 def redact_known(text: str) -> str:
     """Without the values given to `never_log` and without key-shaped values. JSON stays JSON."""
     return _redact(_known.redact(text))
+
+
+def redact_values(text: str) -> str:
+    """Without the values of keys and tokens. Project numbers and names of settings and secrets stay."""
+    return _redact(_known.redact(text), _VALUE_RULES)
 
 
 def clean(text: str, longest: int = LONGEST) -> str:

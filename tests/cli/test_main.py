@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -93,10 +94,14 @@ def test_settings_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "said"),
     [
         (["nope"], "pollux: No such command 'nope'; see: pollux --help"),
+        (["--wrong"], "pollux: No such option '--wrong' (did you mean '--version'?); see: pollux --help"),
+        (["key"], "pollux: No such command 'key'; see: pollux --help"),
+        (["tokens", "lst"], "pollux tokens: No such command 'lst' (did you mean 'list'?); see: pollux tokens --help"),
+        (["simulate", "--nope"], "pollux simulate: unrecognized arguments: --nope; see: pollux simulate --help"),
         (["serve", "--port"], "pollux serve: Option '--port' requires an argument; see: pollux serve --help"),
         (
             ["serve", "--prot", "1"],
-            "pollux serve: No such option '--prot'. (Did you mean one of: '--host', '--port'?); see:",
+            "pollux serve: No such option '--prot' (did you mean '--port' or '--host'?); see: pollux serve --help",
         ),
         (["keys", "edit"], "pollux keys edit: Missing argument 'ID'; see: pollux keys edit --help"),
         (["keys", "edit", "x", "--tier"], "pollux keys edit: Option '--tier' requires an argument; see:"),
@@ -109,6 +114,45 @@ def test_a_mistake_on_the_command_line_is_one_line_that_names_the_command(
     assert run(*arguments) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n"), err.startswith(said)) == ("", 1, True), err
+
+
+SHAPED = ("AIzaSy" + "LEAK" * 8 + "x", "AQ." + "LEAK" * 8, "pollux-" + "LEAK" * 8)
+MISPLACED = [
+    "VALUE", "--VALUE", "tokens VALUE", "deploy VALUE", "deploy check http://127.0.0.1:1 --timeout VALUE",
+    "keys VALUE", "keys list VALUE", "status VALUE", "explain x VALUE", "judge x VALUE", "settings VALUE",
+    "settings --VALUE", "settings --x=VALUE", "tokens add x VALUE", "tokens list x VALUE", "tokens revoke x VALUE",
+    "tokens revoke x --version VALUE", "judge --status VALUE", "explain x --tokens VALUE", "serve VALUE",
+    "serve --port VALUE", "simulate VALUE", "simulate --port VALUE", "simulate --VALUE",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", MISPLACED)
+@pytest.mark.parametrize("value", [*SHAPED, "zq9leak-value-without-shape-77", "zq9leak'value\\with signs"])
+def test_a_value_in_a_wrong_place_is_not_repeated(words: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*(word.replace("VALUE", value) for word in words.split())) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n"), "leak" in err.lower()) == ("", 1, False)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "judge VALUE",
+        "keys import VALUE",
+        "keys enable VALUE",
+        "keys check VALUE",
+        "serve --host VALUE",
+        "simulate --host VALUE",
+        "deploy check http://127.0.0.1:1 --token-file VALUE",
+    ],
+)
+@pytest.mark.parametrize("value", SHAPED)
+def test_a_key_as_the_name_of_something_is_not_repeated(
+    words: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*(word.replace("VALUE", value) for word in words.split())) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n"), "LEAK" in err) == ("", 1, False)
 
 
 @pytest.mark.parametrize("arguments", [[], ["keys"], ["tokens"]])
@@ -187,6 +231,28 @@ def test_no_command_loads_what_it_does_not_need(arguments: list[str]) -> None:
         assert not {"pollux.backends.store.contract", "pollux.cli.keys"} & loaded
     elif arguments[0] != "keys":
         assert not {"rich", "asyncio", "ssl", "sqlite3", "pollux.cli.keys", "pollux.cli.watch"} & loaded
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "arguments", [["settings"], ["settings", "--json"], ["--help"], ["--version"], ["keys", "list", "--json"]]
+)
+def test_a_full_disk_is_one_line(arguments: list[str], unbuffered: str) -> None:
+    command = [sys.executable, "-m", "pollux", *arguments]
+    environ = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environ)
+    assert (done.returncode, done.stderr) == (1, "pollux: cannot write: No space left on device\n")
+
+
+def test_an_error_of_the_system_that_is_not_expected_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pollux.cli.main.describe", fail)
+    with pytest.raises(PermissionError):
+        run("settings")
 
 
 def test_a_reader_that_leaves_early_is_no_traceback() -> None:

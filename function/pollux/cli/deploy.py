@@ -13,7 +13,7 @@ import click
 from pollux.backends.keys.tokens import TokenError, first_token
 from pollux.cli.gateway import Address, AskError, is_local, parsed_tokens, tokens_file, tokens_in
 from pollux.cli.terminal import json_option, show_json
-from pollux.redaction import clean
+from pollux.redaction import redact_values
 from pollux.settings import Settings
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def check(
         raise AskError(f"{url} is no https:// address: tokens could be read on the way; --plain-http allows it")
     tokens = _tokens(load(), token_file, admin_token_file, local=is_local(url))
     if not as_json:
-        print(f"{url}, model {model}\n\n{_row('CHECK', 'VERDICT', 'TIME').rstrip()}", flush=True)
+        print(f"{url}, model {redact_values(model)}\n\n{_row('CHECK', 'VERDICT', 'TIME').rstrip()}", flush=True)
     findings = asyncio.run(_findings(Check(url, tokens, model=model, within=timeout), shown=not as_json))
     verdicts = [finding.verdict for finding in findings]
     failed = verdicts.count("FAIL")
@@ -125,7 +125,7 @@ def _read(file: str) -> Mapping[str, str]:
     try:
         text = sys.stdin.read() if file == "-" else Path(file).expanduser().read_text()
     except OSError as error:
-        raise AskError(f"{clean(file)}: {error.strerror}") from None  # the argument may be a token by mistake
+        raise AskError(f"{file}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise AskError(f"{file}: not UTF-8 text") from None
     found = parsed_tokens(text) if text.lstrip().startswith("{") else {"client": text.partition("\n")[0].strip()}

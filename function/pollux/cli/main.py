@@ -1,14 +1,17 @@
 """The command line: all commands. The module of a command is imported when it is called."""
 
+import errno
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from pollux import __version__
+from pollux.redaction import redact_values, without
 from pollux.settings import ENVIRON, Settings, SettingsError, describe
 
 ELSEWHERE = {
@@ -20,6 +23,10 @@ ELSEWHERE = {
 }
 """Name -> the click command, and its line in the help, which is shown without importing the command."""
 ORDER = ("serve", "keys", "tokens", "deploy", "status", "explain", "judge", "simulate", "settings")
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+REPEATED = 20
+"""An error repeats no longer word of the command line: it may be the value of a key."""
 
 LoadSettings = Callable[[], Settings]
 """`@click.pass_obj` gives this to commands: --help works without valid settings."""
@@ -40,24 +47,63 @@ def load_settings() -> Settings:
 
 def main(argv: Sequence[str] | None = None, load: LoadSettings = load_settings) -> int:
     """Returns the exit code. 0: done. 1: something failed. 2: it cannot be done; one line on stderr says why."""
+    words = sys.argv[1:] if argv is None else list(argv)
     try:
-        return root.main(argv, "pollux", standalone_mode=False, obj=load) or 0
+        code = _run(words, load)
+        sys.stdout.flush()
+    except OSError as error:
+        # A stream without a buffer forgets what it could not write, so that a second attempt succeeds.
+        if error.errno not in DISK_ERRORS and not _stdout_fails():
+            raise
+        if error.errno != errno.EPIPE:
+            _complain(f"pollux: cannot write: {error.strerror}")
+        if _stdout_fails():  # Python would try once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
+
+
+def _run(words: list[str], load: LoadSettings) -> int:
+    try:
+        return root.main(words, "pollux", standalone_mode=False, obj=load) or 0
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return 2
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "pollux"
-        said = error.format_message()
-        if isinstance(error, click.UsageError):
-            said = f"{said.rstrip('.')}; see: {command} --help"
-        print(f"{command}: {said}", file=sys.stderr)
+        said = _mistake(error, words, command) if isinstance(error, click.UsageError) else error.format_message()
+        _complain(f"{command}: {said}")
         return 2
     except SettingsError as error:
-        print(f"pollux: {error}", file=sys.stderr)
+        _complain(f"pollux: {error}")
         return 2
     except click.Abort:  # Ctrl-C
         return 130
+
+
+def _complain(text: str) -> None:
+    print(redact_values(text), file=sys.stderr)
+
+
+def _mistake(error: click.UsageError, words: Sequence[str], command: str) -> str:
+    """What is wrong with the command line, in one sentence, without long words of it."""
+    said, near = error.format_message(), ""
+    if isinstance(error, click.NoSuchOption | click.exceptions.NoSuchCommand):
+        said = error.message
+        if error.possibilities:
+            near = f" (did you mean {' or '.join(map(repr, error.possibilities))}?)"
+    typed = {part for word in words for part in (word, *word.split("=")) if len(part) > REPEATED}
+    said = without(said.rstrip("."), [*typed, *(repr(part)[1:-1] for part in typed)])
+    return f"{said}{near}; see: {command} --help"
+
+
+def _stdout_fails() -> bool:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
 
 
 class LazyGroup(click.Group):
@@ -133,7 +179,7 @@ def judge(status: int | None, file: str) -> int:
     try:
         text = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except OSError as error:
-        print(f"pollux judge: {file}: {error.strerror}", file=sys.stderr)
+        _complain(f"pollux judge: {file}: {error.strerror}")
         return 2
     print(judge_command(status, text, time.time()))
     return 0
@@ -156,9 +202,16 @@ def simulate(arguments: tuple[str, ...]) -> int:  # the simulator reads them its
         return 2
     import argparse
 
-    parser = argparse.ArgumentParser(prog="pollux simulate", description="Run a simulated Gemini API.")
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise click.UsageError(message)
+
+    parser = Parser(prog="pollux simulate", description="Run a simulated Gemini API.")
     gemini_simulator.add_arguments(parser)
-    return gemini_simulator.run(parser.parse_args(arguments))
+    options = parser.parse_args(arguments)
+    if redact_values(options.host) != options.host:  # the simulator's own errors repeat it
+        raise click.UsageError("argument --host: expected an address")
+    return gemini_simulator.run(options)
 
 
 @root.command(help="List every setting with its default.")

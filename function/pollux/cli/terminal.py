@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pollux.backends.keys.contract import KeySourceError, Secret
+from pollux.redaction import redact_values
 
 if TYPE_CHECKING:
     import rich.table
@@ -26,7 +27,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except KeySourceError as error:
-            print(f"{ctx.command_path}: {error}", file=sys.stderr)
+            note(f"{ctx.command_path}: {error}")
             return 2
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -51,7 +52,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="As JSON, for
 
 
 def note(text: object) -> None:
-    print(text, file=sys.stderr)
+    """Prints a line on stderr. A key or token in it is replaced: it may have been typed in a wrong place."""
+    print(redact_values(str(text)), file=sys.stderr)
 
 
 def tell(what: str, found: Iterable[object]) -> None:

@@ -12,6 +12,7 @@ import uvicorn
 
 from pollux import log as logs
 from pollux.backends.keys.tokens import greeting
+from pollux.redaction import redact_values
 from pollux.server import admission
 from pollux.server.app import App
 from pollux.server.request_head import Protocol
@@ -32,7 +33,7 @@ def serve(settings: Settings, host: str, port: int, *, demo: bool) -> int:
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
                 return runner.run(_serve(settings, listener, demo=demo, stack=stack))
     except START_ERRORS as error:
-        _say(f"pollux serve: {error}")
+        _say(redact_values(f"pollux serve: {error}"))  # --host may be a key by mistake
         return 2
 
 
