@@ -1,8 +1,8 @@
-"""The projects that may serve a model, in the order in which a request should look at them, and the choice among them.
+"""Orders the projects that may serve a model, and chooses among those that a request looked at.
 
-Looking at a project means finding the slot that the request would get there. That is exact, and too expensive to do for
-hundreds of projects with each request. So their order is kept from request to request and corrected where something
-changed. `pool` looks at the first few; only if none of those has a slot in time, it looks at the others.
+Looking at a project means finding the slot that the request would get there. That is exact, but too expensive to do for
+hundreds of projects with each request. So `Candidates` keeps their order from request to request and corrects it where
+something changed. `pool` looks at the first few; it looks at the others only if none of those has a slot in time.
 """
 
 import heapq
@@ -33,13 +33,13 @@ MODELS_MOST = 64
 LEAST = Want(1)
 """The smallest want: where it does not fit, no other does."""
 LIMITS_FOR = 5.0
-"""For how many seconds the limits of all projects together are kept."""
+"""Seconds for which the limits of all projects together are cached."""
 MOVES_ON_FOR = 30.0
-"""The most seconds by which the next slot is assumed to have moved since the last read, in a document that other
-instances write: where requests wait, each slot is taken as soon as it is within reach."""
+"""While requests wait, other instances take each free slot at once. So in a document that they write, the next slot is
+assumed to have moved by the seconds since the last read, but by no more than this."""
 LONGER = 1.25
-"""A request that has to wait anyway accepts a wait that is longer by this factor in a document that this instance wrote
-last, because that causes fewer conflicts."""
+"""A request that must wait accepts a wait that is longer by this factor, if this instance wrote the document last: that
+causes fewer conflicts."""
 _rank = attrgetter("rank")
 
 
@@ -53,13 +53,13 @@ class _Place(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """The limits of all projects together, kept for a moment because asking all of them takes long."""
+    """The limits of all projects together, cached because asking all projects takes long."""
 
     until: float
     tokens_a_minute: int | None
     """The smallest limit of any project."""
     presumed: Limits
-    """What projects without a tier presumably have: the limits at which others like them were refused."""
+    """The limits assumed for projects without a tier: those at which other such projects were refused."""
 
 
 class _Order:
@@ -68,18 +68,18 @@ class _Order:
     def __init__(self, bucket: str, size: int) -> None:
         self.bucket = bucket
         self.changed: set[int] = set()
-        """The projects to place anew before the order is used."""
+        """The positions to sort again before the order is used."""
         self.aside: set[int] = set()
         self.why: dict[int, Why] = {}
         """Why there is no slot now."""
         self.later: dict[int, tuple[int, Refusal]] = {}
-        """The tokens of a want that found no slot in time, and its refusal, which holds for larger ones until something
-        changes."""
+        """Position -> (the tokens of a want that found no slot in time, its refusal). The refusal also holds for larger
+        wants, until something changes."""
         self.learned: dict[int, Mapping[str, tuple[int, float]]] = {}
         self._places = [_Place(0.0, False, 0.0, 0, position) for position in range(size)]
         self._sorted = list(self._places)
         self._drops: list[tuple[float, int]] = []
-        """When requests leave the window of a project, so that its load shrinks."""
+        """(time, position): when the oldest requests leave the window of a project, so that its load shrinks."""
         self._drops_at: dict[int, float] = {}
 
     def place(self, position: int, slot: float, beyond: bool, load: float, used_at: int) -> None:
@@ -95,7 +95,7 @@ class _Order:
             heapq.heappush(self._drops, (when, position))
 
     def due(self, now: float) -> set[int]:
-        """The projects to place anew: they were changed, or time has passed for them."""
+        """Returns the positions to sort again: their projects changed, or their next slot has begun."""
         while self._drops and self._drops[0][0] <= now:
             self.changed.add(heapq.heappop(self._drops)[1])
         current, at = now / SLOT, bisect_left(self._sorted, (1.0,))
@@ -130,7 +130,7 @@ class Candidates:
         return len(self._projects.by_name) > self.look_at
 
     def first(self, model: str, now: float, most: int | None = None, *, tools: Collection[str] = ()) -> list[str]:
-        """The names of the projects to look at first: a few where none of these tools rests, or all of a small pool."""
+        """Returns the names of the projects to look at first: a few where no tool rests, or all of a small pool."""
         order, most = self._order(model, now), most or self.look_at
         if len(self._in_order) <= most:
             return list(self._of)
@@ -141,8 +141,8 @@ class Candidates:
         return names[:most]
 
     def others(self, model: str, now: float, want: Want, latest: float) -> tuple[list[str], dict[str, Refusal]]:
-        """All others: the names of those worth a look, and the refusals of those that surely have no slot up to
-        `latest`."""
+        """Returns (the names of all projects that may have a slot up to `latest`, the refusals of the projects that
+        certainly have none)."""
         order = self._order(model, now)
         worth: list[str] = []
         refusals: dict[str, Refusal] = {}
@@ -161,7 +161,7 @@ class Candidates:
         return worth, refusals
 
     def refused(self, model: str, project: Project, want: Want, refusal: Refusal) -> None:
-        """Remember that a request found no slot there."""
+        """Remember that a request found no slot in this project."""
         order, position = self._orders.get(model), self._positions.get(project.name)
         if order is not None and position is not None and not want.images:
             tokens, _ = order.later.get(position, (want.tokens, refusal))
@@ -169,8 +169,8 @@ class Candidates:
                 order.later[position] = (want.tokens, refusal)
 
     def taking(self, model: str, owned: Quota, requests: int) -> None:
-        """Count `requests` more as being booked there, so that the next ones go elsewhere. In a small pool it is better
-        that they share a commit."""
+        """Count `requests` more as being booked in this quota, so that the next ones choose other projects. A small
+        pool does not count them: there, requests should share a commit."""
         owned.coming += requests
         order, position = self._orders.get(model), self._positions.get(owned.project)
         if order is not None and position is not None:
@@ -187,8 +187,8 @@ class Candidates:
     def choice(
         self, project: Project, key: Key, owned: Quota, limits: Limits, slot: Slot, smallest: Limits, now: float
     ) -> Choice:
-        """The earliest slot ranks first, then projects that are comfortable (see `quota.load`), then what the strategy
-        prefers, then the project that was used longest ago."""
+        """Rank a project that has a slot: by the time of the slot, then by whether the use is within the known limits
+        (see `quota.load`), then by what the strategy prefers, then by how long ago the project was used."""
         current = math.floor(now / SLOT)
         number: float = max(slot.number, current)
         if number > current and not owned.document.alone:
@@ -210,7 +210,7 @@ class Candidates:
         return min(mine, key=_rank, default=first)
 
     def _load(self, owned: Quota, limits: Limits, smallest: Limits, now: float) -> quota.Load:
-        """Orders the projects that have room at the same time."""
+        """Returns the part of the rank that orders projects with the same slot."""
         used = quota.load(owned.document.value, now, limits, smallest, owned.coming)
         if used.beyond:
             return used
@@ -281,11 +281,11 @@ class Candidates:
                     order.changed.add(position)
                     if learned != order.learned.get(position, {}):
                         order.learned[position] = learned
-                        order.changed.update(range(len(self._in_order)))  # it is presumed of others
+                        order.changed.update(range(len(self._in_order)))  # others are assumed to have it too
                         self._limits.pop(model, None)
 
     def _health_changed(self) -> None:
-        """Place anew what was set aside, or is back."""
+        """Mark the projects that were set aside or came back, so that they are sorted again."""
         if self.large:
             aside = self._projects.named_aside()
             changed = {self._positions[name] for name, _ in aside ^ self._aside if name in self._positions}

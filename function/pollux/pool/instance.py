@@ -1,7 +1,7 @@
-"""The name of this process among those that write to a store, and whether another process of this machine has ended.
+"""Names this process among those that write to a store, and tells whether another process of this machine has ended.
 
-A name contains machine and process only where all writers are on one machine. In the cloud, host names and process
-numbers are the same in all instances.
+A name contains the machine and the process id only if all writers are on one machine. In the cloud, host names and
+process ids are the same in all instances.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ def has_ended(name: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _place() -> str:
-    """Where process numbers are unique: this boot of the machine and this container."""
+    """Identifies where process ids are unique: this boot of the machine and this container."""
     parts = [platform.node()]
     with suppress(OSError):  # not everywhere
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
