@@ -57,12 +57,12 @@ class StreamReader:
         self._rest = b"\n"  # the start of the stream is the start of a line
         self._usage: bytes | None = None
         self._cold = b""
-        """Until content comes: what was not judged yet."""
+        """The bytes before the first content that were not judged yet."""
         self._suspect: bytearray | None = None
-        """What came since an error seemed to begin."""
+        """The bytes since an error seemed to begin."""
         self._tries = 0
         self.error: bytes | None = None
-        """The first error's JSON as it came. In an array only the last element can be an error."""
+        """The JSON of the first error, unchanged. In an array only the last element can be an error."""
 
     def feed(self, chunk: bytes) -> None:
         text = self._rest + chunk
@@ -84,7 +84,7 @@ class StreamReader:
         self._rest = text[incomplete:] if incomplete >= 0 else text[-OVERLAP:]
 
     def close(self) -> None:
-        """The stream ended: what is incomplete stays so."""
+        """The stream ended: judge what is left, although it is incomplete."""
         if not self.content_seen and not self._array and self._cold:
             self._judge(self._cold)
         if self.error is None and self._suspect:
@@ -94,18 +94,18 @@ class StreamReader:
 
     @property
     def error_begun(self) -> bool:
-        """What came last may be the beginning of an error."""
+        """Whether the last bytes may be the beginning of an error."""
         return self._suspect is not None and self.error is None
 
     @property
     def prompt_tokens(self) -> int | None:
-        """Input tokens, by Google's name or OpenAI's."""
+        """Returns the input tokens, by Google's name or OpenAI's."""
         usage = self.usage() or {}
         found = (usage.get(name) for name in ("promptTokenCount", "prompt_tokens"))
         return next((value for value in found if isinstance(value, int)), None)
 
     def usage(self) -> dict[str, Any] | None:
-        """The usage that the last event had; it is cumulative."""
+        """Returns the last event's usage, which is cumulative."""
         try:
             usage = json.loads(self._usage or b"null")
         except ValueError:
@@ -115,7 +115,7 @@ class StreamReader:
     # --- searches in each chunk --------------------------------------------------------------------------------------
 
     def _look_for_usage(self, text: bytes) -> int:
-        """Keeps the last complete usage. Returns where an incomplete one begins, or -1."""
+        """Keep the last complete usage. Returns where an incomplete one begins, or -1."""
         last = place = text.rfind(self._marker)
         while place >= 0:
             if (found := _USAGE[self._marker].match(text, place)) is not None:

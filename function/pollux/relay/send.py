@@ -1,4 +1,4 @@
-"""One call upstream with one key: the only place that reads a key's value. Nothing that comes back shows the value."""
+"""Sends one request upstream with one key. Only this module sends a key's value to Gemini. No answer shows it."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace

@@ -1,5 +1,7 @@
-"""The placement of requests that name resources, and the answers about resources: what an answer names is bound to its
-project before the client has it, and Google's addresses in it become ours.
+"""Places requests that name resources in the project that owns them, and passes on answers about resources.
+
+Before the client gets an answer, the project is stored as the owner of what the answer names, and Google's URLs in it
+become ours.
 """
 
 import re

@@ -1,6 +1,6 @@
-"""Sends a request to the project that owns the resources it names. `ownership` knows the owners.
+"""Sends a request to the project that owns the resources it names. `ownership` has the owners.
 
-A name without a known owner is searched: every healthy project is asked for it once.
+If a name has no known owner, a search asks every healthy project for it once.
 """
 
 import asyncio
@@ -33,15 +33,15 @@ from pollux.resources.pooled.placement import FileAccess, PooledPlacement
 
 AT_ONCE = 8
 SEARCHES_AT_ONCE = 8
-"""For all requests together. Each search has up to AT_ONCE connections open."""
+"""The most searches at once, of all requests together. Each has up to AT_ONCE open connections."""
 SEARCHED_MOST = 16
 """The most names of one request that are searched: each costs a call to every project."""
 WITH_RESOURCES = ("v1alpha", "v1beta")
-"""Google's v1 has only models."""
+"""The versions of Google's API that have resources. v1 has only models."""
 WITHIN = 8.0
-"""How long a project may take to say whether it has a name."""
+"""Seconds for which a search waits for a project's answer."""
 NOT_THERE = OF_RESOURCES | {"bad-request"}
-"""Refusals that mean that the project does not have the resource. Others mean nothing."""
+"""Causes of a refusal which show that the project does not have the resource. Other refusals show nothing."""
 
 
 class Locator:
@@ -53,12 +53,12 @@ class Locator:
         self._asker = asker
         self._answers = Answers(ownership, relay.pool.settings.upstream)
         self.pooled: FileAccess | None = None
-        """With POLLUX_FILES=pooled."""
+        """Set with POLLUX_FILES=pooled."""
         self._room = asyncio.Semaphore(SEARCHES_AT_ONCE)
         self._searches: dict[str, asyncio.Task[Owner | None]] = {}
 
     async def serve(self, x: Request) -> None:
-        """Send a request where its resources are; a plain one goes to the relay as it is."""
+        """Find the owner of the resources that the request names, and hand the request to the relay."""
         call, parsed = x.call, x.parsed
         if is_resource_call(call):
             x.own_base()  # refuse an invalid Host before anything is made
@@ -113,7 +113,7 @@ class Locator:
             x.place.only = project if project in self._healthy(()) else None
 
     async def owners(self, x: Request, names: Sequence[str]) -> dict[str, Owner]:
-        """The owners that are known, or found by a search."""
+        """Returns the owners that are known, and those that a search finds."""
         files = [] if self.pooled is None else [name for name in names if name.startswith("files/")]
         owners = await self._ownership.confirmed_owners(files)
         owners |= await self._ownership.owners([name for name in names if name not in owners])
@@ -128,7 +128,7 @@ class Locator:
         return owners
 
     async def _names_of(self, x: Request, references: Collection[str]) -> set[str]:
-        """The resources behind references in the body. Our URIs in it become the upstream's."""
+        """Returns the resources that the body refers to, and turns our URIs in the body into the upstream's."""
         settings = self._pool.settings
         own = [settings.public_url] if settings.public_url else []
         if any("://" in reference for reference in references):
@@ -167,7 +167,7 @@ class Locator:
         return project
 
     def _healthy(self, first: Iterable[str | None]) -> Sequence[str]:
-        """The projects with a healthy key, `first` first."""
+        """Returns the projects with a healthy key, those in `first` before the others."""
         able, _ = self._projects.candidates("", (), (), self._pool.now())
         names = [project.name for project, _ in able]
         return sorted(names, key=lambda name: name not in first)
@@ -184,7 +184,7 @@ class Locator:
         return located
 
     async def _search_one(self, x: Request, name: str) -> Owner | None:
-        """One search at a time for each name. It continues when a client that waits for it leaves."""
+        """Search for a name once for all requests that wait for it. The search continues if one of them leaves."""
         task = self._searches.get(name)
         if task is None:
             version = x.call.path.strip("/").split("/")[0]
@@ -230,7 +230,7 @@ class Locator:
 
 
 def home_of(client: str, projects: Iterable[str]) -> str | None:
-    """The project for a client's new resources: the same in every instance, so that one request can name several."""
+    """Returns the project for a client's new resources. All instances choose the same, so a request can use several."""
     return max(
         projects, key=lambda project: blake2b(f"{client}\0{project}".encode(errors="replace")).digest(), default=None
     )

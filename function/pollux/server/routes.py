@@ -67,8 +67,8 @@ class Routes:
         located: Relayed,
         listed: Relayed,
     ) -> None:
-        """`admin` makes the admin API, at its first request. `located` serves a request where the resources are that it
-        names, `listed` a list over all projects.
+        """`admin` makes the admin API at its first request. `located` serves a request in the project that owns the
+        resources it names; `listed` serves a list over all projects.
         """
         self._settings = settings
         self._admission = admission
