@@ -130,21 +130,23 @@ class Listing:
         self._projects = attempts.pool.projects
         self._upstream = attempts.pool.settings.upstream
 
-    async def run(self, x: Request) -> None:
-        own_base = x.own_base()  # refuse an invalid Host before anything is asked
+    async def run(self, request: Request) -> None:
+        own_base = request.own_base()  # refuse an invalid Host before anything is asked
         await self._projects.ready()
-        document, unasked = await (self._of_openai(x) if x.call.api == "openai" else self._of_google(x))
+        document, unasked = await (
+            self._of_openai(request) if request.call.api == "openai" else self._of_google(request)
+        )
         if document is None:
             return
         body = json.dumps(document, ensure_ascii=False, indent=2).encode("utf-8", "surrogatepass")
         headers = [(b"content-type", b"application/json; charset=utf-8")]
         if unasked:
             headers.append((NOT_ASKED, ",".join(map(quote, unasked)).encode()))
-        await x.reply.whole(200, headers, to_client(body, self._upstream, own_base))
+        await request.reply.whole(200, headers, to_client(body, self._upstream, own_base))
 
-    async def _of_google(self, x: Request) -> tuple[dict[str, Any] | None, list[str]]:
+    async def _of_google(self, request: Request) -> tuple[dict[str, Any] | None, list[str]]:
         """Returns (the list, or None if the client got an error; the projects that are not in it)."""
-        token, size = _asked_page(x.call.query)
+        token, size = _asked_page(request.call.query)
         tokens = _tokens_of(token) if token else dict.fromkeys(sorted(self._projects.by_name), "")
         gone = [project for project in tokens if project not in self._projects.by_name]
         if len(gone) > GONE_MOST:
@@ -154,42 +156,42 @@ class Listing:
         for _ in range(MOST_ROUNDS):
             if not (shares := page.shares()):
                 break
-            answers |= await self._ask_page(x, page, shares)
+            answers |= await self._ask_page(request, page, shares)
             if unseen := page.unseen():
-                answers |= await self._ask_page(x, page, unseen, peek=True)
+                answers |= await self._ask_page(request, page, unseen, peek=True)
         if not page.answered and (answers or not self._projects.by_name):
-            await self._refuse(x, answers)
+            await self._refuse(request, answers)
             return None, []
         unasked = [project for project, answer in answers.items() if not isinstance(answer, JsonAnswer)]
-        return page.document(x.call), gone + unasked
+        return page.document(request.call), gone + unasked
 
     async def _ask_page(
-        self, x: Request, page: Page, shares: Mapping[str, int | None], *, peek: bool = False
+        self, request: Request, page: Page, shares: Mapping[str, int | None], *, peek: bool = False
     ) -> Answers:
-        targets = {project: _target_at(x.call, page.left[project], share) for project, share in shares.items()}
-        answers = await self._ask_all(x, targets)
+        targets = {project: _target_at(request.call, page.left[project], share) for project, share in shares.items()}
+        answers = await self._ask_all(request, targets)
         for project, answer in answers.items():
             page.add(project, answer.document if isinstance(answer, JsonAnswer) else None, peek=peek)
         return answers
 
-    async def _of_openai(self, x: Request) -> tuple[dict[str, Any] | None, list[str]]:
+    async def _of_openai(self, request: Request) -> tuple[dict[str, Any] | None, list[str]]:
         """Like `_of_google`. The list goes through the projects one after the other, by name."""
-        after, limit = _parameter(x.call.query, ("after",)), _parameter(x.call.query, ("limit",))
+        after, limit = _parameter(request.call.query, ("after",)), _parameter(request.call.query, ("limit",))
         most = min(int(limit), OPENAI_MOST) if limit.isascii() and limit.isdigit() and int(limit) else OPENAI_PAGE
         start = ""
         if after:
-            kind = resource_path(x.call).rstrip("/")
+            kind = resource_path(request.call).rstrip("/")
             name = resource(after) or f"{kind}/{after}"
-            owner = (await self._locator.owners(x, [name])).get(name)
+            owner = (await self._locator.owners(request, [name])).get(name)
             if owner is None or owner.project not in self._projects.by_name:
                 raise GatewayError("BAD_REQUEST", "the list cannot continue after that id: its project is not known")
             start = owner.project
         asked = [project for project in sorted(self._projects.by_name) if project >= start]
-        targets = {project: _target_after(x.call, after if project == start else "", most) for project in asked}
-        answers = await self._ask_all(x, targets)
+        targets = {project: _target_after(request.call, after if project == start else "", most) for project in asked}
+        answers = await self._ask_all(request, targets)
         good = {project: answer.document for project, answer in answers.items() if isinstance(answer, JsonAnswer)}
         if not good:
-            await self._refuse(x, answers)
+            await self._refuse(request, answers)
             return None, []
         data: list[Any] = []
         more = False
@@ -206,36 +208,36 @@ class Listing:
             document |= {"first_id": ids[0], "last_id": ids[-1]}
         return document, [project for project in answers if project not in good]
 
-    async def _ask_all(self, x: Request, targets: Mapping[str, str]) -> Answers:
-        bearer = x.call.api == "openai"
-        headers = [(name, value) for name, value in x.headers if not name.startswith("content-")]
+    async def _ask_all(self, request: Request, targets: Mapping[str, str]) -> Answers:
+        bearer = request.call.api == "openai"
+        headers = [(name, value) for name, value in request.headers if not name.startswith("content-")]
         asked = (
             self._asker.ask(project, target, WITHIN, headers, bearer=bearer, whole=True)
             for project, target in targets.items()
         )
         answers = dict(zip(targets, await asyncio.gather(*asked), strict=True))
-        x.record.sent += len(targets)
+        request.record.sent += len(targets)
         for project, answer in answers.items():
             if isinstance(answer, JsonAnswer):
-                x.record.note(Attempt("", project, answer.key.id, "ok", answer.status))
-                names = answer_names(answer.document, x.call, (GOOGLE, self._upstream))
+                request.record.note(Attempt("", project, answer.key.id, "ok", answer.status))
+                names = answer_names(answer.document, request.call, (GOOGLE, self._upstream))
                 if (pooled := self._locator.pooled) is not None:
-                    hidden = await pooled.hidden(names, x.record.client)
+                    hidden = await pooled.hidden(names, request.record.client)
                     names = {name: end for name, end in names.items() if name not in hidden}
                     _leave_out(answer.document, hidden)
-                self._ownership.remember(names, project, x.record.client)
+                self._ownership.remember(names, project, request.record.client)
             elif answer is not None:
                 verdict = answer.verdict
-                x.record.note(Attempt("", project, answer.key.id, verdict.cause, answer.status, verdict.message))
+                request.record.note(Attempt("", project, answer.key.id, verdict.cause, answer.status, verdict.message))
             else:
-                x.record.note(Attempt("", project, "", "not-asked", None, "no healthy key, or no answer in time"))
+                request.record.note(Attempt("", project, "", "not-asked", None, "no healthy key, or no answer in time"))
         return answers
 
-    async def _refuse(self, x: Request, answers: Answers) -> None:
+    async def _refuse(self, request: Request, answers: Answers) -> None:
         """No project answered: send the client the first refusal that does not blame a key."""
         for answer in answers.values():
             if isinstance(answer, Failure) and answer.verdict.blames != "key":
-                await self._attempts.give(x, answer)
+                await self._attempts.give(request, answer)
                 return
         now = self._attempts.pool.now()
         able, refusals = self._projects.candidates("", (), (), now)

@@ -57,62 +57,62 @@ class Locator:
         self._room = asyncio.Semaphore(SEARCHES_AT_ONCE)
         self._searches: dict[str, asyncio.Task[Owner | None]] = {}
 
-    async def serve(self, x: Request) -> None:
+    async def serve(self, request: Request) -> None:
         """Find the owner of the resources that the request names, and hand the request to the relay."""
-        call, parsed = x.call, x.parsed
+        call, parsed = request.call, request.parsed
         if is_resource_call(call):
-            x.own_base()  # refuse an invalid Host before anything is made
-            x.pass_on = self._answers.pass_on
+            request.own_base()  # refuse an invalid Host before anything is made
+            request.pass_on = self._answers.pass_on
         names = set(path_names(call))
         if call.model is not None and "/" in (model := self._projects.catalog.resolve(call.model)):
             names.update(filter(None, (resource(model),)))  # a tuned model, named by an alias or by the body
         references = frozenset() if parsed is None else body_references(parsed, call)
         if names or references or call.kind == "other" or self.pooled is not None:
-            await self._locate(x, names, references)
-        place = x.place if isinstance(x.place, PooledPlacement) else None
+            await self._locate(request, names, references)
+        place = request.place if isinstance(request.place, PooledPlacement) else None
         try:
             if call.kind in COUNTED and call.model:
-                await self._relay.counted(x)
-            elif self.pooled is None or x.method != "DELETE" or not await self.pooled.delete(x):
+                await self._relay.counted(request)
+            elif self.pooled is None or request.method != "DELETE" or not await self.pooled.delete(request):
                 if place is not None:
                     await place.choose()
-                await self._relay.free(x)
+                await self._relay.free(request)
         finally:
             if place is not None:
                 await place.close()
 
-    async def _locate(self, x: Request, names: set[str], references: Collection[str]) -> None:
-        """Set `x.place`, and turn our URIs in the body back into Google's. `names`: those in the path."""
+    async def _locate(self, request: Request, names: set[str], references: Collection[str]) -> None:
+        """Set `request.place`, and turn our URIs in the body back into Google's. `names`: those in the path."""
         in_path = frozenset(names)
         if references:
-            names |= await self._names_of(x, references)
+            names |= await self._names_of(request, references)
         if self.pooled is not None:
-            await self.pooled.check(x, references, names)
+            await self.pooled.check(request, references, names)
         if not names:
-            if x.method == "POST" and may_combine(x.call):
+            if request.method == "POST" and may_combine(request.call):
                 await self._projects.ready()
-                x.place = OwnerPlacement(self._ownership, x.record)
-                x.place.home = home_of(x.record.client, self._healthy(()))
+                request.place = OwnerPlacement(self._ownership, request.record)
+                request.place.home = home_of(request.record.client, self._healthy(()))
             return
         await self._projects.ready()
         # Bodies name Google's own agents by bare ids too: those have no owner, and are not searched.
         agents = {name for name in names - in_path if name.startswith("agents/")}
-        owners = await self.owners(x, sorted(names - agents))
+        owners = await self.owners(request, sorted(names - agents))
         if agents:
             owners |= await self._ownership.owners(sorted(agents))
         names = (names - agents) | owners.keys()
-        x.place = OwnerPlacement(self._ownership, x.record, names)
-        if self.pooled is not None and (files := await self.pooled.pooled_references(x, owners)):
+        request.place = OwnerPlacement(self._ownership, request.record, names)
+        if self.pooled is not None and (files := await self.pooled.pooled_references(request, owners)):
             owners = {name: owner for name, owner in owners.items() if name not in files.values()}
-            x.place = PooledPlacement(self.pooled, x, names, files)
+            request.place = PooledPlacement(self.pooled, request, names, files)
         if owners:
-            x.record.owner = ", ".join(sorted({owner.project for owner in owners.values()}))
-            x.place.only = self._single_project(owners)
-        elif names and not x.place.prepares and not x.call.counted:
-            project = self._ownership.last_project(x.record.client)
-            x.place.only = project if project in self._healthy(()) else None
+            request.record.owner = ", ".join(sorted({owner.project for owner in owners.values()}))
+            request.place.only = self._single_project(owners)
+        elif names and not request.place.prepares and not request.call.counted:
+            project = self._ownership.last_project(request.record.client)
+            request.place.only = project if project in self._healthy(()) else None
 
-    async def owners(self, x: Request, names: Sequence[str]) -> dict[str, Owner]:
+    async def owners(self, request: Request, names: Sequence[str]) -> dict[str, Owner]:
         """Returns the owners that are known, and those that a search finds."""
         files = [] if self.pooled is None else [name for name in names if name.startswith("files/")]
         owners = await self._ownership.confirmed_owners(files)
@@ -122,18 +122,18 @@ class Locator:
         # A search finds these again if the operator has renamed their project.
         gone = [name for name, owner in owners.items() if owner.project not in projects]
         if unknown and len(projects) == 1:  # no other project can own it
-            owners |= {name: Owner(project, x.record.client, 0.0) for name in unknown for project in projects}
+            owners |= {name: Owner(project, request.record.client, 0.0) for name in unknown for project in projects}
         elif unknown or gone:
-            owners |= await self._search(x, unknown + gone)
+            owners |= await self._search(request, unknown + gone)
         return owners
 
-    async def _names_of(self, x: Request, references: Collection[str]) -> set[str]:
+    async def _names_of(self, request: Request, references: Collection[str]) -> set[str]:
         """Returns the resources that the body refers to, and turns our URIs in the body into the upstream's."""
         settings = self._pool.settings
         own = [settings.public_url] if settings.public_url else []
         if any("://" in reference for reference in references):
             with suppress(GatewayError):  # with an invalid Host no URI can be ours
-                own.append(x.own_base())
+                own.append(request.own_base())
         if settings.upstream != GOOGLE:  # a stand-in for Google knows only its own address
             own.append(GOOGLE)
         own = [base for base in own if base]
@@ -144,7 +144,7 @@ class Locator:
             own += [base for base, name in others if name in known]
             bases += own
         if any(reference.startswith(base + "/") for reference in references for base in own):
-            x.replace_body(to_upstream(x.readable, own, settings.upstream, references))
+            request.replace_body(to_upstream(request.readable, own, settings.upstream, references))
         return {name for reference in references if (name := named_by(reference, bases)) is not None}
 
     def _single_project(self, owners: dict[str, Owner]) -> str:
@@ -174,22 +174,22 @@ class Locator:
 
     # --- searches ----------------------------------------------------------------------------------------------------
 
-    async def _search(self, x: Request, names: Sequence[str]) -> dict[str, Owner]:
+    async def _search(self, request: Request, names: Sequence[str]) -> dict[str, Owner]:
         unknown = [name for name in names if not self._ownership.is_missing(name)][:SEARCHED_MOST]
-        found = await asyncio.gather(*(self._search_one(x, name) for name in unknown))
+        found = await asyncio.gather(*(self._search_one(request, name) for name in unknown))
         located = {name: owner for name, owner in zip(unknown, found, strict=True) if owner is not None}
         for name, owner in located.items():
             detail = f"{name} was searched and found there"
-            x.record.note(Attempt("", owner.project, "", "located", None, detail=detail))
+            request.record.note(Attempt("", owner.project, "", "located", None, detail=detail))
         return located
 
-    async def _search_one(self, x: Request, name: str) -> Owner | None:
+    async def _search_one(self, request: Request, name: str) -> Owner | None:
         """Search for a name once for all requests that wait for it. The search continues if one of them leaves."""
         task = self._searches.get(name)
         if task is None:
-            version = x.call.path.strip("/").split("/")[0]
+            version = request.call.path.strip("/").split("/")[0]
             target = f"/{version if version in WITH_RESOURCES else 'v1beta'}/{quote(name)}"
-            task = self._searches[name] = asyncio.create_task(self._when_allowed(name, target, x.record.client))
+            task = self._searches[name] = asyncio.create_task(self._when_allowed(name, target, request.record.client))
             task.add_done_callback(lambda _: self._searches.pop(name, None))
         return await asyncio.shield(task)
 
