@@ -233,7 +233,7 @@ def edit(place: KeyPlace, settings: Settings, key_id: str, details: Mapping[str,
     old, secret = None, None
     if value:
         place.require(key_id)
-        old = place.value(key_id)
+        old = place.replaced_value(key_id)
         secret = ask_value(_to_compare(place.read(writing=True), but=key_id))
     place.edit(key_id, details, secret)
     if secret:
@@ -256,7 +256,7 @@ def rotate(place: KeyPlace, settings: Settings, key_id: str, no_check: bool, mod
     disabled after the check.
     """
     place.require(key_id)
-    old = place.value(key_id)
+    old = place.replaced_value(key_id)
     contents = place.read(writing=True)
     secret = ask_value(_to_compare(contents, but=key_id), "New value of the key (not shown): ")
     _warn_if_doubted(key_id, secret)
@@ -318,7 +318,7 @@ def remove(place: KeyPlace, settings: Settings, key_id: str, yes: bool) -> int:
     """Remove a key."""
     if not confirmed(place.question(key_id), yes=yes, undone="removed"):
         return 0
-    old = place.value(key_id)
+    old = place.replaced_value(key_id)
     place.remove(key_id)
     _forgiven(place, settings, key_id)  # another key may have this id one day
     print(f"removed {key_id} from {place.name}")
