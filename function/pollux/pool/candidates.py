@@ -168,7 +168,7 @@ class Candidates:
             if want.tokens <= tokens:
                 order.later[position] = (want.tokens, refusal)
 
-    def taking(self, model: str, owned: Quota, requests: int) -> None:
+    def pending(self, model: str, owned: Quota, requests: int) -> None:
         """Count `requests` more as being booked in this quota, so that the next ones choose other projects. A small
         pool does not count them: there, requests should share a commit."""
         owned.coming += requests
@@ -184,7 +184,7 @@ class Candidates:
             known = self._limits[model] = _Known(now + LIMITS_FOR, smallest, learned)
         return known
 
-    def choice(
+    def ranked(
         self, project: Project, key: Key, owned: Quota, limits: Limits, slot: Slot, smallest: Limits, now: float
     ) -> Choice:
         """Rank a project that has a slot: by the time of the slot, then by whether the use is within the known limits

@@ -109,7 +109,7 @@ class _Search:
                 self.refusals[project.name] = found
                 candidates.refused(self._model, project, ask.want, found)
             else:
-                self.choices[project.name] = candidates.choice(
+                self.choices[project.name] = candidates.ranked(
                     project, key, owned, limits, found, self._smallest, self.now
                 )
 
@@ -260,12 +260,12 @@ class Pool:
             owned.used_at = next(self._uses)
             large = self.candidates.large
             if large:
-                self.candidates.taking(model, owned, 1)
+                self.candidates.pending(model, owned, 1)
             try:
                 booked = await self.booking.reserve(choice, model, ask, tried, ahead, latest)
             finally:
                 if large:
-                    self.candidates.taking(model, owned, -1)
+                    self.candidates.pending(model, owned, -1)
             if isinstance(booked, Reservation):
                 projects.used(choice.key, owned.used_at)
                 return booked
