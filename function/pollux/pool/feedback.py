@@ -45,7 +45,7 @@ class Feedback:
         if slot.probe or reservation.quota.document.value.cooldown is not None:
             await reservation.quota.document.note(partial(quota.succeed, slot=slot))
         key, project = reservation.key.id, reservation.quota.project
-        self.took(key)
+        self.accepted(key)
         aside = health_.value
         if not (aside.keys or aside.projects or aside.models or aside.tools):
             return
@@ -55,11 +55,11 @@ class Feedback:
         if any(name in getattr(aside, kind) for kind, name in well):
             await health_.note(partial(_healthy, well=well, since=slot.start))
 
-    def took(self, key_id: str) -> None:
+    def accepted(self, key_id: str) -> None:
         """Google accepted the key: write that with the next commit, once for each key."""
         document = self._pool.projects.health
         if key_id not in document.value.checked and not document.is_full:
-            document.add_to_next_commit(lambda value, _: health.taken(value, key_id))
+            document.add_to_next_commit(lambda value, _: health.accepted(value, key_id))
 
     def _prove(self, reservation: Reservation) -> None:
         """Where no limit is known, write with the next commit how much was served."""

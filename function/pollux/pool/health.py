@@ -78,13 +78,13 @@ def key_rests(entry: Aside | None, now: float) -> bool:
 def found_well(health: Health, now: float, key_id: str) -> Health:
     """A free call found the key well. The streak stays until a request is served: a key with which Google accepts only
     free calls rests twice as long next time."""
-    health, entry = taken(health, key_id), health.keys.get(key_id)
+    health, entry = accepted(health, key_id), health.keys.get(key_id)
     if entry is None:
         return health
     return replace(health, keys=health.keys | {key_id: entry._replace(until=now, since=now)})
 
 
-def taken(health: Health, key_id: str) -> Health:
+def accepted(health: Health, key_id: str) -> Health:
     """Google accepted the key."""
     if key_id in health.checked or len(health.checked) >= CHECKED_MOST:
         return health
@@ -101,7 +101,7 @@ def lifted(health: Health, key_id: str, project: str | None, *, well: bool) -> H
             for name in [name for name in getattr(health, kind) if name.startswith(f"{project}/")]:
                 health = clear(health, kind, name)
     if well:
-        return taken(health, key_id)
+        return accepted(health, key_id)
     return replace(health, checked=health.checked - {key_id}) if key_id in health.checked else health
 
 

@@ -170,7 +170,7 @@ class Attempts:
     ) -> None:
         request.record.note(Attempt(model, key.project, key.id, "ok", answer.status))
         if reservation is None:
-            self._feedback.took(key.id)
+            self._feedback.accepted(key.id)
         else:
             self.pool.stick(request.sticky, key.project)
             await self._feedback.served(reservation)

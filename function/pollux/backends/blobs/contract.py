@@ -52,9 +52,9 @@ class Writer:
             self._held += rest[:room]
             rest = rest[room:]
             if len(self._held) == self._piece:
-                await self._put(self.taken())
+                await self._put(self.drain())
 
-    def taken(self) -> bytes:
+    def drain(self) -> bytes:
         """What is held, which is then empty."""
         data = bytes(self._held)
         self._held.clear()

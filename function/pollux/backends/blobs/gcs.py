@@ -161,7 +161,7 @@ class GcsBlobs:
         writer = Writer(PIECE, put)
         try:
             yield writer
-            rest = writer.taken()
+            rest = writer.drain()
             await asyncio.to_thread(count, rest)
             made = await upload.send(rest, last=True)
         except BaseException:
