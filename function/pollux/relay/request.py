@@ -64,7 +64,7 @@ class Request:
     prefer_key: str | None = None
     sticky: int | None = None
     """Identifies the conversation."""
-    goes_on: bool = False
+    has_history: bool = False
     """Whether it has earlier turns of the model: then it prefers the project that served them."""
     passing: PassingBody | None = None
     """The body, if it is not held: it can be sent only once."""
@@ -98,7 +98,7 @@ class Request:
         """What it needs of a quota, estimated. A model for images makes at least one."""
         found = estimate(self.parsed, size=len(self.readable), verb=self.call.verb, generation=generation)
         want = Want(found.requests, found.tokens, max(found.images, kind == "image"))
-        sticky = self.sticky if self.goes_on else None
+        sticky = self.sticky if self.has_history else None
         parsed = self.parsed
         asked = tools.used_by(parsed) if parsed and ("tools" in parsed or "extra_body" in parsed) else tools.NONE
         return Ask(want, self.deadline, self.patient, sticky, self.prefer_key, self.place.only, tools=asked)
@@ -151,7 +151,7 @@ def _texts(message: Any) -> list[str]:
     return texts
 
 
-def goes_on(parsed: Mapping[str, Any] | None) -> bool:
+def has_history(parsed: Mapping[str, Any] | None) -> bool:
     """Whether the body has earlier turns of the model: then it belongs to the project that served them."""
     for turn in _turns(parsed):
         role = turn.get("role") if isinstance(turn, dict) else None

@@ -92,7 +92,7 @@ class Routes:
             ApiRoute(
                 "upload session",
                 "more of an upload, at the address that its start was answered with",
-                admission.go_on,
+                admission.continue_upload,
                 lambda incoming: incoming.upload is not None and incoming.upload.form == "session",
             ),
             ApiRoute(
