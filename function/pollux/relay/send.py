@@ -183,7 +183,7 @@ def broken(key: Key, error: UpstreamError, now: float) -> Failure:
 
 def _unreadable(key: Key, error: KeySourceError) -> Failure:
     verdict = verdict_of("key-source", str(error))
-    if error.passing:  # trouble of this instance: others may have the value, so the key is not set aside
+    if error.transient:  # trouble of this instance: others may have the value, so the key is not set aside
         verdict = replace(verdict, cooldown_s=0.0)
     problem = GatewayError("NO_USABLE_KEY", str(error), retry_after=5.0)
     return Failure(verdict, key, 0, (), b"", problem, unsent=True)

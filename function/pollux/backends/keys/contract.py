@@ -63,7 +63,7 @@ class Key:
 class KeySourceError(Exception):
     """A key source cannot be used: says which file and line and why, never a value."""
 
-    passing = False
+    transient = False
     """Whether the source just did not answer, so that the key may be good."""
 
 
