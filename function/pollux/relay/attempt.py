@@ -98,7 +98,7 @@ class Attempts:
             request.method,
             target,
             headers,
-            body if request.passing is None else request.passing,
+            body if request.streamed is None else request.streamed,
             credential=BEARER if request.call.api == "openai" else API_KEY,
             readdress=request.readdress,
             begins=partial(self._begins, request, reservation),

@@ -66,7 +66,7 @@ class Request:
     """Identifies the conversation."""
     has_history: bool = False
     """Whether it has earlier turns of the model: then it prefers the project that served them."""
-    passing: PassingBody | None = None
+    streamed: PassingBody | None = None
     """The body, if it is not held: it can be sent only once."""
     readdress: Readdress | None = None
     begins_upload: bool = False
@@ -78,7 +78,7 @@ class Request:
 
     @property
     def can_be_sent(self) -> bool:
-        return self.passing is None or not self.passing.asked
+        return self.streamed is None or not self.streamed.asked
 
     @property
     def harmless(self) -> bool:

@@ -41,8 +41,8 @@ class Uploads:
         self.pooled: PooledUploads | None = None
         """With POLLUX_FILES=pooled."""
 
-    async def kept_here(self, incoming: Incoming, body: bytes, passing: PassingBody | None) -> bool:
-        """Whether the file is pooled: then the client has its answer. `passing`: the body, if it is not held."""
+    async def kept_here(self, incoming: Incoming, body: bytes, streamed: PassingBody | None) -> bool:
+        """Whether the file is pooled: then the client has its answer. `streamed`: the body, if it is not held."""
         upload = incoming.upload
         if self.pooled is None or upload is None:
             return False
@@ -52,7 +52,7 @@ class Uploads:
         if upload.form == "start":
             await self.pooled.start(request, body)
         else:
-            await self.pooled.once(request, passing or HeldBody(body))
+            await self.pooled.once(request, streamed or HeldBody(body))
         return True
 
     def _upload_request(self, incoming: Incoming) -> UploadRequest:

@@ -164,24 +164,24 @@ class Admission:
         if (wanted := incoming.headers.get(b"x-pollux-key")) is not None:
             await self._check_key(wanted.decode("latin-1"))
         self._check_load()
-        passing = None
+        streamed = None
         if upload is not None and upload.form == "once" and is_large(headers, self._settings.max_body):
             watch = Watch(receive, None)
-            body, passing = b"", PassingBody(headers, receive, watch.begin)
+            body, streamed = b"", PassingBody(headers, receive, watch.begin)
         else:
             body = await read_body(headers, receive, self._settings.max_body, self._memory)
             watch = Watch(receive)
         held = len(body)
         try:
             with watch:
-                if upload is not None and await self._uploads.kept_here(incoming, body, passing):
+                if upload is not None and await self._uploads.kept_here(incoming, body, streamed):
                     return
                 request = self._request(incoming, body)
                 if upload is not None:
                     request.readdress = self._uploads.readdress(incoming)
                     request.begins_upload = upload.form == "start"
-                if passing is not None:
-                    request.passing, request.headers = passing, upstream_headers(headers, content=True)
+                if streamed is not None:
+                    request.streamed, request.headers = streamed, upstream_headers(headers, content=True)
                 if len(request.readable) != held:  # it was inflated
                     self._memory.hold(len(request.readable) - held)
                     held = len(request.readable)
