@@ -55,7 +55,7 @@ class Writer:
                 await self._put(self.drain())
 
     def drain(self) -> bytes:
-        """What is held, which is then empty."""
+        """Returns the bytes that are held, and empties the buffer."""
         data = bytes(self._held)
         self._held.clear()
         return data
