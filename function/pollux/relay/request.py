@@ -72,7 +72,7 @@ class Request:
     begins_upload: bool = False
     own_base: Callable[[], str] = str
     """This gateway's address as the client knows it."""
-    place: Placement = ANYWHERE
+    placement: Placement = ANYWHERE
     pass_on: PassOn | None = None
     """Set if the answer must be read before it passes."""
 
@@ -101,7 +101,7 @@ class Request:
         sticky = self.sticky if self.has_history else None
         parsed = self.parsed
         asked = tools.used_by(parsed) if parsed and ("tools" in parsed or "extra_body" in parsed) else tools.NONE
-        return Ask(want, self.deadline, self.patient, sticky, self.prefer_key, self.place.only, tools=asked)
+        return Ask(want, self.deadline, self.patient, sticky, self.prefer_key, self.placement.only, tools=asked)
 
     def outgoing(self, model: str | None) -> tuple[str, Sequence[tuple[str, str]], bytes]:
         """Target, headers and body of an attempt: the client's, with the model and names that are needed there."""
@@ -115,8 +115,8 @@ class Request:
             elif self.body:
                 body = replace_model(self.readable, model)
                 headers = [(name, value) for name, value in headers if name != "content-encoding"]
-        if self.place.prepares:
-            body = self.place.rewritten(body)
+        if self.placement.prepares:
+            body = self.placement.rewritten(body)
         return (f"{path}?{call.query}" if call.query else path), headers, body
 
     def size_question(self, model: str) -> tuple[str, bytes] | None:

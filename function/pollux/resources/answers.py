@@ -83,7 +83,7 @@ class Answers:
         body, whole = await collect(answer) if b"json" in kind and not encoded else (b"", False)
         if whole and request.method != "DELETE":
             body = await self.bound(
-                request.place.shown(body), request.call, project, request.record.client, request.own_base
+                request.placement.shown(body), request.call, project, request.record.client, request.own_base
             )
         await pass_on(request.reply, answer, settle, body, whole=whole)
 

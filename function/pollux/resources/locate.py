@@ -69,20 +69,20 @@ class Locator:
         references = frozenset() if parsed is None else body_references(parsed, call)
         if names or references or call.kind == "other" or self.pooled is not None:
             await self._locate(request, names, references)
-        place = request.place if isinstance(request.place, PooledPlacement) else None
+        placement = request.placement if isinstance(request.placement, PooledPlacement) else None
         try:
             if call.kind in COUNTED and call.model:
                 await self._relay.counted(request)
             elif self.pooled is None or request.method != "DELETE" or not await self.pooled.delete(request):
-                if place is not None:
-                    await place.choose()
+                if placement is not None:
+                    await placement.choose()
                 await self._relay.free(request)
         finally:
-            if place is not None:
-                await place.close()
+            if placement is not None:
+                await placement.close()
 
     async def _locate(self, request: Request, names: set[str], references: Collection[str]) -> None:
-        """Set `request.place`, and turn our URIs in the body back into Google's. `names`: those in the path."""
+        """Set `request.placement`, and turn our URIs in the body back into Google's. `names`: those in the path."""
         in_path = frozenset(names)
         if references:
             names |= await self._names_of(request, references)
@@ -91,8 +91,8 @@ class Locator:
         if not names:
             if request.method == "POST" and may_combine(request.call):
                 await self._projects.ready()
-                request.place = OwnerPlacement(self._ownership, request.record)
-                request.place.home = home_of(request.record.client, self._healthy(()))
+                request.placement = OwnerPlacement(self._ownership, request.record)
+                request.placement.home = home_of(request.record.client, self._healthy(()))
             return
         await self._projects.ready()
         # Bodies name Google's own agents by bare ids too: those have no owner, and are not searched.
@@ -101,16 +101,16 @@ class Locator:
         if agents:
             owners |= await self._ownership.owners(sorted(agents))
         names = (names - agents) | owners.keys()
-        request.place = OwnerPlacement(self._ownership, request.record, names)
+        request.placement = OwnerPlacement(self._ownership, request.record, names)
         if self.pooled is not None and (files := await self.pooled.pooled_references(request, owners)):
             owners = {name: owner for name, owner in owners.items() if name not in files.values()}
-            request.place = PooledPlacement(self.pooled, request, names, files)
+            request.placement = PooledPlacement(self.pooled, request, names, files)
         if owners:
             request.record.owner = ", ".join(sorted({owner.project for owner in owners.values()}))
-            request.place.only = self._single_project(owners)
-        elif names and not request.place.prepares and not request.call.counted:
+            request.placement.only = self._single_project(owners)
+        elif names and not request.placement.prepares and not request.call.counted:
             project = self._ownership.last_project(request.record.client)
-            request.place.only = project if project in self._healthy(()) else None
+            request.placement.only = project if project in self._healthy(()) else None
 
     async def owners(self, request: Request, names: Sequence[str]) -> dict[str, Owner]:
         """Returns the owners that are known, and those that a search finds."""
