@@ -142,7 +142,7 @@ class FilePlace(KeyPlace):
         contents = self.read(writing=True)
         if entry := contents.entries.get(key_id):
             raise KeySourceError(
-                f"{key_id!r} comes from {entry.place}: change it there, or take it over with: pollux keys import FILE"
+                f"{key_id!r} comes from {entry.where}: change it there, or take it over with: pollux keys import FILE"
             )
         raise no_such_key(key_id, contents.ids)
 
