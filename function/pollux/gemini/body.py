@@ -174,9 +174,9 @@ _LAST = re.compile(rb'"model"\s*:\s*("[^"\\]*")\s*\}\s*')
 
 def _model_values(body: bytes) -> list[tuple[int, int]]:
     """Returns (start, end) of each value of `model` at the top level, with the quotes; [] if it is no JSON object."""
-    place = body.find(b'"model"')
-    if place >= 0 and place == body.rfind(b'"model"') and b"\\u006" not in body:
-        found = _FIRST.match(body) or _LAST.fullmatch(body, place)
+    at = body.find(b'"model"')
+    if at >= 0 and at == body.rfind(b'"model"') and b"\\u006" not in body:
+        found = _FIRST.match(body) or _LAST.fullmatch(body, at)
         if found is not None:
             return [found.span(1)]
     try:

@@ -247,10 +247,10 @@ def _chained(parsed: Mapping[str, Any], found: Found, depth: int = 1) -> None:
     found += [in_collection("interactions", one) for one in _both(parsed, "previousInteractionId")]
     found += [in_collection("environments", one) for one in _both(parsed, "environmentId")]
     for name in ("environment", "base_environment", "from_environment"):
-        place = parsed.get(name)
-        found += [in_collection("environments", id_) for one in dicts(place) for id_ in _both(one, "environmentId")]
-        if place != "remote":
-            found.append(in_collection("environments", place))
+        named = parsed.get(name)
+        found += [in_collection("environments", id_) for one in dicts(named) for id_ in _both(one, "environmentId")]
+        if named != "remote":
+            found.append(in_collection("environments", named))
     found += [in_collection("agents", parsed.get(name)) for name in ("agent", "base_agent")]
     found += [in_collection("cachedContents", one) for one in _both(parsed, "cachedContent")]
     _tools(parsed.get("tools"), found, 0)

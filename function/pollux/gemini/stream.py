@@ -116,13 +116,13 @@ class StreamReader:
 
     def _look_for_usage(self, text: bytes) -> int:
         """Keep the last complete usage. Returns where an incomplete one begins, or -1."""
-        last = place = text.rfind(self._marker)
-        while place >= 0:
-            if (found := _USAGE[self._marker].match(text, place)) is not None:
+        last = at = text.rfind(self._marker)
+        while at >= 0:
+            if (found := _USAGE[self._marker].match(text, at)) is not None:
                 self._usage = found[1]
                 break
-            place = text.rfind(self._marker, 0, place)
-        return last if last != place and len(text) - last < USAGE_MOST else -1
+            at = text.rfind(self._marker, 0, at)
+        return last if last != at and len(text) - last < USAGE_MOST else -1
 
     def _look_for_error(self, text: bytes, chunk: bytes) -> None:
         if self._suspect is not None:
@@ -147,13 +147,13 @@ class StreamReader:
         return self._last_element(text) if self._array else _first_value(text)
 
     def _last_element(self, suspect: bytes) -> bytes | None:
-        place = 0
-        while place >= 0:
-            value = _first_value(suspect[place:])
-            if value is not None and not suspect[place + len(value) :].strip(_AFTER_LAST):
+        at = 0
+        while at >= 0:
+            value = _first_value(suspect[at:])
+            if value is not None and not suspect[at + len(value) :].strip(_AFTER_LAST):
                 return value
-            found = _ARRAY_ERROR.search(suspect, place)
-            place = found.end() if found is not None else -1
+            found = _ARRAY_ERROR.search(suspect, at)
+            at = found.end() if found is not None else -1
         return None
 
     # --- is there content yet? ---------------------------------------------------------------------------------------

@@ -43,7 +43,9 @@ causes fewer conflicts."""
 _rank = attrgetter("rank")
 
 
-class _Place(NamedTuple):
+class _Entry(NamedTuple):
+    """One project in the order of a model."""
+
     slot: float
     """The slot of the smallest want: 0 if there is one now, inf if there will never be one."""
     beyond: bool
@@ -76,18 +78,18 @@ class _Order:
         """Position -> (the tokens of a want that found no slot in time, its refusal). The refusal also holds for larger
         wants, until something changes."""
         self.learned: dict[int, Mapping[str, tuple[int, float]]] = {}
-        self._places = [_Place(0.0, False, 0.0, 0, position) for position in range(size)]
-        self._sorted = list(self._places)
+        self._entries = [_Entry(0.0, False, 0.0, 0, position) for position in range(size)]
+        self._sorted = list(self._entries)
         self._drops: list[tuple[float, int]] = []
         """(time, position): when the oldest requests leave the window of a project, so that its load shrinks."""
         self._drops_at: dict[int, float] = {}
 
-    def place(self, position: int, slot: float, beyond: bool, load: float, used_at: int) -> None:
-        old, new = self._places[position], _Place(slot, beyond, load, used_at, position)
+    def move(self, position: int, slot: float, beyond: bool, load: float, used_at: int) -> None:
+        old, new = self._entries[position], _Entry(slot, beyond, load, used_at, position)
         if new != old:
             del self._sorted[bisect_left(self._sorted, old)]
             insort(self._sorted, new)
-            self._places[position] = new
+            self._entries[position] = new
 
     def drops_at(self, when: float, position: int) -> None:
         if self._drops_at.get(position) != when:
@@ -105,7 +107,7 @@ class _Order:
         due, self.changed = self.changed, set()
         return due
 
-    def first(self, most: int | None = None) -> list[_Place]:
+    def first(self, most: int | None = None) -> list[_Entry]:
         return self._sorted[:most]
 
 
@@ -135,7 +137,7 @@ class Candidates:
         if len(self._in_order) <= most:
             return list(self._of)
         aside = self._projects.health.value.tools if tools else {}  # the order knows nothing of tools
-        names = [self._in_order[place.position].name for place in order.first(most + len(aside))]
+        names = [self._in_order[entry.position].name for entry in order.first(most + len(aside))]
         if aside:
             names = [name for name in names if not self._projects.tool_rests(name, tools, now)]
         return names[:most]
@@ -146,9 +148,9 @@ class Candidates:
         order = self._order(model, now)
         worth: list[str] = []
         refusals: dict[str, Refusal] = {}
-        for place in order.first():
-            position = place.position
-            name, starts = self._in_order[position].name, place.slot * SLOT
+        for entry in order.first():
+            position = entry.position
+            name, starts = self._in_order[position].name, entry.slot * SLOT
             tokens, refusal = order.later.get(position, (0, None))
             if starts == math.inf and position not in order.why:
                 continue  # no key of it is enabled
@@ -233,10 +235,10 @@ class Candidates:
         self._orders.move_to_end(model)  # invented names push out no order that is used
         if self.large:
             for position in order.due(now):
-                self._place(order, model, position, now)
+                self._update(order, model, position, now)
         return order
 
-    def _place(self, order: _Order, model: str, position: int, now: float) -> None:
+    def _update(self, order: _Order, model: str, position: int, now: float) -> None:
         project = self._in_order[position]
         owned = self._projects.quotas.get((project.name, order.bucket))
         order.later.pop(position, None)
@@ -248,10 +250,10 @@ class Candidates:
             until = math.inf
             if key is not None:
                 until, order.why[position] = key
-            order.place(position, until / SLOT, False, 0.0, 0)
+            order.move(position, until / SLOT, False, 0.0, 0)
             return
         if owned is None:
-            order.place(position, 0.0, False, 0.0, 0)
+            order.move(position, 0.0, False, 0.0, 0)
             return
         state = owned.document.value
         limits = self._projects.limits_by(state, project, model)
@@ -259,7 +261,7 @@ class Candidates:
         load = self._load(owned, limits, self._projects.smallest_limits(model), now)
         if oldest := min(state.slots, default=0):
             order.drops_at((oldest + WINDOW + 1) * SLOT, position)
-        order.place(position, slot, *load, owned.used_at)
+        order.move(position, slot, *load, owned.used_at)
 
     def _slot(self, order: _Order, position: int, owned: Quota, model: str, limits: Limits, now: float) -> float:
         presumed = self.known(model).presumed

@@ -15,14 +15,14 @@ from pathlib import Path
 
 def new_name(*, one_machine: bool) -> str:
     own = secrets.token_hex(4)
-    return f"{_place()}.{os.getpid()}.{own}" if one_machine else own
+    return f"{_machine()}.{os.getpid()}.{own}" if one_machine else own
 
 
 def has_ended(name: str) -> bool:
     """Whether this is the name of a process of this machine that has ended."""
-    place, _, rest = name.partition(".")
+    machine, _, rest = name.partition(".")
     number = rest.partition(".")[0]
-    if os.name != "posix" or not number.isdecimal() or place != _place():
+    if os.name != "posix" or not number.isdecimal() or machine != _machine():
         return False
     try:
         os.kill(int(number), 0)
@@ -34,7 +34,7 @@ def has_ended(name: str) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _place() -> str:
+def _machine() -> str:
     """Identifies where process ids are unique: this boot of the machine and this container."""
     parts = [platform.node()]
     with suppress(OSError):  # not everywhere

@@ -106,7 +106,7 @@ def find(
     window = "sliding" if state.sliding_until > now else window
     first = Slot(math.floor(now / SLOT), "")
     if state.spent_at and _utc_probe_due(state, now, limits):
-        found = _place(state, first._replace(probe="utc"), BUSY, want, limits, latest, window)
+        found = _find_from(state, first._replace(probe="utc"), BUSY, want, limits, latest, window)
         if day_of(found.start if isinstance(found, Slot) else found.until) == day_of(now):
             return found  # on the next day it would teach nothing
     why = BUSY
@@ -115,10 +115,10 @@ def find(
         if isinstance(gate, Refusal):
             return gate
         first, why = Slot(max(first.number, gate[0]), "", gate[1]), gate[2]
-    return _place(state, first, why, want, limits, latest, window)
+    return _find_from(state, first, why, want, limits, latest, window)
 
 
-def _place(
+def _find_from(
     state: State, first: Slot, why: Why, want: Want, limits: Limits, latest: float, window: str
 ) -> Slot | Refusal:
     """Find the earliest slot from `first` on. If it starts after `latest`, return a Refusal with its time and with the
@@ -128,12 +128,12 @@ def _place(
     span = LONGEST if limits and (fast(limits) or state.granted > number - LONGEST) else WINDOW
     while True:
         fitted, full = fit(state.slots, number, want, limits, span)
-        placed, closed, day = _fit_day(state, fitted, want, limits, first.probe == "utc")
+        allowed, closed, day = _fit_day(state, fitted, want, limits, first.probe == "utc")
         if number * SLOT <= latest and (cause := closed or full):
             why = Why(cause)
-        if placed == fitted:
-            return Slot(placed, day, first.probe) if placed * SLOT <= latest else Refusal(placed * SLOT, why)
-        number = placed
+        if allowed == fitted:
+            return Slot(allowed, day, first.probe) if allowed * SLOT <= latest else Refusal(allowed * SLOT, why)
+        number = allowed
 
 
 def _never(want: Want, limits: Limits) -> Refusal | None:
