@@ -154,5 +154,5 @@ def mutated(name: str) -> Iterator[None]:
 
 
 async def _taken_for_granted(document: "SharedDocument[object]") -> bool:
-    document.saw(await document._read())
+    document.load(await document._read())
     return True

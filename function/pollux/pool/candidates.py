@@ -193,12 +193,12 @@ class Candidates:
         (see `quota.load`), then by what the strategy prefers, then by how long ago the project was used."""
         current = math.floor(now / SLOT)
         number: float = max(slot.number, current)
-        if number > current and not owned.document.alone:
+        if number > current and not owned.document.is_only_writer:
             number += min(MOVES_ON_FOR, now - owned.document.seen_at) / SLOT
         if self._strategy == "earliest" and slot.until:  # a grant is held already: it costs no commit
             rank: tuple[float, ...] = (number, False, -math.inf, False, owned.used_at)
         else:
-            elsewhere = self._strategy == "earliest" and bool(limits) and not owned.document.mine
+            elsewhere = self._strategy == "earliest" and bool(limits) and not owned.document.written_last_here
             rank = (number, *self._load(owned, limits, smallest, now), elsewhere, owned.used_at)
         return Choice(rank, project, key, owned, limits, slot, now)
 
@@ -208,7 +208,7 @@ class Candidates:
         if wait <= 0 or self._strategy != "earliest":
             return first
         latest = first.rank[0] + wait * (LONGER - 1)
-        mine = [choice for choice in choices if choice.quota.document.mine and choice.rank[0] <= latest]
+        mine = [choice for choice in choices if choice.quota.document.written_last_here and choice.rank[0] <= latest]
         return min(mine, key=_rank, default=first)
 
     def _load(self, owned: Quota, limits: Limits, smallest: Limits, now: float) -> quota.Load:

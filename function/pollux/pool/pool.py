@@ -417,13 +417,13 @@ class Pool:
         return min(MARGIN_MOST, max(0.0, self.projects.store.error() - CLOCKS_OFF))
 
     def _is_stale(self, owned: Quota) -> bool:
-        return not owned.document.alone and self.now() - owned.document.seen_at > STALE
+        return not owned.document.is_only_writer and self.now() - owned.document.seen_at > STALE
 
     async def _refresh(self, owned: Quota, old: float = OLD) -> None:
         """Read the document again. If the store does not answer, a slot that is booked may still be used."""
         if not self.projects.store_health.down:
             with suppress(StoreUnavailableError):
-                await owned.document.refresh(OLD_ALONE if owned.document.alone else old)
+                await owned.document.refresh(OLD_ALONE if owned.document.is_only_writer else old)
 
     def end(self, within: float) -> None:
         """The process stops. A request that would have to wait longer gets StoppingError, and its slot is given

@@ -329,22 +329,22 @@ class Projects:
         """Read the documents that were never read, in one round trip."""
         unseen = [owned.document for owned in quotas if owned.document.seen_at == -math.inf]
         if unseen and not self.store_health.down:
-            asked = [document.tries for document in unseen]
+            asked = [document.commits_tried for document in unseen]
             try:
                 found = await self.store_health.read([document.name for document in unseen])
             except StoreUnavailableError:  # another project may serve; if not, the request fails when it chooses
                 return
             for document, tries in zip(unseen, asked, strict=True):
                 if document.seen_at == -math.inf:  # another request may have read it meanwhile
-                    document.saw(found.get(document.name), tries)
+                    document.load(found.get(document.name), tries)
 
     async def load_all(self) -> None:
         """Read every quota in the store, including those that only other processes used."""
         await self.ready()
-        asked = {owned.document.name: owned.document.tries for owned in self.quotas.values()}
+        asked = {owned.document.name: owned.document.commits_tried for owned in self.quotas.values()}
         for name, found in (await self.store_health.scan(QUOTA)).items():
             project, bucket = map(unquote, name.removeprefix(QUOTA).split(":"))
-            self.quota(project, bucket).document.saw(found, asked.get(name, 0))
+            self.quota(project, bucket).document.load(found, asked.get(name, 0))
 
     def instances(self) -> int:
         """Returns how many instances, with this one, wrote within the last minute, as far as this one knows."""

@@ -241,7 +241,7 @@ class Recovery:
         """Let this request try the project that was tried longest ago, if no other can serve it soon. One request at a
         time tries a project."""
         tried, refusals = request.tried, request.refusals
-        if len(tried.tries) >= MOST_TRIES or any(_serves_soon(refusal.why) for refusal in refusals.values()):
+        if len(tried.all_trials) >= MOST_TRIES or any(_serves_soon(refusal.why) for refusal in refusals.values()):
             return False
         now = self._projects.store.now()
         due = [(when, name) for name, when in self._last_tries(request, now) if now - when >= TRY_EVERY]
@@ -249,7 +249,7 @@ class Recovery:
             return False
         _, name = min(due)
         self._tried[name, request.model] = now
-        tried.tries.add(name)
+        tried.all_trials.add(name)
         tried.trials.add(name)
         owned = self._projects.quotas.get((name, self._projects.bucket(request.model)))
         if owned is not None and owned.document.value.cooldown is not None:
@@ -263,7 +263,7 @@ class Recovery:
             self._tried.clear()
         aside = self._projects.health.value
         for name, refusal in refusals.items():
-            if name not in self._projects.by_name or name in tried.projects or name in tried.tries:
+            if name not in self._projects.by_name or name in tried.projects or name in tried.all_trials:
                 continue
             cause, kind, tool = refusal.why
             if kind == "cooling" and cause in HALF_OPEN:

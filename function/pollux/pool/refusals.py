@@ -13,7 +13,7 @@ from pollux.pool.windows import Limits, Want, day_of
 NAMED_MOST = 5
 ASKED_WITHIN = 60.0
 """The longest Retry-After while no key is usable: requests then make the gateway probe the keys at least this often."""
-_HOPE = ("QUOTA_BUSY", "QUOTA_EXHAUSTED_TODAY", "TOO_LARGE_FOR_QUOTA", "MODEL_NOT_AVAILABLE")
+_SOONEST_FIRST = ("QUOTA_BUSY", "QUOTA_EXHAUSTED_TODAY", "TOO_LARGE_FOR_QUOTA", "MODEL_NOT_AVAILABLE")
 """If projects refuse for different causes, the client gets the first of these errors: the earlier in this list, the
 sooner the cause ends."""
 
@@ -67,7 +67,7 @@ def problem(
     if not live:
         return _no_key(found, wait)
     errors = {CAUSES[cause].error if cause in CAUSES else "QUOTA_BUSY" for cause in live}
-    error = next((error for error in _HOPE if error in errors), "QUOTA_BUSY")
+    error = next((error for error in _SOONEST_FIRST if error in errors), "QUOTA_BUSY")
     if error == "MODEL_NOT_AVAILABLE":
         return GatewayError(
             "MODEL_NOT_AVAILABLE",

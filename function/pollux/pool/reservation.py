@@ -56,7 +56,7 @@ class Tried:
     keys: set[str] = field(default_factory=set)
     reread: set[str] = field(default_factory=set)
     """Keys whose value was read again after a refusal."""
-    hoped: set[str] = field(default_factory=set)
+    refused_once: set[str] = field(default_factory=set)
     """Keys that were refused once, and may be used again if a free call finds them well."""
     rested: set[str] = field(default_factory=set)
     """Projects that refused once and may be asked again after their rest."""
@@ -64,7 +64,7 @@ class Tried:
     """Projects where Google had trouble: others come first."""
     trials: set[str] = field(default_factory=set)
     """Projects that rest, but that this request may ask once because no other can serve it."""
-    tries: set[str] = field(default_factory=set)
+    all_trials: set[str] = field(default_factory=set)
     """All projects that were ever in `trials`."""
     waits_for: Why | None = None
     """Why the request waited last."""
@@ -80,8 +80,8 @@ class Tried:
 
     def key_refused(self, key_id: str, *, probed: bool) -> None:
         """A key is used once, or twice if a free call found it well in between."""
-        if probed and key_id not in self.hoped:
-            self.hoped.add(key_id)
+        if probed and key_id not in self.refused_once:
+            self.refused_once.add(key_id)
         else:
             self.keys.add(key_id)
 

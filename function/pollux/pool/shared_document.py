@@ -118,7 +118,7 @@ class SharedDocument(Generic[T]):
         self.changed = changed
         """Called whenever `value` became another one."""
         self.counters = Counters()
-        self.mine = False
+        self.written_last_here = False
         """The last commit that this instance knows of is its own."""
         self.value: T = codec.empty
         self.seen_at = float("-inf")
@@ -228,11 +228,11 @@ class SharedDocument(Generic[T]):
         return self._writers.names(self._store.now())
 
     @property
-    def alone(self) -> bool:
+    def is_only_writer(self) -> bool:
         return self._writers.is_alone(self._store.now())
 
     @property
-    def tries(self) -> int:
+    def commits_tried(self) -> int:
         """A number that grows with every commit that is tried. It shows whether a read began before a commit."""
         return self._writers.sequence
 
@@ -265,9 +265,9 @@ class SharedDocument(Generic[T]):
         if not task.cancelled():
             task.exception()
 
-    def saw(self, found: tuple[Document, Version] | None, asked: int | None = None) -> None:
+    def load(self, found: tuple[Document, Version] | None, asked: int | None = None) -> None:
         """Replace the value here by the stored one. A document that vanished is written again from the value here.
-        `asked`: the `tries` when the read began; if a commit was tried since, the answer is too old and is ignored."""
+        `asked`: `commits_tried` when the read began; if a commit was tried since, the answer is too old to be used."""
         if asked is not None and (self._task is not None or asked != self._writers.sequence):
             return
         now = self._store.now()
@@ -279,7 +279,7 @@ class SharedDocument(Generic[T]):
             value, writers = self._unpacked(document, now)
             changed = version != self._version
             del self._uncommitted[: self._writers.read(writers, changed=changed)]
-            self.mine = self.mine and not changed
+            self.written_last_here = self.written_last_here and not changed
             self._version = version
             self.value = value
             for update in self._uncommitted:
@@ -300,7 +300,7 @@ class SharedDocument(Generic[T]):
 
     async def _reread(self) -> None:
         asked = self._writers.sequence
-        self.saw(await self._read(), asked)
+        self.load(await self._read(), asked)
 
     def _start(self) -> None:
         if self._task is None:
@@ -370,7 +370,7 @@ class SharedDocument(Generic[T]):
                     value = update(value, now)
                 self.value, self._version, self.seen_at = value, version, now
                 self.changed()
-                self.mine = True
+                self.written_last_here = True
             self.committed_at = now
             return results
         raise StoreUnavailableError(f"document {self.name!r} changed {MOST_CONFLICTS} times while one commit was tried")
@@ -383,5 +383,5 @@ class SharedDocument(Generic[T]):
                 found = await self._read()
         except TimeoutError:
             return False
-        self.saw(found)
+        self.load(found)
         return found is not None and self._writers.holds_last
