@@ -38,15 +38,15 @@ class Progress:
     until: float = math.inf
     """The time after which the request is not sent again. Set when a slot is found for the first time."""
     troubles: int = 0
-    told: Failure | None = None
+    for_client: Failure | None = None
     """The first failure of the wanted model that no key, project or quota is to blame for: the client gets it."""
     full: Full | None = None
     """Why each project had no slot for the wanted model."""
 
     def failed(self, failure: Failure, model: str) -> None:
         ours = failure.verdict.blames in ("key", "project", "quota")
-        if self.told is None and self.full is None and model == self.wanted and not ours:
-            self.told = failure
+        if self.for_client is None and self.full is None and model == self.wanted and not ours:
+            self.for_client = failure
 
 
 class Relay:
@@ -209,8 +209,8 @@ class Relay:
     async def _refuse(self, request: Request, ask: Ask, progress: Progress) -> None:
         """No attempt is left: the client gets the first failure that it can act on, or why no project has a slot."""
         only = request.placement.only
-        if (told := request.placement.exhausted() or progress.told) is not None:
-            await self.attempts.give(request, told)
+        if (failure := request.placement.exhausted() or progress.for_client) is not None:
+            await self.attempts.give(request, failure)
             return
         model, full, projects = progress.wanted, progress.full, self.pool.projects
         asked = 1 if only or request.placement.prepares else len(projects.by_name)  # few may be reachable
