@@ -1,4 +1,4 @@
-"""The list of settings, and the only reader of the environment. The CLI's help and docs/settings.md come from it."""
+"""Defines all settings. Only this module reads the environment. The CLI's help and docs/settings.md come from it."""
 
 import difflib
 import os
@@ -201,7 +201,7 @@ def _choice(help_: str, *choices: str, default: str = "", shown: str = "") -> An
 
 
 def _surroundings(read: Callable[[], Any]) -> Any:
-    """Something else that the environment says. It may have keys, so no repr shows it."""
+    """A field that is no setting but comes from the environment too. It may contain keys, so no repr shows it."""
     return field(default_factory=read, repr=False, compare=False)
 
 

@@ -1,4 +1,4 @@
-"""One call upstream with one key: the only place that reads a key's value. Nothing that comes back shows the value."""
+"""Sends one request upstream with one key. Only this module sends a key's value to Gemini. No answer shows it."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -175,7 +175,7 @@ def broken(key: Key, error: UpstreamError, now: float) -> Failure:
 
 def _unreadable(key: Key, error: KeySourceError) -> Failure:
     verdict = verdict_of("key-source", str(error))
-    if error.passing:  # trouble of this instance: others may have the value, so the key is not set aside
+    if error.transient:  # trouble of this instance: others may have the value, so the key is not set aside
         verdict = replace(verdict, cooldown_s=0.0)
     problem = GatewayError("NO_USABLE_KEY", str(error), retry_after=5.0)
     return Failure(verdict, key, 0, (), b"", problem, unsent=True)
