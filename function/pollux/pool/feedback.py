@@ -109,9 +109,11 @@ class Feedback:
             document.add_to_next_commit(partial(health.seen_tier, project=project, tier=tier))
 
     def _end_probe(self, reservation: Reservation, verdict: Verdict) -> None:
-        """A probe that was refused for its content passed the quota. When days end, only a served one tells."""
+        """A probe that was refused for its content passed the quota. A malformed answer proves nothing; when days end,
+        only a served request does."""
         slot = reservation.slot
-        if slot.probe == "half-open" and (verdict.blames == "client" or verdict.action == "to-client"):
+        refused = verdict.blames == "client" or verdict.action == "to-client"
+        if slot.probe == "half-open" and refused and verdict.cause != "malformed":
             reservation.quota.document.submit(partial(quota.succeed, slot=slot))
         reservation.release()
 
