@@ -13,6 +13,7 @@ from pollux.gemini.verdict.quota_error import BESIDE
 from pollux.gemini.verdict.rules import Verdict, judge, verdict_of
 from pollux.pool import quota
 from pollux.pool.candidates import LOOK_AT
+from pollux.pool.strategy import STRATEGIES
 from pollux.pool.windows import day_of
 from tests.pools import BEGAN, MODEL, FaultyStore, Full, House, Keys, Reservation, house, keys_of, memory, play
 
@@ -382,7 +383,7 @@ def test_a_slot_ahead_is_given_back_if_its_tool_rests_by_then() -> None:
     play(scene())
 
 
-@pytest.mark.parametrize("strategy", ["earliest", "round_robin", "least_recently_used", "most_available"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_in_a_large_pool_only_a_few_are_looked_at_though_the_tool_rests_in_many(strategy: str) -> None:
     async def scene() -> None:
         h = await house(keys_of(60), strategy=strategy)
