@@ -1,4 +1,4 @@
-"""One call upstream with one key: the only place that reads a key's value. Nothing that comes back shows the value."""
+"""One call upstream with one key: the only place that sends a key's value. Nothing that comes back shows the value."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
