@@ -121,7 +121,7 @@ def test_everything_asked_of_the_store_is_counted_and_timed() -> None:
         watch, _ = await _watch(0.2)
         mine = Counters()
         await watch.commit("a", {"n": 1}, None, mine)
-        with pytest.raises(Exception, match="changed by somebody else"):
+        with pytest.raises(Exception, match="changed by another writer"):
             await watch.commit("a", {"n": 2}, None, mine)
         await watch.read(["a", "b", "c"])
         assert mine == Counters(commits=2, conflicts=1)
