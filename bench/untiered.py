@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bench import cost
-from bench.overhead import show
+from bench.processes import show
 from bench.scheduling import ENFORCEMENTS, FIRST_WINDOW, PAGE
 from bench.virtual import table
 from gemini_simulator.errors import Case, quota_error
