@@ -1,4 +1,4 @@
-"""`pollux keys …`: nine commands over a `KeyPlace`. A value is never taken from the command line, and never shown."""
+"""`pollux keys …`: commands over a `KeyPlace`. A value is never taken from the command line, and never shown."""
 
 import asyncio
 import functools

@@ -18,6 +18,7 @@ from pollux.pool.quota import Slot, State
 from pollux.pool.refusals import BUSY, STORE_DOWN, Refusal, Why
 from pollux.pool.reservation import Ask, Choice, Reservation, Tried
 from pollux.pool.shared_document import Update
+from pollux.pool.strategy import STRATEGIES
 from pollux.pool.windows import SLOT, Limits, Want, fast
 from pollux.settings import Settings
 
@@ -54,6 +55,7 @@ class Booking:
         self.pause_until = 0.0
         """Nothing is booked before this time, because all projects were refused at once."""
         self._settings = settings
+        self._strategy = STRATEGIES[settings.strategy]
         self._projects = projects
         self._now = projects.store.now
         self._watch = projects.store_health
@@ -183,9 +185,9 @@ class Booking:
         return grant
 
     def _ask(self, owned: Quota, limits: Limits) -> None:
-        """Ask for as much as is used in 3 s at the current pace. Strategies other than `earliest` spread the load over
-        all projects, so they ask for a share."""
-        share = 1.0 if self._settings.strategy == "earliest" else 1 / max(1, len(self._projects.by_name))
+        """Ask for as much as is used in 3 s at the present pace, or for one project's share of it where the strategy
+        spreads the load over all projects."""
+        share = 1.0 if self._strategy.prefers_own else 1 / max(1, len(self._projects.by_name))
         wanted = self._paces.get(owned.bucket, NO_PACE).for_a_grant(share)
         if wanted.requests < grants.LEAST:
             return

@@ -20,10 +20,9 @@ from pollux.pool.projects import Project, Projects, Quota
 from pollux.pool.quota import Slot
 from pollux.pool.refusals import BUSY, Refusal, Why
 from pollux.pool.reservation import Choice
+from pollux.pool.strategy import Strategy
 from pollux.pool.windows import SLOT, WINDOW, Limits, Want
 
-IN_TURN = ("round_robin", "least_recently_used")
-"""Two names of one strategy: the project that was used longest ago comes first."""
 LOOK_AT = 8
 """How many projects a request looks at. A pool that is not larger needs no order."""
 READ_AT_ONCE = 64
@@ -112,7 +111,7 @@ class _Order:
 
 
 class Candidates:
-    def __init__(self, projects: Projects, booking: Booking, strategy: str) -> None:
+    def __init__(self, projects: Projects, booking: Booking, strategy: Strategy) -> None:
         self._projects = projects
         self._booking = booking
         self._strategy = strategy
@@ -195,17 +194,17 @@ class Candidates:
         number: float = max(slot.number, current)
         if number > current and not owned.document.is_only_writer:
             number += min(MOVES_ON_FOR, now - owned.document.seen_at) / SLOT
-        if self._strategy == "earliest" and slot.until:  # a grant is held already: it costs no commit
+        if self._strategy.prefers_own and slot.until:  # a grant is held already: it costs no commit
             rank: tuple[float, ...] = (number, False, -math.inf, False, owned.used_at)
         else:
-            elsewhere = self._strategy == "earliest" and bool(limits) and not owned.document.written_last_here
+            elsewhere = self._strategy.prefers_own and bool(limits) and not owned.document.written_last_here
             rank = (number, *self._load(owned, limits, smallest, now), elsewhere, owned.used_at)
         return Choice(rank, project, key, owned, limits, slot, now)
 
     def best(self, choices: Sequence[Choice], now: float) -> Choice:
         first = min(choices, key=_rank)
         wait = first.rank[0] - math.floor(now / SLOT)
-        if wait <= 0 or self._strategy != "earliest":
+        if wait <= 0 or not self._strategy.prefers_own:
             return first
         latest = first.rank[0] + wait * (LONGER - 1)
         mine = [choice for choice in choices if choice.quota.document.written_last_here and choice.rank[0] <= latest]
@@ -216,7 +215,7 @@ class Candidates:
         used = quota.load(owned.document.value, now, limits, smallest, owned.coming)
         if used.beyond:
             return used
-        return quota.Load(False, owned.coming if self._strategy in IN_TURN else round(used.share, 2))
+        return quota.Load(False, owned.coming if self._strategy.in_turn else round(used.share, 2))
 
     def _order(self, model: str, now: float) -> _Order:
         if self._of is not self._projects.by_name:

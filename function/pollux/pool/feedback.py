@@ -109,10 +109,11 @@ class Feedback:
             document.add_to_next_commit(partial(health.seen_tier, project=project, tier=tier))
 
     def _end_probe(self, reservation: Reservation, verdict: Verdict) -> None:
-        """End a half-open probe as a success if Google refused only its content, since the quota had room. A "utc"
-        probe proves something only if it is served."""
+        """End a half-open probe as a success if Google refused only its content, since the quota had room. A
+        malformed answer proves nothing, and a "utc" probe only something if it is served."""
         slot = reservation.slot
-        if slot.probe == "half-open" and (verdict.blames == "client" or verdict.action == "to-client"):
+        refused = verdict.blames == "client" or verdict.action == "to-client"
+        if slot.probe == "half-open" and refused and verdict.cause != "malformed":
             reservation.quota.document.submit(partial(quota.succeed, slot=slot))
         reservation.release()
 

@@ -20,6 +20,7 @@ from pollux.pool.projects import Project, Projects, Quota
 from pollux.pool.recovery import Recovery
 from pollux.pool.refusals import BUSY, PAUSED, STORE_DOWN, Refusal
 from pollux.pool.reservation import Ask, Choice, Full, Reservation, StoppingError, Tried
+from pollux.pool.strategy import STRATEGIES
 from pollux.pool.windows import SLOT
 from pollux.settings import Settings
 
@@ -173,7 +174,8 @@ class Pool:
         self.now = projects.store.now
         self.booking = Booking(settings, projects)
         self.recovery = Recovery(projects)
-        self.candidates = Candidates(projects, self.booking, settings.strategy)
+        self._strategy = STRATEGIES[settings.strategy]
+        self.candidates = Candidates(projects, self.booking, self._strategy)
         self.waiting = 0
         self._sleepers = _Sleepers(self.now, sleep)
         self._uses = itertools.count(1)
@@ -322,7 +324,7 @@ class Pool:
                 wanted = name == conversation or (choice is not None and choice.key.id == ask.prefer_key)
                 if choice is not None and wanted and choice.slot.start <= search.now:
                     return choice
-        if self.settings.strategy == "earliest" and not ask.near:
+        if self._strategy.prefers_own and not ask.near:
             for name in projects.with_grants(search.bucket):
                 await search.look_at([name])
                 choice = search.choices.get(name)
