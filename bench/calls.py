@@ -20,7 +20,7 @@ from typing import Any
 
 import pollux
 from bench.load import ANSWER, BODY
-from bench.overhead import PATH, TOKEN, show
+from bench.processes import PATH, TOKEN, show
 from pollux.backends.keys.contract import Key, Secret
 from pollux.backends.keys.tokens import Tokens
 from pollux.backends.upstream import Streamed

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bench import choice, cost
 from bench.fleet import Case, Seen, fast, measure, slow
-from bench.overhead import show, unpin
+from bench.processes import show, unpin
 from bench.virtual import table
 from tools.emulator import VARIABLE, available
 from tools.emulator_files import EmulatorError

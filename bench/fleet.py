@@ -19,7 +19,7 @@ from typing import Any
 
 from bench.gemini import KEPT
 from bench.load import BODY, request
-from bench.overhead import PATH, TOKEN, free_port, process
+from bench.processes import PATH, TOKEN, free_port, process
 
 ADMIN = "bench-admin-token"
 SLOW = {"rpm": 15, "tpm": 250_000, "rpd": 100_000}

@@ -20,7 +20,7 @@ from pathlib import Path
 from bench import cost
 from bench.contention import Row, pivot
 from bench.load import BODY, CONTENT, load, request, upstream
-from bench.overhead import LIMITS, PATH, TOKEN, gateway, pin
+from bench.processes import LIMITS, PATH, TOKEN, gateway, pin
 
 PAGE = cost.ROOT / "docs/performance.md"
 

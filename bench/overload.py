@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from bench.load import BODY, request
-from bench.overhead import PATH, TOKEN, free_port, gateway, process, show
+from bench.processes import PATH, TOKEN, free_port, gateway, process, show
 
 PROJECTS = 8
 LIMITS = {"rpm": 15, "tpm": 250_000, "rpd": 100_000}

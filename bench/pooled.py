@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from bench.overhead import TOKEN, free_port, process, show
+from bench.processes import TOKEN, free_port, process, show
 from bench.uploads import CHUNK, FILES, MIB, Server, high_water, seconds
 
 PROJECTS, RPM, REQUESTS = 8, 5, 50

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from bench.many_keys import VARIANTS
-from bench.scheduling import STRATEGIES, FixedKeys
+from bench.scheduling import FixedKeys
 from bench.virtual import table
 from pollux.backends.keys.contract import Key
 from pollux.backends.store.memory import MemoryStore
@@ -21,6 +21,7 @@ from pollux.pool.feedback import Feedback
 from pollux.pool.pool import Pool
 from pollux.pool.projects import Projects
 from pollux.pool.reservation import Ask, Full, Tried
+from pollux.pool.strategy import STRATEGIES
 from pollux.pool.windows import Want
 from pollux.server.wiring import builtin_catalog
 from pollux.settings import Settings

@@ -25,6 +25,7 @@ from pollux.pool.feedback import Feedback
 from pollux.pool.pool import Pool
 from pollux.pool.projects import Projects
 from pollux.pool.reservation import Ask, Full, Tried
+from pollux.pool.strategy import STRATEGIES
 from pollux.pool.windows import Want
 from pollux.server.wiring import builtin_catalog
 from pollux.settings import Settings
@@ -39,7 +40,6 @@ MAX_WAIT = 60.0
 FIRST_WINDOW = 61.5
 ATTEMPTS = 4
 ENFORCEMENTS = ("sliding", "minute", "bucket")
-STRATEGIES = ("earliest", "round_robin", "least_recently_used", "most_available")
 BIG = 200_000
 """80 % of the token limit."""
 

@@ -25,12 +25,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bench import cost
-from bench.overhead import show
-from bench.scheduling import ENFORCEMENTS, FIRST_WINDOW, PAGE, STRATEGIES
+from bench.processes import show
+from bench.scheduling import ENFORCEMENTS, FIRST_WINDOW, PAGE
 from bench.virtual import table
 from gemini_simulator.errors import Case, quota_error
 from gemini_simulator.quota import Enforcer
 from pollux.backends.upstream import Answer, Streamed
+from pollux.pool.strategy import STRATEGIES
 from pollux.server.app import App
 from tests.gateway import FLASH, FakeAnswer, Got, Keys, answer, call, gateway, now, play, projects, value_of, whole
 
@@ -241,7 +242,7 @@ def scenes(
     limits: Sequence[str] = ("unknown", "known"),
     allowed: Sequence[str] = ALLOWED,
     enforcements: Sequence[str] = ENFORCEMENTS,
-    strategies: Sequence[str] = STRATEGIES,
+    strategies: Sequence[str] = tuple(STRATEGIES),
     windows: int = 10,
     seeds: Sequence[int] = SEEDS,
 ) -> list[Scene]:

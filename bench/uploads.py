@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from bench.overhead import TOKEN, free_port, gateway, process, processor, show
+from bench.processes import TOKEN, free_port, gateway, process, processor, show
 from bench.tls import of_client
 from tools.certificate import make_certificate
 

@@ -49,6 +49,17 @@ def test_the_architecture_names_every_module_once_and_no_others() -> None:
     assert sorted(first_cells(section(page("architecture.md"), "The modules"))) == modules
 
 
+def test_the_tests_of_every_module_have_its_path_or_are_named() -> None:
+    rows = re.findall(
+        r"^\| (`[\w/]+\.py`[^|]*) \| ([^|]*`tests/[^|]*) \|$", section(page("architecture.md"), "The tests"), re.M
+    )
+    named = {module: re.findall(r"`([^`]+)`", tests) for row, tests in rows for module in re.findall(r"`([^`]+)`", row)}
+    paths = [path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
+    mirrored = {str(path) for path in paths if (ROOT / "tests" / path.parent / f"test_{path.name}").is_file()}
+    assert sorted(named) == sorted({str(path) for path in paths} - mirrored)
+    assert [path for tests in named.values() for path in tests if not (ROOT / path).is_file()] == []
+
+
 # `path.py: name` on a page: a file below function/pollux, or from the root of the checkout, and what is in it
 NAMED_THERE = re.findall(r"`([\w/]+\.py): ([\w.]+)`", page("architecture.md"))
 

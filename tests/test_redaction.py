@@ -13,7 +13,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pollux import redaction
-from pollux.redaction import LONGEST, MARK, Screen, clean, clean_lines, never_log, redact, redact_known, redact_values
+from pollux.redaction import (
+    LONGEST,
+    MARK,
+    Forms,
+    Screen,
+    clean,
+    clean_lines,
+    never_log,
+    redact,
+    redact_known,
+    redact_values,
+)
 
 KEY = "AIza" + "x" * 35
 AUTH_KEY = "AQ.test-" + "x" * 40
@@ -107,7 +118,7 @@ def test_exact_secrets_are_found_however_they_are_escaped(secret: str) -> None:
 
 
 def screened(*pieces: bytes, same_length: bool = False) -> list[bytes]:
-    screen = Screen(OPAQUE.encode(), same_length=same_length)
+    screen = Screen(Forms(OPAQUE), same_length=same_length)
     return [*(screen.through(piece) for piece in pieces), screen.rest()]
 
 
@@ -121,6 +132,29 @@ def test_a_beginning_is_held_back_until_it_is_known_what_it_is() -> None:
     assert screened(b"a Zx9Q", b"uack") == [b"a ", b"Zx9Quack", b""]
     assert screened(b"a Zx9Q") == [b"a ", b"Zx9Q"]
     assert screened(b"a Z", b" b") == [b"a ", b"Z b", b""]
+
+
+ESCAPED = {"json": "\\u{:04x}", "JSON": "\\u{:04X}", "url": "%{:02x}", "URL": "%{:02X}", "plain": "{:c}"}
+
+
+@given(st.lists(st.sampled_from(sorted(ESCAPED)), min_size=len(OPAQUE), max_size=len(OPAQUE)), st.data())
+def test_a_secret_is_covered_whichever_of_its_characters_are_escaped(how: list[str], data: st.DataObject) -> None:
+    written = "".join(
+        ESCAPED[each].format(ord(character)) for each, character in zip(how, OPAQUE, strict=True)
+    ).encode()
+    text = b'{"a": "' + written + b'\\n", "b": "' + written + b'"}'
+    assert Forms(OPAQUE).cover(text) == b'{"a": "[redacted]\\n", "b": "[redacted]"}'
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=12)) | {0, len(text)})
+    pieces = [text[start:end] for start, end in itertools.pairwise(cuts)]
+    assert b"".join(screened(*pieces)) == b'{"a": "[redacted]\\n", "b": "[redacted]"}'
+    assert len(b"".join(screened(*pieces, same_length=True))) == len(text)
+
+
+def test_what_only_resembles_a_secret_passes() -> None:
+    for text in (OPAQUE.lower(), OPAQUE[:-1], "100% &amp; \\u005a\\u0078 %5a"):
+        assert Forms(OPAQUE).cover(text.encode()) == text.encode()
+        assert b"".join(screened(text.encode())) == text.encode()
+    assert Forms("abc").cover(b"abc \\u0061bc") == b"abc \\u0061bc"
 
 
 @given(data=st.data(), at=st.integers(0, 400), size=st.integers(40, 200))

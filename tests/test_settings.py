@@ -1,5 +1,6 @@
 """Settings: one list, read from the environment, each mistake named; and the page made from it."""
 
+import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import pytest
 
 from pollux import settings as module
+from pollux.backends.blobs import gcs_calls
+from pollux.backends.keys import files, secrets_api
 from pollux.gemini.guard import GUARDS
 from pollux.settings import Proxy, Settings, SettingsError, data_folder, describe, proxy_for
 from tools import tables
@@ -22,6 +25,7 @@ def read(**environ: str) -> Settings:
     ("name", "text", "value"),
     [
         ("TOKEN", "one, name=two,,", ("one", "name=two")),
+        ("KEYS", "one, two,,", ("one", "two")),
         ("ADMIN_TOKEN", " secret-value ", "secret-value"),
         ("UPSTREAM", "http://127.0.0.1:3146/", "http://127.0.0.1:3146"),
         ("STORE", "memory://", "memory://"),
@@ -103,7 +107,9 @@ def test_arguments_come_before_the_environment() -> None:
 
 
 def test_no_repr_shows_a_token() -> None:
-    shown = repr(read(POLLUX_TOKEN="secret-of-a-client", POLLUX_ADMIN_TOKEN="secret-of-the-admin"))
+    shown = repr(
+        read(POLLUX_TOKEN="secret-of-a-client", POLLUX_ADMIN_TOKEN="secret-of-the-admin", POLLUX_KEYS="secret")
+    )
     assert "secret" not in shown.replace("secrets=", "")
 
 
@@ -232,14 +238,63 @@ def test_in_the_cloud_pooled_files_need_a_place_that_is_shared(monkeypatch: pyte
 # --- the environment -------------------------------------------------------------------------------------------------
 
 
-def test_nothing_else_reads_the_environment() -> None:
-    package = Path(module.__file__).parent
-    readers = {
-        path.relative_to(package).as_posix()
-        for path in package.rglob("*.py")
-        if re.search(r"\bos\.(environ|getenv)|from os import.*\b(environ|getenv)|K_SERVICE", path.read_text())
+PACKAGE = Path(module.__file__).parent
+
+
+def uses_the_environment(source: str) -> bool:
+    names = {"environ", "environb", "getenv", "getenvb", "putenv", "expandvars"}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module in ("os", "os.path"):
+            if names & {name.name for name in node.names}:
+                return True
+        elif isinstance(node, ast.Import) and any(name.name == "os" and name.asname for name in node.names):
+            return True  # under another name its attributes would not be seen
+        elif isinstance(node, ast.Attribute) and node.attr in names and ast.unparse(node.value) in ("os", "os.path"):
+            return True
+    return "K_SERVICE" in source
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import os\nos.environ['HOME']",
+        "import os\nos.environb",
+        "import os\nos.getenv('HOME')",
+        "import os\nos.path.expandvars('$HOME')",
+        "from os import (\n    environ,\n)",
+        "from os import getenv as read",
+        "import os as system",
+        "in_cloud = 'K_SERVICE' in variables",
+    ],
+)
+def test_a_use_of_the_environment_is_seen(source: str) -> None:
+    assert uses_the_environment(source)
+    assert not uses_the_environment("import os\nfrom os import fspath\nos.getpid()\nsettings.environ['HOME']")
+
+
+def test_only_settings_uses_the_environment() -> None:
+    users = {path.name for path in PACKAGE.rglob("*.py") if uses_the_environment(path.read_text())}
+    assert users == {"settings.py"}
+
+
+def test_the_page_lists_every_other_variable_that_is_read() -> None:
+    read = {
+        "SSL_CERT_FILE",
+        "HTTPS_PROXY",
+        "HTTP_PROXY",
+        "ALL_PROXY",
+        "NO_PROXY",
+        secrets_api.EMULATOR,
+        gcs_calls.EMULATOR,
     }
-    assert readers == {"settings.py"}
+    read |= {*files.VARIABLES, files.ROOT}
+    for path in PACKAGE.rglob("*.py"):
+        found = re.findall(
+            r"""environ(?:\.get\(|\.setdefault\(|\[)"(\w+)"|"(\w+)" in environ""", path.read_text(), re.IGNORECASE
+        )
+        read |= {name.upper() for pair in found for name in pair if name}
+    assert {"NO_COLOR", "IDENTITY_TOKEN", "FIRESTORE_EMULATOR_HOST", "K_SERVICE", "XDG_DATA_HOME"} <= read
+    assert sorted(name for name in read if f"`{name}`" not in PAGE.read_text()) == []
 
 
 def test_what_else_the_environment_says_is_no_setting_and_no_repr_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:

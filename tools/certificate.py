@@ -16,6 +16,7 @@ def make_certificate(folder: Path) -> Path:
     now = datetime.datetime.now(datetime.UTC)
     names = [
         x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+        x509.IPAddress(ipaddress.ip_address("2001:db8::5")),
         x509.DNSName("localhost"),
         x509.DNSName("gemini.example"),
     ]

@@ -34,19 +34,19 @@ ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 if os.getppid() == int(sys.argv[1]):  # else it died before we asked
     os.execv(sys.argv[2], sys.argv[2:])
 """
-"""Becomes the emulator, with the promise to die with its parent. A preexec_fn would do it in a fork of this process,
-which gRPC's threads do not like."""
+"""Becomes the emulator, which the kernel kills when its parent ends. A preexec_fn would do that in a fork of this
+process, which gRPC's threads do not survive."""
 
 
 _starter = ThreadPoolExecutor(1, "emulator")
-"""What Linux calls the parent is the thread that started a process: this one lives as long as we do."""
+"""Starts the emulator. Linux takes the starting thread for the parent, and this thread lives as long as the process."""
 
 
 class Emulator:
-    """An emulator of our own, which on Linux is killed when this process ends, however that comes."""
+    """An emulator that this process starts. On Linux it is killed when this process ends, even by a crash."""
 
     def __init__(self, port: int = 0) -> None:
-        """On a free port, if none is given."""
+        """Use a free port if none is given."""
         self.config: Config = config()
         self.port = port or _free_port(self.config.host)
         self._process: subprocess.Popen[bytes] | None = None

@@ -18,7 +18,7 @@ from pollux.settings import ENVIRON
 
 LONG_LINE = 16 * 1024
 PIECE = 4096
-"""A pipe that is ready takes so much without blocking (PIPE_BUF)."""
+"""The bytes that a ready pipe accepts without blocking (PIPE_BUF)."""
 WAITING_MOST = 1 << 20
 CLOSE_WITHIN = 1.0
 _COLOURS = {"DEBUG": "\x1b[2m", "WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[1;31m"}
@@ -224,7 +224,7 @@ _encode = json.JSONEncoder(default=str, skipkeys=True).encode
 
 
 def _still_json(line: str, entry: Mapping[str, Any]) -> str:
-    """If a number held a secret of digits, its replacement is no JSON: then log the line as a message."""
+    """Log the line as a message if redaction broke its JSON, which happens if a number contained a secret of digits."""
     try:
         json.loads(line)
     except ValueError:

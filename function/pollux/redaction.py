@@ -12,6 +12,8 @@ SHORTEST = 6
 """A shorter secret is not replaced: that would break up ordinary words."""
 LONGEST = 4000
 """The longest text in a log line."""
+LONGEST_ESCAPE = 6
+"""Bytes of one escaped character, but for those beyond 16 bits, which have two escapes."""
 BEGINNING = 4
 SEARCHED_MOST = 64
 """Up to so many beginnings of known secrets, it is faster to search a line for each than to take the line apart."""
@@ -85,23 +87,91 @@ def _replaced(text: AnyStr, forms: Iterable[str]) -> AnyStr:
     return text
 
 
-class Forms(tuple[bytes, ...]):
-    """How one exact secret may be written, the longest first. None if it is too short to be one."""
+class Forms:
+    """How one exact secret may be written: plainly, or with any of its characters escaped as JSON, URLs or HTML do."""
 
-    __slots__ = ()
+    __slots__ = ("_characters", "_escapes", "_longest", "_opening", "_pattern", "_plain", "_starts")
 
-    def __new__(cls, secret: str) -> "Forms":
-        forms = sorted(_forms(secret), key=len, reverse=True)
-        return super().__new__(cls, (form.encode("utf-8", "replace") for form in forms))
+    def __init__(self, secret: str) -> None:
+        """A secret that is too short is never found."""
+        self._plain = secret.encode("utf-8", "replace") if len(secret) >= SHORTEST else b""
+        self._characters = [_spellings(character) for character in secret] if self._plain else []
+        self._escapes = {form[:2] if form[:1] == b"\\" else form[:1] for each in self._characters for form in each[1:]}
+        patterns = [b"(?:%b)" % b"|".join(map(_any_case_of_hex, each)) for each in self._characters] or [b"(?!)"] * 2
+        self._pattern = re.compile(b"".join(patterns))
+        self._opening = re.compile(patterns[0] + patterns[1])
+        self._starts = frozenset(form[0] for form in self._characters[0]) if self._characters else frozenset()
+        self._longest = sum(max(map(len, each)) for each in self._characters)
 
     def __repr__(self) -> str:
         return "Forms(…)"
 
-    def cover(self, data: bytes) -> bytes:
-        for form in self:
-            if form in data:
-                data = data.replace(form, MARK.encode())
-        return data
+    def may_be_in(self, data: bytes) -> bool:
+        """False if `data` surely has none of the forms."""
+        return self._plain in data or any(escape in data for escape in self._escapes)
+
+    def cover(self, data: bytes, *, escaped: bool = True, same_length: bool = False) -> bytes:
+        """`escaped`: also its escaped forms. `same_length`: what replaces the secret is as long as it, for an answer
+        whose length was announced.
+        """
+        if not self._plain or not (self.may_be_in(data) if escaped else self._plain in data):
+            return data
+        if not escaped:
+            return data.replace(self._plain, _mark(len(self._plain) if same_length else None))
+        return self._pattern.sub(lambda found: _mark(len(found[0]) if same_length else None), data)
+
+    def begins(self, data: bytes) -> int:
+        """Where the end of `data` may be the beginning of a form; else its length."""
+        if not self._plain:
+            return len(data)
+        openings = (found.start() for found in self._opening.finditer(data, max(0, len(data) - self._longest + 1)))
+        for at in openings:
+            if self._reaches_end(data, at):
+                return at
+        for at in range(max(0, len(data) - LONGEST_ESCAPE * 2 + 1), len(data)):  # an opening that is not complete
+            if data[at] in self._starts and self._reaches_end(data, at):
+                return at
+        return len(data)
+
+    def _reaches_end(self, data: bytes, at: int) -> bool:
+        for spellings in self._characters:
+            rest = data[at : at + LONGEST_ESCAPE * 2].lower()
+            spelling = next((form for form in spellings if rest.startswith(form.lower())), None)
+            if spelling is None:
+                return at + len(rest) == len(data) and any(form.lower().startswith(rest) for form in spellings)
+            at += len(spelling)
+            if at == len(data):
+                return True
+        return False
+
+
+def _mark(size: int | None) -> bytes:
+    mark = MARK.encode()
+    return mark if size is None else mark.ljust(size, b".")[:size]
+
+
+def _spellings(character: str) -> list[bytes]:
+    """One character, plainly and then escaped."""
+    plain = character.encode("utf-8", "replace")
+    units = character.encode("utf-16-be", "surrogatepass")
+    spellings = [
+        b"".join(b"\\u%02x%02x" % (units[at], units[at + 1]) for at in range(0, len(units), 2)),
+        b"".join(b"%%%02x" % byte for byte in plain),
+    ]
+    if (entity := html.escape(character)) != character:
+        spellings.append(entity.encode())
+    if character in '"\\/':
+        spellings.append(b"\\" + plain)
+    return [plain, *spellings]
+
+
+def _any_case_of_hex(spelling: bytes) -> bytes:
+    """A pattern for it. The digits of escapes may have either case. It begins with a literal, which is fast."""
+    if len(spelling) < 3 or spelling[:1] not in b"\\%":
+        return re.escape(spelling)
+    return b"".join(
+        b"[%c%c]" % (byte, byte - 32) if byte in b"abcdef" else re.escape(bytes((byte,))) for byte in spelling
+    )
 
 
 def _forms(secret: str) -> set[str]:
@@ -115,32 +185,29 @@ def _forms(secret: str) -> set[str]:
 
 
 class Screen:
-    """Removes one form of a secret from bytes that pass, wherever they are cut. If the end of a piece may be the
-    beginning of the secret, it is held back until the next piece comes.
+    """Removes a secret from bytes that pass, wherever they are cut. If the end of a piece may be the beginning of the
+    secret, it is held back until the next piece comes.
 
-    `same_length`: what replaces the secret is as long as it, for an answer whose length was announced.
+    `escaped`: look for its escaped forms too. `same_length`: as in `Forms.cover`.
     """
 
-    __slots__ = ("_held", "_mark", "_secret")
+    __slots__ = ("_escaped", "_forms", "_held", "_same_length")
 
-    def __init__(self, secret: bytes, *, same_length: bool = False) -> None:
-        self._secret = secret
-        self._mark = MARK.encode().ljust(len(secret), b".")[: len(secret)] if same_length else MARK.encode()
+    def __init__(self, forms: Forms, *, escaped: bool = True, same_length: bool = False) -> None:
+        self._forms = forms
+        self._escaped = escaped
+        self._same_length = same_length
         self._held = b""
 
     def __repr__(self) -> str:
         return "Screen(…)"
 
     def through(self, data: bytes) -> bytes:
-        secret = self._secret
         text = self._held + data if self._held else data
-        if secret in text:
-            text = text.replace(secret, self._mark)
-        at = text.find(secret[:1], max(0, len(text) - len(secret) + 1))
-        while at >= 0 and not secret.startswith(text[at:]):
-            at = text.find(secret[:1], at + 1)
-        self._held = b"" if at < 0 else text[at:]
-        return text if at < 0 else text[:at]
+        text = self._forms.cover(text, escaped=self._escaped, same_length=self._same_length)
+        at = self._forms.begins(text)
+        self._held = text[at:]
+        return text[:at] if self._held else text
 
     def rest(self) -> bytes:
         """Call it at the end: returns what was held back and did not become the secret."""

@@ -1,4 +1,4 @@
-"""The list of settings, and the only reader of the environment. The CLI's help and docs/settings.md come from it."""
+"""The list of settings, and the only module that uses os.environ. The CLI's help and docs/settings.md come from it."""
 
 import difflib
 import os
@@ -11,7 +11,8 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 PREFIX = "POLLUX_"
 ENVIRON: Mapping[str, str] = os.environ
-"""No other module reads the process's variables: this, or `Settings.environ`, is passed to it."""
+"""No other module uses os.environ. One that reads a variable besides the settings takes this, or `Settings.environ`, as
+an argument; docs/settings.md lists these variables."""
 GUARDS = ("auth_tokens", "permissions", "transferOwnership", "webhooks", "files:register", "batch", "$rpc")
 """The same as in gemini.guard, which is not imported for them: every command reads the settings first."""
 MODES = ("both", "pro_only", "flash_only", "flash_lite_only")
@@ -201,7 +202,7 @@ def _choice(help_: str, *choices: str, default: str = "", shown: str = "") -> An
 
 
 def _surroundings(read: Callable[[], Any]) -> Any:
-    """Something else that the environment says. It may have keys, so no repr shows it."""
+    """A field that is no setting but comes from the environment too. It may contain keys, so no repr shows it."""
     return field(default_factory=read, repr=False, compare=False)
 
 
@@ -218,10 +219,7 @@ class Settings:
     keys_file: str = _setting(
         "", str, "The only file that keys are read from (keys.json, key.txt or .env). Unset: every local source."
     )
-    # The keyring reads the keys themselves, with the other variables.
-    keys: tuple[str, ...] = _setting(
-        (), lambda _: (), "API keys, comma separated: one of the local sources.", secret=True
-    )
+    keys: tuple[str, ...] = _setting((), _words, "API keys, comma separated: one of the local sources.", secret=True)
     secrets: str = _setting("", str, "Google Cloud project whose Secret Manager holds the keys and the tokens.")
     store: str = _setting(
         "",

@@ -1,4 +1,4 @@
-"""Input tokens: characters through four, and a fixed number for each medium. PURE."""
+"""Counts input tokens: a quarter of the characters, and a fixed number for each image or other medium. PURE."""
 
 import json
 import re

@@ -75,7 +75,7 @@ class Fault:
         rng: Random,
         tools: Collection[str] = (),
     ) -> bool:
-        """Whether it strikes this call; if so, that is counted. A dice is thrown only for calls that match."""
+        """Whether the fault applies to this call. If so, count it. `rng` is used only for calls that match."""
         if self.count is not None and self.fired >= self.count:
             return False
         wanted = (self.key, key), (self.project, project), (self.model, model), (self.verb, verb)

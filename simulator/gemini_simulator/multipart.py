@@ -35,18 +35,18 @@ async def parts(pieces: AsyncIterator[bytes], boundary: bytes) -> AsyncIterator[
     async for piece in pieces:
         held += piece
         while True:
-            place = held.find(mark)
-            if place < 0:
+            at = held.find(mark)
+            if at < 0:
                 sure = len(held) - len(mark)
                 if sure > 0:
                     if inside:
                         yield held[:sure]
                     held = held[sure:]
                 break
-            after = held[place + len(mark) :]
+            after = held[at + len(mark) :]
             if after.startswith(b"--"):
-                if inside and place:
-                    yield held[:place]
+                if inside and at:
+                    yield held[:at]
                 async for _ in pieces:  # what follows the last part means nothing
                     pass
                 return
@@ -55,8 +55,8 @@ async def parts(pieces: AsyncIterator[bytes], boundary: bytes) -> AsyncIterator[
                 if len(after) > _MOST_HEADERS:
                     raise bad_request("Multipart body: the headers of a part are too long.")
                 break
-            if inside and place:
-                yield held[:place]
+            if inside and at:
+                yield held[:at]
             yield Part(_headers(after[:end]))
             inside = True
             held = after[end + 4 :]

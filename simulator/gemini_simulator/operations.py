@@ -37,7 +37,7 @@ class Operations:
         }
 
     def begin(self, parent: str, project: str, outcome: Outcome, metadata: dict[str, Any] | None = None) -> Any:
-        """A new operation under that name; its first sight, in which it is never done."""
+        """Begin a new operation below `parent`. Returns its first state, which is never done."""
         place = f"{parent}/operations" if parent else "operations"
         operation = self._resources.add(place, project, metadata, LIFE)
         operation.ready = operation.created + self._working

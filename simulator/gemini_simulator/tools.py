@@ -50,16 +50,17 @@ class Turn:
 
     @property
     def done(self) -> set[str]:
-        """What was called, and not answered with an error just now."""
+        """The functions that were called and whose last result is not an error."""
         wrong = {name for name, value in self.results if isinstance(value, Mapping) and value.get("error")}
         return self.called - wrong
 
 
 def choose(tools: Toolbox, turn: Turn, text: str) -> list[Function]:
-    """Whom to call now. AUTO: those that the last text names, until their results came. ANY: the first that may be.
+    """Returns the functions that the model calls now.
 
-    In mode ANY, after results, the first that was not done yet in this turn, and none once all were: a client that runs
-    what it is told would else never come to an end.
+    In mode AUTO: those that the last text names, until their results arrive. In mode ANY: the first that is allowed;
+    after results, the first that is not done yet in this turn. When all are done, it is none: otherwise a client that
+    runs each call would never finish.
     """
     if tools.mode == "NONE":
         return []

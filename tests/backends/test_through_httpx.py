@@ -68,6 +68,59 @@ def test_a_proxy_of_the_environment_is_used_with_its_credentials(
     assert b"\r\nHost: gemini.example\r\n" in server.requests[0]
 
 
+@pytest.mark.parametrize(
+    ("base", "line"),
+    [
+        ("https://[2001:db8::5]", b"CONNECT [2001:db8::5]:443 HTTP/1.1"),
+        ("http://[2001:db8::5]", b"GET http://[2001:db8::5]:80/ HTTP/1.1"),
+    ],
+)
+def test_an_ipv6_address_is_named_to_a_proxy_in_brackets(
+    base: str, line: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = ProxyServer(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+
+    async def scene(upstream: Upstream) -> None:
+        with contextlib.suppress(UpstreamError):
+            await upstream.send("GET", "/", HEADERS, b"")
+
+    through(proxy, scene, monkeypatch, base)
+    assert [head.split(b"\r\n")[0] for head in proxy.heads] == [line]
+
+
+@pytest.mark.parametrize(("address", "trusted"), [("2001:db8::5", True), ("2001:db8::6", False)])
+def test_the_certificate_of_an_ipv6_address_is_checked_behind_a_proxy(
+    address: str, trusted: bool, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = ProxyServer()
+
+    async def scene(upstream: Upstream) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            proxy.to = ("127.0.0.1", await listen(stack, Server(OK).serve, server_tls(certificate)))
+            with contextlib.nullcontext() if trusted else pytest.raises(UpstreamError, match="CERTIFICATE"):
+                assert await read(upstream) == b"{}"
+
+    through(proxy, scene, monkeypatch, f"https://[{address}]")
+
+
+def test_an_ipv6_address_is_reached_without_a_proxy() -> None:
+    server = Server(OK)
+
+    async def scene() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                listener = await asyncio.start_server(server.serve, "::1", 0)
+            except OSError:
+                pytest.skip("no IPv6 on this machine")
+            stack.callback(listener.close)
+            port = listener.sockets[0].getsockname()[1]
+            upstream = open_upstream(f"http://[::1]:{port}", timeout=5.0, connect_timeout=1.0, http="httpx")
+            assert await read(upstream) == b"{}"
+            await upstream.close()
+
+    run(scene())
+
+
 @pytest.mark.parametrize("base", ["https://gemini.example", "http://gemini.example"])
 def test_a_proxy_may_want_tls_itself(base: str, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     proxy, server = ProxyServer(), Server(OK)

@@ -46,6 +46,12 @@ def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         yield Shell(google, capsys, monkeypatch, Settings(data=str(tmp_path)))
 
 
+def test_each_command_has_help(shell: Shell) -> None:
+    for command in tokens.commands:
+        code, out, _ = shell(command, "--help", secrets=False)
+        assert (code, f"Usage: pollux tokens {command}" in out) == (0, True)
+
+
 # --- add
 
 

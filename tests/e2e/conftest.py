@@ -1,4 +1,4 @@
-"""What most of these tests share: one gateway a module, without limits, whose simulator each test finds at peace."""
+"""Fixtures: one gateway per module, without limits, whose simulator has no faults when a test begins."""
 
 import os
 from collections.abc import Iterator

@@ -14,7 +14,7 @@ import pytest
 from google import genai
 from google.genai import _api_client, types
 
-from bench.overhead import free_port
+from bench.processes import free_port
 from gemini_simulator import Fault
 from gemini_simulator.api import Simulator
 from tests.e2e.conftest import Pair

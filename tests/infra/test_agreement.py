@@ -123,7 +123,7 @@ def test_every_setting_of_the_module_is_read_by_the_gateway(filled_plan: Plan) -
         assert found != getattr(Settings(), name), f"{name}: a default would prove nothing"
 
 
-@pytest.mark.parametrize("name", ["mode", "store_down", "strategy", "window"])
+@pytest.mark.parametrize("name", ["http", "mode", "store_down", "strategy", "window"])
 def test_words_are_those_that_the_gateway_knows(name: str) -> None:
     told = re.search(rf"var\.settings\.{name} == null \? true : contains\(\[(.*?)\]", variable("settings"))
     assert told

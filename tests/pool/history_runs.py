@@ -84,11 +84,11 @@ def one(seed: int, tally: Tally, *, corrected: bool = True) -> None:
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """A request that turns in circles without ever pausing, so that no other one gets its turn, is a HangError too."""
+    """Raise HangError if a request runs in a busy loop, so that nothing else can run."""
 
     def spins(*_: object) -> None:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0.05, 0.05)  # the others who do so sooner
-        raise HangError(f"a request turned in circles for {SPINS:g} s of computing, and nothing else could run")
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.05, 0.05)  # other busy loops end sooner
+        raise HangError(f"a request ran in a busy loop for {SPINS:g} s of CPU time, and nothing else could run")
 
     if not hasattr(signal, "setitimer"):  # not on every system
         yield
@@ -154,5 +154,5 @@ def mutated(name: str) -> Iterator[None]:
 
 
 async def _taken_for_granted(document: "SharedDocument[object]") -> bool:
-    document.saw(await document._read())
+    document.load(await document._read())
     return True

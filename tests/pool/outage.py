@@ -20,12 +20,12 @@ from tests.pools import FaultyStore
 
 AT_ONCE = {"x-pollux-fallback": "off", "x-pollux-max-wait": "0"}
 GIVEN_UP = 5.0
-"""So long the Firestore store waits for an answer."""
+"""Seconds for which the Firestore store waits for an answer."""
 FOREVER = 1e9
 
 
 class Far(FaultyStore):
-    """An outage is one for operators too. `hangs`: nobody says no, so that each call takes until it is given up."""
+    """A store whose outage also affects `scan`. `hangs`: calls are not refused but wait until the timeout."""
 
     def fail(self, seconds: float = FOREVER, *, hangs: bool = False) -> None:
         self.out_until = asyncio.get_running_loop().time() + seconds

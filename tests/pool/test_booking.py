@@ -11,6 +11,7 @@ from pollux.backends.store.contract import Document, StoreUnavailableError, Vers
 from pollux.pool import quota
 from pollux.pool.grants import Grant
 from pollux.pool.shared_document import FULL
+from pollux.pool.strategy import STRATEGIES
 from pollux.pool.windows import LONGEST, SLOT, WINDOW
 from tests.pools import BEGAN, FaultyStore, Full, House, Reservation, Tried, house, keys_of, memory, play, until
 
@@ -186,7 +187,7 @@ def test_after_a_refusal_nothing_more_is_spent_of_a_grant() -> None:
     play(scene())
 
 
-@pytest.mark.parametrize("strategy", ["round_robin", "least_recently_used", "most_available"])
+@pytest.mark.parametrize("strategy", [name for name, strategy in STRATEGIES.items() if not strategy.prefers_own])
 def test_other_strategies_keep_their_order_and_use_grants_too(strategy: str) -> None:
     async def scene() -> None:
         h = await house(keys_of(3, rpm=1000), strategy=strategy)

@@ -10,12 +10,12 @@ import pytest
 
 from pollux.backends.keys.contract import Key
 from pollux.pool import health, quota
-from pollux.pool.candidates import IN_TURN
 from pollux.pool.health import Health
+from pollux.pool.strategy import STRATEGIES
 from pollux.pool.windows import Want
+from pollux.settings import Settings, SettingsError
 from tests.pools import MODEL, Choice, Full, House, Keys, Reservation, Tried, house, keys_of, play
 
-STRATEGIES = ("earliest", "round_robin", "least_recently_used", "most_available")
 MANY = 40
 
 
@@ -30,6 +30,11 @@ def looks(h: House) -> Counter[str]:
 
     h.pool.booking.look = counted  # type: ignore[method-assign]
     return counts
+
+
+def test_the_strategies_are_the_words_of_the_setting() -> None:
+    with pytest.raises(SettingsError, match=f"expected one of {', '.join(STRATEGIES)}$"):
+        Settings.from_env({"POLLUX_STRATEGY": "none of them"})
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -79,7 +84,7 @@ def test_a_large_pool_is_spread_evenly(strategy: str, limits: dict[str, int]) ->
     play(scene())
 
 
-@pytest.mark.parametrize("strategy", IN_TURN)
+@pytest.mark.parametrize("strategy", [name for name, strategy in STRATEGIES.items() if strategy.in_turn])
 def test_in_a_large_pool_the_project_that_was_used_longest_ago_comes_next(strategy: str) -> None:
     async def scene() -> None:
         h = await house(keys_of(MANY, rpm=50), strategy=strategy)
@@ -101,7 +106,7 @@ def test_looking_at_a_few_candidates_finds_as_good_a_project_as_looking_at_all(s
         if rng.random() < 0.5:  # some differ
             more = [Key(f"x{n}", f"x{n}", limits={"*": {"rpm": rng.randrange(1, 9)}}) for n in range(10)]
             keys = Keys(*keys.now, *more)
-        h = await house(keys, strategy=rng.choice(STRATEGIES))
+        h = await house(keys, strategy=rng.choice(list(STRATEGIES)))
         h.pool.candidates.look_at = 4
         for _ in range(150):
             await _something_happens(h, rng)

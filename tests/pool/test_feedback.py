@@ -10,9 +10,10 @@ from pollux.backends.keys.contract import Key
 from pollux.gemini.tools import GROUNDING, MAPS, SEARCH, TOOLS, URLS
 from pollux.gemini.verdict.causes import until_midnight
 from pollux.gemini.verdict.quota_error import BESIDE
-from pollux.gemini.verdict.rules import Verdict, judge
+from pollux.gemini.verdict.rules import Verdict, judge, verdict_of
 from pollux.pool import quota
 from pollux.pool.candidates import LOOK_AT
+from pollux.pool.strategy import STRATEGIES
 from pollux.pool.windows import day_of
 from tests.pools import BEGAN, MODEL, FaultyStore, Full, House, Keys, Reservation, house, keys_of, memory, play
 
@@ -382,7 +383,7 @@ def test_a_slot_ahead_is_given_back_if_its_tool_rests_by_then() -> None:
     play(scene())
 
 
-@pytest.mark.parametrize("strategy", ["earliest", "round_robin", "least_recently_used", "most_available"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_in_a_large_pool_only_a_few_are_looked_at_though_the_tool_rests_in_many(strategy: str) -> None:
     async def scene() -> None:
         h = await house(keys_of(60), strategy=strategy)
@@ -707,11 +708,14 @@ def test_a_probe_that_the_client_spoilt_ends_the_rest(status: int) -> None:
     play(scene())
 
 
-@pytest.mark.parametrize("status", [None, 500, 503])
-def test_a_probe_that_came_to_nothing_is_followed_by_the_next_at_once(status: int | None) -> None:
+@pytest.mark.parametrize("status", [None, 500, 503, "malformed"])
+def test_a_probe_that_came_to_nothing_is_followed_by_the_next_at_once(status: int | str | None) -> None:
     async def scene() -> None:
         h, found = await _probing()
-        await h.feedback.failed(found, judge(status, b"", now=h.pool.now()))
+        now = h.pool.now()
+        await h.feedback.failed(
+            found, verdict_of(status, "") if isinstance(status, str) else judge(status, b"", now=now)
+        )
         assert h.quota().value.cooldown is not None
         assert (await h.send(wait=0)).slot.probe == "half-open"
         found.release()

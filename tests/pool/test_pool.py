@@ -10,9 +10,9 @@ import pytest
 from pollux.backends.keys.contract import Key
 from pollux.gemini.verdict.rules import Verdict
 from pollux.pool import health, quota
-from pollux.pool.candidates import IN_TURN
 from pollux.pool.quota import State
 from pollux.pool.shared_document import Change
+from pollux.pool.strategy import STRATEGIES
 from pollux.pool.windows import day_of
 from tests.pools import (
     BEGAN,
@@ -123,7 +123,7 @@ def test_a_want_above_the_limit_goes_where_the_limit_is_larger_or_nowhere() -> N
 # --- who is chosen ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", ["earliest", "round_robin", "least_recently_used", "most_available"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_spreads_and_uses_all_there_is_before_it_waits(strategy: str) -> None:
     async def scene() -> None:
         h = await house(keys_of(3, rpm=4), strategy=strategy)
@@ -157,7 +157,7 @@ def test_strategies_differ_where_projects_do(strategy: str, expected: list[str])
 
 def test_all_that_strategies_choose_among_is_the_earliest_slot() -> None:
     async def scene() -> None:
-        for strategy in ("earliest", "round_robin", "least_recently_used", "most_available"):
+        for strategy in STRATEGIES:
             h = await house(keys_of(2, rpm=1), strategy=strategy)
             await h.send(tokens=1)
             await asyncio.sleep(10)
@@ -308,7 +308,7 @@ def test_looking_reserves_nothing() -> None:
     play(scene())
 
 
-@pytest.mark.parametrize("strategy", IN_TURN)
+@pytest.mark.parametrize("strategy", [name for name, strategy in STRATEGIES.items() if strategy.in_turn])
 def test_the_project_that_was_used_longest_ago_comes_next(strategy: str) -> None:
     async def scene() -> None:
         h = await house(keys_of(3, rpm=50), strategy=strategy)

@@ -324,7 +324,7 @@ def test_quotas_of_invented_models_are_forgotten_and_those_that_hold_something_a
         again = await h.send(model="invented-0")
         assert again.quota.document.value.slots.keys(), "the store knows it still"
         assert sum(want.requests for want in again.quota.document.value.slots.values()) == 2
-        assert again.quota.document.tries == 2
+        assert again.quota.document.commits_tried == 2
 
     with changed(MOST_QUOTAS=20):
         play(scene())

@@ -65,8 +65,9 @@ def test_the_slot_is_the_earliest_and_a_refusal_tells_when(
         return begins + 1 <= number * SLOT and (number + 1) * SLOT + 0.5 <= ends - 1
 
     first = math.floor(now / SLOT)
-    for number in range(first, first + 2 * int(patience) + 2):
-        if number * SLOT <= max(now, now + patience) and free(number):
+    last = math.floor(max(now, now + patience) / SLOT)  # of the sum: it may round up to the next slot
+    for number in range(first, last + 1):
+        if free(number):
             assert isinstance(found, Slot)
             assert found.number == number
             assert found.day == day_of(found.start)[0]

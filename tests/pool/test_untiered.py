@@ -2,8 +2,9 @@
 
 import pytest
 
-from bench.scheduling import ENFORCEMENTS, STRATEGIES
+from bench.scheduling import ENFORCEMENTS
 from bench.untiered import IN_TURN, OPENING, Burst, Scene, burst_and_overload, spread_and_burst
+from pollux.pool.strategy import STRATEGIES
 
 ALMOST_ALL = 0.95
 REFUSED_MOST = 4

@@ -11,7 +11,7 @@ from pollux.gemini.call import read_target
 from pollux.gemini.errors import GatewayError
 from pollux.relay.journal import Record
 from pollux.relay.passing import Reply
-from pollux.relay.request import Request, conversation, goes_on
+from pollux.relay.request import Request, conversation, has_history
 from tests.gateway import CHAT, FLASH, GENERATE, HELLO, NEXT, STREAM
 
 TYPE = ("content-type", "application/json")
@@ -223,7 +223,7 @@ def test_what_says_nothing_is_no_conversation(body: dict[str, Any] | None) -> No
     ],
 )
 def test_a_conversation_goes_on_when_the_model_has_spoken(body: dict[str, Any] | None, expected: bool) -> None:
-    assert goes_on(body) is expected
+    assert has_history(body) is expected
 
 
 def test_nothing_of_a_conversation_can_be_read_from_its_name() -> None:

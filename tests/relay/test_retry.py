@@ -411,7 +411,7 @@ class Silent(Unreadable):
         if key_id == "k2":
             return await super(Restless, self).value(key_id)
         error = KeySourceError("secret pollux-key-k1: no answer")
-        error.passing = True
+        error.transient = True
         raise error
 
 

@@ -147,6 +147,39 @@ def test_status_shows_what_only_the_store_knows() -> None:
     play(scene)
 
 
+def _no_constant(name: str) -> Any:
+    raise AssertionError(f"{name} is not JSON")
+
+
+def test_what_has_no_slot_is_null_and_all_numbers_are_json() -> None:
+    """An exhausted day, a limit of 0, a model that is not on the tier, disabled keys, a store that was never read."""
+
+    async def scene() -> None:
+        keys = Keys(
+            [
+                Key("k1", "p1", limits={"*": {"rpd": 1, "rpm": 5}}),
+                Key("k2", "p2", limits={"*": {"rpm": 0}}),
+                Key("k3", "p3", enabled=False),
+                Key("k4", "p4"),
+            ]
+        )
+        said = {"k1": whole(answer(7)), "k4": refuses("unsupported")}
+        async with gateway(FakeUpstream(lambda sent: said[sent.key]), keys) as app:
+            for path in ("/admin/status", f"/admin/explain?model={FLASH}"):
+                json.loads((await see(app, path)).body, parse_constant=_no_constant)
+            for key in ("k1", "k4", "k2", "k3"):
+                await call(app, headers=ONE_MODEL | {"x-pollux-key": key, "x-pollux-max-wait": "0"})
+            for path in ("/admin/status", f"/admin/explain?model={FLASH}&tokens=1000000000"):
+                shown = json.loads((await see(app, path)).body, parse_constant=_no_constant)
+            earliest = {entry["project"]: entry["earliest"] for entry in shown["candidates"] if entry["model"] == FLASH}
+            assert earliest["p2"] is earliest["p3"] is None
+            keys.all = (Key("k1", "p1", limits={"*": {"rpm": 0}}),)
+            shown = json.loads((await see(app)).body, parse_constant=_no_constant)
+            assert [entry["next_slot"] for entry in shown["quotas"] if entry["project"] == "p1"] == [None]
+
+    play(scene)
+
+
 class Kept:
     """Another process's view of a store: it closes nothing."""
 

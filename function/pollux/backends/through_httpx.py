@@ -54,7 +54,8 @@ class _Connection(asyncio.Protocol, httpcore2.AsyncNetworkBackend, httpcore2.Asy
         """The request's head is being written: the upstream may act on it."""
         self._ended = False
         self._origin = address
-        self._host = address.host.encode("idna")
+        self._host = f"[{address.host}]".encode() if ":" in address.host else address.host.encode("idna")
+        """httpcore2 sends it to a proxy as it is, so an IPv6 address has its brackets."""
         self._proxy = proxy
         self._place = f"the proxy {proxy.url}" if proxy else f"{address.host}:{address.port}"
         """What it is connecting to."""
@@ -170,7 +171,7 @@ class _Connection(asyncio.Protocol, httpcore2.AsyncNetworkBackend, httpcore2.Asy
 
     async def connect_tcp(self, host: str, port: int, *_: Any, **__: Any) -> httpcore2.AsyncNetworkStream:
         try:
-            sock = await connected_socket(host, port)
+            sock = await connected_socket(host.strip("[]"), port)
             await asyncio.get_running_loop().create_connection(lambda: self, sock=sock)
         except OSError as error:
             raise no_connection(self._place, error) from None
@@ -183,8 +184,8 @@ class _Connection(asyncio.Protocol, httpcore2.AsyncNetworkBackend, httpcore2.Asy
             self._place = f"{self._origin.host}:{self._origin.port} through the proxy {self._proxy.url}"
         assert self._transport is not None
         try:
-            loop = asyncio.get_running_loop()
-            made = await loop.start_tls(self._transport, self, ssl_context, server_hostname=server_hostname)
+            loop, name = asyncio.get_running_loop(), (server_hostname or "").strip("[]")
+            made = await loop.start_tls(self._transport, self, ssl_context, server_hostname=name)
             self._transport = cast("asyncio.Transport", made)
         except OSError as error:
             raise no_connection(self._place, error) from None

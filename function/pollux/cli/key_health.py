@@ -205,7 +205,7 @@ async def _lifted(store: Store, keys: Keys, *, well: bool) -> list[str]:
 
 
 async def _tried(name: str, change: Callable[[], Awaitable[None]]) -> None:
-    """Again after each conflict: reads the document anew."""
+    """Make the change, and repeat it after a conflict. `change` reads the document each time."""
     for _ in range(TRIES):
         with suppress(ConflictError):
             return await change()

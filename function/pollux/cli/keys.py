@@ -1,4 +1,4 @@
-"""`pollux keys …`: nine commands over a `KeyPlace`. A value is never taken from the command line, and never shown."""
+"""`pollux keys …`: commands over a `KeyPlace`. A value is never taken from the command line, and never shown."""
 
 import asyncio
 import functools
@@ -201,7 +201,7 @@ def add(
         if getattr(contents.unread.get(key_id), "kind", "") == "disabled":
             location = place.location(key_id)
             raise KeySourceError(f"{location} has no value yet; add one with: pollux keys rotate {key_id}")
-        taken = contents.entries[key_id].place if key_id in contents.entries else place.location(key_id)
+        taken = contents.entries[key_id].where if key_id in contents.entries else place.location(key_id)
         raise KeySourceError(f"the id {key_id!r} is taken, by {taken}")
     secret = ask_value(_to_compare(contents))
     _warn_if_doubted(key_id, secret)
@@ -233,7 +233,7 @@ def edit(place: KeyPlace, settings: Settings, key_id: str, details: Mapping[str,
     old, secret = None, None
     if value:
         place.require(key_id)
-        old = place.value(key_id)
+        old = place.replaced_value(key_id)
         secret = ask_value(_to_compare(place.read(writing=True), but=key_id))
     place.edit(key_id, details, secret)
     if secret:
@@ -256,7 +256,7 @@ def rotate(place: KeyPlace, settings: Settings, key_id: str, no_check: bool, mod
     disabled after the check.
     """
     place.require(key_id)
-    old = place.value(key_id)
+    old = place.replaced_value(key_id)
     contents = place.read(writing=True)
     secret = ask_value(_to_compare(contents, but=key_id), "New value of the key (not shown): ")
     _warn_if_doubted(key_id, secret)
@@ -318,7 +318,7 @@ def remove(place: KeyPlace, settings: Settings, key_id: str, yes: bool) -> int:
     """Remove a key."""
     if not confirmed(place.question(key_id), yes=yes, undone="removed"):
         return 0
-    old = place.value(key_id)
+    old = place.replaced_value(key_id)
     place.remove(key_id)
     _forgiven(place, settings, key_id)  # another key may have this id one day
     print(f"removed {key_id} from {place.name}")
@@ -376,9 +376,9 @@ def import_(place: KeyPlace, settings: Settings, file: str, dry_run: bool) -> in
         for key_id in done:
             entry = added[key_id]
             renamed = "" if key_id == entry.id else f", where it is {entry.id}"
-            print(f"{'would add' if dry_run else 'added'} {key_id} ({entry.secret.masked}) of {entry.place}{renamed}")
+            print(f"{'would add' if dry_run else 'added'} {key_id} ({entry.secret.masked}) of {entry.where}{renamed}")
     for entry, key_id in skipped:
-        print(f"skipped {entry.place}: there already, as {key_id}")
+        print(f"skipped {entry.where}: there already, as {key_id}")
     tell("not a key: ", found.problems)
     dry = " (dry run)" if dry_run else ""
     print(f"{len(added)} added{dry}, {len(skipped)} there already, {len(found.problems)} not a key; {place.title}")
@@ -405,7 +405,7 @@ def list_(place: KeyPlace, settings: Settings, as_json: bool) -> int:
     if as_json:
         rows = [
             {"id": key.id, "project": key.project, "tier": key.tier, "masked": entry.secret.masked}
-            | {"source": entry.place, "enabled": key.enabled, "health": state}
+            | {"source": entry.where, "enabled": key.enabled, "health": state}
             for key, entry, state in shown
         ]
         problems, notices = ([asdict(one) for one in found] for found in (contents.problems, contents.notices))
@@ -414,7 +414,7 @@ def list_(place: KeyPlace, settings: Settings, as_json: bool) -> int:
     show_table(
         ("ID", "PROJECT", "TIER", "VALUE", "SOURCE", "HEALTH"),
         [
-            (key.id, key.project, key.tier or "-", entry.secret.masked, entry.place, in_words(state, key.enabled))
+            (key.id, key.project, key.tier or "-", entry.secret.masked, entry.where, in_words(state, key.enabled))
             for key, entry, state in shown
         ],
     )
@@ -546,7 +546,7 @@ def _tell_of_copies(place: KeyPlace, secret: Secret | None, whose: str) -> int:
     if not copies:
         return 0
     serves = f"where it GOES ON SERVING, as {serving!r}: " if serving else "where it does not serve now: "
-    places = " and ".join(copy.place for copy in copies)
+    places = " and ".join(copy.where for copy in copies)
     where = "that line" if len(copies) == 1 and copies[0].line else "it there"
     note(f"pollux keys: {whose} value is still in {places}, {serves}delete {where}")
     return int(serving is not None)

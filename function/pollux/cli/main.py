@@ -14,7 +14,7 @@ from pollux import __version__
 from pollux.redaction import redact_values, without
 from pollux.settings import ENVIRON, Settings, SettingsError, describe
 
-ELSEWHERE = {
+COMMANDS = {
     "keys": ("pollux.cli.keys:keys", "Add, list, change and check Gemini API keys."),
     "tokens": ("pollux.cli.tokens:tokens", "Make, list and revoke the tokens that clients call with."),
     "deploy": ("pollux.cli.deploy:deploy", "Check a gateway, deployed or on this machine."),
@@ -107,15 +107,15 @@ def _stdout_fails() -> bool:
 
 
 class LazyGroup(click.Group):
-    """Imports a command of ELSEWHERE when it is called, and none for the help."""
+    """Imports a command of COMMANDS only when it is called. The help imports none."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(ORDER)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in ELSEWHERE:
+        if cmd_name not in COMMANDS:
             return self.commands.get(cmd_name)
-        module, _, attribute = ELSEWHERE[cmd_name][0].partition(":")
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
@@ -131,7 +131,7 @@ class LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         here = {name: command.get_short_help_str(formatter.width) for name, command in self.commands.items()}
-        lines = here | {name: text for name, (_, text) in ELSEWHERE.items()}
+        lines = here | {name: text for name, (_, text) in COMMANDS.items()}
         with formatter.section("Commands"):
             formatter.write_dl([(name, lines[name]) for name in ORDER])
 

@@ -74,7 +74,7 @@ def ask_value(others: Iterable["Entry"], prompt: str = "Value of the key (not sh
     secret = Secret(clean(text))
     for entry in others:
         if entry.secret == secret:
-            raise KeySourceError(f"this key is there already, as {entry.id!r} of {entry.place}")
+            raise KeySourceError(f"this key is there already, as {entry.id!r} of {entry.where}")
     return secret
 
 

@@ -1,4 +1,4 @@
-"""Bodies of requests and plain answers: read once, one way; the model replaced; aliases added to model lists."""
+"""Reads bodies of requests and plain answers, replaces the model in a request, and adds aliases to model lists."""
 
 import json
 import re
@@ -12,10 +12,9 @@ from pollux.gemini.errors import GatewayError
 from pollux.gemini.names import may_name
 
 READ_KINDS = frozenset({"generate", "embed", "predict", "count"})
-"""Calls whose bodies are read for the model or for their size. Other bodies are read only if they may name a resource.
-"""
+"""Calls whose bodies are read for the model or the size. Other bodies are read only if they may name a resource."""
 VALUES_MOST = 500_000
-"""Brackets and commas of a body that is read: a few kilobytes can inflate to millions of tiny values."""
+"""The most brackets and commas in a body that is parsed: a few kilobytes can inflate to millions of tiny values."""
 MOST_CODINGS = 4
 
 _INTERACTIONS = re.compile(r"/v\d\w*/interactions/?")
@@ -24,11 +23,11 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
 
 Read = tuple[bytes, Mapping[str, Any] | None]
-"""The body, inflated, and its JSON object if it is one."""
+"""(the inflated body, its JSON object or None)"""
 
 
 def read(call: Call, body: bytes, headers: Mapping[bytes, bytes], most: int) -> Read:
-    """What cannot be read is passed on as it is: Google judges it."""
+    """Inflate and parse a body. A body that cannot be read is passed on unchanged, so that Google judges it."""
     encoding = headers.get(b"content-encoding", b"").decode("latin-1")
     must = call.kind in READ_KINDS
     if not must and not (call.kind == "other" and body and (encoding or may_name(body, call))):
@@ -51,7 +50,7 @@ def read(call: Call, body: bytes, headers: Mapping[bytes, bytes], most: int) -> 
 
 
 def read_strictly(call: Call, body: bytes, headers: Mapping[bytes, bytes], most: int) -> Read:
-    """For a body that may name a pooled file: if it were not read just as Google reads it, it could name any file."""
+    """Read a body that may name a pooled file. If we read it in another way than Google, it could name any file."""
     readable = inflate(body, headers.get(b"content-encoding", b"").decode("latin-1"), most)
     if _values(readable) > VALUES_MOST:
         raise _too_many()
@@ -86,7 +85,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def inflate(body: bytes, encoding: str | None, limit: int) -> bytes:
-    """The body decompressed, for reading only. Never holds more than the limit.
+    """Decompress a body, for reading only. It never holds more than the limit.
 
     GatewayError: 413 above the limit, 400 if the data are broken, 415 for an unknown coding.
     """
@@ -114,7 +113,7 @@ def _inflated(body: bytes, windows: tuple[int, ...], limit: int) -> bytes:
 
 
 def _members(body: bytes, bits: int, limit: int) -> bytes:
-    """One deflated stream, or the several of a gzip file."""
+    """Inflate one deflate stream, or all members of a gzip file."""
     pieces: list[bytes] = []
     size = 0
     while True:
@@ -137,15 +136,16 @@ def _members(body: bytes, bits: int, limit: int) -> bytes:
 
 
 def makes_interaction(method: str, call: Call) -> bool:
-    """Whether it makes an interaction. Its body says whether that takes quota as generateContent does, or none."""
+    """Whether the call makes an interaction. The body says if that takes quota as generateContent does, or none."""
     native = call.api == "native" and call.kind == "other"
     return native and method == "POST" and _INTERACTIONS.fullmatch(call.path) is not None
 
 
 def with_body(call: Call, parsed: Mapping[str, Any]) -> Call:
-    """The call with what its body says: an OpenAI-shaped body has the model and whether to stream. So has that of an
-    interaction, which takes quota if it names a model (one with an agent takes no model's). Any other native call stays
-    as it is.
+    """Returns the call with the model and the stream mode of its body.
+
+    An OpenAI-shaped body has both. The body of an interaction may name a model, and then it takes that model's quota;
+    one with an agent takes none. Other native calls are returned unchanged.
 
     GatewayError: the model's name is not valid.
     """
@@ -160,7 +160,7 @@ def with_body(call: Call, parsed: Mapping[str, Any]) -> Call:
 
 
 def replace_model(body: bytes, model: str) -> bytes:
-    """An OpenAI-shaped body with another model, with `models/` in front if it was there; every other byte stays."""
+    """Replace the model in an OpenAI-shaped body and keep its prefix `models/`. All other bytes stay the same."""
     for start, end in reversed(_model_values(body)):
         prefix = "models/" if body.startswith(b'"models/', start) and not model.startswith("models/") else ""
         body = b"".join((body[:start], json.dumps(prefix + model).encode(), body[end:]))
@@ -173,10 +173,10 @@ _LAST = re.compile(rb'"model"\s*:\s*("[^"\\]*")\s*\}\s*')
 
 
 def _model_values(body: bytes) -> list[tuple[int, int]]:
-    """The spans of the values of the top level's `model`, quotes included; [] if the body is not a JSON object."""
-    place = body.find(b'"model"')
-    if place >= 0 and place == body.rfind(b'"model"') and b"\\u006" not in body:
-        found = _FIRST.match(body) or _LAST.fullmatch(body, place)
+    """Returns (start, end) of each value of `model` at the top level, with the quotes; [] if it is no JSON object."""
+    at = body.find(b'"model"')
+    if at >= 0 and at == body.rfind(b'"model"') and b"\\u006" not in body:
+        found = _FIRST.match(body) or _LAST.fullmatch(body, at)
         if found is not None:
             return [found.span(1)]
     try:
@@ -186,7 +186,7 @@ def _model_values(body: bytes) -> list[tuple[int, int]]:
 
 
 def _values_of(text: str, name: str) -> list[tuple[int, int]]:
-    """Goes from member to member with json's own C scanner: megabytes of messages are one step."""
+    """Skip from member to member with json's own C scanner, which passes megabytes of messages in one step."""
     value = _DECODER.raw_decode
     spans: list[tuple[int, int]] = []
     at = _after_space(text, 1 if text.startswith("\ufeff") else 0)
@@ -223,7 +223,7 @@ def _after_space(text: str, at: int) -> int:
 
 
 def json_of(data: bytes) -> Any:
-    """None if it is not JSON."""
+    """Returns the parsed JSON, or None if it is invalid."""
     try:
         return json.loads(data)
     except (ValueError, RecursionError):
@@ -231,13 +231,13 @@ def json_of(data: bytes) -> Any:
 
 
 def total_tokens(body: bytes) -> int | None:
-    """What countTokens answered."""
+    """Returns the count in an answer to countTokens."""
     found = _TOTAL.search(body)
     return int(found[1]) if found else None
 
 
 def with_aliases(body: bytes, call: Call, aliases: Mapping[str, str]) -> bytes:
-    """A list of models with the aliases added, each as a copy of its model, on the page that has the model."""
+    """Add the aliases to a list of models. Each is a copy of its model, on the page that has the model."""
     try:
         listing = json.loads(body)
     except (ValueError, RecursionError):

@@ -178,15 +178,15 @@ class Catalog:
             lowest = self._lowest.get(chain)
             end = len(names) if lowest is None else names.index(lowest) + 1
             self._below.update(names[end:])
-            for place, name in enumerate(names):
-                where, rest = f"chains.{chain}: {name}", names[place + 1 :]
+            for position, name in enumerate(names):
+                where, rest = f"chains.{chain}: {name}", names[position + 1 :]
                 self._check_member(name, where)
-                if name in names[:place]:
+                if name in names[:position]:
                     raise CatalogError(f"{where} is in the chain twice")
                 if rest and whole.setdefault(name, rest) != rest:
                     raise CatalogError(f"{where} is followed by other models in another chain")
                 if rest or lowest is not None:
-                    kept = names[place + 1 : end]
+                    kept = names[position + 1 : end]
                     after[name] = min(after.get(name, kept), kept, key=len)  # the shorter end counts if chains share it
         return after
 

@@ -41,13 +41,13 @@ async def parts(pieces: AsyncIterator[bytes], boundary: bytes) -> AsyncIterator[
     held, inside = b"\r\n", False
     async for piece in pieces:
         held += piece
-        while (place := held.find(mark)) >= 0:
-            after = held[place + len(mark) :]
+        while (at := held.find(mark)) >= 0:
+            after = held[at + len(mark) :]
             if len(after) < 2:
                 break
-            if inside and place:
-                yield held[:place]
-            held, place, inside = held[place:], 0, False
+            if inside and at:
+                yield held[:at]
+            held, at, inside = held[at:], 0, False
             if after.startswith(b"--"):
                 async for _ in pieces:  # ignore what follows the last part
                     pass
@@ -60,7 +60,7 @@ async def parts(pieces: AsyncIterator[bytes], boundary: bytes) -> AsyncIterator[
             yield Part(_headers(after[:end]))
             held, inside = after[end + 4 :], True
         # Hold back what may be the beginning of a boundary, or of what follows one.
-        sure = place if place >= 0 else max(0, len(held) - len(mark))
+        sure = at if at >= 0 else max(0, len(held) - len(mark))
         if sure:
             if inside:
                 yield held[:sure]

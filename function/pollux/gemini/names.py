@@ -1,7 +1,7 @@
-"""Which resources of a project a call names, in its path and its body, and which its answer names.
+"""Finds the resources of a project that a call names in its path and its body, and those that its answer names.
 
-A name is that of a resource: `files/ID`, `cachedContents/ID`, `models/M/operations/ID`. What lies below one (documents,
-operations, permissions) belongs to the resource that its first two segments name.
+A resource's name is `files/ID`, `cachedContents/ID` or `models/M/operations/ID`, for example. A path below it
+(documents, operations, permissions) belongs to the resource that its first two segments name.
 """
 
 import re
@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from pollux.gemini.call import INTERACTION, Call
 
 GOOGLE = "https://generativelanguage.googleapis.com"
-"""URIs begin with it, whatever the upstream's address is."""
+"""Google's URIs begin with this, even if the upstream has another address."""
 
 COLLECTIONS = frozenset(
     {
@@ -36,16 +36,16 @@ COLLECTIONS = frozenset(
     }
 )
 CHAINED = frozenset({"agents", "environments", "interactions", "triggers"})
-"""Collections whose bodies name one another by ids without a collection."""
+"""Collections whose bodies refer to each other by ids without a collection."""
 MAKING = frozenset({"batchGenerateContent", "asyncBatchEmbedContent", "predictLongRunning", INTERACTION})
-"""A model's verbs that make something whose result is fetched later."""
+"""Verbs of a model that make a resource, such as a batch, whose result is fetched later."""
 COMBINED = frozenset({"cachedContents", "corpora", "fileSearchStores", "files", "ragStores"})
-"""Collections of which one request may name several resources, or of which one resource may contain another."""
+"""Collections whose resources may be used together in one request, or may contain each other."""
 MARKS = (b"files", b"cachedContents", b"fileSearchStores", b"corpora", b"tunedModels", b"file_id", b"fileName")
-"""Every body that names a resource has one of these, except on the paths of CHAINED."""
+"""Every body that names a resource contains one of these, except on the paths of CHAINED."""
 
 LONGEST_URI = 8192
-"""Longer strings are not URIs; a body may have one of megabytes."""
+"""Longer strings are not URIs. A body may contain one of several megabytes."""
 LONGEST = 450
 """Names are used as names of documents in the store."""
 
@@ -65,7 +65,7 @@ _KINDS_WITH_URI = frozenset({"image", "audio", "video", "document", "file"})
 
 
 def resource(text: str) -> str | None:
-    """The resource that a path without its version begins with; None if no project owns one there."""
+    """Returns the resource at the start of a path without a version, or None if projects own nothing there."""
     first, _, rest = text.partition("/")
     segments = rest.split("/")
     if first == "models":
@@ -79,17 +79,17 @@ def resource(text: str) -> str | None:
 
 
 def collection(call: Call) -> str:
-    """The path's first segment after the version."""
+    """Returns the first segment of the path after the version."""
     return re.split("[/:]", resource_path(call), maxsplit=1)[0]
 
 
 def resource_path(call: Call) -> str:
-    """The path after the version, decoded."""
+    """Returns the path after the version, decoded."""
     return _FRONT.sub("", unquote(call.path), count=1)
 
 
 def path_names(call: Call) -> tuple[str, ...]:
-    """The resource that the path names; empty if it names none."""
+    """Returns the resource that the path names, or () if it names none."""
     if call.model is not None and "/" not in call.model:  # nearly every request
         return ()
     path = resource_path(call)
@@ -102,13 +102,13 @@ def path_names(call: Call) -> tuple[str, ...]:
 
 
 def names_exactly(call: Call, name: str) -> bool:
-    """Whether the path names that resource, and nothing below it."""
+    """Whether the path names exactly this resource and nothing below it."""
     path = resource_path(call)
     return path == name or (call.api == "openai" and path.endswith("/" + name.partition("/")[2]))
 
 
 def is_resource_call(call: Call) -> bool:
-    """Whether its answer may name resources. A download's answer is a file's content and passes as it is."""
+    """Whether the answer may name resources. A download does not: its answer is the content of a file."""
     found = call.verb in MAKING
     if not found and call.kind in ("other", "guarded"):
         found = collection(call) in COLLECTIONS or "/operations/" in call.path
@@ -116,12 +116,12 @@ def is_resource_call(call: Call) -> bool:
 
 
 def may_combine(call: Call) -> bool:
-    """Whether a later request may name what this call makes together with other resources."""
+    """Whether a later request may use what this call makes together with other resources."""
     return call.kind == "other" and collection(call) in COMBINED
 
 
 def named_by(reference: str, bases: Iterable[str] = (GOOGLE,)) -> str | None:
-    """The resource of a name or a URI. Only URIs below one of `bases` count."""
+    """Returns the resource of a name or a URI. Only URIs below one of `bases` count."""
     if "://" not in reference:
         return resource(reference)
     for base in bases:
@@ -132,12 +132,12 @@ def named_by(reference: str, bases: Iterable[str] = (GOOGLE,)) -> str | None:
 
 
 def may_name(body: bytes, call: Call) -> bool:
-    """Looks at the bytes, so that a body that names nothing need not be parsed."""
+    """Whether a body may name a resource. It looks at the bytes only, so that most bodies need not be parsed."""
     return any(mark in body for mark in MARKS) or (bool(body) and call.api == "native" and collection(call) in CHAINED)
 
 
 def body_references(parsed: Mapping[str, Any], call: Call) -> Set[str]:
-    """All strings in the places where a body may name resources, unchanged. Some may name none."""
+    """Returns, unchanged, the strings of all fields where a body may name resources. Some may name none."""
     found: Found = []
     if call.api == "openai":
         _openai(parsed, found)
@@ -152,7 +152,7 @@ def body_references(parsed: Mapping[str, Any], call: Call) -> Set[str]:
 
 
 def _both(thing: Mapping[str, Any], name: str) -> list[Any]:
-    """Its values in camelCase and in snake_case: Google accepts either, so a body may have both."""
+    """Returns a field's values in camelCase and in snake_case: Google accepts either, so a body may have both."""
     return [thing.get(name), thing.get(_SNAKE[name])]
 
 
@@ -161,19 +161,19 @@ def _dicts(thing: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def dicts(value: Any) -> list[dict[str, Any]]:
-    """The object, or the objects of the list."""
+    """Returns the object, or the objects of the list."""
     if isinstance(value, list):
         return [one for one in value if isinstance(one, dict)]
     return [value] if isinstance(value, dict) else []
 
 
 Found = list[Any]
-"""References as the body has them; values that are not strings are removed at the end."""
+"""References as they are in the body. Values that are not strings are removed at the end."""
 
 
 def _request(request: Mapping[str, Any], found: Found, depth: int = 6) -> None:
-    """A GenerateContentRequest, or any other object with contents, tools or requests. For nearly every request this
-    looks at a few names, and once into each part.
+    """Read a GenerateContentRequest, or another object with contents, tools or requests. For nearly every request this
+    looks only at a few names and once into each part.
     """
     for name, value in request.items():
         if (read := _FIELDS.get(name)) is not None:
@@ -201,7 +201,7 @@ def _part(part: Mapping[str, Any], found: Found) -> None:
 
 
 def _tools(value: Any, found: Found, depth: int) -> None:
-    """Native tools have a field `fileSearch`; tools of interactions have the names themselves."""
+    """Native tools have a field `fileSearch`; tools of interactions contain the store names directly."""
     for tool in dicts(value):
         for search in (tool, *_dicts(tool, "fileSearch")):
             for names in _both(search, "fileSearchStoreNames"):
@@ -219,7 +219,7 @@ def _instances(value: Any, found: Found, depth: int) -> None:
 
 
 def _inner(value: Any, found: Found, depth: int) -> None:
-    """Requests in a request: a batch's input, the texts of an embedding, the request whose tokens are counted."""
+    """Read inner requests: a batch's input, the texts of an embedding, the request whose tokens are counted."""
     for inner in dicts(value) if depth else ():
         _request(inner, found, depth - 1)
 
@@ -243,14 +243,14 @@ _FIELDS |= {_SNAKE[name]: read for name, read in _FIELDS.items() if name in _SNA
 
 
 def _chained(parsed: Mapping[str, Any], found: Found, depth: int = 1) -> None:
-    """An interaction, or a trigger that makes one later."""
+    """Read an interaction, or a trigger that makes one later."""
     found += [in_collection("interactions", one) for one in _both(parsed, "previousInteractionId")]
     found += [in_collection("environments", one) for one in _both(parsed, "environmentId")]
     for name in ("environment", "base_environment", "from_environment"):
-        place = parsed.get(name)
-        found += [in_collection("environments", id_) for one in dicts(place) for id_ in _both(one, "environmentId")]
-        if place != "remote":
-            found.append(in_collection("environments", place))
+        named = parsed.get(name)
+        found += [in_collection("environments", id_) for one in dicts(named) for id_ in _both(one, "environmentId")]
+        if named != "remote":
+            found.append(in_collection("environments", named))
     found += [in_collection("agents", parsed.get(name)) for name in ("agent", "base_agent")]
     found += [in_collection("cachedContents", one) for one in _both(parsed, "cachedContent")]
     _tools(parsed.get("tools"), found, 0)
@@ -332,7 +332,7 @@ def _add_names(
 
 
 def _time(value: Any) -> float | None:
-    """Seconds since 1970, from Google's RFC 3339 or OpenAI's seconds."""
+    """Returns seconds since 1970, from Google's RFC 3339 time or OpenAI's seconds."""
     if isinstance(value, int) and not isinstance(value, bool):
         return float(value) if 0 < value < _LAST else None
     try:

@@ -57,12 +57,12 @@ class StreamReader:
         self._rest = b"\n"  # the start of the stream is the start of a line
         self._usage: bytes | None = None
         self._cold = b""
-        """Until content comes: what was not judged yet."""
+        """The bytes before the first content that were not judged yet."""
         self._suspect: bytearray | None = None
-        """What came since an error seemed to begin."""
+        """The bytes since an error seemed to begin."""
         self._tries = 0
         self.error: bytes | None = None
-        """The first error's JSON as it came. In an array only the last element can be an error."""
+        """The JSON of the first error, unchanged. In an array only the last element can be an error."""
 
     def feed(self, chunk: bytes) -> None:
         text = self._rest + chunk
@@ -84,7 +84,7 @@ class StreamReader:
         self._rest = text[incomplete:] if incomplete >= 0 else text[-OVERLAP:]
 
     def close(self) -> None:
-        """The stream ended: what is incomplete stays so."""
+        """The stream ended: judge what is left, although it is incomplete."""
         if not self.content_seen and not self._array and self._cold:
             self._judge(self._cold)
         if self.error is None and self._suspect:
@@ -94,18 +94,18 @@ class StreamReader:
 
     @property
     def error_begun(self) -> bool:
-        """What came last may be the beginning of an error."""
+        """Whether the last bytes may be the beginning of an error."""
         return self._suspect is not None and self.error is None
 
     @property
     def prompt_tokens(self) -> int | None:
-        """Input tokens, by Google's name or OpenAI's."""
+        """Returns the input tokens, by Google's name or OpenAI's."""
         usage = self.usage() or {}
         found = (usage.get(name) for name in ("promptTokenCount", "prompt_tokens"))
         return next((value for value in found if isinstance(value, int)), None)
 
     def usage(self) -> dict[str, Any] | None:
-        """The usage that the last event had; it is cumulative."""
+        """Returns the last event's usage, which is cumulative."""
         try:
             usage = json.loads(self._usage or b"null")
         except ValueError:
@@ -115,14 +115,14 @@ class StreamReader:
     # --- searches in each chunk --------------------------------------------------------------------------------------
 
     def _look_for_usage(self, text: bytes) -> int:
-        """Keeps the last complete usage. Returns where an incomplete one begins, or -1."""
-        last = place = text.rfind(self._marker)
-        while place >= 0:
-            if (found := _USAGE[self._marker].match(text, place)) is not None:
+        """Keep the last complete usage. Returns where an incomplete one begins, or -1."""
+        last = at = text.rfind(self._marker)
+        while at >= 0:
+            if (found := _USAGE[self._marker].match(text, at)) is not None:
                 self._usage = found[1]
                 break
-            place = text.rfind(self._marker, 0, place)
-        return last if last != place and len(text) - last < USAGE_MOST else -1
+            at = text.rfind(self._marker, 0, at)
+        return last if last != at and len(text) - last < USAGE_MOST else -1
 
     def _look_for_error(self, text: bytes, chunk: bytes) -> None:
         if self._suspect is not None:
@@ -147,13 +147,13 @@ class StreamReader:
         return self._last_element(text) if self._array else _first_value(text)
 
     def _last_element(self, suspect: bytes) -> bytes | None:
-        place = 0
-        while place >= 0:
-            value = _first_value(suspect[place:])
-            if value is not None and not suspect[place + len(value) :].strip(_AFTER_LAST):
+        at = 0
+        while at >= 0:
+            value = _first_value(suspect[at:])
+            if value is not None and not suspect[at + len(value) :].strip(_AFTER_LAST):
                 return value
-            found = _ARRAY_ERROR.search(suspect, place)
-            place = found.end() if found is not None else -1
+            found = _ARRAY_ERROR.search(suspect, at)
+            at = found.end() if found is not None else -1
         return None
 
     # --- is there content yet? ---------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Log lines for an operator: what rests or is set aside, a day that is nearly spent. Alerts find them by `event`."""
+"""Logs for an operator what rests, is set aside, or is nearly spent for the day. Alerts find the lines by `event`."""
 
 import logging
 
@@ -9,14 +9,14 @@ from pollux.pool.reservation import Reservation
 log = logging.getLogger("pollux.pool")
 
 NEARLY = 0.9
-"""Such a part of a day's requests or tokens is used."""
+"""The used part of a day's requests or tokens from which on a warning is logged."""
 DAY_LIMITS = (("rpd", "requests"), ("tpd", "tokens"))
 MOST = 4000
 """Clients may invent names of models."""
 
 
 class Alerts:
-    """Logs each once per instance: many requests that are under way together get the same refusal."""
+    """Logs each event once per instance, because many parallel requests get the same refusal."""
 
     def __init__(self) -> None:
         self._said: dict[tuple[str, ...], float | str] = {}
@@ -44,7 +44,7 @@ class Alerts:
             )
 
     def day(self, reservation: Reservation) -> None:
-        """Log when most of a day is used, by the last seen state."""
+        """Log a warning if most of the day is used, by the last seen state."""
         owned, day, limits = reservation.quota, reservation.slot.day, reservation.limits
         for (limit, what), used in zip(DAY_LIMITS, owned.document.value.days.get(day, ()), strict=False):
             most = limits.get(limit)

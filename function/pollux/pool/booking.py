@@ -1,5 +1,5 @@
-"""Books the slot that `pool` chose for a request: from a grant, by a commit, or, while the store does not answer, from
-this instance's safe share.
+"""Books the slot that `pool` chose for a request: from a grant or by a commit, or from this instance's safe share while
+the store does not answer.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from pollux.pool.quota import Slot, State
 from pollux.pool.refusals import BUSY, STORE_DOWN, Refusal, Why
 from pollux.pool.reservation import Ask, Choice, Reservation, Tried
 from pollux.pool.shared_document import Update
+from pollux.pool.strategy import STRATEGIES
 from pollux.pool.windows import SLOT, Limits, Want, fast
 from pollux.settings import Settings
 
@@ -28,7 +29,7 @@ NOTHING_PRESUMED: Limits = MappingProxyType({})
 MOST_PACES = 1000
 """Clients may invent names of models."""
 PROBE_WITHIN = 1.0
-"""How long a request that would be refused waits to see if the store is back."""
+"""Seconds for which a request that would be refused waits to see if the store is back."""
 
 
 class Pace(NamedTuple):
@@ -54,6 +55,7 @@ class Booking:
         self.pause_until = 0.0
         """Nothing is booked before this time, because all projects were refused at once."""
         self._settings = settings
+        self._strategy = STRATEGIES[settings.strategy]
         self._projects = projects
         self._now = projects.store.now
         self._watch = projects.store_health
@@ -73,8 +75,8 @@ class Booking:
         deadline: float,
         presumed: Limits = NOTHING_PRESUMED,
     ) -> Slot | Refusal:
-        """Where the want would be booked by what is known here; the commit decides. `presumed`: the limits of projects
-        without a tier, where no other limit is known."""
+        """Find where the want would be booked by the last seen state; the commit decides. `presumed`: the limits
+        assumed for projects without a tier where no other limit is known."""
         if owned.grant is not None and (grant := self._usable_grant(owned, want, limits, now)) is not None:
             return grant.slot
         state = owned.document.value
@@ -92,7 +94,7 @@ class Booking:
     def why_later(
         self, owned: Quota, want: Want, limits: Limits, now: float, presumed: Limits = NOTHING_PRESUMED
     ) -> Why:
-        """Why a want cannot be sent now."""
+        """Says why a want cannot be sent now."""
         found = self.look(owned, want, limits, now, now, presumed)
         return found.why if isinstance(found, Refusal) else BUSY
 
@@ -141,9 +143,9 @@ class Booking:
     def _reserve(
         self, state: State, now: float, choice: Choice, model: str, ask: Ask, ahead: float, latest: float
     ) -> tuple[State, Slot | Refusal]:
-        """The change to commit, which runs again after a conflict. It uses the limits of this very state, because
-        another instance may have learned a smaller one. If others were faster and the slot would now be later than
-        the one that was chosen, it is refused: another project may have room sooner."""
+        """The change to commit, which runs again after a conflict. It uses the limits of the state it gets, because
+        another instance may have learned a smaller one. If other instances were faster and the slot now starts after
+        `latest`, the want is refused: another project may have room sooner."""
         limits = self._projects.limits_by(state, choice.project, model)
         start, deadline = self.earliest(now + ahead), ask.latest(limits)
         booked, slot = quota.reserve(state, start, ask.want, limits, deadline, self._settings.window)
@@ -154,14 +156,14 @@ class Booking:
     # --- grants -------------------------------------------------------------------------------------------------------
 
     def asked(self, bucket: str, want: Want) -> None:
-        """Count a request for this bucket, once, whichever project it gets."""
+        """Count a request for this bucket. Called once for each request, before a project is chosen."""
         if len(self._paces) >= MOST_PACES:
             self._paces.clear()
         self._paces[bucket] = self._paces.get(bucket, NO_PACE).after(self._now(), want)
 
     def _usable_grant(self, owned: Quota, want: Want, limits: Limits, now: float) -> Grant | None:
-        """The grant that is held, if the want may be spent from it; not after a refusal. A grant that is over is given
-        back."""
+        """Returns the held grant if the want may be spent from it. After a refusal it may not. A grant that is over is
+        given back."""
         grant = owned.grant
         if grant is None:
             return None
@@ -171,7 +173,7 @@ class Booking:
         return grant if owned.document.value.cooldown is None and grant.fits(want, now) else None
 
     async def _from_grant(self, owned: Quota, want: Want, limits: Limits, at: float) -> Grant | None:
-        """Spend the want from the grant that is held or under way, and return the grant. If there is none, ask for one
+        """Spend the want from the grant that is held or arrives, and return the grant. If there is none, ask for one
         with the commit that this request needs anyway."""
         if owned.grant_coming is not None:
             await asyncio.wait({owned.grant_coming})
@@ -183,9 +185,9 @@ class Booking:
         return grant
 
     def _ask(self, owned: Quota, limits: Limits) -> None:
-        """Ask for as much as is used in 3 s at the present pace. Strategies other than `earliest` spread the load over
-        all projects, and so ask for a share."""
-        share = 1.0 if self._settings.strategy == "earliest" else 1 / max(1, len(self._projects.by_name))
+        """Ask for as much as is used in 3 s at the present pace, or for one project's share of it where the strategy
+        spreads the load over all projects."""
+        share = 1.0 if self._strategy.prefers_own else 1 / max(1, len(self._projects.by_name))
         wanted = self._paces.get(owned.bucket, NO_PACE).for_a_grant(share)
         if wanted.requests < grants.LEAST:
             return
@@ -211,7 +213,7 @@ class Booking:
         )
 
     def _spend(self, owned: Quota, want: Want, limits: Limits, now: float, deadline: float) -> Slot | Refusal:
-        """Spend from the safe share. The commit for it runs in the background, and shows if the store is back."""
+        """Spend from the safe share. Its commit runs in the background and shows whether the store is back."""
         slot = self._safely(owned, want, limits, now, deadline)
         if isinstance(slot, Slot):
             owned.safe.spend(now, slot, want)
@@ -219,7 +221,7 @@ class Booking:
         return slot
 
     async def store_is_back(self) -> bool:
-        """Try a commit that changes nothing: a single one for all requests that wait, for a second at most."""
+        """Try a commit that changes nothing, for a second at most. All waiting requests share it."""
         health = self._projects.health
         if not health.uncommitted:
             health.add_to_next_commit(lambda value, _: value)
@@ -229,13 +231,13 @@ class Booking:
         return not self._watch.down
 
     def _recovered(self) -> None:
-        """Book now what was spent while the store did not answer."""
+        """Commit what was spent while the store did not answer."""
         for owned in self._projects.quotas.values():
             owned.document.commit_soon(0)
 
 
 def _undo(found: Slot | Refusal, want: Want) -> Update[State] | None:
-    """The client left while its slot was being committed."""
+    """Returns the change that gives the slot back, for a client that left while its slot was being committed."""
     if isinstance(found, Refusal):
         return None
     return lambda state, _: quota.give_back(state, found, want)

@@ -1,8 +1,8 @@
-"""The projects that may serve a model, in the order in which a request should look at them, and the choice among them.
+"""Orders the projects that may serve a model, and chooses among those that a request looked at.
 
-Looking at a project means finding the slot that the request would get there. That is exact, and too expensive to do for
-hundreds of projects with each request. So their order is kept from request to request and corrected where something
-changed. `pool` looks at the first few; only if none of those has a slot in time, it looks at the others.
+Looking at a project means finding the slot that the request would get there. That is exact, but too expensive to do for
+hundreds of projects with each request. So `Candidates` keeps their order from request to request and corrects it where
+something changed. `pool` looks at the first few; it looks at the others only if none of those has a slot in time.
 """
 
 import heapq
@@ -20,10 +20,9 @@ from pollux.pool.projects import Project, Projects, Quota
 from pollux.pool.quota import Slot
 from pollux.pool.refusals import BUSY, Refusal, Why
 from pollux.pool.reservation import Choice
+from pollux.pool.strategy import Strategy
 from pollux.pool.windows import SLOT, WINDOW, Limits, Want
 
-IN_TURN = ("round_robin", "least_recently_used")
-"""Two names of one strategy: the project that was used longest ago comes first."""
 LOOK_AT = 8
 """How many projects a request looks at. A pool that is not larger needs no order."""
 READ_AT_ONCE = 64
@@ -33,17 +32,19 @@ MODELS_MOST = 64
 LEAST = Want(1)
 """The smallest want: where it does not fit, no other does."""
 LIMITS_FOR = 5.0
-"""For how many seconds the limits of all projects together are kept."""
+"""Seconds for which the limits of all projects together are cached."""
 MOVES_ON_FOR = 30.0
-"""The most seconds by which the next slot is assumed to have moved since the last read, in a document that other
-instances write: where requests wait, each slot is taken as soon as it is within reach."""
+"""While requests wait, other instances take each free slot at once. So in a document that they write, the next slot is
+assumed to have moved by the seconds since the last read, but by no more than this."""
 LONGER = 1.25
-"""A request that has to wait anyway accepts a wait that is longer by this factor in a document that this instance wrote
-last, because that causes fewer conflicts."""
+"""A request that must wait accepts a wait that is longer by this factor, if this instance wrote the document last: that
+causes fewer conflicts."""
 _rank = attrgetter("rank")
 
 
-class _Place(NamedTuple):
+class _Entry(NamedTuple):
+    """One project in the order of a model."""
+
     slot: float
     """The slot of the smallest want: 0 if there is one now, inf if there will never be one."""
     beyond: bool
@@ -53,13 +54,13 @@ class _Place(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """The limits of all projects together, kept for a moment because asking all of them takes long."""
+    """The limits of all projects together, cached because asking all projects takes long."""
 
     until: float
     tokens_a_minute: int | None
     """The smallest limit of any project."""
     presumed: Limits
-    """What projects without a tier presumably have: the limits at which others like them were refused."""
+    """The limits assumed for projects without a tier: those at which other such projects were refused."""
 
 
 class _Order:
@@ -68,26 +69,26 @@ class _Order:
     def __init__(self, bucket: str, size: int) -> None:
         self.bucket = bucket
         self.changed: set[int] = set()
-        """The projects to place anew before the order is used."""
+        """The positions to sort again before the order is used."""
         self.aside: set[int] = set()
         self.why: dict[int, Why] = {}
         """Why there is no slot now."""
         self.later: dict[int, tuple[int, Refusal]] = {}
-        """The tokens of a want that found no slot in time, and its refusal, which holds for larger ones until something
-        changes."""
+        """Position -> (the tokens of a want that found no slot in time, its refusal). The refusal also holds for larger
+        wants, until something changes."""
         self.learned: dict[int, Mapping[str, tuple[int, float]]] = {}
-        self._places = [_Place(0.0, False, 0.0, 0, position) for position in range(size)]
-        self._sorted = list(self._places)
+        self._entries = [_Entry(0.0, False, 0.0, 0, position) for position in range(size)]
+        self._sorted = list(self._entries)
         self._drops: list[tuple[float, int]] = []
-        """When requests leave the window of a project, so that its load shrinks."""
+        """(time, position): when the oldest requests leave the window of a project, so that its load shrinks."""
         self._drops_at: dict[int, float] = {}
 
-    def place(self, position: int, slot: float, beyond: bool, load: float, used_at: int) -> None:
-        old, new = self._places[position], _Place(slot, beyond, load, used_at, position)
+    def move(self, position: int, slot: float, beyond: bool, load: float, used_at: int) -> None:
+        old, new = self._entries[position], _Entry(slot, beyond, load, used_at, position)
         if new != old:
             del self._sorted[bisect_left(self._sorted, old)]
             insort(self._sorted, new)
-            self._places[position] = new
+            self._entries[position] = new
 
     def drops_at(self, when: float, position: int) -> None:
         if self._drops_at.get(position) != when:
@@ -95,7 +96,7 @@ class _Order:
             heapq.heappush(self._drops, (when, position))
 
     def due(self, now: float) -> set[int]:
-        """The projects to place anew: they were changed, or time has passed for them."""
+        """Returns the positions to sort again: their projects changed, or their next slot has begun."""
         while self._drops and self._drops[0][0] <= now:
             self.changed.add(heapq.heappop(self._drops)[1])
         current, at = now / SLOT, bisect_left(self._sorted, (1.0,))
@@ -105,12 +106,12 @@ class _Order:
         due, self.changed = self.changed, set()
         return due
 
-    def first(self, most: int | None = None) -> list[_Place]:
+    def first(self, most: int | None = None) -> list[_Entry]:
         return self._sorted[:most]
 
 
 class Candidates:
-    def __init__(self, projects: Projects, booking: Booking, strategy: str) -> None:
+    def __init__(self, projects: Projects, booking: Booking, strategy: Strategy) -> None:
         self._projects = projects
         self._booking = booking
         self._strategy = strategy
@@ -130,25 +131,25 @@ class Candidates:
         return len(self._projects.by_name) > self.look_at
 
     def first(self, model: str, now: float, most: int | None = None, *, tools: Collection[str] = ()) -> list[str]:
-        """The names of the projects to look at first: a few where none of these tools rests, or all of a small pool."""
+        """Returns the names of the projects to look at first: a few where no tool rests, or all of a small pool."""
         order, most = self._order(model, now), most or self.look_at
         if len(self._in_order) <= most:
             return list(self._of)
         aside = self._projects.health.value.tools if tools else {}  # the order knows nothing of tools
-        names = [self._in_order[place.position].name for place in order.first(most + len(aside))]
+        names = [self._in_order[entry.position].name for entry in order.first(most + len(aside))]
         if aside:
             names = [name for name in names if not self._projects.tool_rests(name, tools, now)]
         return names[:most]
 
     def others(self, model: str, now: float, want: Want, latest: float) -> tuple[list[str], dict[str, Refusal]]:
-        """All others: the names of those worth a look, and the refusals of those that surely have no slot up to
-        `latest`."""
+        """Returns (the names of all projects that may have a slot up to `latest`, the refusals of the projects that
+        certainly have none)."""
         order = self._order(model, now)
         worth: list[str] = []
         refusals: dict[str, Refusal] = {}
-        for place in order.first():
-            position = place.position
-            name, starts = self._in_order[position].name, place.slot * SLOT
+        for entry in order.first():
+            position = entry.position
+            name, starts = self._in_order[position].name, entry.slot * SLOT
             tokens, refusal = order.later.get(position, (0, None))
             if starts == math.inf and position not in order.why:
                 continue  # no key of it is enabled
@@ -161,16 +162,16 @@ class Candidates:
         return worth, refusals
 
     def refused(self, model: str, project: Project, want: Want, refusal: Refusal) -> None:
-        """Remember that a request found no slot there."""
+        """Remember that a request found no slot in this project."""
         order, position = self._orders.get(model), self._positions.get(project.name)
         if order is not None and position is not None and not want.images:
             tokens, _ = order.later.get(position, (want.tokens, refusal))
             if want.tokens <= tokens:
                 order.later[position] = (want.tokens, refusal)
 
-    def taking(self, model: str, owned: Quota, requests: int) -> None:
-        """Count `requests` more as being booked there, so that the next ones go elsewhere. In a small pool it is better
-        that they share a commit."""
+    def pending(self, model: str, owned: Quota, requests: int) -> None:
+        """Count `requests` more as being booked in this quota, so that the next ones choose other projects. A small
+        pool does not count them: there, requests should share a commit."""
         owned.coming += requests
         order, position = self._orders.get(model), self._positions.get(owned.project)
         if order is not None and position is not None:
@@ -184,37 +185,37 @@ class Candidates:
             known = self._limits[model] = _Known(now + LIMITS_FOR, smallest, learned)
         return known
 
-    def choice(
+    def ranked(
         self, project: Project, key: Key, owned: Quota, limits: Limits, slot: Slot, smallest: Limits, now: float
     ) -> Choice:
-        """The earliest slot ranks first, then projects that are comfortable (see `quota.load`), then what the strategy
-        prefers, then the project that was used longest ago."""
+        """Rank a project that has a slot: by the time of the slot, then by whether the use is within the known limits
+        (see `quota.load`), then by what the strategy prefers, then by how long ago the project was used."""
         current = math.floor(now / SLOT)
         number: float = max(slot.number, current)
-        if number > current and not owned.document.alone:
+        if number > current and not owned.document.is_only_writer:
             number += min(MOVES_ON_FOR, now - owned.document.seen_at) / SLOT
-        if self._strategy == "earliest" and slot.until:  # a grant is held already: it costs no commit
+        if self._strategy.prefers_own and slot.until:  # a grant is held already: it costs no commit
             rank: tuple[float, ...] = (number, False, -math.inf, False, owned.used_at)
         else:
-            elsewhere = self._strategy == "earliest" and bool(limits) and not owned.document.mine
+            elsewhere = self._strategy.prefers_own and bool(limits) and not owned.document.written_last_here
             rank = (number, *self._load(owned, limits, smallest, now), elsewhere, owned.used_at)
         return Choice(rank, project, key, owned, limits, slot, now)
 
     def best(self, choices: Sequence[Choice], now: float) -> Choice:
         first = min(choices, key=_rank)
         wait = first.rank[0] - math.floor(now / SLOT)
-        if wait <= 0 or self._strategy != "earliest":
+        if wait <= 0 or not self._strategy.prefers_own:
             return first
         latest = first.rank[0] + wait * (LONGER - 1)
-        mine = [choice for choice in choices if choice.quota.document.mine and choice.rank[0] <= latest]
+        mine = [choice for choice in choices if choice.quota.document.written_last_here and choice.rank[0] <= latest]
         return min(mine, key=_rank, default=first)
 
     def _load(self, owned: Quota, limits: Limits, smallest: Limits, now: float) -> quota.Load:
-        """Orders the projects that have room at the same time."""
+        """Returns the part of the rank that orders projects with the same slot."""
         used = quota.load(owned.document.value, now, limits, smallest, owned.coming)
         if used.beyond:
             return used
-        return quota.Load(False, owned.coming if self._strategy in IN_TURN else round(used.share, 2))
+        return quota.Load(False, owned.coming if self._strategy.in_turn else round(used.share, 2))
 
     def _order(self, model: str, now: float) -> _Order:
         if self._of is not self._projects.by_name:
@@ -233,10 +234,10 @@ class Candidates:
         self._orders.move_to_end(model)  # invented names push out no order that is used
         if self.large:
             for position in order.due(now):
-                self._place(order, model, position, now)
+                self._update(order, model, position, now)
         return order
 
-    def _place(self, order: _Order, model: str, position: int, now: float) -> None:
+    def _update(self, order: _Order, model: str, position: int, now: float) -> None:
         project = self._in_order[position]
         owned = self._projects.quotas.get((project.name, order.bucket))
         order.later.pop(position, None)
@@ -248,10 +249,10 @@ class Candidates:
             until = math.inf
             if key is not None:
                 until, order.why[position] = key
-            order.place(position, until / SLOT, False, 0.0, 0)
+            order.move(position, until / SLOT, False, 0.0, 0)
             return
         if owned is None:
-            order.place(position, 0.0, False, 0.0, 0)
+            order.move(position, 0.0, False, 0.0, 0)
             return
         state = owned.document.value
         limits = self._projects.limits_by(state, project, model)
@@ -259,7 +260,7 @@ class Candidates:
         load = self._load(owned, limits, self._projects.smallest_limits(model), now)
         if oldest := min(state.slots, default=0):
             order.drops_at((oldest + WINDOW + 1) * SLOT, position)
-        order.place(position, slot, *load, owned.used_at)
+        order.move(position, slot, *load, owned.used_at)
 
     def _slot(self, order: _Order, position: int, owned: Quota, model: str, limits: Limits, now: float) -> float:
         presumed = self.known(model).presumed
@@ -281,11 +282,11 @@ class Candidates:
                     order.changed.add(position)
                     if learned != order.learned.get(position, {}):
                         order.learned[position] = learned
-                        order.changed.update(range(len(self._in_order)))  # it is presumed of others
+                        order.changed.update(range(len(self._in_order)))  # others are assumed to have it too
                         self._limits.pop(model, None)
 
     def _health_changed(self) -> None:
-        """Place anew what was set aside, or is back."""
+        """Mark the projects that were set aside or came back, so that they are sorted again."""
         if self.large:
             aside = self._projects.named_aside()
             changed = {self._positions[name] for name, _ in aside ^ self._aside if name in self._positions}

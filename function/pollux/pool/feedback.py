@@ -1,4 +1,4 @@
-"""Applies a verdict to the pool: which quota rests and learns its limit, which key or project is set aside."""
+"""Applies verdicts to the pool: lets quotas rest, stores learned limits, sets keys and projects aside."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -28,13 +28,13 @@ class Feedback:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._denied: dict[str, float] = {}
-        """Project -> when it was last refused although its counters had room."""
+        """Project -> when Google last refused it although our counters had room."""
         self._pauses = 0
         """How many pauses in a row, with nothing served in between."""
         self._alerts = Alerts()
 
     async def served(self, reservation: Reservation) -> None:
-        """Commits nothing, unless it ends a probe or a streak of refusals."""
+        """Record that a request was served. It commits only if that ends a probe or a streak of refusals."""
         health_, slot = self._pool.projects.health, reservation.slot
         reservation.quota.served += 1
         self._pauses = 0
@@ -45,7 +45,7 @@ class Feedback:
         if slot.probe or reservation.quota.document.value.cooldown is not None:
             await reservation.quota.document.note(partial(quota.succeed, slot=slot))
         key, project = reservation.key.id, reservation.quota.project
-        self.took(key)
+        self.accepted(key)
         aside = health_.value
         if not (aside.keys or aside.projects or aside.models or aside.tools):
             return
@@ -55,11 +55,11 @@ class Feedback:
         if any(name in getattr(aside, kind) for kind, name in well):
             await health_.note(partial(_healthy, well=well, since=slot.start))
 
-    def took(self, key_id: str) -> None:
-        """Google accepted the key: this is written once for each key, with the next commit."""
+    def accepted(self, key_id: str) -> None:
+        """Google accepted the key: write that with the next commit, once for each key."""
         document = self._pool.projects.health
         if key_id not in document.value.checked and not document.is_full:
-            document.add_to_next_commit(lambda value, _: health.taken(value, key_id))
+            document.add_to_next_commit(lambda value, _: health.accepted(value, key_id))
 
     def _prove(self, reservation: Reservation) -> None:
         """Where no limit is known, write with the next commit how much was served."""
@@ -70,8 +70,8 @@ class Feedback:
             document.add_to_next_commit(lambda state, _: quota.prove(state, slot))
 
     async def failed(self, reservation: Reservation, verdict: Verdict) -> Verdict:
-        """Let what is to blame rest as long as the verdict says. Returns the verdict, which may be another one for a
-        request with tools.
+        """Set aside the key, project, model, tool or quota that the verdict blames, for as long as it says. Returns the
+        verdict, which this may change for a request with tools.
         """
         if verdict.vague and reservation.tools:
             # Google refuses search without naming its counter. If it meant the model or the project, the next request
@@ -103,15 +103,17 @@ class Feedback:
         await self._pool.projects.set_aside(kind, name, verdict)
 
     def _seen_tier(self, project: str, tier: str) -> None:
-        """It is written with the next commit if it is new."""
+        """Write the tier with the next commit, if it is new."""
         document, now = self._pool.projects.health, self._pool.now()
         if health.seen_tier(document.value, now, project, tier) is not document.value:
             document.add_to_next_commit(partial(health.seen_tier, project=project, tier=tier))
 
     def _end_probe(self, reservation: Reservation, verdict: Verdict) -> None:
-        """A probe that was refused for its content passed the quota. When days end, only a served one tells."""
+        """End a half-open probe as a success if Google refused only its content, since the quota had room. A
+        malformed answer proves nothing, and a "utc" probe only something if it is served."""
         slot = reservation.slot
-        if slot.probe == "half-open" and (verdict.blames == "client" or verdict.action == "to-client"):
+        refused = verdict.blames == "client" or verdict.action == "to-client"
+        if slot.probe == "half-open" and refused and verdict.cause != "malformed":
             reservation.quota.document.submit(partial(quota.succeed, slot=slot))
         reservation.release()
 
@@ -148,12 +150,12 @@ class Feedback:
 
     @staticmethod
     def _had_room(reservation: Reservation, verdict: Verdict) -> bool:
-        """Every slot is reserved first, so a refusal below a known limit contradicts the counters."""
+        """Whether our counters had room below a known limit, so that the refusal contradicts them."""
         limit = reservation.limits.get(verdict.cause)
         return limit is not None and verdict.learned.get(verdict.cause, limit) >= limit
 
     def _suspect(self, reservation: Reservation, verdict: Verdict) -> None:
-        """If all projects refuse within seconds though they had room, Google limits our address: pause the pool."""
+        """Pause the pool if all projects refuse within seconds though they had room: Google then limits our address."""
         pool = self._pool
         now = pool.now()
         if verdict.cause == "tpm":  # the request may be larger than estimated: then all projects refuse it
@@ -170,12 +172,12 @@ class Feedback:
 
 
 def _is_too_large(reservation: Reservation, verdict: Verdict) -> bool:
-    """The request alone exceeds the limit of a minute: smaller ones can still be served."""
+    """Whether this request alone exceeds the limit of a minute. Smaller ones can still be served."""
     return verdict.cause == "tpm" and reservation.want.tokens > verdict.learned.get("tpm", math.inf)
 
 
 def _refused_tools(reservation: Reservation, verdict: Verdict) -> Collection[str]:
-    """The tool that the refusal names, else the tools of the request that it may mean."""
+    """Returns the tool that the refusal names, or else the request's tools that it may mean."""
     named = (verdict.bucket or "").partition("/")[0]
     if named in TOOLS:
         return (named,)
@@ -184,7 +186,7 @@ def _refused_tools(reservation: Reservation, verdict: Verdict) -> Collection[str
 
 
 def _healthy(value: health.Health, _: float, well: Sequence[tuple[health.Kind, str]], since: float) -> health.Health:
-    """A served request ends these rests, unless it was sent before the refusal and so proves nothing."""
+    """End these rests, except those that began after the served request was sent: it proves nothing about them."""
     for kind, name in well:
         entry = getattr(value, kind).get(name)
         if entry is not None and entry.since <= since:

@@ -1,7 +1,7 @@
 """Grants: an instance takes several requests of a fast quota in one commit and spends them locally for 3 s.
 
-A grant counts from the moment when it is taken, in a window that is 3 s longer, so that any use of it lies inside. What
-is left goes back with the next commit of the document. If an instance crashes with a grant, the pool is only stricter
+A grant counts from the moment when it is taken, in a window that is 3 s longer, so that any use of it lies inside. The
+next commit of the document gives back what is left. If an instance crashes with a grant, the pool allows a little less
 for a minute.
 """
 
@@ -14,14 +14,15 @@ from pollux.pool.windows import GRANT_SLOTS, MINUTE_LIMITS, NOTHING, SLOT, Limit
 
 LIFE = GRANT_SLOTS * SLOT
 SHARE, DAY_SHARE = 8, 50
-"""At most an eighth of what is left in the window, and a fiftieth of the day, is taken at once: others need some."""
+"""A grant takes at most an eighth of what is left in the window and a fiftieth of what is left in the day: other
+instances need some too."""
 LEAST = 2
-"""For fewer requests no grant is taken: the one that asks books its own slot."""
+"""A grant holds at least this many requests. If fewer fit, each request books its own slot."""
 
 
 @dataclass(slots=True, eq=False)
 class Grant:
-    """What this instance may spend. `booked` is in the store; `used` of it was sent, or is about to be."""
+    """What this instance may spend. `booked` is in the store; `used` is the part that was sent or is about to be."""
 
     slot: Slot
     booked: Want
@@ -40,11 +41,11 @@ class Grant:
         )
 
     def add(self, want: Want) -> None:
-        """Spend it, or give it back if it is negative."""
+        """Spend the want, or give it back if it is negative."""
         self.used = Want(self.used.requests + want.requests, self.used.tokens + want.tokens)
 
     def settle(self, more: int) -> int:
-        """So many more tokens were used. Returns those that the grant does not hold, and that must be booked."""
+        """Add `more` used tokens. Returns how many of them exceed the grant, so that they must be booked."""
         self.used = self.used._replace(tokens=self.used.tokens + more)
         over = max(0, self.used.tokens - self.booked.tokens) if self.metered else 0
         self.booked = self.booked._replace(tokens=self.booked.tokens + over)
@@ -54,13 +55,13 @@ class Grant:
         return self.closed or now > self.slot.until - LATE or self.used.requests >= self.booked.requests
 
     def close(self) -> Want:
-        """Returns by what the store has to be corrected. From now on it is corrected by settlements too."""
+        """Close the grant. Returns the correction for the store. Later settlements correct the store too."""
         self.closed = True
         return Want(self.used.requests - self.booked.requests, self.used.tokens - self.booked.tokens)
 
 
 def take(state: State, now: float, wanted: Want, limits: Limits, window: str) -> tuple[State, Grant | None]:
-    """Book up to `wanted` for this moment, if there is room for all of it."""
+    """Book up to `wanted` for now, if all of that has room. Returns (the new state, the grant or None)."""
     day, _, ends = day_of(now, state.zone)
     requests, tokens = state.days.get(day, (0, 0))
     left = {name: limits[name] - state.slots.held[i] for i, name in enumerate(MINUTE_LIMITS) if name in limits}

@@ -1,5 +1,5 @@
-"""PURE. What is set aside: keys, projects, single models and tools of a project, each with its cause and its end. All
-of it is one document. The cooldowns of quotas are in `quota`.
+"""PURE. The health document: keys, projects, models and tools of a project that are set aside, each with its cause and
+its end. The cooldowns of quotas are in `quota`.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ MODELS_MOST = 3000
 """Clients may invent names of models: of more entries, those that end first are dropped to keep the document small."""
 CHECKED_MOST = 5000
 FREE_AGE = 3600.0
-"""How old the time in `free` must be before it is written again."""
+"""A time in `free` is written again only if it is older than this."""
 
 
 class Aside(NamedTuple):
@@ -48,8 +48,8 @@ class Health:
 def set_aside(
     health: Health, now: float, kind: Kind, name: str, reason: str, seconds: float, ceiling: float | None = None
 ) -> Health:
-    """Set aside for some seconds, twice as long each time for the same reason, up to the ceiling. A rest for another
-    reason does not shorten a longer one."""
+    """Set aside for some seconds, and twice as long each time for the same reason, up to the ceiling. This never
+    shortens a longer rest."""
     entries: dict[str, Aside] = getattr(health, kind)
     last = entries.get(name)
     again = last is not None and last.reason == reason
@@ -67,7 +67,7 @@ def set_aside(
 
 
 def awaits_probe(entry: Aside) -> bool:
-    """Whether this key serves again only after a probe found it well, and none has."""
+    """Whether this key must be found well by a probe before it serves again."""
     return entry.reason in PROBED and entry.until > entry.since
 
 
@@ -78,13 +78,13 @@ def key_rests(entry: Aside | None, now: float) -> bool:
 def found_well(health: Health, now: float, key_id: str) -> Health:
     """A free call found the key well. The streak stays until a request is served: a key with which Google accepts only
     free calls rests twice as long next time."""
-    health, entry = taken(health, key_id), health.keys.get(key_id)
+    health, entry = accepted(health, key_id), health.keys.get(key_id)
     if entry is None:
         return health
     return replace(health, keys=health.keys | {key_id: entry._replace(until=now, since=now)})
 
 
-def taken(health: Health, key_id: str) -> Health:
+def accepted(health: Health, key_id: str) -> Health:
     """Google accepted the key."""
     if key_id in health.checked or len(health.checked) >= CHECKED_MOST:
         return health
@@ -101,12 +101,12 @@ def lifted(health: Health, key_id: str, project: str | None, *, well: bool) -> H
             for name in [name for name in getattr(health, kind) if name.startswith(f"{project}/")]:
                 health = clear(health, kind, name)
     if well:
-        return taken(health, key_id)
+        return accepted(health, key_id)
     return replace(health, checked=health.checked - {key_id}) if key_id in health.checked else health
 
 
 def held(health: Health, now: float, key_id: str, project: str | None) -> list[str]:
-    """What `lifted` would end, in words."""
+    """Returns, in words, what `lifted` would end."""
     words = [f"key {key_id}"] if key_rests(health.keys.get(key_id), now) else []
     if project is None:
         return words
@@ -118,7 +118,7 @@ def held(health: Health, now: float, key_id: str, project: str | None) -> list[s
 
 
 def seen_tier(health: Health, now: float, project: str, tier: str | None) -> Health:
-    """A refusal named a quota of the free tier, or of a paid one."""
+    """Record that a refusal named a quota of the free tier or of a paid one."""
     known = health.free.get(project)
     if tier == "free" and (known is None or now - known > FREE_AGE):
         return replace(health, free=health.free | {project: now})
@@ -153,7 +153,7 @@ def tidy(health: Health, now: float) -> Health:
 
 
 def free_quota(tiers: Mapping[str, str]) -> str:
-    """The warning about projects on the free quota. `tiers`: project -> the paid tier that its keys name."""
+    """Returns the warning about projects on the free quota. `tiers`: project -> the paid tier that its keys name."""
     several = len(tiers) > 1
     named = ", ".join(f"{project} ({tier})" if several else project for project, tier in tiers.items())
     said = "their keys name paid tiers" if several else f"its keys say {next(iter(tiers.values()))}"

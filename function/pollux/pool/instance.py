@@ -1,7 +1,7 @@
-"""The name of this process among those that write to a store, and whether another process of this machine has ended.
+"""Names this process among those that write to a store, and tells whether another process of this machine has ended.
 
-A name contains machine and process only where all writers are on one machine. In the cloud, host names and process
-numbers are the same in all instances.
+A name contains the machine and the process id only if all writers are on one machine. In the cloud, host names and
+process ids are the same in all instances.
 """
 
 import hashlib
@@ -15,14 +15,14 @@ from pathlib import Path
 
 def new_name(*, one_machine: bool) -> str:
     own = secrets.token_hex(4)
-    return f"{_place()}.{os.getpid()}.{own}" if one_machine else own
+    return f"{_machine()}.{os.getpid()}.{own}" if one_machine else own
 
 
 def has_ended(name: str) -> bool:
     """Whether this is the name of a process of this machine that has ended."""
-    place, _, rest = name.partition(".")
+    machine, _, rest = name.partition(".")
     number = rest.partition(".")[0]
-    if os.name != "posix" or not number.isdecimal() or place != _place():
+    if os.name != "posix" or not number.isdecimal() or machine != _machine():
         return False
     try:
         os.kill(int(number), 0)
@@ -34,8 +34,8 @@ def has_ended(name: str) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _place() -> str:
-    """Where process numbers are unique: this boot of the machine and this container."""
+def _machine() -> str:
+    """Identifies where process ids are unique: this boot of the machine and this container."""
     parts = [platform.node()]
     with suppress(OSError):  # not everywhere
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())

@@ -8,11 +8,11 @@ from pollux.pool.refusals import STORE_DOWN, Refusal
 from pollux.pool.windows import LONGEST, SLOT, Limits, Slots, Want, day_of
 
 READ_WITHIN = 60.0
-"""Nothing is spent of a quota that was last read longer ago."""
+"""A quota that was last read longer ago is not spent."""
 
 
 class SafeShare:
-    """This instance's part of one quota. What it spent counts for a window, however often the store fails."""
+    """This instance's part of one quota. What it spent counts for a whole window, even if the store fails again."""
 
     def __init__(self) -> None:
         self.spent = Slots({})
@@ -25,7 +25,7 @@ class SafeShare:
     def find(
         self, state: State, now: float, want: Want, limits: Limits, deadline: float, window: str, *, instances: int
     ) -> Slot | Refusal:
-        """The slot for the want if every instance asked for the same. `state` contains what this one has spent."""
+        """Find a slot with room for this want from every instance. `state` contains what this instance spent."""
         seen = self._as_if_all(state, instances - 1)
         found = quota.find(seen, now, want.times(instances), limits, deadline, window)
         if isinstance(found, Refusal) and not found.why.kind and found.why.cause != "unsupported":

@@ -20,12 +20,13 @@ from pollux.pool.projects import Project, Projects, Quota
 from pollux.pool.recovery import Recovery
 from pollux.pool.refusals import BUSY, PAUSED, STORE_DOWN, Refusal
 from pollux.pool.reservation import Ask, Choice, Full, Reservation, StoppingError, Tried
+from pollux.pool.strategy import STRATEGIES
 from pollux.pool.windows import SLOT
 from pollux.settings import Settings
 
 OLD, OLD_ALONE = 5.0, 60.0
-"""A request that wakes for its slot reads the document again if the last read is older than this; the second holds for
-documents that only this instance writes."""
+"""A request that wakes for its slot reads the document again if the last read is older than this. The second value is
+for documents that only this instance writes."""
 STALE = 2.5
 """Before a future slot is booked, a document that others write is read again if the last read is older than this: a
 read costs less than a conflict."""
@@ -33,10 +34,10 @@ PROBE_AGE = 0.5
 """A request that waits for another's probe reads the result about every second."""
 SHORTEST_SLEEP = 0.05
 REST_CHECK = 1.0
-"""A request that waits for the end of a rest checks every second if it was ended by hand, or a key was added."""
+"""Seconds between two checks of a request that waits for a rest: it may be ended by hand, or a key may be added."""
 REFUSED_MOST = 3
 LOOKS = 1
-"""How many documents are read again before a request is refused because their slots are probably taken."""
+"""How many documents a request reads again before it is refused because their slots are probably taken."""
 CLOCKS_OFF = 0.2
 """The clock error that the window allows for: 61.5 s, less 1 s in which to send, less twice 0.2 s, less 0.1 s on the
 way, is 60 s."""
@@ -48,7 +49,7 @@ PICK_WITHIN = 15.0
 
 
 class _Search:
-    """What one request finds when it looks at projects."""
+    """The slots and refusals that one request finds when it looks at projects."""
 
     def __init__(
         self, pool: "Pool", model: str, ask: Ask, tried: Tried, ahead: float, without: Mapping[str, Refusal]
@@ -65,7 +66,7 @@ class _Search:
         self._smallest = pool.projects.smallest_limits(model)
         self._presumed = pool.candidates.known(model).presumed
         self.now = self._soonest()
-        """When a request that is booked now can be sent."""
+        """The earliest time at which a request that is booked now can be sent."""
 
     def _soonest(self) -> float:
         return self._pool.booking.earliest(self._pool.now() + self._ahead)
@@ -75,7 +76,7 @@ class _Search:
         return [choice for choice in self.choices.values() if choice.rank[0] * SLOT <= latest]
 
     async def look_at(self, names: Iterable[str], *, read_ahead: bool = False) -> None:
-        """Look at each of these projects once. `read_ahead`: also read the documents that will be needed next."""
+        """Look once at each of these projects. `read_ahead`: also read the documents that will be needed next."""
         ask, tried, projects = self.ask, self._tried, self._pool.projects
         able: list[tuple[Project, Key, Quota]] = []
         unseen: list[Quota] = []
@@ -109,7 +110,7 @@ class _Search:
                 self.refusals[project.name] = found
                 candidates.refused(self._model, project, ask.want, found)
             else:
-                self.choices[project.name] = candidates.choice(
+                self.choices[project.name] = candidates.ranked(
                     project, key, owned, limits, found, self._smallest, self.now
                 )
 
@@ -124,7 +125,7 @@ class _Search:
 
 
 class _Sleepers:
-    """Sleep until a moment of the store's clock, or until the process stops."""
+    """Lets requests sleep until a time of the store's clock, or until the process stops."""
 
     def __init__(self, now: Callable[[], float], sleep: Callable[[float], Coroutine[Any, Any, None]]) -> None:
         self._now = now
@@ -173,7 +174,8 @@ class Pool:
         self.now = projects.store.now
         self.booking = Booking(settings, projects)
         self.recovery = Recovery(projects)
-        self.candidates = Candidates(projects, self.booking, settings.strategy)
+        self._strategy = STRATEGIES[settings.strategy]
+        self.candidates = Candidates(projects, self.booking, self._strategy)
         self.waiting = 0
         self._sleepers = _Sleepers(self.now, sleep)
         self._uses = itertools.count(1)
@@ -190,7 +192,7 @@ class Pool:
             began = self.now()
             found = await self._book(model, ask, tried, ahead)
             now = self.now()
-            ahead = now - began  # the store is so slow that a slot of now would be over again
+            ahead = now - began  # while a slow store commits, a slot that begins now would end
             tried.store.seconds += ahead
             self.projects.store_health.waits.append(ahead)
             if isinstance(found, Reservation):
@@ -220,8 +222,8 @@ class Pool:
             await asyncio.gather(*(self.projects.quota(name, bucket).document.refresh(PROBE_AGE) for name in probed))
 
     async def rest(self, refusals: Mapping[str, Refusal], deadline: float) -> bool:
-        """Wait until the first key, project or probe that refused can be asked again, or something changed about keys.
-        False: none of them can be asked again by the deadline."""
+        """Wait until the first key, project or probe that refused can be asked again, or until keys or their health
+        change. Returns False if none of them can be asked again by the deadline."""
         refusals = self.recovery.worth_a_wait(refusals)
         until = max(min((r.until for r in refusals.values()), default=math.inf), self.now() + SHORTEST_SLEEP)
         if until > deadline:
@@ -239,12 +241,12 @@ class Pool:
         return True
 
     async def _book(self, model: str, ask: Ask, tried: Tried, ahead: float) -> Reservation | Full:
-        """Choose and book until one project takes the request or none is left."""
+        """Choose a project and book there, until a booking succeeds or no project is left."""
         projects = self.projects
         reread: set[str] = set()
         refused: Counter[str] = Counter()
         without: dict[str, Refusal] = {}
-        """Projects that refused several times: otherwise this could be a busy loop."""
+        """Projects that refused several times. They are left out to avoid a busy loop."""
         while True:
             choice = await self._choose(model, ask, tried, ahead, without, likely_only=len(reread) >= LOOKS)
             if isinstance(choice, Full):
@@ -260,12 +262,12 @@ class Pool:
             owned.used_at = next(self._uses)
             large = self.candidates.large
             if large:
-                self.candidates.taking(model, owned, 1)
+                self.candidates.pending(model, owned, 1)
             try:
                 booked = await self.booking.reserve(choice, model, ask, tried, ahead, latest)
             finally:
                 if large:
-                    self.candidates.taking(model, owned, -1)
+                    self.candidates.pending(model, owned, -1)
             if isinstance(booked, Reservation):
                 projects.used(choice.key, owned.used_at)
                 return booked
@@ -283,8 +285,8 @@ class Pool:
         *,
         likely_only: bool = False,
     ) -> Choice | Full:
-        """Choose by the last seen states; the commit decides. What the request prefers comes first if there is room at
-        once. `likely_only`: leave out slots that were probably taken since their document was read."""
+        """Choose a project by the last seen states; the commit decides. A project that the request prefers comes first
+        if it has room at once. `likely_only`: leave out slots that were probably taken since the last read."""
         projects = self.projects
         paused, now = self.booking.pause_until, self.now()
         is_paused = paused > max(now, ask.deadline)
@@ -310,7 +312,7 @@ class Pool:
         return self.candidates.best(likely, search.now)
 
     async def _favourite(self, search: _Search) -> Choice | None:
-        """The project of the preferred key, of the conversation or of a grant that is held, if it has room at once."""
+        """Returns the project of the preferred key, of the conversation or of a held grant, if it has room at once."""
         ask, projects = search.ask, self.projects
         conversation = self.served_by(ask.sticky)
         if ask.near and conversation not in ask.near:  # copying files there would cost more than it saves
@@ -322,7 +324,7 @@ class Pool:
                 wanted = name == conversation or (choice is not None and choice.key.id == ask.prefer_key)
                 if choice is not None and wanted and choice.slot.start <= search.now:
                     return choice
-        if self.settings.strategy == "earliest" and not ask.near:
+        if self._strategy.prefers_own and not ask.near:
             for name in projects.with_grants(search.bucket):
                 await search.look_at([name])
                 choice = search.choices.get(name)
@@ -331,7 +333,7 @@ class Pool:
         return None
 
     async def look(self, model: str, ask: Ask) -> Full | None:
-        """What every project says now, without reserving anything; None if one has a slot."""
+        """Returns the refusal of every project, without reserving anything, or None if a project has a slot."""
         await self.projects.ready()
         found = await self._choose(model, ask, Tried(), 0.0, {})
         return found if isinstance(found, Full) else None
@@ -344,8 +346,8 @@ class Pool:
         prefer: str | None = None,
         home: str | None = None,
     ) -> Key | None:
-        """A healthy key for a call that takes no quota: the preferred one, else one of the home project, else the one
-        used least recently. `only`: of this project."""
+        """Returns a healthy key for a call that takes no quota: the preferred one, else one of the home project, else
+        the one used least recently. `only`: the one project whose keys may be used."""
         projects = self.projects
         await projects.ready()
         self.recovery.begin()
@@ -372,8 +374,8 @@ class Pool:
         return itertools.chain([project for project in first if project is not None], projects.by_use())
 
     async def _wait_for(self, reservation: Reservation) -> bool:
-        """Sleep until the slot. False: it was given back, because it is too late or because the quota, project or key
-        rests by now."""
+        """Sleep until the slot. Returns False if the slot was given back, because it is too late or because the quota,
+        project or key rests by now."""
         owned, margin = reservation.quota, self._margin()
         start, now = max(reservation.slot.start + margin, self.booking.pause_until), self.now()
         if start > now:
@@ -394,7 +396,7 @@ class Pool:
         return True
 
     def _is_void(self, reservation: Reservation, at: float) -> bool:
-        """Its quota, project or key rests at that time, or a smaller limit was learned since it was booked."""
+        """Whether its quota, project or key rests at that time, or a smaller limit was learned since it was booked."""
         owned, limits, projects = reservation.quota, reservation.limits, self.projects
         state, project = owned.document.value, projects.by_name.get(owned.project)
         if state.cooldown is not None and state.cooldown.until > at and not reservation.slot.probe:
@@ -409,30 +411,30 @@ class Pool:
         return any(limit < limits.get(name, math.inf) for name, limit in known.items())
 
     def is_late(self, reservation: Reservation) -> bool:
-        """Sent now, it might fall into a window that has no room for it."""
+        """Whether it is too late to send: Google might count the request in a window that has no room for it."""
         return self.now() > reservation.slot.latest - self._margin()
 
     def _margin(self) -> float:
-        """How much to leave out at both ends of a slot, where the time is known less well than the window allows."""
+        """Returns the seconds to leave out at both ends of a slot if the clock is less exact than allowed for."""
         return min(MARGIN_MOST, max(0.0, self.projects.store.error() - CLOCKS_OFF))
 
     def _is_stale(self, owned: Quota) -> bool:
-        return not owned.document.alone and self.now() - owned.document.seen_at > STALE
+        return not owned.document.is_only_writer and self.now() - owned.document.seen_at > STALE
 
     async def _refresh(self, owned: Quota, old: float = OLD) -> None:
-        """Read what others did meanwhile. If the store does not answer, a slot that is booked may still be used."""
+        """Read the document again. If the store does not answer, a slot that is booked may still be used."""
         if not self.projects.store_health.down:
             with suppress(StoreUnavailableError):
-                await owned.document.refresh(OLD_ALONE if owned.document.alone else old)
+                await owned.document.refresh(OLD_ALONE if owned.document.is_only_writer else old)
 
     def end(self, within: float) -> None:
-        """The process stops: a request that would have to wait longer gets StoppingError, and its slot is given
+        """The process stops. A request that would have to wait longer gets StoppingError, and its slot is given
         back."""
         self._sleepers.end(within)
         self.recovery.end(within)
 
     def served_by(self, conversation: int | None) -> str | None:
-        """The project that served this conversation last."""
+        """Returns the project that served this conversation last."""
         return None if conversation is None else self._sticky.get(conversation)
 
     def stick(self, conversation: int | None, project: str) -> None:

@@ -1,4 +1,4 @@
-"""The projects: their keys, what is set aside, their quotas, and the limits in force. `pool` chooses among them."""
+"""The projects with their keys, quotas, limits, and what of them is set aside. `pool` chooses among them."""
 
 import asyncio
 import logging
@@ -36,7 +36,7 @@ ASSUMED = {"rpm": 5}
 """The smallest limit that Google gives a text model, for models whose limits the catalog does not have."""
 QUOTA = "quota:"
 KEPT_FOR = 8 * 86400.0
-"""When an unused document may be deleted: everything in it has expired by then, learned limits included."""
+"""Seconds after which an unused document may be deleted. Everything in it has expired by then, even learned limits."""
 QUOTA_CODEC = Codec(State(), quota_document.pack, quota_document.unpack, quota.tidy, KEPT_FOR)
 HEALTH_CODEC = Codec(Health(), health.pack, health.unpack, health.tidy)
 
@@ -49,9 +49,9 @@ class Quota:
     bucket: str
     document: SharedDocument[State]
     used_at: int = 0
-    """A running number, not a time: the quota that was used last has the largest."""
+    """A counter, not a time: the quota that was used last has the largest value."""
     coming: int = 0
-    """How many requests are being booked: the next ones rather go elsewhere."""
+    """How many requests are being booked here now. A large pool prefers other projects meanwhile."""
     served: int = 0
     refused: int = 0
     grant: Grant | None = None
@@ -60,16 +60,16 @@ class Quota:
     grants_taken: int = 0
     safe: SafeShare = field(default_factory=SafeShare)
     sleepers: "dict[asyncio.Future[None], None]" = field(default_factory=dict)
-    """The requests that wait for a slot of it, in the order in which they began."""
+    """The sleeps of the requests that wait for a slot, in the order in which they began."""
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is lost if it is forgotten: the store has all of it, requests keep their reference."""
+        """Whether this object can be dropped: the store has all of it, and running requests keep their reference."""
         document = self.document
         return not document.uncommitted and not document.busy and self.grant is None and document.value.cooldown is None
 
     def retire(self) -> None:
-        """Give back what is left of the grant, with the next commit."""
+        """Give back what is left of the grant with the next commit."""
         grant, self.grant = self.grant, None
         if grant is not None and not grant.closed and (rest := grant.close()) != NOTHING:
             self.document.add_to_next_commit(lambda state, _: quota.amend(state, grant.slot, rest))
@@ -98,7 +98,7 @@ class Projects:
         self.catalog = catalog
         self.store_health = StoreHealth(store)
         self.by_name: dict[str, Project] = {}
-        """A new dictionary whenever keys change."""
+        """It is replaced by a new dictionary when keys change."""
         self.project_of: dict[str, str] = {}
         """Key id -> its project."""
         self.quotas: dict[tuple[str, str], Quota] = {}
@@ -108,7 +108,7 @@ class Projects:
         """Bucket -> project -> its quota, if a grant was taken; the grant may be spent by now."""
         self.key_used: dict[str, int] = {}
         self._by_use: dict[str, None] = {}
-        """The projects, ordered: those first whose keys were used least recently."""
+        """The names of the projects, ordered by how long ago their keys were used, the longest first."""
         self._writer = new_name(one_machine=getattr(store, "one_machine", False))
         self.health: SharedDocument[Health] = SharedDocument("health", HEALTH_CODEC, self._writer, self.store_health)
         self._keys: tuple[Key, ...] | None = None
@@ -117,7 +117,7 @@ class Projects:
         self._smallest: dict[str, dict[str, int]] = {}
 
     async def ready(self) -> None:
-        """Bring keys and health up to date. Costs nothing while nothing changed."""
+        """Bring keys and health up to date. It is cheap while nothing has changed."""
         keys = await self.keyring.keys()
         if keys is not self._keys:
             self._keys = keys
@@ -147,7 +147,7 @@ class Projects:
         )
 
     def _forgive(self, keys: Iterable[Key]) -> None:
-        """A key has a new value: end the rest of the old one."""
+        """End the rests of keys that have a new value."""
         for key in keys:
             if key.generation > self._generations.setdefault(key.id, key.generation):
                 self._generations[key.id] = key.generation
@@ -161,7 +161,7 @@ class Projects:
         tried_keys: Collection[str],
         now: float,
     ) -> tuple[list[tuple[Project, Key]], dict[str, Refusal]]:
-        """The projects that may serve a model, each with a key, and why the others may not. Quotas do not count."""
+        """Returns (the projects that may serve a model, each with a key; the refusals of the others). Ignores quota."""
         able: list[tuple[Project, Key]] = []
         refusals: dict[str, Refusal] = {}
         for project in self.by_name.values():
@@ -184,8 +184,9 @@ class Projects:
         tools: Collection[str] = (),
         trials: Collection[str] = (),
     ) -> Key | Refusal | None:
-        """The key with which a project may serve a model: the preferred one, or the one used least recently. A Refusal
-        if it rests; None if no key is left. `trials`: projects that are asked although they rest."""
+        """Returns the key with which a project may serve a model: the preferred one, or the one used least recently. A
+        Refusal if the project or its keys rest; None if no key is left. `trials`: projects that may be used although
+        they rest."""
         health_ = self.health.value
         if (health_.projects or health_.models or health_.tools) and project.name not in trials:
             resting = self.resting(project.name, model, now, tools)
@@ -211,7 +212,7 @@ class Projects:
         return any(entry is not None and entry.until > now for entry in resting)
 
     def named_aside(self) -> frozenset[tuple[str, float]]:
-        """The projects where anything is set aside, each with the time when that ends."""
+        """Returns (project, end) for everything that is set aside."""
         aside = self.health.value
         found = {(name, entry.until) for name, entry in aside.projects.items()}
         found.update((name.partition("/")[0], entry.until) for name, entry in aside.models.items())
@@ -220,7 +221,7 @@ class Projects:
         return frozenset(found)
 
     def with_grants(self, bucket: str) -> list[str]:
-        """The projects with a grant, the one used least recently first."""
+        """Returns the projects that hold a grant, the one used least recently first."""
         granted = self.granted.get(bucket)
         if not granted:
             return []
@@ -229,18 +230,18 @@ class Projects:
         return sorted(held, key=lambda name: held[name].used_at)
 
     def by_use(self) -> Iterable[Project]:
-        """All projects, those first whose keys were used least recently."""
+        """Yields all projects, beginning with those whose keys were used least recently."""
         return (self.by_name[name] for name in self._by_use)
 
     def used(self, key: Key, number: int) -> None:
-        """A request uses the key. `number` grows with each request."""
+        """Note that a request uses the key. `number` grows with each request."""
         self.key_used[key.id] = number
         if key.project in self._by_use:
             del self._by_use[key.project]
             self._by_use[key.project] = None
 
     def resting(self, project: str, model: str, now: float, tools: Collection[str] = ()) -> Refusal | None:
-        """Why a project may not serve this model with these tools: the longest rest of project, model and tools."""
+        """Returns the longest rest of the project, the model and the tools, or None if none of them rests."""
         aside = self.health.value
         entries = [("", aside.projects.get(project)), ("", aside.models.get(f"{project}/{model}"))]
         for tool in tools:
@@ -277,18 +278,18 @@ class Projects:
         return max(MOST_QUOTAS, MOST_QUOTAS_EACH * len(self.by_name))
 
     def _forget(self) -> None:
-        """Forget half of the idle quotas, those used longest ago: clients may invent names of models."""
+        """Drop half of the idle quotas, those used longest ago. Clients may invent names of models."""
         idle = sorted((owned for owned in self.quotas.values() if owned.is_idle), key=lambda owned: owned.used_at)
         for owned in idle[: len(idle) // 2]:
             del self.quotas[owned.project, owned.bucket]
         self._declared.clear()
 
     def limits(self, project: Project, model: str) -> Limits:
-        """The limits in force: learned ones come before the key file's, those before the catalog's."""
+        """Returns the limits in force. Learned limits override those of the key file, which override the catalog's."""
         return self.limits_by(self.quota(project.name, self.bucket(model)).document.value, project, model)
 
     def limits_by(self, state: State, project: Project, model: str) -> Limits:
-        """The same for a given state, which may be newer than the last one seen."""
+        """Like `limits`, for a given state, which may be newer than the last one seen."""
         declared = self._declared.get((project.name, model))
         if declared is None:
             if len(self._declared) >= self._most_quotas:  # clients may invent names of models
@@ -299,7 +300,7 @@ class Projects:
         return quota.effective(state, self.store.now(), declared, project.tier) if state.learned else declared
 
     def smallest_limits(self, model: str) -> Limits:
-        """What any project may be assumed to have, even on the smallest tier."""
+        """Returns the limits of the smallest tier, which every project may be assumed to have."""
         found = self._smallest.get(model)
         if found is None:
             if len(self._smallest) >= MOST_QUOTAS:  # clients may invent names of models
@@ -308,7 +309,7 @@ class Projects:
         return found
 
     def learned_limits(self, model: str) -> Limits:
-        """The smallest limits at which projects without a tier were refused. Others are presumed to have the same."""
+        """Returns the smallest limits at which projects without a tier were refused. They are assumed for others."""
         bucket, now = self.bucket(model), self.store.now()
         found: dict[str, int] = {}
         for project in self.by_name.values():
@@ -328,30 +329,30 @@ class Projects:
         """Read the documents that were never read, in one round trip."""
         unseen = [owned.document for owned in quotas if owned.document.seen_at == -math.inf]
         if unseen and not self.store_health.down:
-            asked = [document.tries for document in unseen]
+            asked = [document.commits_tried for document in unseen]
             try:
                 found = await self.store_health.read([document.name for document in unseen])
-            except StoreUnavailableError:  # other projects may do; if not, the request fails when it chooses
+            except StoreUnavailableError:  # another project may serve; if not, the request fails when it chooses
                 return
             for document, tries in zip(unseen, asked, strict=True):
                 if document.seen_at == -math.inf:  # another request may have read it meanwhile
-                    document.saw(found.get(document.name), tries)
+                    document.load(found.get(document.name), tries)
 
     async def load_all(self) -> None:
-        """Read every quota in the store, also those that only other processes used."""
+        """Read every quota in the store, including those that only other processes used."""
         await self.ready()
-        asked = {owned.document.name: owned.document.tries for owned in self.quotas.values()}
+        asked = {owned.document.name: owned.document.commits_tried for owned in self.quotas.values()}
         for name, found in (await self.store_health.scan(QUOTA)).items():
             project, bucket = map(unquote, name.removeprefix(QUOTA).split(":"))
-            self.quota(project, bucket).document.saw(found, asked.get(name, 0))
+            self.quota(project, bucket).document.load(found, asked.get(name, 0))
 
     def instances(self) -> int:
-        """How many instances wrote within the last minute, as far as this one knows; itself included."""
+        """Returns how many instances, with this one, wrote within the last minute, as far as this one knows."""
         others = {self._writer}
         return len(others.union(*(owned.document.writers for owned in self.quotas.values())))
 
     async def close(self) -> None:
-        """Give back grants and commit what is uncommitted: all documents at once, for a few seconds at most."""
+        """Give back grants and commit all documents in parallel, for a few seconds at most."""
         flushes = {asyncio.ensure_future(self._flushed(owned)) for owned in self.quotas.values()}
         flushes.add(asyncio.ensure_future(self.health.flush()))
         _, late = await asyncio.wait(flushes, timeout=CLOSE_WITHIN)

@@ -1,7 +1,7 @@
 """The arithmetic of one quota, PURE: reserve, settle, cool, learn. The time is always an argument.
 
-A quota is what Google counts for one (project, bucket). `State` is a value: each function returns a new one. `windows`
-finds where a want fits among what is booked, `quota_document` turns a state into a document.
+A quota is what Google counts for one (project, bucket). A `State` never changes: each function returns a new one.
+`windows` finds the slot where a want fits, `quota_document` turns a state into a document.
 """
 
 import math
@@ -28,28 +28,28 @@ from pollux.pool.windows import (
 )
 
 LATE = 0.5
-"""How long after the end of its slot a reservation may still be sent."""
+"""Seconds after the end of its slot in which a reservation may still be sent."""
 MIDNIGHT_GUARD = 1.0
 LEARNED_FOR = 7 * 86400.0
 DAY = 86400.0
 CLOCKS = 4
 """How many slots beyond the window are kept: clocks may differ by two seconds, and the slower one still counts them."""
 DISTANCE = 2
-"""The distance of requests in `spaced`, in slots: at least half a second."""
+"""How many slots apart `spaced` sends requests: at least half a second."""
 PROBE_LEASE = 60.0
-"""How long others wait for the result of a probe, if none is reported."""
+"""Seconds for which other requests wait for a probe whose result is not reported."""
 _COUNTED = (("rpm", 0), ("tpm", 1), ("ipm", 2), ("rpd", 0), ("tpd", 1))
 """Which part of a want each limit counts."""
 
 
 class Slot(NamedTuple):
-    """`probe`: "", or why this request is sent before all others: "half-open" or "utc"."""
+    """When a request is sent. `probe` is not empty if it is sent alone to test the quota: "half-open" or "utc"."""
 
     number: int
     day: str
     probe: str = ""
     until: float = 0.0
-    """Of a grant: until when it may be spent."""
+    """The end of a grant's life; 0 for a slot that is not a grant's."""
 
     @property
     def start(self) -> float:
@@ -78,18 +78,18 @@ class State(NamedTuple):
     cooldown: Cooldown | None = None
     probe_until: float = 0.0
     sliding_until: float = 0.0
-    """Until then the sliding window counts here, because a 429 contradicted the wall-clock minute."""
+    """The sliding window applies until this time, because a 429 contradicted the wall-clock minute."""
     zone: str = "pacific"
     spent_at: float = 0.0
     utc_probe_at: float = 0.0
     granted: int = 0
-    """The slot of the newest grant: while it is in the window, the longer window counts."""
+    """The slot of the newest grant. The longer window applies while that slot is in it."""
     proved: tuple[int, int] = (0, 0)
     """The most requests and tokens served in one window without a refusal, kept where no limit is known."""
 
 
 def effective(state: State, now: float, declared: Limits, tier: str | None) -> dict[str, int]:
-    """The limits in force: what a 429 taught in the last seven days comes before what is declared."""
+    """Returns the limits in force. A limit that a 429 named in the last seven days overrides the declared one."""
     limits = dict(declared)
     if state.learned and state.tier == tier:
         limits |= {name: value for name, (value, when) in state.learned.items() if now - when < LEARNED_FOR}
@@ -99,14 +99,14 @@ def effective(state: State, now: float, declared: Limits, tier: str | None) -> d
 def find(
     state: State, now: float, want: Want, limits: Limits, deadline: float, window: str = "sliding"
 ) -> Slot | Refusal:
-    """The earliest slot, now or later, for which the want fits in every window that contains it."""
+    """Find the earliest slot, now or later, where the want fits in every window that contains the slot."""
     if limits and (refusal := _never(want, limits)):
         return refusal
     latest = max(now, deadline)
     window = "sliding" if state.sliding_until > now else window
     first = Slot(math.floor(now / SLOT), "")
     if state.spent_at and _utc_probe_due(state, now, limits):
-        found = _place(state, first._replace(probe="utc"), BUSY, want, limits, latest, window)
+        found = _find_from(state, first._replace(probe="utc"), BUSY, want, limits, latest, window)
         if day_of(found.start if isinstance(found, Slot) else found.until) == day_of(now):
             return found  # on the next day it would teach nothing
     why = BUSY
@@ -115,25 +115,25 @@ def find(
         if isinstance(gate, Refusal):
             return gate
         first, why = Slot(max(first.number, gate[0]), "", gate[1]), gate[2]
-    return _place(state, first, why, want, limits, latest, window)
+    return _find_from(state, first, why, want, limits, latest, window)
 
 
-def _place(
+def _find_from(
     state: State, first: Slot, why: Why, want: Want, limits: Limits, latest: float, window: str
 ) -> Slot | Refusal:
-    """The earliest slot from `first` on. A refusal has the time of the slot that there would be, and what moved it
-    beyond `latest`: `why` if no limit did."""
+    """Find the earliest slot from `first` on. If it starts after `latest`, return a Refusal with its time and with the
+    limit that caused the delay, or with `why` if no limit did."""
     fit = fit_sliding if window == "sliding" else fit_minute
     number = first.number
     span = LONGEST if limits and (fast(limits) or state.granted > number - LONGEST) else WINDOW
     while True:
         fitted, full = fit(state.slots, number, want, limits, span)
-        placed, closed, day = _fit_day(state, fitted, want, limits, first.probe == "utc")
+        allowed, closed, day = _fit_day(state, fitted, want, limits, first.probe == "utc")
         if number * SLOT <= latest and (cause := closed or full):
             why = Why(cause)
-        if placed == fitted:
-            return Slot(placed, day, first.probe) if placed * SLOT <= latest else Refusal(placed * SLOT, why)
-        number = placed
+        if allowed == fitted:
+            return Slot(allowed, day, first.probe) if allowed * SLOT <= latest else Refusal(allowed * SLOT, why)
+        number = allowed
 
 
 def _never(want: Want, limits: Limits) -> Refusal | None:
@@ -146,8 +146,8 @@ def _never(want: Want, limits: Limits) -> Refusal | None:
 
 
 def _gate(cooldown: Cooldown, probe_until: float, now: float) -> Refusal | tuple[int, str, Why]:
-    """The first slot after a cooldown, the probe that must go first, and the reason to wait; or a refusal while another
-    request probes."""
+    """Returns (the first slot after the cooldown, the kind of probe to send in it, the reason to wait), or a Refusal
+    while another request probes."""
     probed = cooldown.reason in HALF_OPEN
     if probed and probe_until > now:
         sent = probe_until - PROBE_LEASE
@@ -156,8 +156,10 @@ def _gate(cooldown: Cooldown, probe_until: float, now: float) -> Refusal | tuple
 
 
 def _utc_probe_due(state: State, now: float, limits: Limits) -> bool:
-    """A quota that was spent before 00:00 UTC is tried once after it in the same Pacific day, because sources disagree
-    on when days end. It must still be spent: if a reservation was given back, a served request would prove nothing.
+    """Whether one request should test if Google's day ends at 00:00 UTC, because sources disagree on that.
+
+    A quota that was spent before 00:00 UTC is tried once after it, in the same Pacific day. It must still be spent: if
+    a reservation was given back, a served request would prove nothing.
     """
     midnight = now // DAY * DAY
     day, begins, _ = day_of(now)
@@ -172,7 +174,7 @@ def _utc_probe_due(state: State, now: float, limits: Limits) -> bool:
 
 
 def _fit_day(state: State, number: int, want: Want, limits: Limits, ignore_spent: bool) -> tuple[int, str, str]:
-    """The slot, or the first one after a midnight or a spent day; what moved it; its day."""
+    """Returns (the slot, or the first one after midnight or a spent day; what moved it, or ""; its day)."""
     start = number * SLOT
     day, begins, ends = day_of(start, state.zone)
     if start < begins + MIDNIGHT_GUARD:
@@ -185,7 +187,7 @@ def _fit_day(state: State, number: int, want: Want, limits: Limits, ignore_spent
 
 
 def book(state: State, now: float, slot: Slot, want: Want, limits: Limits) -> State:
-    """Take a slot that `find` returned for the same state."""
+    """Book a slot that `find` returned for the same state."""
     slots = state.slots.plus(slot.number, want)
     requests, tokens = state.days.get(slot.day, (0, 0))
     used = (requests + want.requests, tokens + want.tokens)
@@ -214,14 +216,15 @@ def give_back(state: State, slot: Slot, booked: Want) -> State:
 
 
 def release(state: State, slot: Slot) -> State:
-    """A probe ended without a word on the quota: the next request may probe at once. The request stays counted."""
+    """A probe ended and its result says nothing about the quota: let the next request probe at once. The probe stays
+    counted."""
     if not slot.probe or state.probe_until != slot.start + PROBE_LEASE:
         return state  # an answer settled it, or another request has the lease by now
     return state._replace(probe_until=0.0, utc_probe_at=0.0 if slot.probe == "utc" else state.utc_probe_at)
 
 
 def amend(state: State, slot: Slot, change: Want) -> State:
-    """Correct what is booked in a slot. When it is gone, only the day's total changes."""
+    """Correct what is booked in a slot. If the slot was dropped already, only the day's total changes."""
     slots, days = state.slots, state.days
     if slot.number in slots:
         slots = slots.plus(slot.number, change)
@@ -231,9 +234,9 @@ def amend(state: State, slot: Slot, change: Want) -> State:
 
 
 def cool(state: State, now: float, reason: str, seconds: float, ceiling: float | None = None) -> State:
-    """Rest for some seconds, twice as long after each rest that was followed by another refusal, up to the ceiling.
+    """Rest for some seconds. Each refusal that follows a rest doubles the next rest, up to the ceiling.
 
-    Refusals of requests that were under way together count as one: they do not double the rest, and none shortens it.
+    Requests that were under way together count as one refusal: they neither double the rest nor shorten it.
     """
     last = state.cooldown
     again = last is not None and last.reason == reason
@@ -256,7 +259,7 @@ def cool(state: State, now: float, reason: str, seconds: float, ceiling: float |
 
 
 def try_early(state: State, now: float) -> State:
-    """End a rest now, if one request tries the quota after it. The streak stays."""
+    """End the rest now if it is one that ends with a probe. The streak stays."""
     cooling = state.cooldown
     if cooling is None or cooling.until <= now or cooling.reason not in HALF_OPEN:
         return state
@@ -264,7 +267,7 @@ def try_early(state: State, now: float) -> State:
 
 
 def learn(state: State, now: float, limits: Limits, tier: str | None) -> State:
-    """Remember the limits that a 429 named. What was learned on another tier is forgotten."""
+    """Store the limits that a 429 named, and drop the limits learned on another tier."""
     known = state.learned if state.tier == tier else {}
     return state._replace(learned=known | {name: (value, now) for name, value in limits.items()}, tier=tier)
 
@@ -275,7 +278,7 @@ def distrust_minute(state: State, now: float) -> State:
 
 
 def succeed(state: State, now: float, slot: Slot) -> State:
-    """A request was served: this ends the cooldown and its streak, unless it was sent before the rest began."""
+    """A request was served: end the cooldown and its streak, unless the request was sent before the cooldown began."""
     if slot.probe == "utc" and state.zone == "pacific":
         day, _, _ = day_of(slot.start, "utc")
         since = total([taken for number, taken in state.slots.items() if number >= slot.number])
@@ -287,7 +290,7 @@ def succeed(state: State, now: float, slot: Slot) -> State:
 
 
 def tidy(state: State, now: float) -> State:
-    """Drop slots and days that no longer count."""
+    """Drop the slots and days that are over."""
     oldest = math.floor(now / SLOT) - LONGEST - CLOCKS
     days = current(state.days, now)
     if days is state.days and min(state.slots, default=oldest) >= oldest:
@@ -297,13 +300,13 @@ def tidy(state: State, now: float) -> State:
 
 
 def used(state: State, now: float) -> Want:
-    """What is booked in the last window and in the future."""
+    """Returns the sum of what is booked in the last window and in the future."""
     oldest = math.floor(now / SLOT) - WINDOW
     return total([taken for slot, taken in state.slots.items() if slot > oldest])
 
 
 def prove(state: State, slot: Slot) -> State:
-    """A request was served: the project may send at least as much as in the window that ends with this request."""
+    """A request was served: record the use of the window that ends with it as allowed for this project."""
     held = state.slots.held
     if held.requests <= state.proved[0] and held.tokens <= state.proved[1]:
         return state
@@ -314,8 +317,9 @@ def prove(state: State, slot: Slot) -> State:
 
 
 def spaced(state: State, slot: Slot, want: Want, limits: Limits, presumed: Limits) -> Slot:
-    """Where a limit is not known, but other projects without a tier were refused at `presumed`, requests beyond that
-    keep a distance: a refusal arrives before the next one is sent, so that only one is refused."""
+    """Move the slot if a limit is unknown and the use exceeds `presumed`, where Google refused other projects without a
+    tier. Requests are then sent a little apart: a refusal arrives before the next one is sent, so only one is
+    refused."""
     unknown = [i for i, name in enumerate(MINUTE_LIMITS) if name in presumed and name not in limits]
     number = max(state.slots, default=0) + DISTANCE
     if not unknown or number <= slot.number:
@@ -327,7 +331,7 @@ def spaced(state: State, slot: Slot, want: Want, limits: Limits, presumed: Limit
 
 
 class Load(NamedTuple):
-    """How much of a quota is used. `share`: of the limits; if the use is beyond them, the number of requests."""
+    """How much of a quota is used. `share` is the used part of the limits, or the number of requests if `beyond`."""
 
     beyond: bool
     """More is used than the project is known to have, so the next request may be refused."""
@@ -335,10 +339,10 @@ class Load(NamedTuple):
 
 
 def load(state: State, now: float, limits: Limits, smallest: Limits, coming: int = 0) -> Load:
-    """The use of the window as a share of the limits. `coming`: requests that are about to be booked.
+    """Compute the use of the window as a share of the limits. `coming`: requests that are about to be booked.
 
-    An unknown limit is taken to be the most that was served in a window, or the smallest limit that Google gives for
-    this model (`smallest`), whichever is more. A share above 1 is booked ahead.
+    For an unknown limit, this takes the larger of two: the most that was served in a window, and the smallest limit
+    that Google gives for this model (`smallest`). The share is above 1 if slots are booked ahead.
     """
     slots = state.slots
     fresh = next(iter(slots), math.inf) > math.floor(now / SLOT) - WINDOW

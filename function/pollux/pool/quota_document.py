@@ -1,4 +1,4 @@
-"""A quota's state as a document and back, PURE. Slots are packed into a string: a map would need twice the bytes."""
+"""Turns a quota's state into a document and back, PURE. Slots become a string, as a map would need twice the bytes."""
 
 import json
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
-"""Brings back what is set aside: keys by a free call; projects, models and quotas by one request that tries them.
+"""Brings back what is set aside. A free call probes a key; one real request tries a project, a model or a quota.
 
-Requests start this work, because no work outlives requests. It runs in the background while other keys serve; a request
-that nothing else can serve waits for the result.
+Requests start this work, because an instance may get no CPU between requests. It runs in the background while other
+keys serve. A request that no other key can serve waits for the result.
 """
 
 import asyncio
@@ -27,20 +27,20 @@ log = logging.getLogger("pollux.pool")
 AT_ONCE = 8
 """How many keys are probed at the same time."""
 SOONEST, SLOWEST = 3.0, 60.0
-"""While nothing else can serve, a key is probed every 3 s, with twice the distance after each refusal, up to 60 s."""
+"""While nothing else can serve, a key is probed after 3 s, and after twice that time with each refusal, up to 60 s."""
 TRY_EVERY = 45.0
 """Seconds between two tries of a project, model or quota that rests, while nothing else can serve."""
 MOST_TRIES = 3
 """How many projects one request tries for each model."""
 FRESH = 2.0
-"""Before a request is refused, the health of the keys is read again if the last read is older than this."""
+"""Before a request is refused, the health document is read again if the last read is older than this."""
 MOST_REMEMBERED, MOST_REMEMBERED_EACH = 4000, 10
-"""How many tries are remembered in all, or in a large pool for each project."""
+"""How many tries are remembered: in all, and for each project of a large pool."""
 
 RESTS = ("aside", "cooling")
 
 FreeCall = Callable[[Key], Awaitable[Verdict | None]]
-"""Google's verdict on this key; None if the answer says nothing about the key."""
+"""Returns Google's verdict on the key, or None if the answer says nothing about the key."""
 
 
 class _Request(NamedTuple):
@@ -55,7 +55,7 @@ class _Request(NamedTuple):
 class Recovery:
     def __init__(self, projects: Projects) -> None:
         self.free_call: FreeCall | None = None
-        """If None, a rest simply ends with its time."""
+        """If None, keys are not probed: a rest just ends when its time is over."""
         self.keys_wait = False
         """Whether keys waited for a probe at the last `begin`."""
         self._projects = projects
@@ -88,8 +88,8 @@ class Recovery:
         deadline: float,
         tools: Collection[str] = (),
     ) -> bool:
-        """Called before a request is refused. True: it should look again, because a key was found well, or because it
-        may try a project that rests."""
+        """Called before a request is refused. Returns True if the request should look again, because a key was found
+        well or because the request may try a project that rests."""
         if not any(refusal.why.kind in RESTS for refusal in refusals.values()):
             return False
         request, document = _Request(model, tried, refusals, tools), self._projects.health
@@ -104,8 +104,8 @@ class Recovery:
         )
 
     def worth_a_wait(self, refusals: Mapping[str, Refusal]) -> dict[str, Refusal]:
-        """The refusals whose rest a request should wait for. A key that was refused once is waited for until its free
-        call is answered. A key that Google refused twice is probably wrong: no request waits for it."""
+        """Returns the refusals whose rest a request should wait for. If Google refused a key once, requests wait for
+        its free call. If Google refused it twice, the key is probably wrong, and no request waits for it."""
         if self.free_call is None:
             return dict(refusals)
         self._look()
@@ -121,7 +121,7 @@ class Recovery:
         return worth
 
     def end(self, within: float) -> None:
-        """The process stops: requests that still wait for a free call then get StoppingError."""
+        """The process stops. Requests that still wait for a free call after `within` seconds get StoppingError."""
         asyncio.get_running_loop().call_later(within, self._stopping.set)
 
     async def close(self) -> None:
@@ -153,8 +153,8 @@ class Recovery:
         heapq.heapify(self._due)
 
     async def _probed(self, request: _Request, deadline: float) -> bool:
-        """Probe the keys that could serve the request, also before their rests end, until one is well or none is left.
-        Requests that come meanwhile wait for the same free calls."""
+        """Probe the keys that could serve the request, even before their rests end, until one is well or none is left.
+        Requests that arrive meanwhile wait for the same free calls."""
         waiting: dict[str, Key] | None = None
         wanted: frozenset[str] = frozenset()
         while True:
@@ -179,7 +179,7 @@ class Recovery:
                 stops.cancel()
 
     def _ask(self, wanted: Collection[str], now: float) -> None:
-        """Start as many probes as there may be, those of the keys first that were probed longest ago."""
+        """Start as many probes as allowed, beginning with the keys that were probed longest ago."""
         entries = self._projects.health.value.keys
         due = []
         for key_id in wanted:
@@ -238,10 +238,10 @@ class Recovery:
     # --- projects, models, quotas -----------------------------------------------------------------------------------
 
     async def _may_try(self, request: _Request) -> bool:
-        """Let this request try the project that was tried longest ago, if no other can serve it soon. Each is tried by
-        one request at a time."""
+        """Let this request try the project that was tried longest ago, if no other can serve it soon. One request at a
+        time tries a project."""
         tried, refusals = request.tried, request.refusals
-        if len(tried.tries) >= MOST_TRIES or any(_serves_soon(refusal.why) for refusal in refusals.values()):
+        if len(tried.all_trials) >= MOST_TRIES or any(_serves_soon(refusal.why) for refusal in refusals.values()):
             return False
         now = self._projects.store.now()
         due = [(when, name) for name, when in self._last_tries(request, now) if now - when >= TRY_EVERY]
@@ -249,7 +249,7 @@ class Recovery:
             return False
         _, name = min(due)
         self._tried[name, request.model] = now
-        tried.tries.add(name)
+        tried.all_trials.add(name)
         tried.trials.add(name)
         owned = self._projects.quotas.get((name, self._projects.bucket(request.model)))
         if owned is not None and owned.document.value.cooldown is not None:
@@ -257,13 +257,13 @@ class Recovery:
         return True
 
     def _last_tries(self, request: _Request, now: float) -> Iterator[tuple[str, float]]:
-        """The projects that a request may try, and when each was tried last."""
+        """Yields (name, time of the last try) for each project that the request may try."""
         model, tried, refusals, _ = request
         if len(self._tried) >= max(MOST_REMEMBERED, MOST_REMEMBERED_EACH * len(self._projects.by_name)):
             self._tried.clear()
         aside = self._projects.health.value
         for name, refusal in refusals.items():
-            if name not in self._projects.by_name or name in tried.projects or name in tried.tries:
+            if name not in self._projects.by_name or name in tried.projects or name in tried.all_trials:
                 continue
             cause, kind, tool = refusal.why
             if kind == "cooling" and cause in HALF_OPEN:
@@ -278,5 +278,5 @@ class Recovery:
 
 
 def _serves_soon(why: Why) -> bool:
-    """Whether the refusal passes soon: not if something rests, nor if the pool's own counts leave no room for long."""
+    """Whether the project can serve soon. It cannot if something rests, or if our own counts leave no room for long."""
     return why.kind == "probing" or (not why.kind and why.cause not in LASTING)

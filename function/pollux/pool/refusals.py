@@ -1,4 +1,4 @@
-"""PURE. Why there is no slot: a typed reason, its words for people, and the error that a client gets for it."""
+"""PURE. Why there is no slot: the reason as a type, in words, and as the error that a client gets."""
 
 import math
 from collections import Counter
@@ -12,10 +12,10 @@ from pollux.pool.windows import Limits, Want, day_of
 
 NAMED_MOST = 5
 ASKED_WITHIN = 60.0
-"""While no key is usable, requests make the gateway probe the keys at least this often, so that no client needs to wait
-longer."""
-_HOPE = ("QUOTA_BUSY", "QUOTA_EXHAUSTED_TODAY", "TOO_LARGE_FOR_QUOTA", "MODEL_NOT_AVAILABLE")
-"""If projects refuse for different causes, the client gets the first of these errors, as it passes the soonest."""
+"""The longest Retry-After while no key is usable: requests then make the gateway probe the keys at least this often."""
+_SOONEST_FIRST = ("QUOTA_BUSY", "QUOTA_EXHAUSTED_TODAY", "TOO_LARGE_FOR_QUOTA", "MODEL_NOT_AVAILABLE")
+"""If projects refuse for different causes, the client gets the first of these errors: the earlier in this list, the
+sooner the cause ends."""
 
 Kind = Literal["", "cooling", "probing", "aside"]
 
@@ -37,7 +37,7 @@ BUSY, PAUSED, STORE_DOWN, DISABLED = Why("busy"), Why("paused"), Why("store-down
 
 
 class Refusal(NamedTuple):
-    """No slot up to the deadline. `until`: when to ask again; inf: never, as the want exceeds a limit."""
+    """There is no slot up to the deadline. `until`: when to ask again, or inf if the want exceeds a limit."""
 
     until: float
     why: Why
@@ -67,7 +67,7 @@ def problem(
     if not live:
         return _no_key(found, wait)
     errors = {CAUSES[cause].error if cause in CAUSES else "QUOTA_BUSY" for cause in live}
-    error = next((error for error in _HOPE if error in errors), "QUOTA_BUSY")
+    error = next((error for error in _SOONEST_FIRST if error in errors), "QUOTA_BUSY")
     if error == "MODEL_NOT_AVAILABLE":
         return GatewayError(
             "MODEL_NOT_AVAILABLE",
@@ -109,7 +109,7 @@ def _counted(found: Mapping[str, str]) -> str:
 
 
 def of_owner(error: GatewayError, owner: str | None, names: Collection[str]) -> GatewayError:
-    """The same error, naming the only project that can serve the request and what it owns."""
+    """Returns the error with the only project that can serve the request, and what that project owns."""
     if owner is None:
         return error
     said = f"{error.message}; only project {owner} can serve the request"
@@ -130,8 +130,8 @@ def busy(attempts: int, owner: str | None = None) -> GatewayError:
 def no_slot(
     model: str, refusals: Mapping[str, Refusal], now: float, deadline: float, want: Want, limits: Collection[Limits]
 ) -> tuple[str, str]:
-    """Why no slot was found, for the journal: "full", "no-key" or "too-large", and the details. `limits`: the limits of
-    every project, if there are no refusals because all projects were asked before."""
+    """Returns ("full", "no-key" or "too-large", the details) for the journal. `limits`: the limits of every project, if
+    there are no refusals because all projects were asked before."""
     if not refusals:
         if not limits:
             return "no-key", "there is no enabled key in the pool"
@@ -145,7 +145,7 @@ def no_slot(
 
 
 def _too_late(refusal: Refusal, now: float, deadline: float) -> str:
-    """By how much the next slot is too late. What is set aside has no next slot."""
+    """Says by how much the next slot is too late, or "". A project that is set aside has no next slot."""
     if refusal.why.kind == "aside" or not deadline < refusal.until < math.inf:
         return ""
     patience = max(0.0, deadline - now)
@@ -156,7 +156,7 @@ def _too_late(refusal: Refusal, now: float, deadline: float) -> str:
 
 
 def unusable(refusals: Mapping[str, Refusal]) -> str:
-    """For an operator: why no project can serve anything."""
+    """Says to an operator why no project can serve anything."""
     if not refusals:
         return "there is no usable key in the pool, so every request gets 503: add one with `pollux keys add`"
     found = {project: refusal.why.cause for project, refusal in refusals.items()}

@@ -16,11 +16,11 @@ from pollux.pool.store_health import StoreUse
 from pollux.pool.windows import NOTHING, Limits, Want
 
 PATIENCE = 65.0
-"""How much later than its deadline a large request may be booked: among small ones it would starve."""
+"""How much later than its deadline a large request may be booked. Otherwise small requests would starve it."""
 
 
 class StoppingError(Exception):
-    """The process stops before the slot that a request waits for."""
+    """The process stops before the slot that a request waits for begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Ask:
     """Called with the project's name when a slot in the future was booked."""
 
     def latest(self, limits: Limits) -> float:
-        """The latest start of its slot in a quota with these limits."""
+        """Returns the latest start of its slot in a quota with these limits."""
         large = self.patient and self.want.tokens * 4 > limits.get("tpm", math.inf)
         return self.deadline + PATIENCE if large else self.deadline
 
@@ -56,16 +56,16 @@ class Tried:
     keys: set[str] = field(default_factory=set)
     reread: set[str] = field(default_factory=set)
     """Keys whose value was read again after a refusal."""
-    hoped: set[str] = field(default_factory=set)
+    refused_once: set[str] = field(default_factory=set)
     """Keys that were refused once, and may be used again if a free call finds them well."""
     rested: set[str] = field(default_factory=set)
     """Projects that refused once and may be asked again after their rest."""
     troubled: set[str] = field(default_factory=set)
     """Projects where Google had trouble: others come first."""
     trials: set[str] = field(default_factory=set)
-    """Projects that rest, and that this request asks once all the same because nothing else can serve it."""
-    tries: set[str] = field(default_factory=set)
-    """All projects that ever were in `trials`."""
+    """Projects that rest, but that this request may ask once because no other can serve it."""
+    all_trials: set[str] = field(default_factory=set)
+    """All projects that were ever in `trials`."""
     waits_for: Why | None = None
     """Why the request waited last."""
     store: StoreUse = field(default_factory=StoreUse)
@@ -80,13 +80,13 @@ class Tried:
 
     def key_refused(self, key_id: str, *, probed: bool) -> None:
         """A key is used once, or twice if a free call found it well in between."""
-        if probed and key_id not in self.hoped:
-            self.hoped.add(key_id)
+        if probed and key_id not in self.refused_once:
+            self.refused_once.add(key_id)
         else:
             self.keys.add(key_id)
 
     def elsewhere(self) -> "Tried":
-        """The same without the projects where Google had trouble."""
+        """Returns a copy that also excludes the projects where Google had trouble."""
         return replace(self, projects=self.projects | self.troubled)
 
 
@@ -115,11 +115,11 @@ class Reservation:
     grant: Grant | None = None
     tools: frozenset[str] = frozenset()
     trial: bool = False
-    """The project, or what the request needs of it, rests; the request tries whether it is well again."""
+    """The project, or what the request needs of it, rests. The request tests if it works again."""
     sent: bool = False
 
     def let_go(self) -> None:
-        """Free what it still holds: its slot if it was not sent, and its probe. No one waits for that commit."""
+        """Free the slot if the request was not sent, and the probe. The commit runs in the background."""
         if not self.sent:
             self.sent = True
             if self.grant is not None and not self.grant.closed:
@@ -131,14 +131,14 @@ class Reservation:
             self.release()
 
     def release(self) -> None:
-        """Let another request probe, unless an answer settled this probe already."""
+        """Let another request probe, unless an answer ended this probe already."""
         slot, document = self.slot, self.quota.document
         self.slot = slot._replace(probe="")  # another request may hold a lease of the same slot later
         if quota.release(document.value, slot) is not document.value:
             document.submit(lambda state, _: quota.release(state, slot))
 
     def settle(self, tokens: int | None) -> "asyncio.Future[None] | None":
-        """Replace the estimate with the true tokens. Returns a commit to wait for if the difference matters."""
+        """Replace the estimate with the true tokens. Returns a commit to wait for if the difference is large."""
         slot, booked, document = self.slot, self.want, self.quota.document
         if tokens is None or tokens == booked.tokens:
             return None

@@ -1,5 +1,7 @@
-"""A document that several instances write: its last seen value, and its commits, one at a time. Changes that come while
-a commit is under way go with the next one. A change is a function, which runs again after a conflict.
+"""A document that several instances write: its last seen value and its commits.
+
+One commit runs at a time; changes that arrive meanwhile go into the next one. A change is a function, which runs again
+after a conflict.
 """
 
 import asyncio
@@ -58,8 +60,8 @@ class Writers:
         return self.recent(self.marks, now) | {self.me: [self.sequence, now]}
 
     def recent(self, marks: Mapping[str, list[float]], now: float) -> Marks:
-        """The marks of the last minute, without processes that have ended, and this instance's own, however old: the
-        answer to its commit may have been lost as long ago."""
+        """Returns the marks of the last minute, without those of processes that have ended. This instance's own mark
+        stays however old it is, because the answer to its commit may have been lost that long ago."""
         return {
             name: mark
             for name, mark in marks.items()
@@ -73,8 +75,9 @@ class Writers:
         return len(self.marks) < 2 or self.names(now) == {self.me}
 
     def read(self, marks: Marks, *, changed: bool) -> int:
-        """Take over what the document says. Returns how many changes in the background it contains: if it changed, one
-        of the commits whose answers were lost was applied, or none can be any more."""
+        """Replace the marks by those of the document. Returns how many background changes of this instance the document
+        contains. If it changed, then either a commit whose answer was lost was applied, or none of them can be applied
+        any more."""
         self.marks = marks
         applied = self._unknown.get(int(self._mark()), 0) if changed else 0
         if changed:
@@ -97,7 +100,7 @@ class Writers:
 
 @dataclass(slots=True)
 class Codec(Generic[T]):
-    """How a value becomes a document and back, its value without a document, and what is dropped with time."""
+    """Turns a value into a document and back. `empty` is the value of a missing document; `tidy` drops what is old."""
 
     empty: T
     pack: Callable[[T], Document]
@@ -115,7 +118,7 @@ class SharedDocument(Generic[T]):
         self.changed = changed
         """Called whenever `value` became another one."""
         self.counters = Counters()
-        self.mine = False
+        self.written_last_here = False
         """The last commit that this instance knows of is its own."""
         self.value: T = codec.empty
         self.seen_at = float("-inf")
@@ -143,7 +146,7 @@ class SharedDocument(Generic[T]):
         return future
 
     async def perform(self, change: Change[T, R], undo: Callable[[R], Update[T] | None]) -> R:
-        """`apply`, awaited. If the caller is cancelled, its change is taken back, however far the commit was."""
+        """Await `apply`. If the caller is cancelled, its change is undone, even if it is committed already."""
         future = self.apply(change, undo)
         try:
             return await future
@@ -158,13 +161,13 @@ class SharedDocument(Generic[T]):
             self.submit(update)
 
     def submit(self, update: Update[T]) -> None:
-        """Change the value and commit in the background. If that fails, the change goes with the next commit."""
+        """Change the value and commit in the background. If the commit fails, the next one contains the change."""
         self.add_to_next_commit(update)
         self._due = True
         self._start()
 
     def add_to_next_commit(self, update: Update[T]) -> None:
-        """Change the value here at once, and in the store with the next commit, whenever that is."""
+        """Change the value here at once, and in the store with the next commit. This starts no commit."""
         if len(self._uncommitted) < MOST_UNCOMMITTED:
             self._uncommitted.append(update)
         else:
@@ -178,14 +181,14 @@ class SharedDocument(Generic[T]):
         return len(self._uncommitted) >= FULL
 
     def submit_later(self, update: Update[T]) -> None:
-        """As `submit`, for a store that does not answer: not every change tries a commit."""
+        """Like `submit`, but try a commit at most once a second, because the store does not answer."""
         if self._store.now() - self._tried_at >= AGAIN_AFTER:
             self.submit(update)
         else:
             self.add_to_next_commit(update)
 
     async def note(self, update: Update[T]) -> None:
-        """Change the value and wait for the commit. If the store does not answer, the change goes with a later one."""
+        """Change the value and wait for the commit. If the store does not answer, a later commit has the change."""
         if self._watch.down:
             self.submit_later(update)
             return
@@ -195,7 +198,7 @@ class SharedDocument(Generic[T]):
             self.add_to_next_commit(update)
 
     def commit_soon(self, every: float) -> None:
-        """Commit the changes in the background as soon as the last commit is `every` seconds ago."""
+        """Commit the changes in the background, at the earliest `every` seconds after the last commit."""
         if not self._uncommitted:
             return
         wait = self.committed_at + every - self._store.now()
@@ -211,12 +214,12 @@ class SharedDocument(Generic[T]):
 
     @property
     def busy(self) -> bool:
-        """A commit is under way: what the store holds may be older than the value here."""
+        """Whether a commit is under way. The store may then have an older value than this object."""
         return self._task is not None
 
     @property
     def uncommitted(self) -> int:
-        """How many changes in the background wait for the next commit."""
+        """How many background changes wait for the next commit."""
         return len(self._uncommitted)
 
     @property
@@ -225,12 +228,12 @@ class SharedDocument(Generic[T]):
         return self._writers.names(self._store.now())
 
     @property
-    def alone(self) -> bool:
+    def is_only_writer(self) -> bool:
         return self._writers.is_alone(self._store.now())
 
     @property
-    def tries(self) -> int:
-        """Grows with every commit that is tried: shows whether an answer is older than a commit."""
+    def commits_tried(self) -> int:
+        """A number that grows with every commit that is tried. It shows whether a read began before a commit."""
         return self._writers.sequence
 
     async def flush(self) -> None:
@@ -245,7 +248,7 @@ class SharedDocument(Generic[T]):
             await asyncio.shield(self._task)
 
     async def refresh(self, older_than: float) -> None:
-        """Read the document if the last read is older than `older_than` seconds; once for all callers."""
+        """Read the document if the last read is older than `older_than` seconds. Callers share one read."""
         if self._store.now() - self.seen_at <= older_than:
             return
         if self._task is not None:  # the commit under way tells as much as a read
@@ -262,9 +265,9 @@ class SharedDocument(Generic[T]):
         if not task.cancelled():
             task.exception()
 
-    def saw(self, found: tuple[Document, Version] | None, asked: int | None = None) -> None:
-        """Take over what the store holds. A document that vanished is written again from the value here. `asked`: the
-        `tries` when the read began; if a commit was tried since, the answer is older than the value here."""
+    def load(self, found: tuple[Document, Version] | None, asked: int | None = None) -> None:
+        """Replace the value here by the stored one. A document that vanished is written again from the value here.
+        `asked`: `commits_tried` when the read began; if a commit was tried since, the answer is too old to be used."""
         if asked is not None and (self._task is not None or asked != self._writers.sequence):
             return
         now = self._store.now()
@@ -276,7 +279,7 @@ class SharedDocument(Generic[T]):
             value, writers = self._unpacked(document, now)
             changed = version != self._version
             del self._uncommitted[: self._writers.read(writers, changed=changed)]
-            self.mine = self.mine and not changed
+            self.written_last_here = self.written_last_here and not changed
             self._version = version
             self.value = value
             for update in self._uncommitted:
@@ -297,7 +300,7 @@ class SharedDocument(Generic[T]):
 
     async def _reread(self) -> None:
         asked = self._writers.sequence
-        self.saw(await self._read(), asked)
+        self.load(await self._read(), asked)
 
     def _start(self) -> None:
         if self._task is None:
@@ -367,18 +370,18 @@ class SharedDocument(Generic[T]):
                     value = update(value, now)
                 self.value, self._version, self.seen_at = value, version, now
                 self.changed()
-                self.mine = True
+                self.written_last_here = True
             self.committed_at = now
             return results
         raise StoreUnavailableError(f"document {self.name!r} changed {MOST_CONFLICTS} times while one commit was tried")
 
     async def _was_applied(self, within: float | None = None) -> bool:
-        """After a lost answer: whether the document has the number of this instance's last commit. `within`: how long
-        to wait for a store that did not answer before."""
+        """Whether the last commit, whose answer was lost, was applied: then the document has its number. `within`: how
+        long to wait for a store that did not answer before."""
         try:
             async with asyncio.timeout(within):
                 found = await self._read()
         except TimeoutError:
             return False
-        self.saw(found)
+        self.load(found)
         return found is not None and self._writers.holds_last

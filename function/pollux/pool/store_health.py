@@ -1,4 +1,4 @@
-"""Whether the store works: what it was asked for, how long that took, and whether it is down or slow."""
+"""Counts and times all calls to the store, and tells whether it is down or slow."""
 
 import asyncio
 import logging
@@ -24,7 +24,7 @@ KEPT = 1000
 
 @dataclass(slots=True)
 class Counters:
-    """What the store was asked for."""
+    """How many calls the store got."""
 
     commits: int = 0
     conflicts: int = 0
@@ -33,7 +33,7 @@ class Counters:
 
 @dataclass(slots=True)
 class StoreUse(Counters):
-    """What one request asked of the store, and how long it waited for that."""
+    """The calls of one request to the store, and how long it waited for them."""
 
     seconds: float = 0.0
 
@@ -69,11 +69,11 @@ class StoreHealth:
         return await self._timed(self.store.read(names))
 
     async def scan(self, prefix: str) -> Mapping[str, tuple[Document, Version]]:
-        """For an operator, so not counted among what requests cost."""
+        """Read all documents with a prefix. An operator asked for it, so it does not count as a cost of requests."""
         return await self._timed(self.store.scan(prefix), counted=False)
 
     async def commit(self, name: str, document: Document, version: Version | None, counters: Counters) -> Version:
-        """`counters`: those of the document, which count beside those of the process."""
+        """Commit, and count the call for the process and in `counters`, which are the document's."""
         for each in (counters, self.counters):
             each.commits += 1
         try:
@@ -154,7 +154,7 @@ class StoreHealth:
 
 
 def _clock() -> Callable[[], float]:
-    """The loop's, which tests replace; but uvloop's has only whole milliseconds."""
+    """Returns the loop's clock, which tests replace. uvloop's has only whole milliseconds, so there it is another."""
     loop = asyncio.get_running_loop()
     return time.monotonic if type(loop).__module__.startswith("uvloop") else loop.time
 

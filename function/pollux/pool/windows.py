@@ -1,4 +1,4 @@
-"""Windows and days, PURE: where a want fits among what is booked. All counting is per slot of half a second."""
+"""Windows and days, PURE: finds the slot where a want fits. Everything is counted per slot of half a second."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 SLOT = 0.5
 WINDOW = 123
-"""Slots in a window. 61.5 s contain a fixed minute, a sliding one and a bucket, with room for late sending."""
+"""Slots in a window. 61.5 s cover a fixed minute, a sliding minute and a token bucket, with room for late sending."""
 FAST = 60
 """Requests a minute above which an instance takes grants."""
 GRANT_SLOTS = 6
@@ -23,7 +23,7 @@ PACIFIC = ZoneInfo("America/Los_Angeles")
 MINUTE_LIMITS = ("rpm", "tpm", "ipm")
 _MINUTE = 120
 _MINUTE_FIRST, _MINUTE_LAST = 2, 116
-"""The first second of a wall-clock minute and its last 1.5 s stay empty: clocks differ, and sending takes time."""
+"""The first second and the last 1.5 s of a wall-clock minute stay empty: clocks differ, and sending takes time."""
 
 
 class Want(NamedTuple):
@@ -45,7 +45,7 @@ def total(wants: Collection[Want]) -> Want:
 
 
 class Slots(dict[int, Want]):
-    """Slot -> what is booked in it; `held` is the sum, which every request needs. Never changed in place."""
+    """Slot -> what is booked in it. `held` is the sum, kept because every request needs it. Never changed in place."""
 
     __slots__ = ("held",)
 
@@ -54,7 +54,7 @@ class Slots(dict[int, Want]):
         self.held = total(self.values()) if held is None else held
 
     def plus(self, number: int, want: Want) -> "Slots":
-        """The same with more in a slot, or with less, but never below zero."""
+        """Returns a copy with more in one slot, or with less, but never below zero."""
         a, b, c = self.get(number, NOTHING)
         after = Want(max(0, a + want.requests), max(0, b + want.tokens), max(0, c + want.images))
         held = Want(self.held[0] + after[0] - a, self.held[1] + after[1] - b, self.held[2] + after[2] - c)
@@ -75,12 +75,12 @@ def _day_of_hour(hour: int, zone: str) -> tuple[str, float, float]:
 
 
 def day_of(moment: float, zone: str = "pacific") -> tuple[str, float, float]:
-    """The day of a moment: its name, its start and its end. Both midnights fall on whole hours of UTC."""
+    """Returns (name, start, end) of the day of a moment. Both midnights fall on whole hours of UTC."""
     return _day_of_hour(int(moment // 3600), zone)
 
 
 def spent(used: tuple[int, int], want: Want, limits: Limits) -> str:
-    """The limit of a day that leaves no room for the want, or ""."""
+    """Returns the name of the day's limit that leaves no room for the want, or ""."""
     if used[0] + want.requests > limits.get("rpd", math.inf):
         return "rpd"
     return "tpd" if used[1] + want.tokens > limits.get("tpd", math.inf) else ""
@@ -91,7 +91,7 @@ def all_spent(used: tuple[int, int], limits: Limits) -> bool:
 
 
 def current(days: dict[str, tuple[int, int]], now: float) -> dict[str, tuple[int, int]]:
-    """Drop days that are over if there are more than two. A date of UTC is never before the Pacific one."""
+    """Drop the days that are over, if there are more than two. The UTC date is never before the Pacific one."""
     if len(days) <= 2:
         return days
     today = day_of(now)[0]
@@ -103,8 +103,8 @@ def fast(limits: Limits) -> bool:
 
 
 def fit_sliding(slots: Slots, number: int, want: Want, limits: Limits, span: int = WINDOW) -> tuple[int, str]:
-    """The first slot from `number` on where the want fits in every window, and the limit that moved it. The want must
-    not exceed a limit by itself."""
+    """Returns (the first slot from `number` on where the want fits in every window, the limit that moved it or ""). The
+    want must not exceed a limit by itself."""
     held = slots.held
     bounds = []
     room_in_all = True
@@ -130,7 +130,7 @@ def fit_sliding(slots: Slots, number: int, want: Want, limits: Limits, span: int
 
 
 def _past_full_windows(slots: list[int], amounts: tuple[int, ...], number: int, room: int, span: int) -> int:
-    """The first slot from `number` on that lies in no window with more than `room`.
+    """Returns the first slot from `number` on that lies in no window with more than `room`.
 
     For each entry j, i is the last one from which the sum up to j is above room. If both lie in one window, every slot
     that shares a window with them is closed: j - span + 1 to i + span - 1. Both ends only grow, so one pass is enough.
@@ -148,7 +148,7 @@ def _past_full_windows(slots: list[int], amounts: tuple[int, ...], number: int, 
 
 
 def fit_minute(slots: Slots, number: int, want: Want, limits: Limits, _: int = WINDOW) -> tuple[int, str]:
-    """As `fit_sliding`, by the minutes of the wall clock."""
+    """Like `fit_sliding`, but counts by the minutes of the wall clock."""
     reason = ""
     while True:
         minute, offset = divmod(number, _MINUTE)
@@ -166,5 +166,5 @@ def fit_minute(slots: Slots, number: int, want: Want, limits: Limits, _: int = W
 
 
 def minute_ends(number: int) -> float:
-    """When the last usable slot of this slot's minute ends."""
+    """Returns when the last usable slot of this slot's minute ends."""
     return (number // _MINUTE * _MINUTE + _MINUTE_LAST + 1) * SLOT

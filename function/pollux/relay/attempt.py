@@ -50,7 +50,7 @@ class Attempts:
             if failure is not None:
                 if failure.unsent:
                     reservation.sent = False
-                failure = request.place.judged(failure)
+                failure = request.placement.judged(failure)
                 if failure.verdict.blames != "key":
                     verdict = await self._feedback.failed(reservation, failure.verdict)
                     failure = replace(failure, verdict=verdict)
@@ -87,7 +87,7 @@ class Attempts:
             log.error("Google refused a call because of how the gateway sent it: %s", failure.verdict.message)
         if failure.status < 300:  # a stream that began with an error
             raise GatewayError("UPSTREAM_ERROR", failure.verdict.message)
-        await request.reply.whole(failure.status, failure.headers, request.place.shown(failure.body))
+        await request.reply.whole(failure.status, failure.headers, request.placement.shown(failure.body))
 
     async def _send(
         self, request: Request, key: Key, model: str | None, reservation: Reservation | None = None
@@ -98,7 +98,7 @@ class Attempts:
             request.method,
             target,
             headers,
-            body if request.passing is None else request.passing,
+            body if request.streamed is None else request.streamed,
             credential=BEARER if request.call.api == "openai" else API_KEY,
             readdress=request.readdress,
             begins=partial(self._begins, request, reservation),
@@ -170,7 +170,7 @@ class Attempts:
     ) -> None:
         request.record.note(Attempt(model, key.project, key.id, "ok", answer.status))
         if reservation is None:
-            self._feedback.took(key.id)
+            self._feedback.accepted(key.id)
         else:
             self.pool.stick(request.sticky, key.project)
             await self._feedback.served(reservation)

@@ -64,21 +64,21 @@ class Request:
     prefer_key: str | None = None
     sticky: int | None = None
     """Identifies the conversation."""
-    goes_on: bool = False
+    has_history: bool = False
     """Whether it has earlier turns of the model: then it prefers the project that served them."""
-    passing: PassingBody | None = None
+    streamed: PassingBody | None = None
     """The body, if it is not held: it can be sent only once."""
     readdress: Readdress | None = None
     begins_upload: bool = False
     own_base: Callable[[], str] = str
     """This gateway's address as the client knows it."""
-    place: Placement = ANYWHERE
+    placement: Placement = ANYWHERE
     pass_on: PassOn | None = None
     """Set if the answer must be read before it passes."""
 
     @property
     def can_be_sent(self) -> bool:
-        return self.passing is None or not self.passing.asked
+        return self.streamed is None or not self.streamed.asked
 
     @property
     def harmless(self) -> bool:
@@ -98,10 +98,10 @@ class Request:
         """What it needs of a quota, estimated. A model for images makes at least one."""
         found = estimate(self.parsed, size=len(self.readable), verb=self.call.verb, generation=generation)
         want = Want(found.requests, found.tokens, max(found.images, kind == "image"))
-        sticky = self.sticky if self.goes_on else None
+        sticky = self.sticky if self.has_history else None
         parsed = self.parsed
         asked = tools.used_by(parsed) if parsed and ("tools" in parsed or "extra_body" in parsed) else tools.NONE
-        return Ask(want, self.deadline, self.patient, sticky, self.prefer_key, self.place.only, tools=asked)
+        return Ask(want, self.deadline, self.patient, sticky, self.prefer_key, self.placement.only, tools=asked)
 
     def outgoing(self, model: str | None) -> tuple[str, Sequence[tuple[str, str]], bytes]:
         """Target, headers and body of an attempt: the client's, with the model and names that are needed there."""
@@ -115,8 +115,8 @@ class Request:
             elif self.body:
                 body = replace_model(self.readable, model)
                 headers = [(name, value) for name, value in headers if name != "content-encoding"]
-        if self.place.prepares:
-            body = self.place.rewritten(body)
+        if self.placement.prepares:
+            body = self.placement.rewritten(body)
         return (f"{path}?{call.query}" if call.query else path), headers, body
 
     def size_question(self, model: str) -> tuple[str, bytes] | None:
@@ -151,7 +151,7 @@ def _texts(message: Any) -> list[str]:
     return texts
 
 
-def goes_on(parsed: Mapping[str, Any] | None) -> bool:
+def has_history(parsed: Mapping[str, Any] | None) -> bool:
     """Whether the body has earlier turns of the model: then it belongs to the project that served them."""
     for turn in _turns(parsed):
         role = turn.get("role") if isinstance(turn, dict) else None

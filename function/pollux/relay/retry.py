@@ -38,15 +38,15 @@ class Progress:
     until: float = math.inf
     """The time after which the request is not sent again. Set when a slot is found for the first time."""
     troubles: int = 0
-    told: Failure | None = None
+    for_client: Failure | None = None
     """The first failure of the wanted model that no key, project or quota is to blame for: the client gets it."""
     full: Full | None = None
     """Why each project had no slot for the wanted model."""
 
     def failed(self, failure: Failure, model: str) -> None:
         ours = failure.verdict.blames in ("key", "project", "quota")
-        if self.told is None and self.full is None and model == self.wanted and not ours:
-            self.told = failure
+        if self.for_client is None and self.full is None and model == self.wanted and not ours:
+            self.for_client = failure
 
 
 class Relay:
@@ -69,7 +69,7 @@ class Relay:
     async def counted(self, request: Request) -> None:
         """A call that takes quota of a model."""
         wanted, *others = self._catalog.chain(request.call.model or "", request.mode)
-        chain = [wanted, *others] if request.fallback and not request.place.one_model else [wanted]
+        chain = [wanted, *others] if request.fallback and not request.placement.one_model else [wanted]
         request.record.wanted = wanted
         ask = request.ask(self._catalog.generation(wanted), self._catalog.kind(wanted))
         limit = self.pool.candidates.known(wanted).tokens_a_minute
@@ -104,7 +104,7 @@ class Relay:
                 progress.full = found if model == progress.wanted else progress.full
                 self._note_full(request, model, ask, tried, found)
                 return False
-            if request.place.prepares and not request.place.ready(found.quota.project):
+            if request.placement.prepares and not request.placement.ready(found.quota.project):
                 await self._prepare(request, found, tried)
                 continue
             progress.until = min(progress.until, max(request.deadline, self.pool.now() + AGAIN_WITHIN))
@@ -114,7 +114,7 @@ class Relay:
                 continue
             if failure is None:
                 return True
-            if await request.place.lost(failure):
+            if await request.placement.lost(failure):
                 continue
             progress.failed(failure, model)
             ask = replace(ask, prefer_key=None)
@@ -135,12 +135,12 @@ class Relay:
                     if self._may_be_sent(request, progress):
                         await self._sleep(backoff(progress.troubles, self._jitter()))
                 case "same-project" if (
-                    request.place.only is None and (server := self._elsewhere(request, found)) is not None
+                    request.placement.only is None and (server := self._elsewhere(request, found)) is not None
                 ):
                     ask = replace(ask, only=server)
                     tried.projects.discard(server)
-                case _ if await request.place.moved(failure):
-                    ask = replace(ask, only=request.place.only)
+                case _ if await request.placement.moved(failure):
+                    ask = replace(ask, only=request.placement.only)
                 # The client does not get the refusal of a model that it never asked for. A malformed answer is no
                 # refusal: that model may have answered the request.
                 case _ if model != progress.wanted and failure.verdict.cause != "malformed":
@@ -174,12 +174,12 @@ class Relay:
         cooling = owned.document.value.cooldown
         rests = cooling is not None and cooling.until > now
         rests = rests or self.pool.projects.is_aside(owned.project, found.model, found.key.id, now, found.tools)
-        alone = request.place.only is not None or failure.verdict.cause == "tool-quota"
+        alone = request.placement.only is not None or failure.verdict.cause == "tool-quota"
         return rests and (alone or not failure.verdict.learned.keys().isdisjoint(MINUTE_LIMITS))
 
     async def _reserve(self, request: Request, model: str, ask: Ask, tried: Tried) -> Reservation | Full:
-        if request.place.prepares:
-            ask = await request.place.narrow(ask, tried)
+        if request.placement.prepares:
+            ask = await request.placement.narrow(ask, tried)
         began = self.pool.now()
         found: Reservation | Full | None = None
         if tried.troubled and ask.only is None:  # elsewhere, if there is room at once
@@ -196,7 +196,7 @@ class Relay:
         """
         held = asyncio.get_running_loop().call_later(HELD_S, found.let_go)
         try:
-            await request.place.prepare(found.quota.project, tried)
+            await request.placement.prepare(found.quota.project, tried)
         finally:
             held.cancel()
             found.let_go()
@@ -208,12 +208,12 @@ class Relay:
 
     async def _refuse(self, request: Request, ask: Ask, progress: Progress) -> None:
         """No attempt is left: the client gets the first failure that it can act on, or why no project has a slot."""
-        only = request.place.only
-        if (told := request.place.exhausted() or progress.told) is not None:
-            await self.attempts.give(request, told)
+        only = request.placement.only
+        if (failure := request.placement.exhausted() or progress.for_client) is not None:
+            await self.attempts.give(request, failure)
             return
         model, full, projects = progress.wanted, progress.full, self.pool.projects
-        asked = 1 if only or request.place.prepares else len(projects.by_name)  # few may be reachable
+        asked = 1 if only or request.placement.prepares else len(projects.by_name)  # few may be reachable
         if full is None or len(full.refusals) < asked:
             full = await self.pool.look(model, replace(ask, only=only, deadline=self.pool.now(), patient=False))
         if full is None:
@@ -222,12 +222,12 @@ class Relay:
             projects.limits(project, model) for project in projects.by_name.values() if only in (None, project.name)
         ]
         problem = refusals.problem(model, full.refusals, self.pool.now(), want=ask.want, limits=limits)
-        raise refusals.of_owner(problem, only, request.place.names)
+        raise refusals.of_owner(problem, only, request.placement.names)
 
     async def _sized(self, request: Request, model: str, ask: Ask) -> Ask:
         """The same, with the tokens that Google counts (free). For large requests only."""
         question = request.size_question(model)
-        key = None if question is None else await self.pool.pick(model, Tried(), request.place.counts_at())
+        key = None if question is None else await self.pool.pick(model, Tried(), request.placement.counts_at())
         if question is None or key is None:
             return ask
         tokens = await self._count(key, *question)
@@ -239,16 +239,16 @@ class Relay:
         A refusal of the key or the project is tried with another key. A call that may have had an effect is not sent
         again.
         """
-        pool, place, record = self.pool, request.place, request.record
+        pool, placement, record = self.pool, request.placement, request.record
         tried, progress = Tried(), Progress("")
         model = self._catalog.resolve(request.call.model) if request.call.model else None
         last: Failure | None = None
         await pool.projects.ready()
         while self._may_be_sent(request, progress):
             prefer = request.prefer_key if last is None else None
-            key = await pool.pick(model, tried.elsewhere(), place.only, prefer, place.home)
+            key = await pool.pick(model, tried.elsewhere(), placement.only, prefer, placement.home)
             if key is None and tried.troubled:
-                key = await pool.pick(model, tried, place.only, prefer, place.home)
+                key = await pool.pick(model, tried, placement.only, prefer, placement.home)
             if key is None:
                 if await pool.rest(self._unusable(request, model, tried), request.deadline):
                     continue
@@ -258,7 +258,7 @@ class Relay:
             last = await self.attempts.free(request, key, model)
             if last is None:
                 return
-            last = place.judged(last)
+            last = placement.judged(last)
             verdict = last.verdict
             record.note(Attempt(model or "", key.project, key.id, verdict.cause, last.status, verdict.message))
             match verdict.action:
@@ -272,7 +272,7 @@ class Relay:
                     tried.troubled.add(key.project)
                     if self._may_be_sent(request, progress):
                         await self._sleep(backoff(progress.troubles, self._jitter()))
-                case _ if await place.moved(last):
+                case _ if await placement.moved(last):
                     continue
                 case _:
                     break
@@ -280,12 +280,12 @@ class Relay:
             await self.attempts.give(request, last)
             return
         found = self._unusable(request, model, Tried())
-        if last is not None and len(found) < (1 if place.only else len(pool.projects.by_name)):
-            raise refusals.busy(record.sent, place.only)
+        if last is not None and len(found) < (1 if placement.only else len(pool.projects.by_name)):
+            raise refusals.busy(record.sent, placement.only)
         problem = refusals.problem(model or "", found, pool.now(), want=Want())
-        raise refusals.of_owner(problem, place.only, place.names)
+        raise refusals.of_owner(problem, placement.only, placement.names)
 
     def _unusable(self, request: Request, model: str | None, tried: Tried) -> dict[str, Refusal]:
         """Why the projects where the request may go cannot serve it."""
         _, found = self.pool.projects.candidates(model or "", tried.projects, tried.keys, self.pool.now())
-        return {name: refusal for name, refusal in found.items() if request.place.only in (None, name)}
+        return {name: refusal for name, refusal in found.items() if request.placement.only in (None, name)}

@@ -1,4 +1,4 @@
-"""One call upstream with one key: the only place that reads a key's value. Nothing that comes back shows the value."""
+"""Sends one request upstream with one key. Only this module sends a key's value to Gemini. No answer shows it."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -48,7 +48,7 @@ class CoveredAnswer:
     all of it or take each `chunk`.
     """
 
-    __slots__ = ("_answer", "_forms", "_screens", "_secret", "body", "headers", "length", "status")
+    __slots__ = ("_answer", "_forms", "_screen", "_secret", "body", "headers", "length", "status")
 
     def __init__(self, answer: Answer, secret: str, forms: Forms, *, uploads: bool = False) -> None:
         """`forms`: of the secret. `uploads`: also keep the headers that only uploads need."""
@@ -60,38 +60,30 @@ class CoveredAnswer:
         self._answer = answer
         self._secret = secret
         self._forms = forms
-        self._screens: list[Screen] | None = None
-        for form in forms:
-            for at, (name, text) in enumerate(self.headers):
-                if form in text:
-                    self.headers[at] = name, forms.cover(text)
+        self._screen: Screen | None = None
+        if forms.may_be_in(b"\n".join([text for _, text in self.headers])):
+            self.headers = [(name, forms.cover(text)) for name, text in self.headers]
 
     async def read(self) -> bytes:
         try:
             body = await self._answer.read()
         except UpstreamError as error:
             raise _covered(error, self._secret) from None
-        for form in self._forms:
-            if form in body:
-                body = self._forms.cover(body)
-        return body
+        return self._forms.cover(body)
 
     async def chunk(self) -> bytes:
         """The next bytes; b"" at the end. If Content-Length was announced, exactly that many come."""
-        if self._screens is None:
-            self._screens = [Screen(form, same_length=self.length is not None) for form in self._forms]
+        if self._screen is None:
+            kind = next((text for name, text in self.headers if name == b"content-type"), b"")
+            is_text = b"json" in kind or kind.startswith(b"text/")
+            self._screen = Screen(self._forms, escaped=is_text, same_length=self.length is not None)
         try:
             while data := await self._answer.chunk():
-                for screen in self._screens:
-                    data = screen.through(data)
-                if data:
+                if data := self._screen.through(data):
                     return data
         except UpstreamError as error:
             raise _covered(error, self._secret) from None
-        rest = b""
-        for screen in self._screens:
-            rest = (screen.through(rest) if rest else b"") + screen.rest()
-        return rest
+        return self._screen.rest()
 
     def redact(self, text: Text) -> Text:
         """For errors: replaces this key however it is escaped, and everything that looks like a key."""
@@ -183,7 +175,7 @@ def broken(key: Key, error: UpstreamError, now: float) -> Failure:
 
 def _unreadable(key: Key, error: KeySourceError) -> Failure:
     verdict = verdict_of("key-source", str(error))
-    if error.passing:  # trouble of this instance: others may have the value, so the key is not set aside
+    if error.transient:  # trouble of this instance: others may have the value, so the key is not set aside
         verdict = replace(verdict, cooldown_s=0.0)
     problem = GatewayError("NO_USABLE_KEY", str(error), retry_after=5.0)
     return Failure(verdict, key, 0, (), b"", problem, unsent=True)

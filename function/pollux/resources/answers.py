@@ -1,5 +1,7 @@
-"""The placement of requests that name resources, and the answers about resources: what an answer names is bound to its
-project before the client has it, and Google's addresses in it become ours.
+"""Places requests that name resources in the project that owns them, and passes on answers about resources.
+
+Before the client gets an answer, the project is stored as the owner of what the answer names, and Google's URLs in it
+become ours.
 """
 
 import re
@@ -66,22 +68,24 @@ class Answers:
         self._ownership = ownership
         self._upstream = upstream
 
-    async def pass_on(self, x: Request, answer: CoveredAnswer, project: str, settle: Settle) -> None:
+    async def pass_on(self, request: Request, answer: CoveredAnswer, project: str, settle: Settle) -> None:
         """Pass on a good answer to a call about resources. One that is neither JSON nor events, or is too long, is not
         read."""
-        if x.method == "DELETE":
-            for name in path_names(x.call):
-                if names_exactly(x.call, name):
+        if request.method == "DELETE":
+            for name in path_names(request.call):
+                if names_exactly(request.call, name):
                     await self._ownership.unbind(name)
         kind = next((value for name, value in answer.headers if name == b"content-type"), b"").lower()
         encoded = any(name == b"content-encoding" for name, _ in answer.headers)
         if kind.startswith(b"text/event-stream") and not encoded:
-            await self._pass_events(x, answer, project, settle)
+            await self._pass_events(request, answer, project, settle)
             return
         body, whole = await collect(answer) if b"json" in kind and not encoded else (b"", False)
-        if whole and x.method != "DELETE":
-            body = await self.bound(x.place.shown(body), x.call, project, x.record.client, x.own_base)
-        await pass_on(x.reply, answer, settle, body, whole=whole)
+        if whole and request.method != "DELETE":
+            body = await self.bound(
+                request.placement.shown(body), request.call, project, request.record.client, request.own_base
+            )
+        await pass_on(request.reply, answer, settle, body, whole=whole)
 
     async def bound(self, body: bytes, call: Call, project: str, client: str, own_base: Callable[[], str]) -> bytes:
         """Bind what the answer names; return it with our addresses."""
@@ -93,9 +97,9 @@ class Answers:
     async def _bind(self, document: Any, call: Call, project: str, client: str) -> None:
         await self._ownership.bind(answer_names(document, call, (GOOGLE, self._upstream)), project, client)
 
-    async def _pass_events(self, x: Request, answer: CoveredAnswer, project: str, settle: Settle) -> None:
+    async def _pass_events(self, request: Request, answer: CoveredAnswer, project: str, settle: Settle) -> None:
         """Pass events on unchanged, each when it is complete and what it names is bound."""
-        await x.reply.begin(answer.status, answer.headers)
+        await request.reply.begin(answer.status, answer.headers)
         held, tail = b"", b""
         try:
             while data := await answer.chunk():
@@ -105,18 +109,18 @@ class Answers:
                 if end and any(mark in held[:end] for mark in _NAMING):
                     for event in _EVENT_END.split(held[:end]):
                         if (document := _data_of(event)) is not None:
-                            await self._bind(document, x.call, project, x.record.client)
+                            await self._bind(document, request.call, project, request.record.client)
                 if len(held) - end > HELD_MOST:
                     end = len(held)
                 if end:
-                    await x.reply.chunk(held[:end])
+                    await request.reply.chunk(held[:end])
                     tail = (tail + held[:end])[-TAIL:]
                     held = held[end:]
         except UpstreamError as error:
             raise BrokenAnswerError(str(error)) from None
-        x.reply.ending = True
+        request.reply.ending = True
         await settle(prompt_tokens(tail + held))
-        await x.reply.end(held)
+        await request.reply.end(held)
 
 
 def _data_of(event: bytes) -> Any:

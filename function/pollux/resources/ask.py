@@ -1,6 +1,4 @@
-"""Free calls that the gateway makes for itself: does a project know a resource, what does it list, how many tokens has
-a request, is a key well.
-"""
+"""Makes free calls for the gateway itself: looks up resources, reads lists, counts tokens and tests keys."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,7 +17,7 @@ from pollux.relay.send import API_KEY, BEARER, CoveredAnswer, Failure, broken
 
 TRIES = 4
 ASKED_AT_ONCE = 96
-"""For all requests together. Each holds a connection, and some machines allow a process 256."""
+"""The most calls at once, of all requests together. Each holds a connection, and some systems allow a process 256."""
 COUNT_WITHIN = 5.0
 PROBE = probe.target(probe.MODEL)
 JSON = (("content-type", "application/json"),)
@@ -29,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class JsonAnswer:
-    """A good answer. `document` is empty if it is too long to be read, or no JSON object."""
+    """A good answer. `document` is empty if the body is too long to be read or is not a JSON object."""
 
     key: Key
     status: int
@@ -46,8 +44,8 @@ class Asker:
     async def with_keys(
         self, project: str, call: Callable[[Key], Awaitable[T | Failure]], pause: float = BACKOFF
     ) -> T | Failure | None:
-        """Make a call with a healthy key of the project: again with another one if the key is refused, and again after
-        a pause if Google has trouble. None: the project has no healthy key."""
+        """Make a call with a healthy key of the project. It is repeated with another key if Google refuses the key, and
+        after a pause if Google has trouble. Returns None if the project has no healthy key."""
         tried, last = Tried(), None
         for _ in range(TRIES):
             if (key := await self.pool.pick(None, tried, project)) is None:
@@ -77,8 +75,8 @@ class Asker:
         bearer: bool = False,
         whole: bool = False,
     ) -> JsonAnswer | Failure | None:
-        """A GET. `whole`: read the answer however long it is. None: the project has no healthy key, or did not answer
-        in time."""
+        """Send a GET to a project. `whole`: read the answer however long it is. Returns None if the project has no
+        healthy key or did not answer in time."""
         last: JsonAnswer | Failure | None = None
 
         async def get(key: Key) -> JsonAnswer | Failure:
@@ -105,14 +103,14 @@ class Asker:
         return JsonAnswer(key, answer.status, document if isinstance(document, dict) else {})
 
     async def test_key(self, key: Key) -> Verdict | None:
-        """What Google says to a call that takes no quota. None: the key's value cannot be read, or no answer came."""
+        """Returns Google's verdict on a free call, or None if the key's value cannot be read or no answer came."""
         answer = await self._post(key, PROBE, probe.BODY)
         if isinstance(answer, Failure):
             return answer.verdict if answer.status else None
         return None if answer is None else judge(answer.status, answer.body, now=self.pool.now())
 
     async def count_tokens(self, key: Key, target: str, body: bytes) -> int | None:
-        """Google's own count. None if it cannot be had: then the estimate is used."""
+        """Returns Google's own count, or None if the call fails: then the estimate is used."""
         answer = await self._post(key, target, body)
         return total_tokens(answer.body) if isinstance(answer, CoveredAnswer) else None
 

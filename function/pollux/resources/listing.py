@@ -1,7 +1,7 @@
-"""Lists over all projects: asked at once, shown as one.
+"""Answers a list request: asks all projects at once and merges their lists into one.
 
-A page token of Google's API becomes one of ours, with a token for each project. OpenAI's API has no page tokens: a list
-continues after an id, whose project is known.
+Our page token contains Google's page token of each project. OpenAI's API has no page tokens: a list continues after an
+id, whose project is known.
 """
 
 import asyncio
@@ -34,23 +34,23 @@ LISTED = frozenset(
 )  # fmt: skip
 LISTED_BY_OPENAI = frozenset({"files", "batches"})
 WITHIN = 15.0
-"""A project that takes longer is left out, and the header NOT_ASKED names it."""
+"""Seconds. A project that takes longer is left out, and the header NOT_ASKED names it."""
 NOT_ASKED = b"x-pollux-not-asked"
 OPENAI_PAGE, OPENAI_MOST = 20, 100
 GONE_MOST = 100
-"""A page token that names more projects that are not in the pool is not ours."""
+"""If more projects of a page token are not in the pool, the token is not ours."""
 MOST_ROUNDS = 8
-"""How often projects are asked while a page is empty. Then it stays empty, with a token for the next page."""
+"""How many times projects are asked while a page is empty. After that the client gets an empty page with a token."""
 SIZES, TOKENS = ("pageSize", "page_size"), ("pageToken", "page_token")
 
 Tokens = dict[str, str]
 """Project -> its page token, "" for the first page. A project that is not in it has no more entries."""
 Answers = dict[str, JsonAnswer | Failure | None]
-"""By project. None: no healthy key, or no answer in time."""
+"""The answers by project. None: it has no healthy key, or did not answer in time."""
 
 
 def is_list(method: str, call: Call) -> bool:
-    """A list of what projects own. The list of models is nearly the same in all projects."""
+    """Whether it lists what projects own. Models do not count: their list is nearly the same in all projects."""
     if method != "GET" or call.kind != "other":
         return False
     what = resource_path(call).rstrip("/")
@@ -60,13 +60,15 @@ def is_list(method: str, call: Call) -> bool:
 
 
 class Page:
-    """A page never has more entries than were asked for, and is empty only if it is the last: clients take an empty
-    page for the end, or even for an entry.
+    """Builds one page from the answers of several projects.
+
+    It never has more entries than the client asked for, and is empty only if it is the last: clients take an empty page
+    for the end, or even for an entry.
     """
 
     def __init__(self, left: Tokens, most: int | None) -> None:
         self.left = left
-        """Where the next page continues."""
+        """The page tokens with which the next page continues."""
         self.answered = False
         self._most = most
         self._merged: dict[str, Any] = {}
@@ -74,7 +76,7 @@ class Page:
         self._peeked = False
 
     def shares(self) -> dict[str, int | None]:
-        """Whom to ask next, and for how many entries. Nobody when the page has an entry, or nothing is left."""
+        """Returns the projects to ask next, each with a page size. Empty if the page has entries or nothing is left."""
         if self._filled:
             return {}
         if self._most is None:
@@ -83,8 +85,10 @@ class Page:
         return {project: share + (at < rest) for at, project in enumerate(self.left) if share or at < rest}
 
     def unseen(self) -> dict[str, int | None]:
-        """Whom to ask, once, whether it has anything at all: if the page is still empty, so as not to ask all projects
-        in shares; or if no other project said that there is a next page.
+        """Returns the projects to ask for a single entry, which shows if they have any. Empty after the first call.
+
+        They are asked if the page is still empty, because asking in shares would take many rounds, or if no other
+        project has a next page.
         """
         if self._peeked or (self._filled and any(self.left.values())):
             return {}
@@ -92,14 +96,14 @@ class Page:
         return {project: 1 for project, token in self.left.items() if not token}
 
     def document(self, call: Call) -> dict[str, Any]:
-        """The page as Google would write it, with a token if there is a next one."""
+        """Returns the page in Google's form, with a token if there is a next page."""
         if self.left:
             token = base64.urlsafe_b64encode(json.dumps(self.left, separators=(",", ":")).encode()).rstrip(b"=")
             self._merged["next_page_token" if _is_snake(call) else "nextPageToken"] = token.decode()
         return self._merged
 
     def add(self, project: str, document: Mapping[str, Any] | None, *, peek: bool) -> None:
-        """A project's answer; None if it gave none. `peek`: see only whether it has entries."""
+        """Add the answer of a project, or None if it gave none. `peek`: only note whether it has entries."""
         own_token = self.left.pop(project)
         if document is None:
             return
@@ -126,21 +130,23 @@ class Listing:
         self._projects = attempts.pool.projects
         self._upstream = attempts.pool.settings.upstream
 
-    async def run(self, x: Request) -> None:
-        own_base = x.own_base()  # refuse an invalid Host before anything is asked
+    async def run(self, request: Request) -> None:
+        own_base = request.own_base()  # refuse an invalid Host before anything is asked
         await self._projects.ready()
-        document, unasked = await (self._of_openai(x) if x.call.api == "openai" else self._of_google(x))
+        document, unasked = await (
+            self._of_openai(request) if request.call.api == "openai" else self._of_google(request)
+        )
         if document is None:
             return
         body = json.dumps(document, ensure_ascii=False, indent=2).encode("utf-8", "surrogatepass")
         headers = [(b"content-type", b"application/json; charset=utf-8")]
         if unasked:
             headers.append((NOT_ASKED, ",".join(map(quote, unasked)).encode()))
-        await x.reply.whole(200, headers, to_client(body, self._upstream, own_base))
+        await request.reply.whole(200, headers, to_client(body, self._upstream, own_base))
 
-    async def _of_google(self, x: Request) -> tuple[dict[str, Any] | None, list[str]]:
-        """The list, and the projects that are not in it. None: the client has an error."""
-        token, size = _asked_page(x.call.query)
+    async def _of_google(self, request: Request) -> tuple[dict[str, Any] | None, list[str]]:
+        """Returns (the list, or None if the client got an error; the projects that are not in it)."""
+        token, size = _asked_page(request.call.query)
         tokens = _tokens_of(token) if token else dict.fromkeys(sorted(self._projects.by_name), "")
         gone = [project for project in tokens if project not in self._projects.by_name]
         if len(gone) > GONE_MOST:
@@ -150,42 +156,42 @@ class Listing:
         for _ in range(MOST_ROUNDS):
             if not (shares := page.shares()):
                 break
-            answers |= await self._ask_page(x, page, shares)
+            answers |= await self._ask_page(request, page, shares)
             if unseen := page.unseen():
-                answers |= await self._ask_page(x, page, unseen, peek=True)
+                answers |= await self._ask_page(request, page, unseen, peek=True)
         if not page.answered and (answers or not self._projects.by_name):
-            await self._refuse(x, answers)
+            await self._refuse(request, answers)
             return None, []
         unasked = [project for project, answer in answers.items() if not isinstance(answer, JsonAnswer)]
-        return page.document(x.call), gone + unasked
+        return page.document(request.call), gone + unasked
 
     async def _ask_page(
-        self, x: Request, page: Page, shares: Mapping[str, int | None], *, peek: bool = False
+        self, request: Request, page: Page, shares: Mapping[str, int | None], *, peek: bool = False
     ) -> Answers:
-        targets = {project: _target_at(x.call, page.left[project], share) for project, share in shares.items()}
-        answers = await self._ask_all(x, targets)
+        targets = {project: _target_at(request.call, page.left[project], share) for project, share in shares.items()}
+        answers = await self._ask_all(request, targets)
         for project, answer in answers.items():
             page.add(project, answer.document if isinstance(answer, JsonAnswer) else None, peek=peek)
         return answers
 
-    async def _of_openai(self, x: Request) -> tuple[dict[str, Any] | None, list[str]]:
-        """As `_of_google`. Projects are listed one after the other, by name."""
-        after, limit = _parameter(x.call.query, ("after",)), _parameter(x.call.query, ("limit",))
+    async def _of_openai(self, request: Request) -> tuple[dict[str, Any] | None, list[str]]:
+        """Like `_of_google`. The list goes through the projects one after the other, by name."""
+        after, limit = _parameter(request.call.query, ("after",)), _parameter(request.call.query, ("limit",))
         most = min(int(limit), OPENAI_MOST) if limit.isascii() and limit.isdigit() and int(limit) else OPENAI_PAGE
         start = ""
         if after:
-            kind = resource_path(x.call).rstrip("/")
+            kind = resource_path(request.call).rstrip("/")
             name = resource(after) or f"{kind}/{after}"
-            owner = (await self._locator.owners(x, [name])).get(name)
+            owner = (await self._locator.owners(request, [name])).get(name)
             if owner is None or owner.project not in self._projects.by_name:
                 raise GatewayError("BAD_REQUEST", "the list cannot continue after that id: its project is not known")
             start = owner.project
         asked = [project for project in sorted(self._projects.by_name) if project >= start]
-        targets = {project: _target_after(x.call, after if project == start else "", most) for project in asked}
-        answers = await self._ask_all(x, targets)
+        targets = {project: _target_after(request.call, after if project == start else "", most) for project in asked}
+        answers = await self._ask_all(request, targets)
         good = {project: answer.document for project, answer in answers.items() if isinstance(answer, JsonAnswer)}
         if not good:
-            await self._refuse(x, answers)
+            await self._refuse(request, answers)
             return None, []
         data: list[Any] = []
         more = False
@@ -202,36 +208,36 @@ class Listing:
             document |= {"first_id": ids[0], "last_id": ids[-1]}
         return document, [project for project in answers if project not in good]
 
-    async def _ask_all(self, x: Request, targets: Mapping[str, str]) -> Answers:
-        bearer = x.call.api == "openai"
-        headers = [(name, value) for name, value in x.headers if not name.startswith("content-")]
+    async def _ask_all(self, request: Request, targets: Mapping[str, str]) -> Answers:
+        bearer = request.call.api == "openai"
+        headers = [(name, value) for name, value in request.headers if not name.startswith("content-")]
         asked = (
             self._asker.ask(project, target, WITHIN, headers, bearer=bearer, whole=True)
             for project, target in targets.items()
         )
         answers = dict(zip(targets, await asyncio.gather(*asked), strict=True))
-        x.record.sent += len(targets)
+        request.record.sent += len(targets)
         for project, answer in answers.items():
             if isinstance(answer, JsonAnswer):
-                x.record.note(Attempt("", project, answer.key.id, "ok", answer.status))
-                names = answer_names(answer.document, x.call, (GOOGLE, self._upstream))
+                request.record.note(Attempt("", project, answer.key.id, "ok", answer.status))
+                names = answer_names(answer.document, request.call, (GOOGLE, self._upstream))
                 if (pooled := self._locator.pooled) is not None:
-                    hidden = await pooled.hidden(names, x.record.client)
+                    hidden = await pooled.hidden(names, request.record.client)
                     names = {name: end for name, end in names.items() if name not in hidden}
                     _leave_out(answer.document, hidden)
-                self._ownership.remember(names, project, x.record.client)
+                self._ownership.remember(names, project, request.record.client)
             elif answer is not None:
                 verdict = answer.verdict
-                x.record.note(Attempt("", project, answer.key.id, verdict.cause, answer.status, verdict.message))
+                request.record.note(Attempt("", project, answer.key.id, verdict.cause, answer.status, verdict.message))
             else:
-                x.record.note(Attempt("", project, "", "not-asked", None, "no healthy key, or no answer in time"))
+                request.record.note(Attempt("", project, "", "not-asked", None, "no healthy key, or no answer in time"))
         return answers
 
-    async def _refuse(self, x: Request, answers: Answers) -> None:
-        """No project answered: the client gets the first refusal that is not about a key."""
+    async def _refuse(self, request: Request, answers: Answers) -> None:
+        """No project answered: send the client the first refusal that does not blame a key."""
         for answer in answers.values():
             if isinstance(answer, Failure) and answer.verdict.blames != "key":
-                await self._attempts.give(x, answer)
+                await self._attempts.give(request, answer)
                 return
         now = self._attempts.pool.now()
         able, refusals = self._projects.candidates("", (), (), now)
@@ -241,20 +247,20 @@ class Listing:
 
 
 def _leave_out(document: dict[str, Any], hidden: Collection[str]) -> None:
-    """The page gets shorter; its token stays valid."""
+    """Remove the hidden entries. The page gets shorter; its token stays valid."""
     for field, value in document.items():
         if isinstance(value, list):
             document[field] = [one for one in value if not (isinstance(one, dict) and _name_of(one) in hidden)]
 
 
 def _name_of(entry: Mapping[str, Any]) -> str:
-    """Google's name, or OpenAI's id."""
+    """Returns Google's name, or the one that OpenAI's id stands for."""
     name = entry.get("name", entry.get("id"))
     return resource(name) or f"files/{name}" if isinstance(name, str) else ""
 
 
 def _tokens_of(token: str) -> Tokens:
-    """The projects' page tokens in one of ours. It is not sealed: its holder may have changed it."""
+    """Returns the page tokens inside our token. It is not sealed, so the client may have changed it."""
     try:
         tokens = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
         if isinstance(tokens, dict):
@@ -267,16 +273,16 @@ def _tokens_of(token: str) -> Tokens:
 
 
 def _foreign_token() -> GatewayError:
-    return GatewayError("BAD_REQUEST", "the page token is none of this gateway's; begin the list anew")
+    return GatewayError("BAD_REQUEST", "the page token does not come from this gateway; list again without it")
 
 
 def _is_snake(call: Call) -> bool:
-    """The newer parts of the API have no other spelling."""
+    """Whether parameters are in snake_case: the newer parts of the API have no other spelling."""
     return collection(call) in CHAINED
 
 
 def _asked_page(query: str) -> tuple[str, int | None]:
-    """The page token and size. None: the client leaves the size to Google."""
+    """Returns (the page token, the page size or None if the client leaves it to Google)."""
     size = _parameter(query, SIZES)
     number = int(size) if size.isascii() and size.isdigit() and len(size) < 6 else 0
     return _parameter(query, TOKENS), number or None
@@ -287,7 +293,7 @@ def _parameter(query: str, names: Sequence[str]) -> str:
 
 
 def _target_at(call: Call, token: str, size: int | None) -> str:
-    """The same list from a project's page token on, with this size."""
+    """Returns the target for the list from a project's page token on, with this size."""
     snake, parts = _is_snake(call), _without(call.query, TOKENS if size is None else (*TOKENS, *SIZES))
     parts += [] if size is None else [f"{SIZES[snake]}={size}"]
     parts += [f"{TOKENS[snake]}={quote(token, safe='', errors='replace')}"] if token else []
@@ -295,7 +301,7 @@ def _target_at(call: Call, token: str, size: int | None) -> str:
 
 
 def _target_after(call: Call, after: str, limit: int) -> str:
-    """The same list of OpenAI's from an id on."""
+    """Returns the target for OpenAI's list from an id on."""
     parts = [*_without(call.query, ("after", "limit")), f"limit={limit}"]
     parts += [f"after={quote(after, safe='', errors='replace')}"] if after else []
     return f"{call.path}?{'&'.join(parts)}"

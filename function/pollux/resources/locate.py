@@ -1,6 +1,6 @@
-"""Sends a request to the project that owns the resources it names. `ownership` knows the owners.
+"""Sends a request to the project that owns the resources it names. `ownership` has the owners.
 
-A name without a known owner is searched: every healthy project is asked for it once.
+If a name has no known owner, a search asks every healthy project for it once.
 """
 
 import asyncio
@@ -33,15 +33,15 @@ from pollux.resources.pooled.placement import FileAccess, PooledPlacement
 
 AT_ONCE = 8
 SEARCHES_AT_ONCE = 8
-"""For all requests together. Each search has up to AT_ONCE connections open."""
+"""The most searches at once, of all requests together. Each has up to AT_ONCE open connections."""
 SEARCHED_MOST = 16
 """The most names of one request that are searched: each costs a call to every project."""
 WITH_RESOURCES = ("v1alpha", "v1beta")
-"""Google's v1 has only models."""
+"""The versions of Google's API that have resources. v1 has only models."""
 WITHIN = 8.0
-"""How long a project may take to say whether it has a name."""
+"""Seconds for which a search waits for a project's answer."""
 NOT_THERE = OF_RESOURCES | {"bad-request"}
-"""Refusals that mean that the project does not have the resource. Others mean nothing."""
+"""Causes of a refusal which show that the project does not have the resource. Other refusals show nothing."""
 
 
 class Locator:
@@ -53,67 +53,67 @@ class Locator:
         self._asker = asker
         self._answers = Answers(ownership, relay.pool.settings.upstream)
         self.pooled: FileAccess | None = None
-        """With POLLUX_FILES=pooled."""
+        """Set with POLLUX_FILES=pooled."""
         self._room = asyncio.Semaphore(SEARCHES_AT_ONCE)
         self._searches: dict[str, asyncio.Task[Owner | None]] = {}
 
-    async def serve(self, x: Request) -> None:
-        """Send a request where its resources are; a plain one goes to the relay as it is."""
-        call, parsed = x.call, x.parsed
+    async def serve(self, request: Request) -> None:
+        """Find the owner of the resources that the request names, and hand the request to the relay."""
+        call, parsed = request.call, request.parsed
         if is_resource_call(call):
-            x.own_base()  # refuse an invalid Host before anything is made
-            x.pass_on = self._answers.pass_on
+            request.own_base()  # refuse an invalid Host before anything is made
+            request.pass_on = self._answers.pass_on
         names = set(path_names(call))
         if call.model is not None and "/" in (model := self._projects.catalog.resolve(call.model)):
             names.update(filter(None, (resource(model),)))  # a tuned model, named by an alias or by the body
         references = frozenset() if parsed is None else body_references(parsed, call)
         if names or references or call.kind == "other" or self.pooled is not None:
-            await self._locate(x, names, references)
-        place = x.place if isinstance(x.place, PooledPlacement) else None
+            await self._locate(request, names, references)
+        placement = request.placement if isinstance(request.placement, PooledPlacement) else None
         try:
             if call.kind in COUNTED and call.model:
-                await self._relay.counted(x)
-            elif self.pooled is None or x.method != "DELETE" or not await self.pooled.delete(x):
-                if place is not None:
-                    await place.choose()
-                await self._relay.free(x)
+                await self._relay.counted(request)
+            elif self.pooled is None or request.method != "DELETE" or not await self.pooled.delete(request):
+                if placement is not None:
+                    await placement.choose()
+                await self._relay.free(request)
         finally:
-            if place is not None:
-                await place.close()
+            if placement is not None:
+                await placement.close()
 
-    async def _locate(self, x: Request, names: set[str], references: Collection[str]) -> None:
-        """Set `x.place`, and turn our URIs in the body back into Google's. `names`: those in the path."""
+    async def _locate(self, request: Request, names: set[str], references: Collection[str]) -> None:
+        """Set `request.placement`, and turn our URIs in the body back into Google's. `names`: those in the path."""
         in_path = frozenset(names)
         if references:
-            names |= await self._names_of(x, references)
+            names |= await self._names_of(request, references)
         if self.pooled is not None:
-            await self.pooled.check(x, references, names)
+            await self.pooled.check(request, references, names)
         if not names:
-            if x.method == "POST" and may_combine(x.call):
+            if request.method == "POST" and may_combine(request.call):
                 await self._projects.ready()
-                x.place = OwnerPlacement(self._ownership, x.record)
-                x.place.home = home_of(x.record.client, self._healthy(()))
+                request.placement = OwnerPlacement(self._ownership, request.record)
+                request.placement.home = home_of(request.record.client, self._healthy(()))
             return
         await self._projects.ready()
         # Bodies name Google's own agents by bare ids too: those have no owner, and are not searched.
         agents = {name for name in names - in_path if name.startswith("agents/")}
-        owners = await self.owners(x, sorted(names - agents))
+        owners = await self.owners(request, sorted(names - agents))
         if agents:
             owners |= await self._ownership.owners(sorted(agents))
         names = (names - agents) | owners.keys()
-        x.place = OwnerPlacement(self._ownership, x.record, names)
-        if self.pooled is not None and (files := await self.pooled.pooled_references(x, owners)):
+        request.placement = OwnerPlacement(self._ownership, request.record, names)
+        if self.pooled is not None and (files := await self.pooled.pooled_references(request, owners)):
             owners = {name: owner for name, owner in owners.items() if name not in files.values()}
-            x.place = PooledPlacement(self.pooled, x, names, files)
+            request.placement = PooledPlacement(self.pooled, request, names, files)
         if owners:
-            x.record.owner = ", ".join(sorted({owner.project for owner in owners.values()}))
-            x.place.only = self._single_project(owners)
-        elif names and not x.place.prepares and not x.call.counted:
-            project = self._ownership.last_project(x.record.client)
-            x.place.only = project if project in self._healthy(()) else None
+            request.record.owner = ", ".join(sorted({owner.project for owner in owners.values()}))
+            request.placement.only = self._single_project(owners)
+        elif names and not request.placement.prepares and not request.call.counted:
+            project = self._ownership.last_project(request.record.client)
+            request.placement.only = project if project in self._healthy(()) else None
 
-    async def owners(self, x: Request, names: Sequence[str]) -> dict[str, Owner]:
-        """The owners that are known, or found by a search."""
+    async def owners(self, request: Request, names: Sequence[str]) -> dict[str, Owner]:
+        """Returns the owners that are known, and those that a search finds."""
         files = [] if self.pooled is None else [name for name in names if name.startswith("files/")]
         owners = await self._ownership.confirmed_owners(files)
         owners |= await self._ownership.owners([name for name in names if name not in owners])
@@ -122,18 +122,18 @@ class Locator:
         # A search finds these again if the operator has renamed their project.
         gone = [name for name, owner in owners.items() if owner.project not in projects]
         if unknown and len(projects) == 1:  # no other project can own it
-            owners |= {name: Owner(project, x.record.client, 0.0) for name in unknown for project in projects}
+            owners |= {name: Owner(project, request.record.client, 0.0) for name in unknown for project in projects}
         elif unknown or gone:
-            owners |= await self._search(x, unknown + gone)
+            owners |= await self._search(request, unknown + gone)
         return owners
 
-    async def _names_of(self, x: Request, references: Collection[str]) -> set[str]:
-        """The resources behind references in the body. Our URIs in it become the upstream's."""
+    async def _names_of(self, request: Request, references: Collection[str]) -> set[str]:
+        """Returns the resources that the body refers to, and turns our URIs in the body into the upstream's."""
         settings = self._pool.settings
         own = [settings.public_url] if settings.public_url else []
         if any("://" in reference for reference in references):
             with suppress(GatewayError):  # with an invalid Host no URI can be ours
-                own.append(x.own_base())
+                own.append(request.own_base())
         if settings.upstream != GOOGLE:  # a stand-in for Google knows only its own address
             own.append(GOOGLE)
         own = [base for base in own if base]
@@ -144,7 +144,7 @@ class Locator:
             own += [base for base, name in others if name in known]
             bases += own
         if any(reference.startswith(base + "/") for reference in references for base in own):
-            x.replace_body(to_upstream(x.readable, own, settings.upstream, references))
+            request.replace_body(to_upstream(request.readable, own, settings.upstream, references))
         return {name for reference in references if (name := named_by(reference, bases)) is not None}
 
     def _single_project(self, owners: dict[str, Owner]) -> str:
@@ -167,29 +167,29 @@ class Locator:
         return project
 
     def _healthy(self, first: Iterable[str | None]) -> Sequence[str]:
-        """The projects with a healthy key, `first` first."""
+        """Returns the projects with a healthy key, those in `first` before the others."""
         able, _ = self._projects.candidates("", (), (), self._pool.now())
         names = [project.name for project, _ in able]
         return sorted(names, key=lambda name: name not in first)
 
     # --- searches ----------------------------------------------------------------------------------------------------
 
-    async def _search(self, x: Request, names: Sequence[str]) -> dict[str, Owner]:
+    async def _search(self, request: Request, names: Sequence[str]) -> dict[str, Owner]:
         unknown = [name for name in names if not self._ownership.is_missing(name)][:SEARCHED_MOST]
-        found = await asyncio.gather(*(self._search_one(x, name) for name in unknown))
+        found = await asyncio.gather(*(self._search_one(request, name) for name in unknown))
         located = {name: owner for name, owner in zip(unknown, found, strict=True) if owner is not None}
         for name, owner in located.items():
             detail = f"{name} was searched and found there"
-            x.record.note(Attempt("", owner.project, "", "located", None, detail=detail))
+            request.record.note(Attempt("", owner.project, "", "located", None, detail=detail))
         return located
 
-    async def _search_one(self, x: Request, name: str) -> Owner | None:
-        """One search at a time for each name. It continues when a client that waits for it leaves."""
+    async def _search_one(self, request: Request, name: str) -> Owner | None:
+        """Search for a name once for all requests that wait for it. The search continues if one of them leaves."""
         task = self._searches.get(name)
         if task is None:
-            version = x.call.path.strip("/").split("/")[0]
+            version = request.call.path.strip("/").split("/")[0]
             target = f"/{version if version in WITH_RESOURCES else 'v1beta'}/{quote(name)}"
-            task = self._searches[name] = asyncio.create_task(self._when_allowed(name, target, x.record.client))
+            task = self._searches[name] = asyncio.create_task(self._when_allowed(name, target, request.record.client))
             task.add_done_callback(lambda _: self._searches.pop(name, None))
         return await asyncio.shield(task)
 
@@ -230,7 +230,7 @@ class Locator:
 
 
 def home_of(client: str, projects: Iterable[str]) -> str | None:
-    """The project for a client's new resources: the same in every instance, so that one request can name several."""
+    """Returns the project for a client's new resources. All instances choose the same, so a request can use several."""
     return max(
         projects, key=lambda project: blake2b(f"{client}\0{project}".encode(errors="replace")).digest(), default=None
     )

@@ -1,6 +1,7 @@
-"""Which project owns what: cached in this instance, and stored for all instances. Nothing is sent from here.
+"""Remembers which project owns a resource, in a cache of this instance and in the store. It sends nothing to Google.
 
-An owner is a document `bound/NAME`. A file never moves, so a cached owner is not read again.
+The document `bound/NAME` has the owner of a resource. A cached owner is read again where it decides who may see a file
+(`confirmed_owners`), and after `forget`, when the owner has lost the resource.
 """
 
 import asyncio
@@ -19,17 +20,17 @@ log = logging.getLogger("pollux.store")
 BOUND = "bound/"
 REMEMBERED, CLIENTS = 20_000, 10_000
 ABSENT_FOR = 5.0
-"""How long the store is not asked again for a name that it does not have."""
+"""Seconds for which the store is not asked again for a name that it does not have."""
 READ_MOST = 500
-"""The most names of one request that are read from the store, where each costs money. A body may hold 100,000."""
+"""The most names of one request that are read from the store: each read costs money, and a body may have 100,000."""
 CLAIMS = 5
 SHOWN_MOST = 20
 MISSING_FOR = 60.0
-"""How long no project is asked again for a name that none of them has."""
+"""Seconds for which projects are not asked again for a name that none of them has."""
 WITHIN = 2.0
 """How long a request waits for the store to read, write or delete owners."""
 LATER = 60.0
-"""An expiry that changed by less is not committed."""
+"""A change of the expiry by less than this is not committed."""
 DAY = 86400.0
 KEPT_FOR = {"files": 2 * DAY, "generatedFiles": 2 * DAY, "interactions": 60 * DAY}
 KEPT_ELSE = 30 * DAY
@@ -55,12 +56,12 @@ class Ownership:
         self._tasks: set[asyncio.Task[bool]] = set()
         self.counters = Counters()
         self.searches = 0
-        """How often the projects were asked for a name."""
+        """How many searches asked the projects for a name."""
 
     # --- who owns it -------------------------------------------------------------------------------------------------
 
     async def owners(self, names: Iterable[str]) -> dict[str, Owner]:
-        """The known owners: from the cache, or else from the store in one round trip, if it answers."""
+        """Returns the known owners: from the cache, or from the store in one round trip, if it answers."""
         found: dict[str, Owner] = {}
         unknown: list[str] = []
         for name in names:
@@ -73,8 +74,8 @@ class Ownership:
         return found
 
     async def confirmed_owners(self, names: Iterable[str]) -> dict[str, Owner]:
-        """The owners, where they decide who may see a file: only pooled ones are taken from the cache, all others are
-        read from the store. Raises StoreUnavailableError if it does not answer."""
+        """Returns the owners where they decide who may see a file. Only owners of pooled files come from the cache; all
+        others are read from the store. Raises StoreUnavailableError if it does not answer."""
         known = {name: self.remembered(name) for name in names}
         found = {name: owner for name, owner in known.items() if owner is not None}
         asked = [name for name, owner in known.items() if owner is None or not owner.pooled]
@@ -87,7 +88,7 @@ class Ownership:
         return found
 
     def remembered(self, name: str) -> Owner | None:
-        """The owner from the cache."""
+        """Returns the owner from the cache."""
         owner = self._owners.get(name)
         if owner is None or owner.expires <= self._now():
             return None
@@ -95,7 +96,7 @@ class Ownership:
         return owner
 
     async def _read(self, names: list[str]) -> dict[str, Owner] | None:
-        """None: the store did not answer."""
+        """Returns None if the store did not answer."""
         try:
             async with asyncio.timeout(WITHIN):
                 documents = await self._watch.read([BOUND + name for name in names])
@@ -114,11 +115,11 @@ class Ownership:
         return found
 
     def last_project(self, client: str) -> str | None:
-        """The project where this client last made something."""
+        """Returns the project where this client last made a resource."""
         return self._last.get(client)
 
     def is_missing(self, name: str) -> bool:
-        """Whether no project had it a moment ago."""
+        """Whether a search within the last minute found it in no project."""
         return self._missing.get(name, 0.0) > self._now()
 
     def remember_missing(self, name: str) -> None:
@@ -131,7 +132,7 @@ class Ownership:
     # --- changes -----------------------------------------------------------------------------------------------------
 
     async def claim(self, name: str, project: str, client: str, expires: float) -> bool:
-        """Reserve a name for this client before its pooled file is made. False: the name is taken."""
+        """Reserve a name for this client before its pooled file is made. Returns False if the name is taken."""
         owner = Owner(project, client, expires, pooled=True)
         version: Version | None = None
         for _ in range(CLAIMS):
@@ -153,8 +154,8 @@ class Ownership:
         await self._in_tasks({name: self._delete(name)}, "deleted")
 
     async def bind(self, names: Mapping[str, float | None], project: str, client: str, *, pooled: bool = False) -> None:
-        """Cache and store that the project owns these until they expire (None: after the usual time). Never fails: an
-        error of the store is logged."""
+        """Cache and store that the project owns these names until they expire (None: after the usual time). This never
+        raises: errors of the store are logged."""
         changed: dict[str, Owner] = {}
         for name, end in names.items():
             known = self.remembered(name)
@@ -175,21 +176,21 @@ class Ownership:
             await self._in_tasks({name: self._commit(name, owner) for name, owner in changed.items()}, "stored")
 
     def remember(self, names: Mapping[str, float | None], project: str, client: str) -> None:
-        """Cache the owner of what a list named. It is not stored, as the projects can be asked again."""
+        """Cache the owner of what a list named. It is not stored, because the projects can be asked again."""
         for name, end in names.items():
             if self.remembered(name) is None:
                 self._owners[name] = Owner(project, client, self._now() + _kept_for(name) if end is None else end)
                 self._missing.pop(name, None)
 
     async def unbind(self, name: str) -> None:
-        """The resource was deleted."""
+        """Remove the owner of a deleted resource."""
         self.forget(name)
         self._absent[name] = self._now() + ABSENT_FOR
         self.remember_missing(name)
         await self._in_tasks({name: self._delete(name)}, "deleted")
 
     def forget(self, name: str) -> None:
-        """Drop it from the cache, because its owner does not have it any more: the next request reads the store."""
+        """Drop the owner from the cache, because it has lost the resource. The next request reads the store."""
         self._owners.pop(name, None)
 
     def _remember(self, name: str, owner: Owner) -> None:
@@ -201,7 +202,7 @@ class Ownership:
         return self.projects.store.now()
 
     async def _in_tasks(self, changes: Mapping[str, Coroutine[Any, Any, None]], what: str) -> None:
-        """Apply the changes in tasks of their own, which continue when the client leaves."""
+        """Apply the changes in tasks that continue when the client leaves. Log those that fail or are late."""
         tasks = {asyncio.create_task(_applied(name, change, what)): name for name, change in changes.items()}
         self._tasks.update(tasks)
         for task in tasks:
@@ -210,7 +211,7 @@ class Ownership:
         failed = [name for task, name in tasks.items() if task in late or not task.result()]
         if failed:
             log.error(
-                "the store has not %s the owner of %s: until then, other instances must search for it",
+                "the store has not %s the owner of %s: other instances must search for it until it has",
                 what,
                 _some(failed),
             )
@@ -239,7 +240,7 @@ class Ownership:
 async def _applied(name: str, change: Coroutine[Any, Any, None], what: str) -> bool:
     try:
         await change
-    except ConflictError:  # another instance changed it at the same moment, by an answer of its own
+    except ConflictError:  # another instance changed it at the same time, from an answer that it got
         return True
     except StoreError as error:
         log.warning("the owner of %s could not be %s: %s", name, what, error)
@@ -264,7 +265,7 @@ def _packed(owner: Owner) -> Document:
 
 
 def _unpacked(document: Mapping[str, Any]) -> Owner | None:
-    """None for a document of another form, from an older or newer version."""
+    """Returns None for a document of another form, from an older or newer version."""
     project, client, expires = document.get("project"), document.get("client"), document.get("expires")
     if not isinstance(project, str) or not isinstance(client, str) or not isinstance(expires, int | float):
         return None

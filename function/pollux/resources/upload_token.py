@@ -1,8 +1,8 @@
-"""The token in an upload's address: the session at Google, the client, the expiry; and its seal.
+"""Makes and checks the token in an upload URL. It has the session at Google, the client, the expiry and a signature.
 
-The token's holder can continue that one upload, and can read the token, which holds no key, but cannot change it: the
-seal is made with a key derived from the value of the API key that began the upload. Every instance has that value, and
-no client.
+The token's holder can continue that one upload. The holder can read the token, which contains no API key, but cannot
+change it: the signing key is derived from the value of the API key that began the upload. Every instance can read that
+value, and no client can.
 """
 
 import base64

@@ -41,8 +41,8 @@ class Uploads:
         self.pooled: PooledUploads | None = None
         """With POLLUX_FILES=pooled."""
 
-    async def kept_here(self, incoming: Incoming, body: bytes, passing: PassingBody | None) -> bool:
-        """Whether the file is pooled: then the client has its answer. `passing`: the body, if it is not held."""
+    async def kept_here(self, incoming: Incoming, body: bytes, streamed: PassingBody | None) -> bool:
+        """Whether the file is pooled: then the client has its answer. `streamed`: the body, if it is not held."""
         upload = incoming.upload
         if self.pooled is None or upload is None:
             return False
@@ -52,7 +52,7 @@ class Uploads:
         if upload.form == "start":
             await self.pooled.start(request, body)
         else:
-            await self.pooled.once(request, passing or HeldBody(body))
+            await self.pooled.once(request, streamed or HeldBody(body))
         return True
 
     def _upload_request(self, incoming: Incoming) -> UploadRequest:
@@ -91,7 +91,7 @@ class Uploads:
         except UploadTokenError as error:
             raise GatewayError("BAD_UPLOAD_ID", str(error)) from None
 
-    async def go_on(self, incoming: Incoming, session: Session) -> None:
+    async def continue_upload(self, incoming: Incoming, session: Session) -> None:
         """Serve a further request of an upload, until it ends or the client leaves."""
         watch = Watch(incoming.receive, None)
         body = PassingBody(incoming.scope["headers"], incoming.receive, watch.begin)
@@ -100,7 +100,7 @@ class Uploads:
                 if self.pooled is None:
                     raise GatewayError("BAD_UPLOAD_ID", "the upload began while POLLUX_FILES was pooled: begin it anew")
                 request, name = self._upload_request(incoming), session.target.removeprefix(POOLED)
-                if (at_google := await self.pooled.go_on(request, name, body)) is None:
+                if (at_google := await self.pooled.continue_upload(request, name, body)) is None:
                     return
                 session = at_google
             await self._send_on(incoming, session, body)

@@ -35,7 +35,7 @@ from pollux.relay.client import (
 )
 from pollux.relay.journal import Journal, Record
 from pollux.relay.passing import BrokenAnswerError, Reply, api_of
-from pollux.relay.request import Incoming, Request, conversation, goes_on
+from pollux.relay.request import Incoming, Request, conversation, has_history
 from pollux.resources.uploads import Uploads, is_large
 from pollux.settings import MODES, Settings
 
@@ -131,7 +131,7 @@ class Admission:
             journal.close(record)
             logs.request_line(record.as_json())
 
-    async def go_on(self, incoming: Incoming) -> None:
+    async def continue_upload(self, incoming: Incoming) -> None:
         """Continue an upload. The credential is the token in its address; SDKs send no client token here. If one comes,
         it must be of the client that began the upload.
         """
@@ -146,7 +146,7 @@ class Admission:
             raise GatewayError("UPLOAD_OF_ANOTHER", "this upload was begun by another client than the one that calls")
         incoming.record.client = session.client
         self._check_load()
-        await self._uploads.go_on(incoming, session)
+        await self._uploads.continue_upload(incoming, session)
 
     async def forbid(self, incoming: Incoming) -> None:
         await self._authenticate(incoming)
@@ -164,24 +164,24 @@ class Admission:
         if (wanted := incoming.headers.get(b"x-pollux-key")) is not None:
             await self._check_key(wanted.decode("latin-1"))
         self._check_load()
-        passing = None
+        streamed = None
         if upload is not None and upload.form == "once" and is_large(headers, self._settings.max_body):
             watch = Watch(receive, None)
-            body, passing = b"", PassingBody(headers, receive, watch.begin)
+            body, streamed = b"", PassingBody(headers, receive, watch.begin)
         else:
             body = await read_body(headers, receive, self._settings.max_body, self._memory)
             watch = Watch(receive)
         held = len(body)
         try:
             with watch:
-                if upload is not None and await self._uploads.kept_here(incoming, body, passing):
+                if upload is not None and await self._uploads.kept_here(incoming, body, streamed):
                     return
                 request = self._request(incoming, body)
                 if upload is not None:
                     request.readdress = self._uploads.readdress(incoming)
                     request.begins_upload = upload.form == "start"
-                if passing is not None:
-                    request.passing, request.headers = passing, upstream_headers(headers, content=True)
+                if streamed is not None:
+                    request.streamed, request.headers = streamed, upstream_headers(headers, content=True)
                 if len(request.readable) != held:  # it was inflated
                     self._memory.hold(len(request.readable) - held)
                     held = len(request.readable)
@@ -265,7 +265,7 @@ class Admission:
             mode=mode,
             prefer_key=None if prefer_key is None else prefer_key.decode("latin-1"),
             sticky=conversation(record.client, parsed) if settings.sticky else None,
-            goes_on=goes_on(parsed),
+            has_history=has_history(parsed),
             own_base=partial(own_base, incoming.scope, settings.public_url, proxied=settings.in_cloud),
         )
 

@@ -38,7 +38,7 @@ class NotStartedError(Exception):
 
 
 async def build(stack: contextlib.ExitStack) -> App:
-    """Start a gateway with the settings of the environment. What it needs beside itself ends with the stack."""
+    """Start a gateway with the settings of the environment. The stack closes everything else that is opened for it."""
     try:
         settings = Settings.from_env()
     except SettingsError:
@@ -60,7 +60,8 @@ async def build(stack: contextlib.ExitStack) -> App:
 
 @lru_cache(maxsize=1)
 def _configure_logs(kind: str, level: str) -> None:
-    """Once, not with every attempt to start: a new outlet would lose what the old one has not written yet."""
+    """Configure logging once, not at each attempt to start: a new handler would drop the lines that the old one has not
+    written."""
     logs.configure(kind, level)
     logging.getLogger("uvicorn.access").disabled = True  # it would show ?key=; we log requests ourselves
     logging.getLogger("uvicorn.error").addFilter(_no_surprise)

@@ -67,8 +67,8 @@ class Routes:
         located: Relayed,
         listed: Relayed,
     ) -> None:
-        """`admin` makes the admin API, at its first request. `located` serves a request where the resources are that it
-        names, `listed` a list over all projects.
+        """`admin` makes the admin API at its first request. `located` serves a request in the project that owns the
+        resources it names; `listed` serves a list over all projects.
         """
         self._settings = settings
         self._admission = admission
@@ -92,7 +92,7 @@ class Routes:
             ApiRoute(
                 "upload session",
                 "more of an upload, at the address that its start was answered with",
-                admission.go_on,
+                admission.continue_upload,
                 lambda incoming: incoming.upload is not None and incoming.upload.form == "session",
             ),
             ApiRoute(

@@ -420,7 +420,7 @@ def test_a_value_that_cannot_be_read_costs_only_its_key(
         with pytest.raises(SecretError) as caught:
             await ring.value("a")
         assert caught.value.kind == kind
-        assert caught.value.passing == (kind in ("unavailable", "exhausted", "credentials"))
+        assert caught.value.transient == (kind in ("unavailable", "exhausted", "credentials"))
         assert words in str(caught.value)
         assert [str(problem) for problem in ring.problems] == [str(caught.value)]
         assert (await ring.value("b")).reveal() == B

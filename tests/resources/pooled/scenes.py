@@ -65,7 +65,7 @@ class MemoryBlobs:
 
         writer = Writer(1 << 20, put)
         yield writer
-        await put(writer.taken())
+        await put(writer.drain())
         self.all[name] = b"".join(held), expires
 
     async def read(self, name: str, offset: int = 0) -> AsyncGenerator[bytes, None]:

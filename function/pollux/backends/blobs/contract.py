@@ -52,10 +52,10 @@ class Writer:
             self._held += rest[:room]
             rest = rest[room:]
             if len(self._held) == self._piece:
-                await self._put(self.taken())
+                await self._put(self.drain())
 
-    def taken(self) -> bytes:
-        """What is held, which is then empty."""
+    def drain(self) -> bytes:
+        """Returns the bytes that are held, and empties the buffer."""
         data = bytes(self._held)
         self._held.clear()
         return data

@@ -58,7 +58,7 @@ class FolderBlobs:
         try:
             await self._run(partial.begin)
             yield writer
-            await put(writer.taken())
+            await put(writer.drain())
             await self._run(partial.finish)
         except BaseException:
             await self._run(partial.discard)  # the thread does it even if this is cancelled again

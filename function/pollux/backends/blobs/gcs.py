@@ -21,9 +21,9 @@ from pollux.backends.blobs.gcs_calls import (
     SERVICE,
     GcsCalls,
     GoogleToken,
-    PassingError,
     Reply,
     Times,
+    TransientError,
     no_bucket,
     odd,
     refused,
@@ -65,7 +65,7 @@ class Upload:
         while True:
             try:
                 reply = await self._put(b"" if unsure else data[self._at - begin :], end, total)
-            except PassingError as trouble:
+            except TransientError as trouble:
                 await pace.rest(trouble)
                 unsure = True
                 continue
@@ -85,7 +85,7 @@ class Upload:
             if has > self._at:
                 pace = self._calls.pace(self._subject)
             elif not unsure:  # avoid a busy loop
-                await pace.rest(PassingError("Cloud Storage takes no bytes"))
+                await pace.rest(TransientError("Cloud Storage takes no bytes"))
             self._at, unsure = has, False
 
     async def drop(self) -> None:
@@ -161,11 +161,11 @@ class GcsBlobs:
         writer = Writer(PIECE, put)
         try:
             yield writer
-            rest = writer.taken()
+            rest = writer.drain()
             await asyncio.to_thread(count, rest)
             made = await upload.send(rest, last=True)
         except BaseException:
-            with suppress(PassingError, BlobError, TimeoutError):
+            with suppress(TransientError, BlobError, TimeoutError):
                 async with asyncio.timeout(DROP_S):
                     await upload.drop()
             raise

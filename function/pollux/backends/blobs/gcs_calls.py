@@ -54,7 +54,7 @@ class Reply(NamedTuple):
         return reason if isinstance(reason, str) and reason.isalpha() else ""
 
 
-class PassingError(Exception):
+class TransientError(Exception):
     """The call failed and may be tried again; the message says what happened."""
 
 
@@ -81,7 +81,7 @@ class Pace:
         self._until = times.now() + times.deadline
         self._pause = FIRST_PAUSE_S
 
-    async def rest(self, trouble: PassingError) -> None:
+    async def rest(self, trouble: TransientError) -> None:
         pause = self._pause * (1 - self._times.chance() / 2)
         self._pause = min(self._pause * 2, LONGEST_PAUSE_S)
         if self._times.now() + pause > self._until:
@@ -186,7 +186,7 @@ class GcsCalls:
         body: bytes = b"",
         also: Sequence[int] = (),
     ) -> Reply:
-        """One try. Raises PassingError if another may succeed."""
+        """One try. Raises TransientError if another may succeed."""
         return await _read(await self._once(method, target, subject, headers, body, also))
 
     async def _retried(self, subject: str, attempt: Callable[[], Awaitable[T]]) -> T:
@@ -194,7 +194,7 @@ class GcsCalls:
         while True:
             try:
                 return await attempt()
-            except PassingError as trouble:
+            except TransientError as trouble:
                 await pace.rest(trouble)
 
     async def _once(
@@ -207,7 +207,7 @@ class GcsCalls:
             try:
                 answer = await self._http.send(method, target, [*own, *headers], body)
             except UpstreamError as error:
-                raise PassingError(f"no answer from Cloud Storage ({error})") from None
+                raise TransientError(f"no answer from Cloud Storage ({error})") from None
             if answer.status < 300 or answer.status in also:
                 return answer
             reply = await _read(answer)
@@ -215,7 +215,7 @@ class GcsCalls:
                 break
             self._token.forget()
         if reply.status in PASSING or (reply.status == 403 and reply.reason.endswith("ateLimitExceeded")):
-            raise PassingError(f"Cloud Storage answered {reply.status}")
+            raise TransientError(f"Cloud Storage answered {reply.status}")
         raise refused(reply, self.bucket, subject)
 
 
@@ -248,4 +248,4 @@ async def _read(answer: Answer) -> Reply:
         return Reply(answer.status, headers, await answer.read())
     except UpstreamError as error:
         answer.close()
-        raise PassingError(f"half an answer from Cloud Storage ({error})") from None
+        raise TransientError(f"half an answer from Cloud Storage ({error})") from None

@@ -63,12 +63,13 @@ class Key:
 class KeySourceError(Exception):
     """A key source cannot be used: says which file and line and why, never a value."""
 
-    passing = False
-    """True: the key may be good; its source just did not answer."""
+    transient = False
+    """Whether the source just did not answer, so that the key may be good."""
 
 
 class Keyring(Protocol):
-    """A key source. The pool calls `keys` often, which is cheap, and `value` before the first use of a key."""
+    """A key source. The pool calls `keys` for each request and the relay calls `value` before each call upstream, so
+    both are cached."""
 
     async def keys(self) -> tuple[Key, ...]:
         """The current keys. A change is seen within seconds (locally) or a minute (in the cloud)."""

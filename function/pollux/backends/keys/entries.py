@@ -67,7 +67,7 @@ class Entry:
     positional: bool = False  # the id was made from the entry's position; another entry may claim it
 
     @property
-    def place(self) -> str:
+    def where(self) -> str:
         if self.line:
             return f"{self.file}:{self.line}"
         return f"{self.file} ({self.variable})" if self.variable else self.file

@@ -61,7 +61,7 @@ def _parse_list(text: str, file: str) -> Parsed:
     """One key a line, `VALUE` or `id: VALUE`; # starts a comment. A key without an id is key-N, N by its position."""
     entries: list[Entry] = []
     problems: list[Problem] = []
-    for place, (line, written) in enumerate(_written(text), 1):
+    for number, (line, written) in enumerate(_written(text), 1):
         content = _COMMENT.sub("", written, count=1)
         named = _NAMED_LINE.fullmatch(content)
         if named and id_fault(named[1]):
@@ -73,7 +73,7 @@ def _parse_list(text: str, file: str) -> Parsed:
         elif _ASSIGNED.match(content):
             problems.append(Problem(file, line, "NAME=VALUE among plain keys; put variables into a .env file"))
         else:
-            key_id = named[1] if named else f"key-{place}"
+            key_id = named[1] if named else f"key-{number}"
             entries.append(Entry(key_id, Secret(value), file, line, positional=not named))
     return Parsed(tuple(entries), tuple(problems))
 
@@ -101,8 +101,8 @@ def parse_variables(variables: Iterable[Variable]) -> Parsed:
                     fault += "; put several keys into GEMINI_API_KEYS, separated by commas"
                 problems.append(Problem(variable.file, variable.line, f"{_shown(variable.name)}: {fault}"))
                 continue
-            place = (variable.file, variable.line)
-            entries.append(Entry(key_id, Secret(value), *place, variable=variable.name, positional=positional))
+            source = (variable.file, variable.line)
+            entries.append(Entry(key_id, Secret(value), *source, variable=variable.name, positional=positional))
     return Parsed(tuple(entries), tuple(problems))
 
 
@@ -125,7 +125,7 @@ def _candidates(variable: Variable) -> Iterator[tuple[str, str, bool]]:
         yield f"gemini-{number}", value, True
     elif name in LISTS:
         parts = [part for part in clean(value).split(",") if clean(part)]
-        yield from ((f"{LISTS[name]}-{place}", part, True) for place, part in enumerate(parts, 1))
+        yield from ((f"{LISTS[name]}-{number}", part, True) for number, part in enumerate(parts, 1))
 
 
 def _shown(name: str) -> str:

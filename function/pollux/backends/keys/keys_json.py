@@ -153,7 +153,7 @@ def _skip(text: str, position: int) -> int:
 
 
 def _members(text: str, position: int) -> dict[str, int]:
-    """Where the values of the object at this position begin. Of a repeated name the last counts, as in json.loads."""
+    """Returns where each value of the object at this position begins. The last of a repeated name wins."""
     found: dict[str, int] = {}
     position = _skip(text, position + 1)
     while text[position] == '"':
@@ -164,7 +164,7 @@ def _members(text: str, position: int) -> dict[str, int]:
 
 
 def _items(text: str, position: int) -> Iterator[int]:
-    """Where the elements of the array at this position begin."""
+    """Yields where each element of the array at this position begins."""
     position = _skip(text, position + 1)
     while text[position] != "]":
         yield position
@@ -172,7 +172,7 @@ def _items(text: str, position: int) -> Iterator[int]:
 
 
 def _after(text: str, position: int) -> int:
-    """Behind the value at this position, and the comma that may follow it."""
+    """Returns the position after this value and after the comma that may follow it."""
     position = _skip(text, _DECODER.raw_decode(text, position)[1])
     return _skip(text, position + 1) if text[position] == "," else position
 

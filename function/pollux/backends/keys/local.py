@@ -192,7 +192,7 @@ class LocalKeyring:
         for entry in entries:
             if not entry.positional:
                 if other := taken.get(entry.id):
-                    problems.append(Problem(entry.file, entry.line, f"the id {entry.id!r} is taken by {other.place}"))
+                    problems.append(Problem(entry.file, entry.line, f"the id {entry.id!r} is taken by {other.where}"))
                 else:
                     taken[entry.id] = entry
         loose = [entry for entry in entries if entry.positional]
@@ -246,7 +246,7 @@ def _one_of_each(entries: Iterable[Entry], notices: list[Problem]) -> list[Entry
     for entry in entries:
         other = first.setdefault(entry.secret, entry)
         if other is not entry and (entry.variable is None or entry.variable != other.variable):
-            reason = f"the same key as {other.id!r} of {other.place}, which counts"
+            reason = f"the same key as {other.id!r} of {other.where}, which counts"
             notices.append(Problem(entry.file, entry.line, reason))
     return list(first.values())
 

@@ -78,8 +78,8 @@ class KeyPlace(Protocol):
 
     def remove(self, key_id: str) -> None: ...
 
-    def value(self, key_id: str) -> Secret | None:
-        """The value that a change replaces, if other sources may hold it too."""
+    def replaced_value(self, key_id: str) -> Secret | None:
+        """Returns the value that a change replaces, if other sources of this machine may hold it too."""
         return None
 
     def copies(self, secret: Secret) -> tuple[list[Entry], str | None]:
@@ -142,7 +142,7 @@ class FilePlace(KeyPlace):
         contents = self.read(writing=True)
         if entry := contents.entries.get(key_id):
             raise KeySourceError(
-                f"{key_id!r} comes from {entry.place}: change it there, or take it over with: pollux keys import FILE"
+                f"{key_id!r} comes from {entry.where}: change it there, or take it over with: pollux keys import FILE"
             )
         raise no_such_key(key_id, contents.ids)
 
@@ -174,7 +174,7 @@ class FilePlace(KeyPlace):
     def remove(self, key_id: str) -> None:
         self._file.remove(key_id)
 
-    def value(self, key_id: str) -> Secret | None:
+    def replaced_value(self, key_id: str) -> Secret | None:
         return next((entry.secret for entry in self._own_entries() if entry.id == key_id), None)
 
     def copies(self, secret: Secret) -> tuple[list[Entry], str | None]:

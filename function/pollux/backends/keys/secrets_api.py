@@ -44,7 +44,7 @@ class SecretError(KeySourceError):
     def __init__(self, kind: str, subject: str, reason: str) -> None:
         super().__init__(f"{subject}: {reason}")
         self.kind, self.subject, self.reason = kind, subject, reason
-        self.passing = kind in ("unavailable", "exhausted", "credentials")
+        self.transient = kind in ("unavailable", "exhausted", "credentials")
 
 
 class SecretsApi:

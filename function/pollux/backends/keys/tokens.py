@@ -56,9 +56,9 @@ class Tokens:
         self, client: Iterable[str | tuple[str, str]], admin: str | Iterable[str] | None, *, query_token: bool
     ) -> None:
         clients: dict[bytes, str] = {}
-        for place, written in enumerate(client, 1):
-            where = f"POLLUX_TOKEN, entry {place}"
-            name, token = _entry(written, place, where) if isinstance(written, str) else written
+        for number, written in enumerate(client, 1):
+            where = f"POLLUX_TOKEN, entry {number}"
+            name, token = _entry(written, number, where) if isinstance(written, str) else written
             clients.setdefault(_checked(token, where, name), name)
         admins = ((admin,) if admin else ()) if isinstance(admin, str) else admin or ()  # a setting may be empty
         self._clients = tuple(clients.items())
@@ -229,7 +229,7 @@ def new_token() -> str:
             return token
 
 
-def _entry(written: str, place: int, where: str) -> tuple[str, str]:
+def _entry(written: str, number: int, where: str) -> tuple[str, str]:
     if named := NAMED.fullmatch(written):
         return named[1], named[2]
     if _NAME_ALONE.fullmatch(written):
@@ -237,7 +237,7 @@ def _entry(written: str, place: int, where: str) -> tuple[str, str]:
             f"{where}: ends in =, so that it may be a name without its token (a variable that is not set?); "
             "write name=TOKEN, also for a token that itself ends in ="
         )
-    return f"client-{place}", written
+    return f"client-{number}", written
 
 
 def _checked(token: str, where: str, name: str = "") -> bytes:

@@ -24,7 +24,7 @@ from pollux.backends.store import firestore_documents as documents
 from pollux.backends.store.clock import StoreClock
 from pollux.backends.store.contract import ConflictError, Document, StoreError, StoreUnavailableError, Version, Write
 from pollux.backends.store.documents import check, encode
-from pollux.backends.store.firestore_errors import CREDENTIALS, Place, is_conflict, trouble
+from pollux.backends.store.firestore_errors import CREDENTIALS, StoreInfo, is_conflict, trouble
 
 TIMEOUT = 5.0
 CHANNEL = (
@@ -246,7 +246,7 @@ class FirestoreStore:
             raise StoreUnavailableError(f"{self._name} was closed while a request was under way") from None
 
     def _trouble(self, error: Any) -> StoreError:
-        return trouble(Place(self._name, self.project, self.database, self._emulator, self._timeout), error)
+        return trouble(StoreInfo(self._name, self.project, self.database, self._emulator, self._timeout), error)
 
     def _learn(self, sent: float, moment: Any) -> None:
         self.time.learn(sent, self._clock(), moment.seconds + moment.nanos / 1e9)

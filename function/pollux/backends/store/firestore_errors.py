@@ -33,8 +33,8 @@ def is_conflict(error: Any) -> bool:
     return error.code() in CONFLICTS and not _no_database(error)
 
 
-class Place(NamedTuple):
-    """Where a store is, and its timeout."""
+class StoreInfo(NamedTuple):
+    """What a message about a store needs: where it is, and its timeout."""
 
     store: str
     project: str
@@ -43,9 +43,9 @@ class Place(NamedTuple):
     timeout: float
 
 
-def trouble(place: Place, error: Any) -> StoreError:
+def trouble(info: StoreInfo, error: Any) -> StoreError:
     """The StoreError for a failed call, in one line."""
-    code, (store, project, database, emulator, timeout) = error.code(), place
+    code, (store, project, database, emulator, timeout) = error.code(), info
     if emulator and code is StatusCode.UNAVAILABLE and not _ADDRESS.fullmatch(emulator):
         return StoreUnavailableError(f"{store}: FIRESTORE_EMULATOR_HOST={emulator} must be HOST:PORT")
     if emulator and code is StatusCode.UNAVAILABLE:

@@ -1,7 +1,7 @@
-"""PURE. The documents of pooled files in the store, and the names that are derived from what a file is.
+"""PURE. The store documents of pooled files, and the names that are derived from a file's content.
 
-`pooled/files/ID` is a file: its client, the parts of its content, its copies. `content/HASH` names the file that has a
-client's content, or the instance that is uploading it. `upload/ID` is an upload under way.
+`pooled/files/ID` has a file: its client, the parts of its content, its copies. `content/HASH` names the file that has a
+client's content, or the instance that is uploading it. `upload/ID` has an upload under way.
 """
 
 import hashlib
@@ -18,17 +18,17 @@ from pollux.resources.upload_token import LIFETIME
 
 FILE, CONTENT, UPLOAD = "pooled/", "content/", "upload/"
 COPY = "files/px-"
-"""The prefix of copies' names. Clients never see one and cannot ask for one."""
+"""The prefix of the names of copies. Clients never see such a name and cannot request it."""
 KEPT_S = 48 * 3600.0
-"""As long as Google keeps a file."""
+"""Seconds for which Google keeps a file."""
 SHARED_S = 24 * 3600.0
-"""An upload of the same content gets an existing file only if that lives at least this much longer."""
+"""An upload of the same content reuses an existing file only if the file lives at least this much longer."""
 ENDING_S = 60.0
-"""A copy is not used in its last minute."""
+"""A copy is not used in the last seconds of its life."""
 GRANULARITY = 256 * 1024
-"""Every chunk but the last is a multiple of this."""
+"""The size of every chunk but the last is a multiple of this."""
 LARGEST = 2 * 2**30
-"""Google takes no larger file."""
+"""The largest file that Google accepts."""
 
 
 class Copy(NamedTuple):
@@ -48,14 +48,14 @@ class Lease(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A blob with a piece of the content."""
+    """A blob with one part of the content."""
 
     blob: str
     size: int
 
 
 class ChunkError(Exception):
-    """This chunk is refused; the upload can continue."""
+    """The chunk is refused. The upload can continue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +77,19 @@ class PooledFile:
     expires: float
     parts: tuple[Part, ...] = ()
     uses: int = 1
-    """How many uploads got this file; it is deleted after as many deletions."""
+    """How many uploads share this file. It is deleted after as many deletions."""
     round: int = 0
     """How many copies were lost. It is part of the names of new copies."""
     copies: Mapping[str, Copy | Lease] = field(default_factory=dict)
 
     def copy_at(self, project: str, now: float) -> Copy | None:
-        """A copy that can be used, or will be once Google has processed it."""
+        """Returns the copy in this project that can be used, now or once Google has processed it."""
         copy = self.copies.get(project)
         return copy if isinstance(copy, Copy) and copy.expires - ENDING_S > now else None
 
     def ready_at(self, now: float) -> frozenset[str]:
-        """The projects whose copy can be used now. Whether the file itself is processed, its client asks Google."""
+        """Returns the projects whose copy can be used now. Its home counts even if Google still processes the file: the
+        client itself asks Google for the state."""
         found = ((project, self.copy_at(project, now)) for project in self.copies)
         return frozenset(project for project, copy in found if copy and (copy.active or project == self.home))
 

@@ -45,33 +45,33 @@ class FileAccess:
     copies: Copies
     google: GoogleFiles
 
-    async def check(self, x: Request, references: Iterable[str], names: Collection[str]) -> None:
+    async def check(self, request: Request, references: Iterable[str], names: Collection[str]) -> None:
         """Refuse copies, and other clients' files. `references`: all in the body, also those that only Google
         understands. `names`: the resources that Pollux understood."""
-        texts = references if x.parsed is None else {*references, *may_be_named(x.parsed)}
+        texts = references if request.parsed is None else {*references, *may_be_named(request.parsed)}
         mentioned = files_mentioned(texts) - set(names)
         if len(names) + len(mentioned) > NAMED_MOST:
             raise GatewayError("BAD_REQUEST", f"the request names more than {NAMED_MOST} files")
         for name in (*names, *mentioned):
             if name.startswith(COPY):
                 raise _not_yours(name)
-        _check_owners(await self.ownership.confirmed_owners(mentioned), x.record.client)
+        _check_owners(await self.ownership.confirmed_owners(mentioned), request.record.client)
 
-    async def pooled_references(self, x: Request, owners: Mapping[str, Owner]) -> dict[str, str]:
+    async def pooled_references(self, request: Request, owners: Mapping[str, Owner]) -> dict[str, str]:
         """The references to pooled files in the body, with the files' names."""
         pooled = {name: owner for name, owner in owners.items() if owner.pooled}
-        _check_owners(pooled, x.record.client)
-        if not pooled or x.parsed is None:
+        _check_owners(pooled, request.record.client)
+        if not pooled or request.parsed is None:
             return {}
         found = await asyncio.gather(*(self.records.find(name) for name in pooled))
-        known = {file.name for file in found if file is not None} - set(path_names(x.call))
+        known = {file.name for file in found if file is not None} - set(path_names(request.call))
         bases = {GOOGLE, self.pool.settings.upstream}
         with suppress(GatewayError):  # with an invalid Host no URI can be ours
-            bases |= {x.own_base(), self.pool.settings.public_url} - {""}
-        named = {reference: named_by(reference, bases) for reference in body_references(x.parsed, x.call)}
+            bases |= {request.own_base(), self.pool.settings.public_url} - {""}
+        named = {reference: named_by(reference, bases) for reference in body_references(request.parsed, request.call)}
         references = {reference: name for reference, name in named.items() if name is not None and name in known}
         if references:
-            _make_renamable(x, references)
+            _make_renamable(request, references)
         return references
 
     async def hidden(self, names: Iterable[str], client: str) -> set[str]:
@@ -81,19 +81,19 @@ class FileAccess:
         owners = await self.ownership.confirmed_owners(files)
         return copies | {name for name, owner in owners.items() if owner.pooled and owner.client != client}
 
-    async def delete(self, x: Request) -> bool:
+    async def delete(self, request: Request) -> bool:
         """True: the client has its answer, because other uploads of the same content still use the file. False: the
         request must go to the file's own project; the copies are deleted here."""
-        name = next(iter(path_names(x.call)), "")
+        name = next(iter(path_names(request.call)), "")
         owner = self.ownership.remembered(name)
-        if owner is None or not owner.pooled or not names_exactly(x.call, name):
+        if owner is None or not owner.pooled or not names_exactly(request.call, name):
             return False
         file = await self.records.change(name, lambda file: replace(file, uses=file.uses - 1))
         if file is None:
             return False
         if file.uses > 0:
             headers = [(b"content-type", b"application/json; charset=UTF-8")]
-            await x.reply.whole(200, headers, b"{}\n")
+            await request.reply.whole(200, headers, b"{}\n")
             return True
         now = self.records.now()
         copies = {project: copy for project in file.copies if (copy := file.copy_at(project, now)) is not None}
@@ -111,13 +111,15 @@ class PooledPlacement(OwnerPlacement):
 
     prepares = True
 
-    def __init__(self, access: FileAccess, x: Request, names: Collection[str], references: Mapping[str, str]) -> None:
-        super().__init__(access.ownership, x.record, names)
+    def __init__(
+        self, access: FileAccess, request: Request, names: Collection[str], references: Mapping[str, str]
+    ) -> None:
+        super().__init__(access.ownership, request.record, names)
         self._pool = access.pool
         self._records = access.records
         self._contents = access.contents
         self._copies = access.copies
-        self._deadline = x.deadline
+        self._deadline = request.deadline
         self._references = references
         """Reference in the body -> name of the file."""
         self._files = sorted({*references.values()})
@@ -284,14 +286,14 @@ class PooledPlacement(OwnerPlacement):
             self._aliases[_id(copy.name)] = _id(name)
 
 
-def _make_renamable(x: Request, references: Iterable[str]) -> None:
+def _make_renamable(request: Request, references: Iterable[str]) -> None:
     """Replace a body that is compressed, or that escapes the references, by one in which they can be renamed."""
     spellings = {text: text for reference in references for text in _spellings(reference)}
-    _, found = renamed(x.readable, spellings)
+    _, found = renamed(request.readable, spellings)
     if all(found.intersection(_spellings(reference)) for reference in references):
-        x.replace_body(x.readable)
+        request.replace_body(request.readable)
     else:
-        x.replace_body(json.dumps(x.parsed, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+        request.replace_body(json.dumps(request.parsed, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
 
 def _spellings(reference: str) -> tuple[str, str]:

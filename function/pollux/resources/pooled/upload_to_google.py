@@ -1,7 +1,7 @@
-"""Files at Google: uploads one to one project, looks at it, deletes it.
+"""Uploads a file to one project at Google, reads its state and deletes it.
 
-The content is read while it is sent. An upload that breaks continues where Google says that it stopped. If the file's
-name exists already, an earlier try made it.
+The content is read while it is sent. If an upload breaks, it continues where Google says that it stopped. If the name
+exists already, an earlier try made the file.
 """
 
 import asyncio
@@ -147,7 +147,7 @@ class GoogleFiles:
     async def _in_session(
         self, key: Key, target: str, headers: Sequence[tuple[str, str]], body: bytes | Streamed
     ) -> CoveredAnswer | Failure:
-        """Send without the key: the address of a session is its credential."""
+        """Send without the key, because the URL of an upload session is its credential."""
         return await self._upstream.send(key, "POST", target, headers, body, credential=NO_CREDENTIAL, whole=True)
 
     def _broken(self, key: Key, why: str) -> Failure:
@@ -155,8 +155,8 @@ class GoogleFiles:
 
 
 def _digest_of(document: Mapping[str, Any]) -> str:
-    """In hexadecimal. Google sends the Base64 of the hexadecimal digits; its documentation says of the bytes. "" if it
-    is neither."""
+    """Returns the SHA-256 of a File in hexadecimal, or "" if it cannot be read. Google sends the Base64 of the
+    hexadecimal digits, although its documentation says the Base64 of the bytes."""
     try:
         raw = base64.b64decode(str(document.get("sha256Hash", "")), validate=True)
         return raw.hex() if len(raw) == 32 else bytes.fromhex(raw.decode()).hex()

@@ -123,7 +123,7 @@ class PooledUploads:
         ]
         await request.reply.whole(200, headers, b"")
 
-    async def go_on(self, request: UploadRequest, name: str, body: PassingBody) -> Session | None:
+    async def continue_upload(self, request: UploadRequest, name: str, body: PassingBody) -> Session | None:
         """A request within a session. Returns the session at Google if the upload continues there."""
         document, version = await self.records.document(UPLOAD + name)
         upload = unpacked_upload(document, self.pool.now())

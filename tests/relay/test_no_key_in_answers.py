@@ -139,11 +139,22 @@ def escaped(key: str) -> str:
 
 def echoes(key: str) -> str:
     """A placeholder for each form of the key; `encoded` puts them in."""
-    return f"plain {key}, escaped @, in a URL {quote(key, safe='')}."
+    return f"plain {key}, escaped @, wholly # and partly ~, in a URL {quote(key, safe='')} or {percent(key)}."
+
+
+def wholly(key: str) -> str:
+    return "".join(f"\\u{ord(character):04X}" for character in key)
+
+
+def percent(key: str) -> str:
+    return "".join(f"%{ord(character):02x}" for character in key)
 
 
 def encoded(answer: Any, key: str) -> bytes:
-    return json.dumps(answer).replace("escaped @", f"escaped {escaped(key)}").encode()
+    text = (
+        json.dumps(answer).replace("escaped @", f"escaped {escaped(key)}").replace("wholly #", f"wholly {wholly(key)}")
+    )
+    return text.replace("partly ~", f"partly {wholly(key[:1])}{key[1:]}").encode()
 
 
 def says(sent: Sent, status: int, shape: str, key: str) -> Says | UpstreamError:
@@ -165,7 +176,7 @@ def says(sent: Sent, status: int, shape: str, key: str) -> Says | UpstreamError:
 
 def echoing_headers(key: str) -> list[tuple[bytes, bytes]]:
     """Every header that may pass, and others that Google, or a proxy in front of it, may send."""
-    text = f"{key}; {quote(key, safe='')}".encode()
+    text = f"{key}; {quote(key, safe='')}; {percent(key)}; {wholly(key)}".encode()
     others = (b"location", b"link", b"set-cookie", b"range", b"x-goog-request-id", b"www-authenticate", b"x-other")
     written_below = {b"content-length", b"content-encoding", b"content-type", *UPLOAD_ADDRESSES}
     headers = [(name.title(), text) for name in sorted({*TO_CLIENT, *others} - written_below)]
@@ -254,7 +265,7 @@ def shown(got: Got) -> Iterator[str]:
 
 def check_no_key(got: Got, key: str = KEY) -> None:
     for text in shown(got):
-        unescaped = re.sub(r"\\u([0-9a-f]{4})", lambda found: chr(int(found[1], 16)), text)
+        unescaped = re.sub(r"\\u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), text)
         for read in (text, unescaped, unquote(text)):
             for piece in (key, key[4:], key[:-4]):
                 assert piece not in read, text[:300].replace(key, "THE KEY")
