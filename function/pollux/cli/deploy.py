@@ -79,7 +79,7 @@ def check(
     failed = verdicts.count("FAIL")
     if as_json:
         checks = [finding.as_json() for finding in findings]
-        show_json({"url": url, "model": model, "ok": not failed, "checks": checks})
+        show_json({"url": url, "model": redact_values(model), "ok": not failed, "checks": checks})
     else:
         counts = ((failed, "failed"), (verdicts.count("warn"), "to look at"), (verdicts.count("skipped"), "skipped"))
         told = [f"{count} {word}" for count, word in counts if count]
