@@ -72,6 +72,8 @@ def test_some_answers_have_no_body_whatever_their_headers_say(way: Way, status: 
 def test_the_answer_to_head_has_no_body(way: Way) -> None:
     server = Server(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
     assert way.against(server, get("HEAD")) == (200, b"")
+    server = Server(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nsurplus")
+    assert way.against(server, get("HEAD")) == (200, b"")
 
 
 @pytest.mark.parametrize(
@@ -132,8 +134,17 @@ def test_an_answer_that_is_not_valid_http_is_malformed(way: Way, said: bytes, wh
     assert len(server.requests) == 1, "it may have been taken"
 
 
-@pytest.mark.parametrize("said", [b"SSH-2.0-x\r\n", b'{"candidates":[]}'], ids=["SSH", "a body without a head"])
-def test_another_protocol_is_malformed_also_if_the_connection_is_closed(way: Way, said: bytes) -> None:
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"SSH-2.0-x\r\n",
+        b'{"candidates":[]}',
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nabc",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX: \x01\r\n\r\n",
+    ],
+    ids=["SSH", "a body without a head", "a chunk without a size", "a control character in a trailer"],
+)
+def test_what_is_not_valid_http_is_malformed_also_if_the_connection_is_closed(way: Way, said: bytes) -> None:
     server = Server(said, None)
     with pytest.raises(UpstreamError, match="not valid HTTP") as broken:
         way.against(server, post())

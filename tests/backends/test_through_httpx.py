@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pollux.backends.connection import HttpUpstream
+from pollux.backends.connection import HttpUpstream, no_connection
 from pollux.backends.through_httpx import HttpxUpstream
 from pollux.backends.transport import open_upstream
 from pollux.backends.upstream import Upstream, UpstreamError
@@ -156,6 +157,19 @@ def test_a_proxy_that_breaks_off_is_named_in_plain_words(
         assert caught.value.kind == "unreachable"
 
     through(Broken(), scene, monkeypatch, "https://gemini.example")
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed ('127.0.0.1', 1)"), "connection refused"),
+        (ConnectionResetError(), "the other end closed the connection"),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "Name or service not known"),
+        (UnicodeError(), "UnicodeError"),
+    ],
+)
+def test_why_there_is_no_connection_is_said_without_an_address(error: Exception, why: str) -> None:
+    assert str(no_connection("host:1", error)) == f"no connection to host:1 ({why})"
 
 
 def test_a_proxy_that_says_nothing_is_named_after_the_time_for_connecting(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -354,14 +354,17 @@ def no_connection(where: str, error: BaseException | None = None) -> UpstreamErr
     address or certificate that an error's text may quote."""
     if error is None or isinstance(error, TimeoutError):
         return UpstreamError("unreachable", f"no connection to {where} within the time allowed")
-    reason = getattr(error, "reason", None)
-    if reason is None and isinstance(
-        error, OSError
-    ):  # asyncio's own text quotes the address; getaddrinfo's errno is < 0
-        reason = os.strerror(error.errno).lower() if error.errno and error.errno > 0 else error.strerror
-    if reason is None:
-        reason = "the connection was closed" if isinstance(error, ConnectionError) else type(error).__name__
-    return UpstreamError("unreachable", f"no connection to {where} ({reason})")
+    reason: str | None
+    match error:
+        case ssl.SSLError():
+            reason = error.reason
+        case OSError(errno=int(number)) if number > 0:  # getaddrinfo's are negative
+            reason = os.strerror(number).lower()
+        case ConnectionError():
+            reason = "the other end closed the connection"
+        case _:
+            reason = getattr(error, "reason", None) or getattr(error, "strerror", None)
+    return UpstreamError("unreachable", f"no connection to {where} ({reason or type(error).__name__})")
 
 
 class Reusable(Protocol):

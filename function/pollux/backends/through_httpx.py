@@ -3,7 +3,7 @@
 It uses the connections of httpcore2, the lower half of httpx2, which add nothing to a request, follow no redirect,
 keep no cookies and send nothing twice. What they lack is here (docs/dependencies.md): an answer to an upload that has
 not ended is read, a call can be closed at once, there is one deadline for connecting and one for a head, and httptools
-reads each head first, so that both transports refuse the same answers.
+parses each answer first, so that both transports refuse the same ones.
 """
 
 import asyncio
@@ -63,6 +63,7 @@ class _Connection(asyncio.Protocol, httpcore2.AsyncNetworkBackend, httpcore2.Asy
         self._head_size = 0
         """Bytes received before the answer's head has ended, with those of 1xx."""
         self._status = 0
+        self._head_only = False
         self.in_trailers = False
         """The body is complete, and its trailers have begun."""
         self._refused: UpstreamError | None = None
@@ -92,6 +93,7 @@ class _Connection(asyncio.Protocol, httpcore2.AsyncNetworkBackend, httpcore2.Asy
     async def request(self, method: str, head: bytes, body: bytes | Streamed, within: float) -> httpcore2.Response:
         """Connects first if it is new, which takes `within` seconds at most."""
         self.complete = self._begun = self.in_trailers = False
+        self._head_only = method == "HEAD"
         first, *lines = head.split(b"\r\n")[:-2]
         request = httpcore2.Request(
             method,
@@ -259,14 +261,14 @@ class _Connection(asyncio.Protocol, httpcore2.AsyncNetworkBackend, httpcore2.Asy
         try:
             parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._parser = None
-            if not self._status:  # httpcore2 judges the body
+            if self._parser is not None:  # else it is what follows the answer
                 self._refuse(f"is not valid HTTP ({error})")
         if not self._status and self._head_size > HEADERS_MOST:
             self._refuse(TOO_MUCH)
 
     def _refuse(self, why: str) -> None:
         self._refused = self._refused or UpstreamError("malformed", f"the answer {why}")
+        self._parser = None
         self.close()
         self._readable.set()
         self._end_upload()
@@ -295,6 +297,8 @@ class _Connection(asyncio.Protocol, httpcore2.AsyncNetworkBackend, httpcore2.Asy
     def on_headers_complete(self) -> None:
         if self._parser is not None and (status := self._parser.get_status_code()) >= 200:
             self._status = status
+            if self._head_only:  # the parser would wait for a body
+                self._parser = None
             self._end_upload()
 
     def on_message_complete(self) -> None:
