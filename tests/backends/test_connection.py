@@ -72,6 +72,8 @@ def test_some_answers_have_no_body_whatever_their_headers_say(way: Way, status: 
 def test_the_answer_to_head_has_no_body(way: Way) -> None:
     server = Server(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
     assert way.against(server, get("HEAD")) == (200, b"")
+    server = Server(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nsurplus")
+    assert way.against(server, get("HEAD")) == (200, b"")
 
 
 @pytest.mark.parametrize(
@@ -107,10 +109,21 @@ LARGE = b"x" * (2 * HEADERS_MOST)
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nabc", "not valid HTTP"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n1\r\na\r\n0\r\n\r\n", "the answer"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\na", "the answer"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\na", "not valid HTTP"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1, 1\r\n\r\na", "not valid HTTP"),
+        (b"HTTP/1.1 200 OK\nContent-Length: 1\n\na", "not valid HTTP"),
+        (b"HTTP/1.1 200 OK\r\nETag: a\r\n b\r\nContent-Length: 1\r\n\r\na", "not valid HTTP"),
+        (b"HTTP/1.1 200 OK\r\nETag: a\x01b\r\nContent-Length: 1\r\n\r\na", "not valid HTTP"),
+        (b"HTTP/1.1 200 OK\r\nETag: a\x1fb\r\nContent-Length: 1\r\n\r\na", "not valid HTTP"),
+        (b"HTTP/1.1 200 OK\r\nETag: a\x7fb\r\nContent-Length: 1\r\n\r\na", "not valid HTTP"),
+        (b"HTTP/1.1 200 OK\r\nET\x01ag: a\r\nContent-Length: 1\r\n\r\na", "not valid HTTP"),
+        (b"HTTP/1.1 102 Processing\r\n\r\n" * (HEADERS_MOST // 20), f"more than {HEADERS_MOST}"),
     ],
     ids=[
         "garbage", "600", "999", "1000", "101", "a large header", "a header without an end", "many headers",
         "both lengths", "both lengths the other way round", "two lengths", "gzip, chunked", "gzip",
+        "the same length twice", "a list of lengths", "bare line feeds", "a folded header", "a control character",
+        "the last control character", "a delete character", "a control character in a name", "1xx without an end",
     ],
 )  # fmt: skip
 def test_an_answer_that_is_not_valid_http_is_malformed(way: Way, said: bytes, why: str) -> None:
@@ -119,6 +132,37 @@ def test_an_answer_that_is_not_valid_http_is_malformed(way: Way, said: bytes, wh
         way.against(server, post())
     assert broken.value.kind == "malformed"
     assert len(server.requests) == 1, "it may have been taken"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"SSH-2.0-x\r\n",
+        b'{"candidates":[]}',
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nabc",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX: \x01\r\n\r\n",
+    ],
+    ids=["SSH", "a body without a head", "a chunk without a size", "a control character in a trailer"],
+)
+def test_what_is_not_valid_http_is_malformed_also_if_the_connection_is_closed(way: Way, said: bytes) -> None:
+    server = Server(said, None)
+    with pytest.raises(UpstreamError, match="not valid HTTP") as broken:
+        way.against(server, post())
+    assert broken.value.kind == "malformed"
+
+
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"], ids=["nothing", "1xx"])
+def test_a_connection_that_closes_before_the_answer_is_a_reset(way: Way, said: bytes) -> None:
+    with pytest.raises(UpstreamError) as broken:
+        way.against(Server(said, None), post())
+    assert broken.value.kind == "reset"
+
+
+def test_a_whole_body_whose_trailers_do_not_end_in_time_is_malformed_so_that_nothing_is_sent_again(way: Way) -> None:
+    first = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX: a\r\n"
+    with pytest.raises(UpstreamError, match="trailers") as late:
+        way.against(Dripping(first, b"Y: " + b"y" * 60), post(), timeout=0.3)
+    assert late.value.kind == "malformed"
 
 
 def test_trailers_are_left_out_and_have_an_end(way: Way) -> None:

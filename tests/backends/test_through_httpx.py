@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pollux.backends.connection import HttpUpstream
+from pollux.backends.connection import HttpUpstream, no_connection
 from pollux.backends.through_httpx import HttpxUpstream
 from pollux.backends.transport import open_upstream
 from pollux.backends.upstream import Upstream, UpstreamError
@@ -171,12 +172,57 @@ def test_a_proxy_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
     async def scene() -> None:
         upstream = opened("https://gemini.example")
-        with pytest.raises(UpstreamError, match=f"no connection to the proxy http://{place} ") as caught:
+        with pytest.raises(
+            UpstreamError, match=rf"no connection to the proxy http://{place} \(connection refused\)"
+        ) as caught:
             await read(upstream)
         assert caught.value.kind == "unreachable"
         await upstream.close()
 
     run(scene())
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (b"", r"the proxy http://[^ ]+ closed the connection"),
+        (b"garbage\r\n\r\n", r"the answer of the proxy http://[^ ]+ is not valid HTTP"),
+        (b"SSH-2.0-x\r\n", r"the answer of the proxy http://[^ ]+ is not valid HTTP"),
+        (
+            b"HTTP/1.1 200 OK\r\nX: " + b"y" * (1 << 17),
+            r"the answer of the proxy http://[^ ]+ has a head or trailers of",
+        ),
+    ],
+    ids=["it closes", "garbage", "SSH", "a large head"],
+)
+def test_a_proxy_that_breaks_off_is_named_in_plain_words(
+    said: bytes, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(ProxyServer):
+        async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(said)
+            writer.close()
+
+    async def scene(upstream: Upstream) -> None:
+        with pytest.raises(UpstreamError, match=why) as caught:
+            await read(upstream)
+        assert caught.value.kind == "unreachable"
+
+    through(Broken(), scene, monkeypatch, "https://gemini.example")
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed ('127.0.0.1', 1)"), "connection refused"),
+        (ConnectionResetError(), "the other end closed the connection"),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "Name or service not known"),
+        (UnicodeError(), "UnicodeError"),
+    ],
+)
+def test_why_there_is_no_connection_is_said_without_an_address(error: Exception, why: str) -> None:
+    assert str(no_connection("host:1", error)) == f"no connection to host:1 ({why})"
 
 
 def test_a_proxy_that_says_nothing_is_named_after_the_time_for_connecting(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ idle connections.
 """
 
 import asyncio
+import os
 import socket
 import ssl
 import time
@@ -29,6 +30,7 @@ HIGH_WATER = 1 << 18
 """Bytes received but not read yet, above which the connection stops receiving."""
 HEADERS_MOST = 1 << 16
 TOO_MUCH = f"has a head or trailers of more than {HEADERS_MOST} bytes"
+TRAILERS_LATE = "the answer has trailers that did not end within the time allowed"
 BODY_NOT_TAKEN = "the upstream did not take the body within the time allowed"
 WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
@@ -57,6 +59,8 @@ class Connection(asyncio.Protocol):
         self._stays = True
         self._surplus = False
         """A second answer follows the one that was asked for: the connection is not reused."""
+        self._in_trailers = False
+        """The body is complete, and its trailers have begun."""
         self._framed = True
         """The answer ends by a length or by chunks, not with the connection."""
         self._lost: UpstreamError | None = None
@@ -108,7 +112,11 @@ class Connection(asyncio.Protocol):
         self._surplus = self.complete
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not (self._surplus or self.status):  # later ones are trailers
+        if self._surplus:
+            return
+        if self.status:
+            self._in_trailers = True
+        else:
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -164,7 +172,7 @@ class Connection(asyncio.Protocol):
         if self._transport is None:
             raise UpstreamError("unreachable", "the connection was closed before anything was sent")
         self.status, self.length, self.headers = 0, None, []
-        self.complete = self._stays = False
+        self.complete = self._stays = self._in_trailers = False
         self._head_only, self._framed, self._unproductive = head_only, True, 0
         self._transport.write(head + body if len(body) < HIGH_WATER else head)
         if len(body) >= HIGH_WATER:
@@ -272,7 +280,8 @@ class Connection(asyncio.Protocol):
             self._waiter = None
 
     def _time_out(self) -> None:
-        self._fail(timed_out())
+        # A whole body has been received, so the request is not sent again.
+        self._fail(UpstreamError("malformed", TRAILERS_LATE) if self._in_trailers else timed_out())
 
     def _refuse(self, why: str) -> None:
         self._fail(UpstreamError("malformed", f"the answer {why}"))
@@ -345,8 +354,17 @@ def no_connection(where: str, error: BaseException | None = None) -> UpstreamErr
     address or certificate that an error's text may quote."""
     if error is None or isinstance(error, TimeoutError):
         return UpstreamError("unreachable", f"no connection to {where} within the time allowed")
-    reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
-    return UpstreamError("unreachable", f"no connection to {where} ({reason})")
+    reason: str | None
+    match error:
+        case ssl.SSLError():
+            reason = error.reason
+        case OSError(errno=int(number)) if number > 0:  # getaddrinfo's are negative
+            reason = os.strerror(number).lower()
+        case ConnectionError():
+            reason = "the other end closed the connection"
+        case _:
+            reason = getattr(error, "reason", None) or getattr(error, "strerror", None)
+    return UpstreamError("unreachable", f"no connection to {where} ({reason or type(error).__name__})")
 
 
 class Reusable(Protocol):

@@ -2,7 +2,8 @@
 
 It uses the connections of httpcore2, the lower half of httpx2, which add nothing to a request, follow no redirect,
 keep no cookies and send nothing twice. What they lack is here (docs/dependencies.md): an answer to an upload that has
-not ended is read, a call can be closed at once, and there is one deadline for connecting and one for a head.
+not ended is read, a call can be closed at once, there is one deadline for connecting and one for a head, and httptools
+parses each answer first, so that both transports refuse the same ones.
 """
 
 import asyncio
@@ -13,12 +14,14 @@ from http import HTTPStatus
 from typing import Any, TypeVar, cast
 
 import httpcore2
+import httptools
 
 from pollux.backends.connection import (
     BODY_NOT_TAKEN,
     HEADERS_MOST,
     HIGH_WATER,
     TOO_MUCH,
+    TRAILERS_LATE,
     Address,
     ConnectionPool,
     connected_socket,
@@ -53,6 +56,17 @@ class _Connection(asyncio.Protocol, httpcore2.AsyncNetworkBackend, httpcore2.Asy
         self._begun = False
         """The request's head is being written: the upstream may act on it."""
         self._ended = False
+        self._any_received = False
+        """A byte of the answer, or of the proxy's, has come."""
+        self._parser: httptools.HttpResponseParser | None = None
+        """Set while the answer is being received."""
+        self._head_size = 0
+        """Bytes received before the answer's head has ended, with those of 1xx."""
+        self._status = 0
+        self._head_only = False
+        self.in_trailers = False
+        """The body is complete, and its trailers have begun."""
+        self._refused: UpstreamError | None = None
         self._origin = address
         self._host = f"[{address.host}]".encode() if ":" in address.host else address.host.encode("idna")
         """httpcore2 sends it to a proxy as it is, so an IPv6 address has its brackets."""
@@ -79,7 +93,8 @@ class _Connection(asyncio.Protocol, httpcore2.AsyncNetworkBackend, httpcore2.Asy
 
     async def request(self, method: str, head: bytes, body: bytes | Streamed, within: float) -> httpcore2.Response:
         """Connects first if it is new, which takes `within` seconds at most."""
-        self.complete = self._begun = False
+        self.complete = self._begun = self.in_trailers = False
+        self._head_only = method == "HEAD"
         first, *lines = head.split(b"\r\n")[:-2]
         request = httpcore2.Request(
             method,
@@ -104,8 +119,11 @@ class _Connection(asyncio.Protocol, httpcore2.AsyncNetworkBackend, httpcore2.Asy
         """httpcore2 calls this at each step, also for the CONNECT to the proxy."""
         if event == "http11.send_request_headers.started":
             self._answered = asyncio.get_running_loop().create_future()
+            self._any_received = False
             if info["request"].method != b"CONNECT":
                 self._begun = True
+                self._head_size = self._status = 0
+                self._parser = httptools.HttpResponseParser(self)
                 self._deadline.reschedule(None)
         elif event == "http11.receive_response_headers.started" and self._begun:
             self._deadline.reschedule(asyncio.get_running_loop().time() + self.timeout)
@@ -159,13 +177,15 @@ class _Connection(asyncio.Protocol, httpcore2.AsyncNetworkBackend, httpcore2.Asy
         """In our own words: the text of the error may quote a header, which may hold a key."""
         if isinstance(error, httpcore2.LocalProtocolError):
             return UpstreamError("unreachable", "the request has a header that HTTP does not allow")
-        if not self._begun:
-            return no_connection(self._place, error)
-        if getattr(error.__cause__, "error_status_hint", 0) == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
-            return UpstreamError("malformed", f"the answer {TOO_MUCH}")
-        if self._ended and not self._received:
+        too_much = getattr(error.__cause__, "error_status_hint", 0) == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+        why = TOO_MUCH if too_much else "is not valid HTTP"
+        if not self._begun:  # the proxy's answer to CONNECT
+            if self._ended and not self._any_received:
+                return UpstreamError("unreachable", f"{self._place} closed the connection")
+            return UpstreamError("unreachable", f"the answer of {self._place} {why}")
+        if self._ended and not (self._received or too_much):
             return UpstreamError("reset", "the connection broke (closed by the other end)")
-        return UpstreamError("malformed", "the answer is not valid HTTP")
+        return UpstreamError("malformed", f"the answer {why}")
 
     # --- called by httpcore2 -----------------------------------------------------------------------------------------
 
@@ -193,6 +213,8 @@ class _Connection(asyncio.Protocol, httpcore2.AsyncNetworkBackend, httpcore2.Asy
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         await self._readable.wait()
+        if self._refused is not None:
+            raise self._refused
         data = bytes(self._received[:max_bytes])
         del self._received[:max_bytes]
         if not (self._received or self._ended):
@@ -231,13 +253,26 @@ class _Connection(asyncio.Protocol, httpcore2.AsyncNetworkBackend, httpcore2.Asy
             self._paused = True
             self._transport.pause_reading()
         self._readable.set()
-        start = 0
-        while self._received.startswith(b"1", start + 9):  # HTTP/1.1 1xx is not the answer
-            start = self._received.find(b"\r\n\r\n", start) + 4
-            if start == 3:
-                return
-        if len(self._received) > start + 9:
-            self._end_upload()
+        self._any_received = True
+        if self._parser is not None:
+            self._parse(self._parser, data)
+
+    def _parse(self, parser: httptools.HttpResponseParser, data: bytes) -> None:
+        self._head_size += len(data)
+        try:
+            parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            if self._parser is not None:  # else it is what follows the answer
+                self._refuse(f"is not valid HTTP ({error})")
+        if not self._status and self._head_size > HEADERS_MOST:
+            self._refuse(TOO_MUCH)
+
+    def _refuse(self, why: str) -> None:
+        self._refused = self._refused or UpstreamError("malformed", f"the answer {why}")
+        self._parser = None
+        self.close()
+        self._readable.set()
+        self._end_upload()
 
     def eof_received(self) -> None:
         self._ended = True
@@ -254,6 +289,22 @@ class _Connection(asyncio.Protocol, httpcore2.AsyncNetworkBackend, httpcore2.Asy
 
     def resume_writing(self) -> None:
         self._writable.set()
+
+    # --- called by the parser ----------------------------------------------------------------------------------------
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.in_trailers = self._status != 0 and self._parser is not None
+
+    def on_headers_complete(self) -> None:
+        if self._parser is not None and (status := self._parser.get_status_code()) >= 200:
+            self._status = status
+            if self._head_only:  # the parser would wait for a body
+                self._parser = None
+            self._end_upload()
+
+    def on_message_complete(self) -> None:
+        if self._status:  # else it was a 1xx
+            self._parser = None
 
     def _end_upload(self) -> None:
         if not self._answered.done():
@@ -296,8 +347,9 @@ class _HttpxAnswer(Answer):
                 self._connection.complete = not _surplus(self._response)
                 self.close()
         except TimeoutError:
+            failure = UpstreamError("malformed", TRAILERS_LATE) if self._connection.in_trailers else timed_out()
             self.close()
-            raise timed_out() from None
+            raise failure from None
         except httpcore2.ProtocolError as error:
             failure = self._connection.failure(error)
             self.close()
@@ -349,13 +401,10 @@ def _described(proxy: Proxy | None, tls: ssl.SSLContext | None) -> httpcore2.Pro
 
 def _check(response: httpcore2.Response) -> None:
     """Refuse what our own connection refuses, too."""
-    names = {name.lower() for name, _ in response.headers}
     if sum(len(name) + len(value) for name, value in response.headers) > HEADERS_MOST:
         raise UpstreamError("malformed", f"the answer {TOO_MUCH}")
     if not 200 <= response.status < 600:
         raise UpstreamError("malformed", f"the answer {odd_status(response.status)}")
-    if {b"content-length", b"transfer-encoding"} <= names:
-        raise UpstreamError("malformed", "the answer has both a content-length and a transfer-encoding")
 
 
 def _surplus(response: httpcore2.Response) -> bool:
