@@ -67,7 +67,7 @@ requirements: $(VENV)/.dev
 	$(BIN)/uv pip compile --quiet --universal --no-header --no-annotate --upgrade --extra cloud pyproject.toml -o function/requirements.txt
 
 clean:
-	rm -rf $(VENV) build function/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # An environment whose Python runs is never deleted. One that uv made has no pip, and gets it.
 PYTHON_RUNS = $(BIN)/python -c '' >/dev/null 2>&1
