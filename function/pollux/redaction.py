@@ -114,20 +114,21 @@ class Forms:
         """`escaped`: also its escaped forms. `same_length`: what replaces the secret is as long as it, for an answer
         whose length was announced.
         """
-        if not self._plain or not (self.may_be_in(data) if escaped else self._plain in data):
+        if not self._plain:
             return data
         if not escaped:
             return data.replace(self._plain, _mark(len(self._plain) if same_length else None))
+        if not self.may_be_in(data):
+            return data
         return self._pattern.sub(lambda found: _mark(len(found[0]) if same_length else None), data)
 
     def begins(self, data: bytes) -> int:
         """Where the end of `data` may be the beginning of a form; else its length."""
         if not self._plain:
             return len(data)
-        openings = (found.start() for found in self._opening.finditer(data, max(0, len(data) - self._longest + 1)))
-        for at in openings:
-            if self._reaches_end(data, at):
-                return at
+        for found in self._opening.finditer(data, max(0, len(data) - self._longest + 1)):
+            if self._reaches_end(data, found.start()):
+                return found.start()
         for at in range(max(0, len(data) - LONGEST_ESCAPE * 2 + 1), len(data)):  # an opening that is not complete
             if data[at] in self._starts and self._reaches_end(data, at):
                 return at

@@ -1,6 +1,7 @@
 """One call with one key: which credential travels, what becomes of the answer, and that nothing shows the key."""
 
 import asyncio
+import gzip
 import logging
 import pickle
 import traceback
@@ -124,6 +125,13 @@ def test_an_error_is_covered_in_every_spelling() -> None:
         refused(whole(body, 400), Odd([ONE])).body
         == b'{"error": {"message": "' + b" ".join([b"[redacted]"] * 4) + b'"}}'
     )
+
+
+def test_a_compressed_error_is_covered_whichever_characters_are_escaped() -> None:
+    written = "".join(f"\\u{ord(character):04X}" for character in VALUE)
+    body = gzip.compress(('{"error": {"message": "no: ' + written + '"}}').encode())
+    failure = refused(Says([body], 400, [(b"Content-Encoding", b"gzip")]))
+    assert failure.body == b'{"error": {"message": "no: [redacted]"}}'
 
 
 @pytest.mark.parametrize(

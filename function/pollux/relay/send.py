@@ -11,7 +11,7 @@ from pollux.gemini.errors import GatewayError
 from pollux.gemini.headers import client_headers
 from pollux.gemini.upload import OF_UPLOADS
 from pollux.gemini.verdict.rules import Verdict, judge, verdict_of
-from pollux.redaction import Forms, Screen, never_log, redact, without
+from pollux.redaction import Forms, Screen, never_log, redact
 
 API_KEY, BEARER, NO_CREDENTIAL = "x-goog-api-key", "authorization", ""
 """How a key travels: in a header of Google's, in that of the OpenAI paths, or not at all."""
@@ -94,7 +94,7 @@ class CoveredAnswer:
         headers, body = _inflated(self.headers, body)
         # Replaced before judging, which cuts messages: half a key would not be recognised. And after, as judging
         # unescapes them.
-        body = without(body, [self._secret])
+        body = self._forms.cover(body)
         verdict = judge(self.status, body, now=now)
         verdict = replace(verdict, message=self.redact(verdict.message))
         return Failure(verdict, key, self.status, headers, redact(body))
